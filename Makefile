@@ -1,0 +1,39 @@
+# Everything below creates .venv by itself; only Python 3.11+ and make are needed.
+SHELL := /bin/bash
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test test-all check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# --no-deps: requirements.txt is the whole closure, every file pinned by hash.
+$(READY): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "meld needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python $(MAKECMDGOALS))"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained
+	$(BIN)/meld demo --out demo
+
+test: $(READY) ## the tests that must always pass, a few minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
+	$(BIN)/python -m pytest
+
+check: $(READY) ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) ## ratios against the floor and against the tutorial way
+	$(BIN)/python -m bench
+
+clean: ## remove what the targets made, but not features/ or runs/
+	rm -rf .venv demo

@@ -1,0 +1,587 @@
+"""The `meld` command: options -> one frozen config -> one call -> printed result, exit status.
+
+Only this file prints, and nothing heavy is imported before a command runs: `meld --help` must
+be instant. Defaults live in the configs; an option that was not given is not passed on.
+"""
+
+import functools
+import json
+import logging
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from pipeline.errors import MeldError, UsageError
+
+if TYPE_CHECKING:
+    from fusion.demo import DemoReport
+    from fusion.metrics import EvalReport
+    from pipeline.extract import ExtractPlan, ExtractReport
+    from pipeline.info import CacheInfo
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="meld",
+    help="MELD clips to cached features to trained emotion and sentiment models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Parameters = ParamSpec("Parameters")
+
+
+class SplitChoice(StrEnum):
+    train = "train"
+    dev = "dev"
+    test = "test"
+    all = "all"
+
+
+class EvaluationSplit(StrEnum):
+    train = "train"
+    dev = "dev"
+    test = "test"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class PrecisionChoice(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class InputChoice(StrEnum):
+    raw = "raw"
+    embedding = "embedding"
+
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout; progress and logs on stderr.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file with settings; the command line wins.", dir_okay=False
+    ),
+]
+Features = Annotated[
+    Path | None, typer.Option(help="Folder of the feature caches.  [default: features]")
+]
+ModalityNames = Annotated[
+    str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
+]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Ours: one line and its exit status. Anything else is a bug and keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="meld: %(message)s")
+        try:
+            command(*args, **kwargs)
+        except MeldError as error:
+            print(f"meld: error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_status) from error
+        except KeyboardInterrupt as error:
+            print("meld: interrupted; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+    return run
+
+
+# ------------------------------------------------------------------------------------ commands
+
+
+@app.command(epilog="Example: `meld sample --out data --dialogues 80 --seed 1`")
+@_reports_errors
+def sample(
+    out: Annotated[Path, typer.Option(help="Folder to make the corpus in.")],
+    dialogues: Annotated[
+        int | None, typer.Option(help="How many dialogues, about 5 clips each.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same corpus, to the byte.")] = None,
+    corrupt: Annotated[
+        bool, typer.Option("--corrupt", help="Plant the accidents of the real corpus.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes.  [default: all cores]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate a small corpus in MELD's shape: spoken text, talking faces, real H.264 and AAC."""
+    from pipeline.sample.corpus import SampleConfig, make_sample
+    from pipeline.settings import build_config
+
+    options = _given(out=out, dialogues=dialogues, seed=seed, workers=workers)
+    config = build_config(SampleConfig, {**options, "corrupt": corrupt})
+    with _progress("generating clips") as advance:
+        result = make_sample(config, advance)
+    if as_json:
+        accidents = [
+            {"clip": str(item.key), "kind": item.kind, "what": item.what}
+            for item in result.accidents
+        ]
+        _print_json({"root": str(result.root), "rows": result.rows, "accidents": accidents})
+        return
+    rows = ", ".join(f"{count} {split}" for split, count in result.rows.items())
+    print(f"{result.root}: {rows} clips")
+    for item in result.accidents:
+        print(f"  planted {item.kind}: {item.key} ({item.what})")
+
+
+@app.command(
+    epilog="Examples: `meld extract --split all --data data`   "
+    "`meld extract --split all --modalities text --text minilm`   "
+    "`meld extract --split train --weights video=random` (untrained features, marked as such)"
+)
+@_reports_errors
+def extract(
+    split: Annotated[SplitChoice, typer.Option(help="Which split; all takes every CSV there is.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the CSVs and split folders.  [default: data]")
+    ] = None,
+    features: Features = None,
+    modalities: ModalityNames = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text encoder: a Hugging Face name, a folder, or minilm (needs no download).  "
+            "[default: bert-base-uncased]"
+        ),
+    ] = None,
+    video: Annotated[
+        str | None, typer.Option(help="r3d_18, mc3_18 or r2plus1d_18.  [default: r3d_18]")
+    ] = None,
+    audio: Annotated[str | None, typer.Option(help="spectrogram.  [default: spectrogram]")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="pretrained, random, or per modality: video=random.  [default: pretrained]"
+        ),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(help="auto is bfloat16 where the machine has it.  [default: auto]"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Existing Ray cluster, as auto or host:port.")
+    ] = None,
+    config: ConfigFile = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, say what would be done, do nothing."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace caches made in another way.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the encoders once over a split and cache raw and 128-d embeddings.
+
+    Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
+    some clips had accidents (see `meld info`).
+    """
+    encoders = _given(text=text, video=video, audio=audio, weights_dir=weights_dir)
+    options = _given(
+        data=data,
+        features=features,
+        modalities=_modalities(modalities),
+        device=device and device.value,
+        precision=precision and precision.value,
+        workers=workers,
+        address=address,
+        overwrite=overwrite or None,
+    )
+    if split is not SplitChoice.all:
+        options["splits"] = (split.value,)
+    settings = _read_settings(config)
+    settings = {
+        **settings,
+        **options,
+        "encoders": {**settings.get("encoders", {}), **encoders, **_weights(weights)},
+    }
+
+    from pipeline.extract import ExtractConfig, plan
+    from pipeline.extract import extract as run_extract
+    from pipeline.settings import build_config
+
+    extract_config = build_config(ExtractConfig, settings)
+    if dry_run:
+        _show_plan(plan(extract_config), as_json)
+        return
+    with _progress("encoding clips", note="accidents") as advance:
+        report = run_extract(extract_config, advance)
+    _show_extraction(report, as_json)
+    if report.num_failures:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command(epilog="Example: `meld info features/train.h5 --verify`")
+@_reports_errors
+def info(
+    file: Annotated[Path, typer.Argument(help="A feature cache.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the checksum of every chunk.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a cache holds: rows, presence, accidents, recipe, labels, size."""
+    from pipeline.errors import CacheCorrupt
+    from pipeline.info import describe
+
+    described = describe(file, check=verify)
+    _show_info(described, as_json)
+    if described.damaged:
+        raise CacheCorrupt(
+            f"{file}: checksums do not hold in {', '.join(described.damaged)}; "
+            "delete the file and extract again"
+        )
+
+
+@app.command(
+    "train-fusion",
+    epilog="Examples: `meld train-fusion`   "
+    "`meld train-fusion --modalities text --out runs/text --seed 1`",
+)
+@_reports_errors
+def train_fusion(
+    features: Features = None,
+    modalities: ModalityNames = None,
+    input: Annotated[
+        InputChoice | None, typer.Option(help="Raw features or 128-d embeddings.  [default: raw]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.  [default: a new one under runs/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    config: ConfigFile = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the late fusion model on the cached features; dev chooses the epoch."""
+    options = _given(
+        features=features,
+        modalities=_modalities(modalities),
+        input=input and input.value,
+        out=out,
+        seed=seed,
+        device=device and device.value,
+        overwrite=overwrite or None,
+    )
+    settings = _read_settings(config)
+    settings = {
+        **settings,
+        **options,
+        "fit": {**settings.get("fit", {}), **_given(epochs=epochs)},
+    }
+
+    from fusion.report import render_report
+    from fusion.train import TrainConfig
+    from fusion.train import train_fusion as run_training
+
+    train_config = TrainConfig.from_mapping(settings)
+    with _progress("training") as advance:
+        result = run_training(
+            train_config, lambda epoch: advance(epoch.epoch, train_config.fit.epochs)
+        )
+    if as_json:
+        _print_json(
+            {
+                "run": str(result.run),
+                "epochs": result.epochs,
+                "best_epoch": result.best_epoch,
+                "seconds": result.seconds,
+                "train": json.loads(result.train.to_json()),
+                "dev": json.loads(result.dev.to_json()),
+            }
+        )
+        return
+    _print_rich(render_report(result.dev))
+    print(
+        f"{result.run}: best epoch {result.best_epoch} of {result.epochs}, {result.seconds:.1f} s; "
+        f"next: meld evaluate {result.run}"
+    )
+
+
+@app.command(epilog="Example: `meld evaluate runs/text --split test`")
+@_reports_errors
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
+    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of the feature caches.  [default: the run's own]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run on a split, the majority baseline beside it; writes JSON and plots there."""
+    from fusion.evaluate import EvaluateConfig
+    from fusion.evaluate import evaluate as run_evaluation
+
+    report = run_evaluation(EvaluateConfig(run=run, split=split.value, features=features))
+    _show_evaluation(report, run, as_json)
+
+
+@app.command(epilog="Example: `meld demo --out demo`")
+@_reports_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    dialogues: Annotated[int | None, typer.Option(help="Size of the generated corpus.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole main job on a generated corpus and show what fusion gains.
+
+    No download: text goes through the bundled encoder, video through random weights (asked for
+    by name, and marked in every output).
+    """
+    from fusion.demo import DemoConfig, run_demo
+    from pipeline.settings import build_config
+
+    config = build_config(DemoConfig, _given(out=out, seed=seed, dialogues=dialogues))
+    with _progress("demo") as advance:
+        report = run_demo(config, lambda line: _say(line), advance)
+    _show_demo(report, as_json)
+
+
+# ------------------------------------------------------------------------------------- options
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _modalities(names: str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    from pipeline.schema import MODALITIES
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in MODALITIES]
+    if unknown or not wanted:
+        raise UsageError(
+            f"--modalities {names}: a comma-separated subset of {', '.join(MODALITIES)}"
+        )
+    return tuple(name for name in MODALITIES if name in wanted)
+
+
+def _weights(text: str | None) -> dict[str, str]:
+    """ "random" -> both; "video=random,text=pretrained" -> each."""
+    if text is None:
+        return {}
+    if "=" not in text:
+        text = f"text={text},video={text}"
+    chosen = {}
+    for part in text.split(","):
+        modality, _, choice = part.strip().partition("=")
+        if modality not in ("text", "video") or choice not in ("pretrained", "random"):
+            raise UsageError(
+                f"--weights {part.strip()}: pretrained, random, or per modality such as "
+                "video=random (audio has no trained weights)"
+            )
+        chosen[f"{modality}_weights"] = choice
+    return chosen
+
+
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: no valid TOML: {error}") from error
+
+
+# -------------------------------------------------------------------------------------- output
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2))
+
+
+def _print_rich(*renderables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
+    """A bar on stderr where that is a terminal, nothing elsewhere.
+
+    Yields advance(done, total) or advance(done, total, count) with a count of `note`.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None, note="")
+
+        def advance(done: int, total: int, count: int = 0) -> None:
+            shown = f"{count} {note}" if count else ""
+            bar.update(task, completed=done, total=total, note=shown)
+
+        yield advance
+
+
+def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
+    values = {
+        "fingerprint": plan.recipe.fingerprint,
+        "recipe": json.loads(plan.recipe.to_json()),
+        "device": plan.device,
+        "rows": plan.rows,
+        "rows_done": plan.rows_done,
+        "clips_missing": plan.clips_missing,
+    }
+    if as_json:
+        _print_json(values)
+        return
+    for split, rows in plan.rows.items():
+        print(
+            f"{split}: {rows} rows, {plan.rows_done[split]} done, "
+            f"{plan.clips_missing[split]} without a clip"
+        )
+    for spec in plan.recipe.encoders:
+        print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")
+    print(f"on {plan.device}; recipe {plan.recipe.fingerprint[:12]}; nothing was done")
+
+
+def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
+    from pipeline.extract import count_failures
+
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    from rich.table import Table
+
+    table = Table(title=f"features, recipe {report.recipe.fingerprint[:12]}")
+    for name in ("split", "rows", "done before", *report.recipe.modalities, "accidents", "file"):
+        table.add_column(name)
+    for split in report.splits:
+        present = [f"{split.present[name]}" for name in report.recipe.modalities]
+        counts = [str(split.rows), str(split.rows_resumed), *present, str(len(split.failures))]
+        table.add_row(split.split, *counts, str(split.path))
+    _print_rich(table)
+    failures = [failure for split in report.splits for failure in split.failures]
+    for reason, count in count_failures(failures).items():
+        print(f"  {count} x {reason}")
+    _print_random(report.recipe.random_modalities)
+    if report.explained_variance is None:
+        print("128-d embeddings follow when the train split is extracted")
+    else:
+        kept = ", ".join(f"{name} {share:.3f}" for name, share in report.explained_variance.items())
+        print(f"variance kept by the 128-d embeddings: {kept}")
+    print(f"{report.seconds:.1f} s")
+
+
+def _print_random(modalities: tuple[str, ...]) -> None:
+    for modality in modalities:
+        print(f"{modality}: RANDOM WEIGHTS, asked for by name; these features are untrained")
+
+
+def _show_info(described: "CacheInfo", as_json: bool) -> None:
+    if as_json:
+        _print_json(described.to_dict())
+        return
+    print(f"{described.path}: {described.split}, {described.rows} rows, {described.size_bytes:,} B")
+    print(f"fingerprint {described.recipe.fingerprint}")
+    for spec in described.recipe.encoders:
+        shape = described.shapes.get(f"raw/{spec.modality}")
+        print(
+            f"  {spec.modality}: {described.present[spec.modality]} rows present, {spec.name}, "
+            f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}, "
+            f"{spec.precision}, raw {list(shape) if shape else 'none'}"
+        )
+    if described.recipe.decode is not None:
+        decode = described.recipe.decode
+        print(
+            f"  decoded: {decode.num_frames} frames {decode.frame_height}x{decode.frame_width}, "
+            f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s"
+        )
+    print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
+    for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):
+        print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
+    for reason, count in described.failures.items():
+        print(f"    {count} x {reason}")
+    _print_random(described.recipe.random_modalities)
+    if described.damaged == ():
+        print("  every checksum holds")
+
+
+def _show_evaluation(report: "EvalReport", run: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(json.loads(report.to_json()))
+        return
+    from fusion.report import render_report
+
+    _print_rich(render_report(report))
+    print(f"written: {run}/evaluation-{report.split}.json and plots beside it")
+
+
+def _show_demo(report: "DemoReport", as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    from fusion.demo import render_demo
+
+    _print_rich(render_demo(report))
+
+
+if __name__ == "__main__":
+    main()

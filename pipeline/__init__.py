@@ -1,0 +1,1 @@
+"""Raw clips to feature cache."""

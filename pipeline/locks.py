@@ -1,0 +1,55 @@
+"""One writer per cache. The lock is the kernel's, so a killed run leaves none behind."""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import CacheBusy, StorageError
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file for the length of the block.
+
+    Raises:
+        CacheBusy: at once, naming the process that holds it.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheBusy(f"{what} is being written by {_holder(path)}; wait for it") from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_myself()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _myself() -> dict[str, str | int]:
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return "process {process} on {host} since {since} ({command})".format(**holder)
+    except (OSError, ValueError, KeyError):
+        return "another process"

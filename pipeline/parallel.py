@@ -1,0 +1,308 @@
+"""Clips to features on many cores, GPUs or machines. The only file of this package that imports
+Ray; another engine would replace this file.
+
+    tasks -> decode (Ray tasks, half a core each) -> encode (actors, all torch threads) -> driver
+
+A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
+every bit of the result, does not depend on what was finished before a restart.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from pipeline.decode import decode_clip
+from pipeline.encode import Encoders, encode_clips
+from pipeline.encoders.registry import EncoderChoice
+from pipeline.errors import MeldError, UsageError
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import (
+    ClipFailure,
+    ClipFeatures,
+    DecodedClip,
+    LocatedClip,
+    Modality,
+    Split,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS_PER_CLIP = 2
+MAX_ROUNDS = 3
+# Room for decoded shards on their way (a clip is about 1 MB); more would only be memory.
+_OBJECT_STORE_BYTES = 512 * 1024 * 1024
+# Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
+# settings measured, because the decoders fill what the encoder leaves idle.
+_DECODE_CPUS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where the work runs. None of it changes a result.
+
+    workers: CPU cores to use here; ignored with `address`.
+    address: an existing Ray cluster ("auto", "host:port"); None starts one for this run.
+    """
+
+    device: str = "cpu"
+    workers: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Rows [first_row, first_row + len(clips)) of one split."""
+
+    split: Split
+    index: int
+    clips: tuple[LocatedClip, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFeatures:
+    """A finished task: one entry of `features` per clip, in order."""
+
+    split: Split
+    index: int
+    features: tuple[ClipFeatures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DecodedShard:
+    task: ShardTask
+    clips: tuple[DecodedClip, ...]
+
+
+def encode_shards(
+    tasks: Sequence[ShardTask],
+    choices: Sequence[EncoderChoice],
+    decode: DecodeConfig | None,
+    cluster: Cluster,
+) -> Iterator[ShardFeatures]:
+    """Yields shards as they are finished, in any order.
+
+    A clip that kills its decoder twice becomes a failure; its neighbours are not concerned.
+    An encoder that dies is started again, with the shards that are left, `MAX_ROUNDS` times
+    in all.
+
+    Raises:
+        UsageError: the cluster is not to be reached or has no GPU that was asked for.
+        MismatchError: the weights do not fit their encoder.
+        MeldError: workers died in a way that no clip explains.
+    """
+    _start_ray(cluster)
+    try:
+        left = {(task.split, task.index): task for task in tasks}
+        for round_number in range(1, MAX_ROUNDS + 1):
+            try:
+                for shard in _run(list(left.values()), choices, decode, cluster):
+                    del left[shard.split, shard.index]
+                    yield shard
+                return
+            except RayError as error:
+                _raise_ours(error)
+                if round_number == MAX_ROUNDS:
+                    raise MeldError(f"the workers failed: {_last_line(error)}") from error
+                logger.warning("an encoder died; starting another for %d shards", len(left))
+    finally:
+        ray.shutdown()
+
+
+def _run(
+    tasks: list[ShardTask],
+    choices: Sequence[EncoderChoice],
+    decode: DecodeConfig | None,
+    cluster: Cluster,
+) -> Iterator[ShardFeatures]:
+    dataset = _dataset(tasks, choices, decode, cluster)
+    for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
+        yield batch["item"][0]
+
+
+def _raise_ours(error: BaseException | None) -> None:
+    """An exception of ours that a worker raised reaches the user as itself."""
+    while error is not None:
+        if isinstance(error, MeldError):
+            raise error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _start_ray(cluster: Cluster) -> None:
+    settings: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        settings = {
+            # The encoder needs one, the decoders the other: one core would be a deadlock.
+            "num_cpus": max(cluster.workers, 2),
+            "num_gpus": 1 if cluster.device == "cuda" else 0,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray 2.60 has no other way yet to limit retries, and warns of it on every call.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"--address {cluster.address}: no Ray cluster answers there ({_last_line(error)})"
+        ) from error
+    if cluster.device == "cuda" and not ray.cluster_resources().get("GPU"):
+        ray.shutdown()
+        raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _dataset(
+    tasks: Sequence[ShardTask],
+    choices: Sequence[EncoderChoice],
+    decode: DecodeConfig | None,
+    cluster: Cluster,
+) -> "ray.data.Dataset":
+    dataset = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
+    modalities = [choice.spec.modality for choice in choices]
+    largest = max(len(task.clips) for task in tasks)
+    if decode is not None:
+        attempts: Any = ray.remote(num_cpus=0)(_AttemptLedger).remote()
+        dataset = dataset.map_batches(
+            _decode_shard,
+            batch_size=1,
+            batch_format="numpy",
+            fn_kwargs={
+                "decode": decode,
+                "modalities": modalities,
+                "attempts": attempts,
+            },
+            num_cpus=_DECODE_CPUS,
+            # Each clip can kill a worker `MAX_ATTEMPTS_PER_CLIP` times before it is given up.
+            max_retries=MAX_ATTEMPTS_PER_CLIP * largest,
+        )
+    gpus = 1 if cluster.device == "cuda" else 0
+    return dataset.map_batches(
+        _ShardEncoder,
+        batch_size=1,
+        batch_format="numpy",
+        fn_constructor_kwargs={
+            "choices": list(choices),
+            "decode": decode,
+            "device": cluster.device,
+            "num_threads": cluster.workers,
+        },
+        compute=ActorPoolStrategy(size=_num_encoders(cluster)),
+        num_cpus=1,
+        num_gpus=gpus,
+        max_restarts=0,  # Ray's default restarts for ever; see `encode_shards` for ours
+    )
+
+
+def _num_encoders(cluster: Cluster) -> int:
+    """One for the whole machine on CPU (it uses every thread), one per GPU otherwise."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), 1) if cluster.device == "cuda" else 1
+
+
+class _AttemptLedger:
+    """Counts the times a clip was begun and never finished: each was the end of a worker.
+
+    An actor, because it has to outlive the worker that it counts for.
+    """
+
+    def __init__(self) -> None:
+        self._unfinished: dict[Any, int] = {}
+
+    def begin(self, key: Any, finished: Any) -> int:
+        """Earlier attempts at `key`; tells in passing that `finished` is done."""
+        if finished is not None:
+            self._unfinished.pop(finished, None)
+        attempts = self._unfinished.get(key, 0)
+        self._unfinished[key] = attempts + 1
+        return attempts
+
+
+def _decode_shard(
+    batch: dict[str, Any], decode: DecodeConfig, modalities: list[Modality], attempts: Any
+) -> dict[str, Any]:
+    """Ray Data stage: one ShardTask in, one _DecodedShard out."""
+    task: ShardTask = batch["item"][0]
+    clips: list[DecodedClip] = []
+    finished = None
+    for clip in task.clips:
+        key = clip.utterance.key
+        earlier = ray.get(attempts.begin.remote(key, finished))
+        if earlier < MAX_ATTEMPTS_PER_CLIP:
+            clips.append(decode_clip(clip, decode, modalities))
+        else:
+            clips.append(_killer(clip, modalities))
+        finished = key
+    return {"item": _one_object(_DecodedShard(task=task, clips=tuple(clips)))}
+
+
+def _killer(clip: LocatedClip, modalities: Sequence[Modality]) -> DecodedClip:
+    message = f"{clip.path}: decoding it killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
+    return DecodedClip(
+        utterance=clip.utterance,
+        failures=tuple(
+            ClipFailure(
+                key=clip.utterance.key,
+                modality=modality,
+                stage="decode",
+                code="killed_worker",
+                message=message,
+            )
+            for modality in modalities
+            if modality != "text"
+        ),
+    )
+
+
+class _ShardEncoder:
+    """Ray Data stage: loads the encoders once, then one decoded shard in, its features out."""
+
+    def __init__(
+        self,
+        choices: list[EncoderChoice],
+        decode: DecodeConfig | None,
+        device: str,
+        num_threads: int,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._encoders = Encoders(choices, decode).to(device)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        item: _DecodedShard | ShardTask = batch["item"][0]
+        if isinstance(item, ShardTask):  # text alone: nothing to decode
+            clips = tuple(DecodedClip(utterance=clip.utterance) for clip in item.clips)
+            item = _DecodedShard(task=item, clips=clips)
+        features = ShardFeatures(
+            split=item.task.split,
+            index=item.task.index,
+            features=tuple(encode_clips(self._encoders, item.clips)),
+        )
+        return {"item": _one_object(features)}
+
+
+def _one_object(value: Any) -> np.ndarray[Any, Any]:
+    """A column of one object; Ray Data hands it on pickled, whatever its shape."""
+    column = np.empty(1, dtype=object)
+    column[0] = value
+    return column
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

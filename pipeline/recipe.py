@@ -1,0 +1,126 @@
+"""What decides the values in a feature cache, and the fingerprint that stands for it.
+
+Workers, device, batch size and paths are not in here: they must not change what is stored
+(beyond float rounding, see README). Everything else that can change a number is.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.schema import Modality
+
+# Raised by hand whenever our own code changes the values it makes from the same input.
+REVISION = 1
+
+Precision = Literal["float32", "bfloat16"]
+ChannelPolicy = Literal["front_centre", "downmix"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How a media file becomes frames and a waveform.
+
+    Frames are spread evenly over the utterance by presentation time and scaled to
+    `frame_height` x `frame_width` (the video encoder's preset, before its crop).
+    `channel`: MELD's sound is 5.1 in 88 % of its clips, and there the front centre carries the
+    dialogue; stereo and mono are averaged in either case.
+    Only the first `max_duration_s` seconds count: MELD has mis-cut clips of up to 305 s.
+    """
+
+    num_frames: int = 16
+    frame_height: int = 128
+    frame_width: int = 171
+    sample_rate_hz: int = 16_000
+    channel: ChannelPolicy = "front_centre"
+    max_duration_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_height", "frame_width", "sample_rate_hz"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.max_duration_s <= 600:
+            raise ValueError(f"max_duration_s must be in (0, 600], not {self.max_duration_s}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One frozen encoder, as far as it decides values.
+
+    weights:      "pretrained", "random" (asked for by name: features are not meaningful by
+                  themselves) or "none" (the encoder has no trained weights: `spectrogram`)
+    weights_hash: SHA-256 over the files that were loaded, or the seed
+    layers:       which hidden layers are kept, outermost last; [layers, dim] in the cache
+    """
+
+    modality: Modality
+    name: str
+    weights: Literal["pretrained", "random", "none"]
+    weights_hash: str
+    pooling: str
+    precision: Precision
+    layers: tuple[int, ...] = (-1,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRecipe:
+    """Everything that changes feature values. `decode` is None where only text is cached."""
+
+    encoders: tuple[EncoderSpec, ...]
+    decode: DecodeConfig | None
+    revision: int = REVISION
+
+    def __post_init__(self) -> None:
+        names = [encoder.modality for encoder in self.encoders]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a recipe takes one encoder per modality, not {names}")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return tuple(encoder.modality for encoder in self.encoders)
+
+    @property
+    def random_modalities(self) -> tuple[Modality, ...]:
+        """Modalities whose encoder has random weights; every report has to say so."""
+        return tuple(spec.modality for spec in self.encoders if spec.weights == "random")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the recipe's canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureRecipe":
+        """Raises ValueError or TypeError or KeyError where the text is not a recipe."""
+        values = json.loads(text)
+        encoders = tuple(
+            EncoderSpec(**{**spec, "layers": tuple(spec["layers"])}) for spec in values["encoders"]
+        )
+        decode = None if values["decode"] is None else DecodeConfig(**values["decode"])
+        return cls(encoders=encoders, decode=decode, revision=values["revision"])
+
+    def differences(self, other: "FeatureRecipe") -> list[str]:
+        """One entry per differing field, `self` first: ["text.name: minilm != bert"]."""
+        mine, theirs = _flat(self), _flat(other)
+        return [
+            f"{name}: {mine.get(name, 'absent')} != {theirs.get(name, 'absent')}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name, "absent") != theirs.get(name, "absent")
+        ]
+
+
+def _flat(recipe: FeatureRecipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {"revision": recipe.revision}
+    for spec in recipe.encoders:
+        for name, value in dataclasses.asdict(spec).items():
+            if name != "modality":
+                flat[f"{spec.modality}.{name}"] = value
+    if recipe.decode is not None:
+        for name, value in dataclasses.asdict(recipe.decode).items():
+            flat[f"decode.{name}"] = value
+    return flat

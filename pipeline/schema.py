@@ -1,0 +1,118 @@
+"""The values that travel between stages: frozen, checked when built.
+
+An absent modality is an absent key or a False in a presence mask, never zeros that
+could be taken for a measurement.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "dev", "test"]
+Modality = Literal["text", "video", "audio"]
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+MODALITIES: tuple[Modality, ...] = ("text", "video", "audio")
+
+# The order of MELD's own README; files store the names, so an index never has to be guessed.
+EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+SENTIMENTS = ("neutral", "positive", "negative")
+
+EMBEDDING_DIM = 128
+
+
+class ClipKey(NamedTuple):
+    """Names one utterance. MELD's `Sr No.` is not unique and Dialogue_ID restarts per split."""
+
+    split: Split
+    dialogue_id: int
+    utterance_id: int
+
+    def __str__(self) -> str:
+        return f"{self.split} dia{self.dialogue_id}_utt{self.utterance_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One annotated row. `text` is normalised; empty means that there is none.
+
+    Labels are names of `EMOTIONS` and `SENTIMENTS`, None where the corpus gives none;
+    times are seconds in the episode.
+    """
+
+    key: ClipKey
+    text: str
+    speaker: str = ""
+    emotion: str | None = None
+    sentiment: str | None = None
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.emotion is not None and self.emotion not in EMOTIONS:
+            raise ValueError(f"emotion {self.emotion!r} is none of {', '.join(EMOTIONS)}")
+        if self.sentiment is not None and self.sentiment not in SENTIMENTS:
+            raise ValueError(f"sentiment {self.sentiment!r} is none of {', '.join(SENTIMENTS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocatedClip:
+    """An utterance and its media file; `path` is None where the corpus has none.
+
+    `missing` then says where it was looked for.
+    """
+
+    utterance: Utterance
+    path: Path | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFailure:
+    """One accident of one clip, as kept in the cache's ledger.
+
+    `modality` is what it concerns and `lost` whether that modality is absent because of it;
+    an accident with `lost=False` (a truncated file that still gave frames) is a warning about
+    a row that is there.
+    """
+
+    key: ClipKey
+    modality: Modality
+    stage: str
+    code: str
+    message: str
+    lost: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedClip:
+    """What is left of a media file after decoding.
+
+    frames:   uint8 [num_frames, height, width, 3], RGB; None without picture
+    times_s:  float64 [num_frames], presentation time of each frame from the clip's start
+    waveform: float32 [samples], mono at the recipe's rate, in [-1, 1]; None without sound
+    """
+
+    utterance: Utterance
+    frames: NDArray[np.uint8] | None = None
+    times_s: NDArray[np.float64] | None = None
+    waveform: NDArray[np.float32] | None = None
+    failures: tuple[ClipFailure, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and (self.frames.ndim != 4 or self.frames.shape[3] != 3):
+            raise ValueError(f"frames must be [num_frames, height, width, 3]: {self.frames.shape}")
+        if self.waveform is not None and self.waveform.ndim != 1:
+            raise ValueError(f"waveform must be [samples]: {self.waveform.shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFeatures:
+    """One utterance, encoded: per modality that it has, float32 [layers, dim]."""
+
+    utterance: Utterance
+    raw: dict[Modality, NDArray[np.float32]] = field(default_factory=dict)
+    failures: tuple[ClipFailure, ...] = ()
