@@ -5,6 +5,8 @@ quotes became C1 control characters, which BERT's tokenizer deletes. Both give t
 Another corpus in the same shape works as it is; another shape is one more reader function.
 """
 
+import csv
+import io
 import re
 import unicodedata
 from pathlib import Path
@@ -81,8 +83,9 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
 def read_annotations(path: Path, split: Split) -> list[Utterance]:
     """Reads one CSV with MELD's columns; Speaker, StartTime and EndTime may be missing.
 
-    An empty Emotion or Sentiment means unlabelled. Row numbers in messages are line-like:
-    the header is row 1.
+    An empty Emotion or Sentiment means unlabelled. Rows are counted as a spreadsheet counts
+    them: the header is row 1, an utterance with a line break in it is one row, and an empty
+    line is a row too (and is passed over).
 
     Raises:
         AnnotationError: with every kind of wrong row found, before anything is decoded.
@@ -123,18 +126,41 @@ def read_annotations(path: Path, split: Split) -> list[Utterance]:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    """All cells as text, indexed by row number.
+
+    Not `pd.read_csv`: it fills up short rows, shifts the columns of long ones, and takes
+    utterances such as "None" and "NA" for missing values.
+    """
     try:
-        # Utterances such as "None" and "NA" are words here, not missing values.
-        return pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = dict(enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1))
     except UnicodeDecodeError as error:
         raise AnnotationError(
             f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); "
             "save it as UTF-8"
         ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise AnnotationError(f"{path}: not a CSV table: {error}".strip()) from error
+    except csv.Error as error:
+        raise AnnotationError(f"{path}: not a CSV table: {error}") from error
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    header = rows.pop(1, [])
+    rows = {number: cells for number, cells in rows.items() if cells}
+    _check_shape(path, header, rows)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=str)
+
+
+def _check_shape(path: Path, header: list[str], rows: dict[int, list[str]]) -> None:
+    if not header:
+        raise AnnotationError(f"{path}: empty; wanted a header and rows")
+    repeated = {name for name in header if header.count(name) > 1}
+    if repeated:
+        raise AnnotationError(f"{path}: more than one column {', '.join(sorted(repeated))}")
+    ragged = pd.Series({number: len(cells) != len(header) for number, cells in rows.items()})
+    if ragged.any():
+        raise AnnotationError(
+            f"{path}: {_rows(ragged)}: {len(rows[ragged.idxmax()])} fields, "
+            f"the header has {len(header)}"
+        )
 
 
 def _check_labels(path: Path, table: pd.DataFrame) -> None:
@@ -175,16 +201,16 @@ def _read_times(path: Path, table: pd.DataFrame, column: str) -> list[float]:
     if column not in table.columns:
         return [0.0] * len(table)
     times_s = []
-    for index, text in enumerate(table[column]):
+    for row, text in table[column].items():
         try:
             times_s.append(parse_time_s(text) if text.strip() else 0.0)
         except ValueError as error:
-            raise AnnotationError(f"{path}: column {column}, row {index + 2}: {error}") from error
+            raise AnnotationError(f"{path}: column {column}, row {row}: {error}") from error
     return times_s
 
 
 def _rows(wrong: "pd.Series[bool]") -> str:
-    rows = [int(index) + 2 for index in wrong[wrong].index]
+    rows = list(wrong[wrong].index)
     shown = ", ".join(str(row) for row in rows[:_SHOWN_ROWS])
     rest = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {shown}{rest}"

@@ -17,7 +17,8 @@ variable-length ones lie outside the checksummed chunks.
 
 import json
 import os
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from pipeline.schema import (
     EMOTIONS,
     MODALITIES,
     SENTIMENTS,
+    SPLITS,
     ClipFailure,
     ClipKey,
     Modality,
@@ -43,6 +45,10 @@ FORMAT = "meld-features"
 FORMAT_VERSION = 1
 # Rows of a chunk: large enough to read fast, small enough that a flipped bit names its place.
 _CHUNK_BYTES = 1 << 18
+# The first HDF5 generation that checksums its own structure too: attributes, names, addresses.
+_LIBRARY_VERSION = "v110"
+# What h5py raises where a file is damaged, or holds something else than is asked for.
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 Want = Literal["raw", "embedding"]
 
@@ -143,15 +149,17 @@ def _write_atomically(path: Path, fill: Callable[[h5py.File], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver=_LIBRARY_VERSION) as file:
             fill(file)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:
-        # After a full disk HDF5 leaves a file with silent zeros: it must not survive.
-        temporary.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {error}") from error
+    finally:
+        # After a full disk HDF5 leaves a file with silent zeros: it must not survive.
+        with suppress(OSError):  # renamed by now, or never made
+            temporary.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -211,7 +219,8 @@ def _put(file: h5py.File, name: str, values: NDArray[Any]) -> None:
 
 
 def _encode_strings(strings: Sequence[str]) -> NDArray[np.bytes_]:
-    encoded = [string.encode() for string in strings]
+    # A message may name a path that is not UTF-8.
+    encoded = [string.encode(errors="backslashreplace") for string in strings]
     width = max([1, *(len(string) for string in encoded)])
     return np.array(encoded, dtype=f"S{width}")
 
@@ -239,21 +248,24 @@ def read_cache(
         recipe = _read_recipe(path, file)
         names = [name for name in MODALITIES if modalities is None or name in modalities]
         reader = _Reader(path, file)
+        split = _read_split(path, file)
         return FeatureCache(
-            split=file.attrs["split"],
+            split=split,
             recipe=recipe,
-            rows_hash=file.attrs["rows_hash"],
-            dialogue_id=reader.array("key/dialogue_id"),
-            utterance_id=reader.array("key/utterance_id"),
+            rows_hash=_read_text(path, file, "rows_hash"),
+            dialogue_id=reader.array("key/dialogue_id", np.int64, 1),
+            utterance_id=reader.array("key/utterance_id", np.int64, 1),
             text=reader.strings("text"),
             speaker=reader.strings("speaker"),
-            emotion=reader.strings("label/emotion"),
-            sentiment=reader.strings("label/sentiment"),
-            raw=reader.group("raw", names) if "raw" in want else {},
-            embedding=reader.group("embedding", names) if "embedding" in want else {},
-            present=reader.group("present", names),
-            failures=reader.failures(file.attrs["split"]),
-            projection_hash=file.attrs["projection_hash"] or None,
+            emotion=reader.labels("label/emotion", EMOTIONS),
+            sentiment=reader.labels("label/sentiment", SENTIMENTS),
+            raw=reader.group("raw", names, np.float32, 3) if "raw" in want else {},
+            embedding=(
+                reader.group("embedding", names, np.float32, 2) if "embedding" in want else {}
+            ),
+            present=reader.group("present", names, np.bool_, 1),
+            failures=reader.failures(split),
+            projection_hash=_read_text(path, file, "projection_hash") or None,
         )
 
 
@@ -272,11 +284,11 @@ def read_header(path: Path) -> CacheHeader:
     """Raises StorageError or CacheCorrupt like `read_cache`."""
     with _open_checked(path, FORMAT) as file:
         return CacheHeader(
-            split=file.attrs["split"],
+            split=_read_split(path, file),
             recipe=_read_recipe(path, file),
-            rows_hash=file.attrs["rows_hash"],
+            rows_hash=_read_text(path, file, "rows_hash"),
             num_rows=len(file["key/dialogue_id"]),
-            projection_hash=file.attrs["projection_hash"] or None,
+            projection_hash=_read_text(path, file, "projection_hash") or None,
         )
 
 
@@ -293,17 +305,24 @@ def verify(path: Path) -> list[str]:
 
 
 class _Reader:
-    """Reads datasets of one open file and maps HDF5's errors."""
+    """Reads datasets of one open file; what is not as this format has it is damage."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self._path = path
         self._file = file
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str, dtype: type[np.generic], num_axes: int) -> NDArray[Any]:
+        dataset = self._file.get(name)
+        if dataset is None:
+            raise CacheCorrupt(f"{self._path}: dataset {name} is missing")
+        kind = np.bytes_ if dataset.dtype.kind == "S" else dataset.dtype
+        if kind != dtype or dataset.ndim != num_axes:
+            raise CacheCorrupt(
+                f"{self._path}: dataset {name} is {dataset.dtype} with {dataset.ndim} axes, not "
+                f"{dtype.__name__} with {num_axes}"
+            )
         try:
-            return self._file[name][()]
-        except KeyError as error:
-            raise CacheCorrupt(f"{self._path}: dataset {name} is missing") from error
+            return dataset[()]
         except OSError as error:
             raise CacheCorrupt(
                 f"{self._path}: dataset {name} does not match its checksum; "
@@ -311,21 +330,32 @@ class _Reader:
             ) from error
 
     def strings(self, name: str) -> list[str]:
-        return [value.decode() for value in self.array(name)]
+        return [value.decode() for value in self.array(name, np.bytes_, 1)]
 
-    def group(self, group: str, names: Sequence[Modality]) -> dict[Modality, NDArray[Any]]:
+    def labels(self, name: str, known: Sequence[str]) -> list[str]:
+        labels = self.strings(name)
+        unknown = sorted(set(labels) - {*known, ""})
+        if unknown:
+            raise CacheCorrupt(f"{self._path}: dataset {name} holds unknown label {unknown[0]!r}")
+        return labels
+
+    def group(
+        self, group: str, names: Sequence[Modality], dtype: type[np.generic], num_axes: int
+    ) -> dict[Modality, NDArray[Any]]:
         there = self._file.get(group, {})
-        return {name: self.array(f"{group}/{name}") for name in names if name in there}
+        return {
+            name: self.array(f"{group}/{name}", dtype, num_axes) for name in names if name in there
+        }
 
     def failures(self, split: Split) -> tuple[ClipFailure, ...]:
         columns = [
-            self.array("failures/dialogue_id").tolist(),
-            self.array("failures/utterance_id").tolist(),
+            self.array("failures/dialogue_id", np.int64, 1).tolist(),
+            self.array("failures/utterance_id", np.int64, 1).tolist(),
             *(
                 self.strings(f"failures/{name}")
                 for name in ("modality", "stage", "code", "message")
             ),
-            self.array("failures/lost").tolist(),
+            self.array("failures/lost", np.bool_, 1).tolist(),
         ]
         return tuple(
             ClipFailure(
@@ -342,7 +372,8 @@ class _Reader:
         )
 
 
-def _open_checked(path: Path, wanted_format: str) -> h5py.File:
+@contextmanager
+def _open_checked(path: Path, wanted_format: str) -> Iterator[h5py.File]:
     """Opens a file and checks that it is ours and lies within itself.
 
     A foreign HDF5 file can read other files of the machine (external links, external storage,
@@ -352,22 +383,27 @@ def _open_checked(path: Path, wanted_format: str) -> h5py.File:
         raise StorageError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
+    except PermissionError as error:
+        raise StorageError(f"{path}: cannot be read: no permission") from error
     except OSError as error:
         raise CacheCorrupt(f"{path}: not a readable HDF5 file ({error})") from error
     try:
         _check_header(path, file, wanted_format)
         _check_storage(path, file)
-    except BaseException:
+        yield file
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise CacheCorrupt(f"{path}: damaged ({reason}); delete it and make it again") from error
+    finally:
         file.close()
-        raise
-    return file
 
 
 def _check_header(path: Path, file: h5py.File, wanted_format: str) -> None:
-    if file.attrs.get("format") != wanted_format:
+    found = file.attrs.get("format")
+    if not isinstance(found, str) or found != wanted_format:
         raise CacheCorrupt(f"{path}: an HDF5 file, but not a {wanted_format} file")
     version = file.attrs.get("format_version")
-    if version != FORMAT_VERSION:
+    if not isinstance(version, np.integer) or version != FORMAT_VERSION:
         raise CacheCorrupt(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; extract again"
         )
@@ -377,6 +413,8 @@ def _check_storage(path: Path, file: h5py.File) -> None:
     budget = path.stat().st_size
     for name in _dataset_names(file):
         dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            raise CacheCorrupt(f"{path}: {name} is no dataset")
         external = dataset.id.get_create_plist().get_external_count() > 0
         if external or dataset.is_virtual or dataset.nbytes > budget:
             raise CacheCorrupt(f"{path}: dataset {name} claims data outside the file")
@@ -401,12 +439,27 @@ def _refuse_link(file: h5py.File, name: str) -> None:
         raise CacheCorrupt(f"{file.filename}: {name} is a link to elsewhere")
 
 
+def _read_text(path: Path, file: h5py.File, name: str) -> str:
+    value = file.attrs.get(name)
+    if not isinstance(value, str):
+        raise CacheCorrupt(f"{path}: attribute {name} is missing or no text")
+    return value
+
+
+def _read_split(path: Path, file: h5py.File) -> Split:
+    name = _read_text(path, file, "split")
+    for split in SPLITS:
+        if split == name:
+            return split
+    raise CacheCorrupt(f"{path}: split {name!r} is none of {', '.join(SPLITS)}")
+
+
 def _read_recipe(path: Path, file: h5py.File) -> FeatureRecipe:
     try:
-        recipe = FeatureRecipe.from_json(file.attrs["recipe"])
-    except (ValueError, TypeError, KeyError) as error:
+        recipe = FeatureRecipe.from_json(_read_text(path, file, "recipe"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: its recipe cannot be read ({error})") from error
-    if recipe.fingerprint != file.attrs.get("fingerprint"):
+    if recipe.fingerprint != _read_text(path, file, "fingerprint"):
         raise CacheCorrupt(f"{path}: its recipe does not match its fingerprint")
     return recipe
 
@@ -471,10 +524,13 @@ def read_projections(path: Path, recipe: FeatureRecipe) -> dict[Modality, Projec
         if _read_recipe(path, file) != recipe:
             return None
         reader = _Reader(path, file)
-        names = ("mean", "scale", "components", "explained_variance")
+        axes = {"mean": 1, "scale": 1, "components": 2, "explained_variance": 1}
         return {
             modality: Projection(
-                **{name: reader.array(f"{modality}/{name}") for name in names},
+                **{
+                    name: reader.array(f"{modality}/{name}", np.float64, num_axes)
+                    for name, num_axes in axes.items()
+                },
                 num_rows=int(file[modality].attrs["num_rows"]),
             )
             for modality in MODALITIES

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pipeline.errors import InputError
 from pipeline.schema import LocatedClip, Split, Utterance
 
 # As MELD.Raw unpacks, as its split archives unpack one folder down, and a plain folder.
@@ -21,6 +22,9 @@ def locate_clips(data: Path, split: Split, utterances: list[Utterance]) -> list[
     Of the test clips, 132 exist twice: `final_videos_testdiaX_uttY.mp4` is the corrected cut
     of a clip that is mis-cut under its plain name, and is taken where it is there.
     Files whose name starts with a dot are macOS AppleDouble leftovers and never clips.
+
+    Raises:
+        InputError: a folder of clips cannot be listed.
     """
     roots = (data, data / "MELD.Raw")
     folders = [root / name for root in roots for name in _SPLIT_FOLDERS[split]]
@@ -32,8 +36,11 @@ def _index_files(folders: list[Path]) -> dict[str, Path]:
     """Stem to path; the first folder and the preferred extension win."""
     files: dict[str, Path] = {}
     for folder in folders:
-        with os.scandir(folder) as entries:  # MELD's folders hold 10,000 files: one listing
-            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        try:
+            with os.scandir(folder) as entries:  # MELD's folders hold 10,000 files: one listing
+                names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
         for extension in _EXTENSIONS:
             for name in sorted(name for name in names if name.lower().endswith(extension)):
                 files.setdefault(name[: -len(extension)], folder / name)

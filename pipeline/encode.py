@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.encoders.registry import EncoderChoice, build_encoder
+from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.registry import build_encoder
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
 

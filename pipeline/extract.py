@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from pipeline import locks
 from pipeline.annotations import read_corpus
@@ -35,13 +34,13 @@ from pipeline.cache import (
     write_projections,
 )
 from pipeline.clips import locate_clips
-from pipeline.encoders.registry import (
+from pipeline.encoders.choice import (
     EncoderChoice,
     EncoderRequest,
     choose_encoder,
     native_precision,
 )
-from pipeline.encoders.video import frame_size
+from pipeline.encoders.weights import frame_size
 from pipeline.errors import CacheBusy, CacheCorrupt, RecipeMismatch, StorageError, UsageError
 from pipeline.parallel import Cluster, ShardFeatures, ShardTask, encode_shards
 from pipeline.projection import fit_projections, hash_projections, project
@@ -295,11 +294,15 @@ def _prepare(config: ExtractConfig) -> _Job:
 
 
 def _choose_device(config: ExtractConfig) -> Literal["cpu", "cuda"]:
-    if config.device != "auto":
-        if config.device == "cuda" and not config.address and not torch.cuda.is_available():
-            raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
+    if config.device == "cpu" or (config.device == "cuda" and config.address):
         return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    import torch  # slow to import
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if config.device == "cuda":
+        raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
+    return "cpu"
 
 
 def _num_cores() -> int:

@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from pipeline.decode import decode_clip
-from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders.registry import EncoderChoice
+from pipeline.encoders.choice import EncoderChoice
 from pipeline.errors import MeldError, UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import (
@@ -280,8 +278,14 @@ class _ShardEncoder:
         device: str,
         num_threads: int,
     ) -> None:
+        # Here and not above: decoding processes import this file too and need no PyTorch.
+        import torch
+
+        from pipeline.encode import Encoders, encode_clips
+
         torch.set_num_threads(num_threads)
         self._encoders = Encoders(choices, decode).to(device)
+        self._encode_clips = encode_clips
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         item: _DecodedShard | ShardTask = batch["item"][0]
@@ -291,7 +295,7 @@ class _ShardEncoder:
         features = ShardFeatures(
             split=item.task.split,
             index=item.task.index,
-            features=tuple(encode_clips(self._encoders, item.clips)),
+            features=tuple(self._encode_clips(self._encoders, item.clips)),
         )
         return {"item": _one_object(features)}
 

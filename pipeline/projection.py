@@ -8,12 +8,12 @@ import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from pipeline.cache import FeatureCache, Projection
 from pipeline.schema import EMBEDDING_DIM, Modality
 
 _MIN_SCALE = 1e-6
+_MIN_EXPLAINED = 1e-12
 
 
 def fit_projections(train: FeatureCache) -> dict[Modality, Projection]:
@@ -29,18 +29,25 @@ def fit_projection(raw: NDArray[np.float32]) -> Projection:
     """Fits on float32 [rows, layers, dim]; layers are averaged.
 
     Features are standardised first, or the few loudest dimensions would be all there is.
-    With fewer rows or dimensions than 128 the remaining components are zero.
+    With fewer rows or dimensions than 128, or dimensions that never vary, the remaining
+    components are zero.
     """
     values = raw.mean(axis=1, dtype=np.float64)  # [rows, dim]
     mean = values.mean(axis=0)
-    scale = np.maximum(values.std(axis=0), _MIN_SCALE)
+    spread = values.std(axis=0)
+    # What is constant in train has weight 0; dividing by its spread would blow it up elsewhere.
+    scale = np.where(spread > _MIN_SCALE, spread, 1.0)
     rank = min(EMBEDDING_DIM, len(values) - 1, values.shape[1])
     components = np.zeros((EMBEDDING_DIM, values.shape[1]))
     explained = np.zeros(EMBEDDING_DIM)
-    if rank > 0:
+    if rank > 0 and (spread > _MIN_SCALE).any():
+        from sklearn.decomposition import PCA  # slow to import, and only fitting needs it
+
         pca = PCA(n_components=rank, svd_solver="covariance_eigh").fit((values - mean) / scale)
-        components[:rank] = pca.components_
-        explained[:rank] = pca.explained_variance_ratio_
+        # Beyond the true rank, components are rounding noise in directions nothing varied in.
+        kept = int((pca.explained_variance_ratio_ > _MIN_EXPLAINED).sum())
+        components[:kept] = pca.components_[:kept]
+        explained[:kept] = pca.explained_variance_ratio_[:kept]
     return Projection(
         mean=mean,
         scale=scale,

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.schema import Modality
+from pipeline.schema import MODALITIES, Modality
 
 # Raised by hand whenever our own code changes the values it makes from the same input.
 REVISION = 1
@@ -43,6 +43,8 @@ class DecodeConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.max_duration_s <= 600:
             raise ValueError(f"max_duration_s must be in (0, 600], not {self.max_duration_s}")
+        # 30 and 30.0 are equal and must have one fingerprint.
+        object.__setattr__(self, "max_duration_s", float(self.max_duration_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,9 @@ class FeatureRecipe:
         names = [encoder.modality for encoder in self.encoders]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a recipe takes one encoder per modality, not {names}")
+        # The order they were asked for in changes no value, so it is not kept.
+        ordered = sorted(self.encoders, key=lambda spec: MODALITIES.index(spec.modality))
+        object.__setattr__(self, "encoders", tuple(ordered))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

@@ -12,6 +12,7 @@ HOP_S = 0.010
 # Added before the logarithm: about -90 dB, so silence is a finite constant.
 LOG_FLOOR = 1e-9
 MIN_SAMPLES = 1024
+MIN_FFT = 512
 QUANTILES = (0.1, 0.5, 0.9)
 CNN_CHANNELS = (16, 32, 64)
 
@@ -29,10 +30,13 @@ class SpectrogramEncoder(nn.Module):
 
     def __init__(self, sample_rate_hz: int) -> None:
         super().__init__()
+        window = round(WINDOW_S * sample_rate_hz)
+        num_fft = max(MIN_FFT, 1 << (window - 1).bit_length())  # the window has to fit in
+        self.min_samples = max(MIN_SAMPLES, num_fft)
         self.mel = torchaudio.transforms.MelSpectrogram(
             sample_rate=sample_rate_hz,
-            n_fft=512,
-            win_length=round(WINDOW_S * sample_rate_hz),
+            n_fft=num_fft,
+            win_length=window,
             hop_length=round(HOP_S * sample_rate_hz),
             n_mels=NUM_MELS,
             f_min=20.0,
@@ -43,7 +47,7 @@ class SpectrogramEncoder(nn.Module):
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """float32 [samples] -> [mels, time], natural logarithm of power."""
-        missing = MIN_SAMPLES - waveform.shape[-1]
+        missing = self.min_samples - waveform.shape[-1]
         padded = nn.functional.pad(waveform, (0, max(missing, 0)))
         return torch.log(self.mel(padded) + LOG_FLOOR)
 

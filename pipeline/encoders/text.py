@@ -1,10 +1,11 @@
 """Hugging Face encoders: sentences to one mean-pooled vector per layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -28,10 +29,18 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         dtype = getattr(torch, precision)
+        # Without its files a tokenizer is built all the same, and knows no word.
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
+            raise ValueError("the tokenizer has no vocabulary; are its files there?")
         if pretrained:
-            self.model = AutoModel.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, use_safetensors=True
+            self.model, loaded = AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+            _check_complete(loaded["missing_keys"])
         else:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             self.model = AutoModel.from_config(config, dtype=dtype)
@@ -55,10 +64,12 @@ class TextEncoder(nn.Module):
         return torch.stack(pooled, dim=1)
 
 
-def count_layers(folder: Path) -> int:
-    """Hidden states a model gives: its embeddings and each of its layers."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return int(config.num_hidden_layers) + 1
+def _check_complete(missing_keys: Iterable[str]) -> None:
+    """What the file lacks, transformers fills with random numbers. Only the pooler may be
+    lacking: it is not used."""
+    missing = sorted(key for key in missing_keys if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
 
 
 def build_text_encoder(
@@ -76,7 +87,7 @@ def build_text_encoder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             encoder = TextEncoder(folder, layers, precision, pretrained=pretrained)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MismatchError(f"{folder}: no usable Hugging Face text model ({reason})") from error
     if not all(torch.isfinite(value).all() for value in encoder.model.parameters()):

@@ -9,15 +9,6 @@ from torchvision.models import get_model, get_model_weights
 from pipeline.errors import MismatchError
 from pipeline.recipe import Precision
 
-# One family: the same trunk, head (`fc`) and preset. Tran et al. 2018, arXiv 1711.11248.
-VIDEO_RESNETS = ("r3d_18", "mc3_18", "r2plus1d_18")
-
-
-def frame_size(name: str) -> tuple[int, int]:
-    """(height, width) that the net's own preset scales frames to, before its crop."""
-    height, width = get_model_weights(name).DEFAULT.transforms().resize_size
-    return height, width
-
 
 class VideoEncoder(nn.Module):
     """Preset and trunk of a video ResNet, without its classifier.
@@ -41,8 +32,9 @@ class VideoEncoder(nn.Module):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 [batch, frames, height, width, 3] -> [batch, 3, frames, crop, crop], normalised."""
-        top = (frames.shape[2] - self.crop_height) // 2
-        left = (frames.shape[3] - self.crop_width) // 2
+        # Rounded as torchvision's own centre crop rounds: 29.5 is 30.
+        top = round((frames.shape[2] - self.crop_height) / 2)
+        left = round((frames.shape[3] - self.crop_width) / 2)
         crop = frames[:, :, top : top + self.crop_height, left : left + self.crop_width]
         scaled = crop.float().div_(255).sub_(self.mean).div_(self.std)
         return scaled.permute(0, 4, 1, 2, 3)  # channels last in memory already

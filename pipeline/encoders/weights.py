@@ -6,12 +6,13 @@ Nothing is ever replaced by something else: weights that are not to be had raise
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import urllib.error
 from pathlib import Path
 
-from pipeline.errors import WeightsMissing
+from pipeline.errors import MismatchError, WeightsMissing
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,29 @@ def _hub_snapshot(name: str, looked_at: list[str]) -> Path:
             "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
             "--weights-dir, or use the bundled encoder: --text minilm"
         ) from error
+
+
+def count_layers(folder: Path) -> int:
+    """Hidden states a model gives: its embeddings and each of its layers.
+
+    Raises:
+        MismatchError: the folder's config does not say.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        # DistilBERT and a few others have a name of their own for it.
+        return int(config.get("num_hidden_layers") or config["n_layers"]) + 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MismatchError(f"{path}: no config of a text encoder ({error})") from error
+
+
+def frame_size(name: str) -> tuple[int, int]:
+    """(height, width) that a torchvision net's own preset scales frames to, before its crop."""
+    from torchvision.models import get_model_weights  # slow: only where video is wanted
+
+    height, width = get_model_weights(name).DEFAULT.transforms().resize_size
+    return height, width
 
 
 def find_video_weights(name: str, weights_dir: Path | None) -> Path:

@@ -1,0 +1,1 @@
+"""Feature cache to trained, measured model."""

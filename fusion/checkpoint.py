@@ -1,0 +1,191 @@
+"""A run's folder: weights, and everything that is needed to use and to judge them.
+
+model.safetensors   the weights
+config.json         dims, labels by name, recipe, settings; written last: a folder without it
+                    is an unfinished run
+metrics.json, history.jsonl, evaluation-<split>.json, *.png   what was measured
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fusion.model import FusionDims, LateFusion
+from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import EMOTIONS, SENTIMENTS
+
+FORMAT = "meld-fusion"
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained model and where it came from.
+
+    recipe, projection_hash: how the features it understands were made
+    emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source
+    settings:   the training settings, for the record
+    features:   the folder it was trained from
+    """
+
+    model: LateFusion
+    recipe: FeatureRecipe
+    projection_hash: str | None
+    emotion_counts: tuple[int, ...]
+    sentiment_counts: tuple[int, ...]
+    settings: Mapping[str, Any]
+    features: Path
+
+    def __post_init__(self) -> None:
+        wanted = (len(EMOTIONS), len(SENTIMENTS))
+        if (len(self.emotion_counts), len(self.sentiment_counts)) != wanted:
+            raise ValueError(f"label counts need {wanted} entries")
+
+    @property
+    def dims(self) -> FusionDims:
+        return self.model.dims
+
+
+def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Raises StorageError."""
+    weights = {name: value.cpu() for name, value in checkpoint.model.state_dict().items()}
+    write_whole(run / WEIGHTS, save_tensors(weights))
+    write_whole(run / CONFIG, json.dumps(_describe(checkpoint), indent=2).encode() + b"\n")
+
+
+def read_checkpoint(run: Path) -> Checkpoint:
+    """The model is on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: no such run, or an unfinished one.
+        CacheCorrupt: a damaged one; what is wrong is named.
+        MismatchError: made for other labels or by another version of the format.
+    """
+    config = _read_config(run)
+    try:
+        # Built without storage: a damaged config must not be able to ask for all memory.
+        with torch.device("meta"):
+            model = LateFusion(FusionDims.from_dict(config["dims"]))
+        checkpoint = Checkpoint(
+            model=model,
+            recipe=FeatureRecipe.from_json(json.dumps(config["recipe"])),
+            projection_hash=config["projection_hash"],
+            emotion_counts=tuple(config["label_counts"]["emotion"]),
+            sentiment_counts=tuple(config["label_counts"]["sentiment"]),
+            settings=config["settings"],
+            features=Path(config["features"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheCorrupt(f"{run / CONFIG}: not a run's description ({error!r})") from error
+    if checkpoint.recipe.fingerprint != config.get("fingerprint"):
+        raise CacheCorrupt(f"{run / CONFIG}: the recipe does not match its fingerprint")
+    weights = _read_weights(run / WEIGHTS)
+    _check_weights(run / WEIGHTS, weights, model)
+    model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    model.eval()
+    return checkpoint
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dims": checkpoint.dims.to_dict(),
+        "labels": {"emotion": EMOTIONS, "sentiment": SENTIMENTS},
+        "label_counts": {
+            "emotion": checkpoint.emotion_counts,
+            "sentiment": checkpoint.sentiment_counts,
+        },
+        "fingerprint": checkpoint.recipe.fingerprint,
+        "recipe": json.loads(checkpoint.recipe.to_json()),
+        "projection_hash": checkpoint.projection_hash,
+        "features": str(checkpoint.features),
+        "settings": checkpoint.settings,
+        "versions": {name: _version(name) for name in ("meld", "torch", "safetensors")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    path = run / CONFIG
+    if not path.is_file():
+        state = "an unfinished or foreign folder" if run.is_dir() else "no such folder"
+        raise InputError(f"{run} is no trained run ({state}); train one with: meld train-fusion")
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise CacheCorrupt(f"{path}: not JSON ({error}); train again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CacheCorrupt(f"{path}: not the description of a {FORMAT} run")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise MismatchError(
+            f"{path}: format version {config.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; train again"
+        )
+    labels = {"emotion": list(EMOTIONS), "sentiment": list(SENTIMENTS)}
+    if config.get("labels") != labels:
+        raise MismatchError(f"{path}: labels are {config.get('labels')}, wanted {labels}")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CacheCorrupt(f"{path} is missing; train again") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise CacheCorrupt(f"{path}: not a safetensors file ({error}); train again") from error
+
+
+def _check_weights(path: Path, weights: Mapping[str, Tensor], model: LateFusion) -> None:
+    """Shapes, names, types and finite values; safetensors itself checks none of them."""
+    wanted = model.state_dict()
+    odd = sorted(weights.keys() ^ wanted.keys())
+    if odd:
+        raise CacheCorrupt(f"{path}: missing or unknown weights: {', '.join(odd)}")
+    for name, value in weights.items():
+        expected = wanted[name]
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            raise CacheCorrupt(
+                f"{path}: {name} is {value.dtype} {list(value.shape)}, "
+                f"{CONFIG} says {expected.dtype} {list(expected.shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise CacheCorrupt(f"{path}: {name} holds values that are not finite; train again")

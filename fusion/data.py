@@ -1,0 +1,164 @@
+"""One split's features and labels as whole tensors, checked before anything trains on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.losses import UNLABELLED
+from fusion.model import InputKind
+from pipeline.cache import FeatureCache, read_cache, read_header
+from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionData:
+    """One split in memory.
+
+    features:  {modality: float32 [rows, layers, dim]}; what stands in an absent row means
+               nothing. A modality absent in all rows has no key. `embedding` has one layer.
+    present:   bool [rows, modalities], True = real, columns as in `modalities`
+    emotion, sentiment: int64 [rows], index in EMOTIONS and SENTIMENTS, UNLABELLED = none
+    projection_hash: which projection made the embeddings; None for `raw` input
+    """
+
+    split: Split
+    recipe: FeatureRecipe
+    input: InputKind
+    modalities: tuple[Modality, ...]
+    features: dict[Modality, Tensor]
+    present: Tensor
+    emotion: Tensor
+    sentiment: Tensor
+    keys: tuple[ClipKey, ...]
+    text: tuple[str, ...]
+    speaker: tuple[str, ...]
+    projection_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.keys)
+        if self.present.shape != (rows, len(self.modalities)):
+            raise ValueError(f"present must be [rows, modalities], not {self.present.shape}")
+        for modality, values in self.features.items():
+            if values.ndim != 3 or len(values) != rows:
+                raise ValueError(f"{modality} must be [{rows}, layers, dim], not {values.shape}")
+        for name in ("emotion", "sentiment"):
+            if getattr(self, name).shape != (rows,):
+                raise ValueError(f"{name} must be [{rows}], not {getattr(self, name).shape}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def load_split(
+    features: Path, split: Split, *, modalities: Sequence[Modality] | None, input: InputKind
+) -> FusionData:
+    """Reads `<features>/<split>.h5`. `modalities` None takes all that the cache has.
+
+    Raises InputError where the cache, a modality, the embeddings or all labels are not there.
+    """
+    path = features / f"{split}.h5"
+    if not path.is_file():
+        raise InputError(f"no cache {path}; make it with: meld extract --split {split}")
+    header = read_header(path)
+    chosen = _choose_modalities(path, header.recipe.modalities, modalities)
+    if input == "embedding" and header.projection_hash is None:
+        raise InputError(
+            f"{path} holds no 128-d embeddings: their projection is fitted on train; "
+            f"run meld extract --split train, then meld extract --split {split}, "
+            "or train on raw features"
+        )
+    data = _to_tensors(read_cache(path, modalities=chosen, want=(input,)), chosen, input)
+    if not ((data.emotion != UNLABELLED) | (data.sentiment != UNLABELLED)).any():
+        raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
+    _check_finite(data, path)
+    return data
+
+
+def check_trainable(train: FusionData, dev: FusionData) -> None:
+    """Train and dev must come from one recipe, and every modality must occur in train."""
+    check_recipe(train.recipe, train.projection_hash, dev)
+    for column, modality in enumerate(train.modalities):
+        if modality not in train.features or not train.present[:, column].any():
+            raise InputError(
+                f"{modality} is absent in all {len(train)} rows of train; leave it out with "
+                f"--modalities, or extract train again (its failures say why)"
+            )
+
+
+def check_recipe(recipe: FeatureRecipe, projection_hash: str | None, data: FusionData) -> None:
+    """Raises RecipeMismatch where `data` was not made as `recipe` and its projection say."""
+    differences = recipe.differences(data.recipe)
+    if not differences and projection_hash != data.projection_hash:
+        differences = [f"projection: {_short(projection_hash)} != {_short(data.projection_hash)}"]
+    if differences:
+        raise RecipeMismatch(
+            f"features of {data.split} were made in another way: {'; '.join(differences)}. "
+            f"Extract {data.split} again with the same settings, or name another features folder"
+        )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
+
+
+def _choose_modalities(
+    path: Path, there: tuple[Modality, ...], wanted: Sequence[Modality] | None
+) -> tuple[Modality, ...]:
+    for modality in wanted or ():
+        if modality not in there:
+            raise InputError(f"{path} has no {modality}; it has {', '.join(there)}")
+    return there if wanted is None else tuple(wanted)
+
+
+def _to_tensors(
+    cache: FeatureCache, modalities: tuple[Modality, ...], input: InputKind
+) -> FusionData:
+    present = np.stack([cache.present[name] for name in modalities], axis=1)
+    features = {}
+    for name, values in (cache.raw if input == "raw" else cache.embedding).items():
+        layered = values if input == "raw" else values[:, None, :]  # [rows, layers, dim]
+        features[name] = torch.from_numpy(np.ascontiguousarray(layered, dtype=np.float32))
+    return FusionData(
+        split=cache.split,
+        recipe=cache.recipe,
+        input=input,
+        modalities=modalities,
+        features=features,
+        present=torch.from_numpy(present),  # [rows, modalities]
+        emotion=_label_indices(cache.emotion, EMOTIONS),
+        sentiment=_label_indices(cache.sentiment, SENTIMENTS),
+        keys=tuple(
+            ClipKey(cache.split, int(dialogue), int(utterance))
+            for dialogue, utterance in zip(cache.dialogue_id, cache.utterance_id, strict=True)
+        ),
+        text=tuple(cache.text),
+        speaker=tuple(cache.speaker),
+        projection_hash=cache.projection_hash if input == "embedding" else None,
+    )
+
+
+def _label_indices(names: Sequence[str], order: tuple[str, ...]) -> Tensor:
+    index = {name: position for position, name in enumerate(order)} | {"": UNLABELLED}
+    for name in set(names) - index.keys():
+        raise CacheCorrupt(f"label {name!r} in the cache is none of {', '.join(order)}")
+    return torch.tensor([index[name] for name in names], dtype=torch.int64)
+
+
+def _check_finite(data: FusionData, path: Path) -> None:
+    for column, modality in enumerate(data.modalities):
+        if modality in data.features:
+            values = data.features[modality].flatten(1)
+            # The sum is finite only where every value is (or in a float32 overflow, as bad).
+            broken = ~torch.isfinite(values.sum(dim=1)) & data.present[:, column]
+            if broken.any():
+                key = data.keys[int(broken.nonzero()[0, 0])]
+                raise CacheCorrupt(
+                    f"{path}: {modality} features of {int(broken.sum())} rows are not finite, "
+                    f"first {key}; extract the split again"
+                )

@@ -1,0 +1,246 @@
+"""`meld demo`: the whole main job on a generated corpus, and what fusion gained.
+
+sample -> extract -> train-fusion on each modality and on all, several seeds -> evaluate
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fusion.evaluate import EvaluateConfig, evaluate
+from fusion.metrics import EvalReport
+from fusion.train import TrainConfig, train_fusion
+from pipeline.encoders.choice import EncoderRequest
+from pipeline.extract import ExtractConfig, ExtractReport, extract
+from pipeline.sample.corpus import SampleConfig, make_sample
+from pipeline.schema import MODALITIES, Modality
+
+SUBSETS: tuple[tuple[Modality, ...], ...] = (*((name,) for name in MODALITIES), MODALITIES)
+
+Say = Callable[[str], None]
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """out: holds the corpus, the caches and the runs; seeds: trainings per subset."""
+
+    out: Path = Path("demo")
+    seed: int = 0
+    seeds: int = 5
+    dialogues: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, not {self.seeds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRow:
+    """Weighted F1 on test of one subset of modalities, one value per seed."""
+
+    modalities: tuple[Modality, ...]
+    emotion_f1: tuple[float, ...]
+    sentiment_f1: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.modalities)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport:
+    """`gain`: fused minus the best single modality, emotion weighted F1, mean over seeds."""
+
+    out: Path
+    clips: int
+    rows: tuple[DemoRow, ...]
+    majority_emotion_f1: float
+    majority_sentiment_f1: float
+    random_modalities: tuple[Modality, ...]
+    seconds: dict[str, float]
+    plot: Path
+
+    @property
+    def best_single(self) -> DemoRow:
+        singles = [row for row in self.rows if len(row.modalities) == 1]
+        return max(singles, key=lambda row: np.mean(row.emotion_f1))
+
+    @property
+    def gain(self) -> float:
+        return float(np.mean(self.rows[-1].emotion_f1) - np.mean(self.best_single.emotion_f1))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "clips": self.clips,
+            "random_weights": list(self.random_modalities),
+            "majority": {
+                "emotion_weighted_f1": self.majority_emotion_f1,
+                "sentiment_weighted_f1": self.majority_sentiment_f1,
+            },
+            "results": [
+                {
+                    "modalities": list(row.modalities),
+                    "emotion_weighted_f1": list(row.emotion_f1),
+                    "sentiment_weighted_f1": list(row.sentiment_f1),
+                }
+                for row in self.rows
+            ],
+            "gain": self.gain,
+            "seconds": self.seconds,
+            "plot": str(self.plot),
+        }
+
+
+def run_demo(
+    config: DemoConfig, say: Say = lambda line: None, on_progress: OnProgress = lambda *_: None
+) -> DemoReport:
+    """Runs every stage for real; what an earlier demo extracted is kept.
+
+    Raises what the stages raise; see `pipeline.errors`.
+    """
+    clock = _Clock()
+    data, features, runs = (config.out / name for name in ("data", "features", "runs"))
+    say("1/4 generating a corpus: spoken sentences, drawn faces, H.264 + AAC")
+    sample = SampleConfig(out=data, seed=config.seed)
+    if config.dialogues is not None:
+        sample = SampleConfig(out=data, seed=config.seed, dialogues=config.dialogues)
+    rows = make_sample(sample, on_progress).rows
+    clock.lap("sample")
+    say(f"2/4 extracting features of {sum(rows.values())} clips")
+    extraction = _extract(data, features, on_progress)
+    clock.lap("extract")
+    say(f"3/4 training {len(SUBSETS)} x {config.seeds} fusion models, measuring each on test")
+    reports = _train_all(features, runs, config.seeds, on_progress)
+    clock.lap("train and evaluate")
+    report = _summarise(config, extraction, reports, clock.laps)
+    say("4/4 the result")
+    _plot(report)
+    return report
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._since
+        self._since = now
+
+
+def _extract(data: Path, features: Path, on_progress: OnProgress) -> ExtractReport:
+    config = ExtractConfig(
+        data=data,
+        features=features,
+        encoders=EncoderRequest(text="minilm", video_weights="random"),
+    )
+    return extract(config, lambda done, total, _: on_progress(done, total))
+
+
+def _train_all(
+    features: Path, runs: Path, seeds: int, on_progress: OnProgress
+) -> list[list[EvalReport]]:
+    """Test reports [subset][seed]."""
+    reports = []
+    for index, subset in enumerate(SUBSETS):
+        of_subset = []
+        for seed in range(seeds):
+            run = runs / f"{'+'.join(subset)}-seed{seed}"
+            train_fusion(
+                TrainConfig(
+                    features=features, modalities=subset, out=run, seed=seed, overwrite=True
+                )
+            )
+            of_subset.append(evaluate(EvaluateConfig(run=run, split="test", features=features)))
+            on_progress(index * seeds + seed + 1, len(SUBSETS) * seeds)
+        reports.append(of_subset)
+    return reports
+
+
+def _summarise(
+    config: DemoConfig,
+    extraction: ExtractReport,
+    reports: Sequence[Sequence[EvalReport]],
+    seconds: dict[str, float],
+) -> DemoReport:
+    any_report = reports[0][0]
+    return DemoReport(
+        out=config.out,
+        clips=sum(split.rows for split in extraction.splits),
+        rows=tuple(
+            DemoRow(
+                modalities=subset,
+                emotion_f1=tuple(r.emotion.model.weighted_f1 for r in of_subset),
+                sentiment_f1=tuple(r.sentiment.model.weighted_f1 for r in of_subset),
+            )
+            for subset, of_subset in zip(SUBSETS, reports, strict=True)
+        ),
+        majority_emotion_f1=any_report.emotion.majority.weighted_f1,
+        majority_sentiment_f1=any_report.sentiment.majority.weighted_f1,
+        random_modalities=extraction.recipe.random_modalities,
+        seconds=seconds,
+        plot=config.out / "demo.png",
+    )
+
+
+def render_demo(report: DemoReport) -> RenderableType:
+    """The demo's one table, and where everything lies."""
+    table = Table(title=f"weighted F1 on test, {len(report.rows[0].emotion_f1)} seeds (mean ± std)")
+    table.add_column("model sees")
+    table.add_column("emotion", justify="right")
+    table.add_column("sentiment", justify="right")
+    table.add_row(
+        "nothing (majority class)",
+        f"{report.majority_emotion_f1:.3f}",
+        f"{report.majority_sentiment_f1:.3f}",
+    )
+    for row in report.rows:
+        marked = [
+            f"{name} (random weights)" if name in report.random_modalities else name
+            for name in row.modalities
+        ]
+        table.add_row(" + ".join(marked), _spread(row.emotion_f1), _spread(row.sentiment_f1))
+    lines = [
+        f"Fusion gains {100 * report.gain:+.1f} points of emotion weighted F1 over the best single "
+        f"modality ({report.best_single.name}).",
+        f"{report.clips} generated clips in {report.out / 'data'}, features in "
+        f"{report.out / 'features'}, models in {report.out / 'runs'}, plot: {report.plot}",
+        "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()),
+    ]
+    return Group(table, *lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def _plot(report: DemoReport) -> None:
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
+    names = [row.name.replace(" + ", " +\n") for row in report.rows]
+    means = [float(np.mean(row.emotion_f1)) for row in report.rows]
+    spreads = [float(np.std(row.emotion_f1)) for row in report.rows]
+    colours = ["#8da9c4"] * (len(names) - 1) + ["#e4572e"]
+    bars = axis.bar(names, means, yerr=spreads, color=colours, capsize=4)
+    axis.bar_label(bars, labels=[f"{mean:.2f}" for mean in means], padding=3)
+    axis.axhline(report.majority_emotion_f1, color="#444444", linestyle="--", linewidth=1)
+    axis.annotate(
+        "majority class", (len(names) - 0.5, report.majority_emotion_f1), ha="right", va="bottom"
+    )
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("emotion weighted F1, test")
+    axis.set_title("Generated corpus: what each modality knows, and all three together")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(report.plot, dpi=150)

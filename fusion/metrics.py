@@ -1,0 +1,166 @@
+"""How good predictions are, with the majority baseline always beside them."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+from fusion.losses import UNLABELLED
+from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
+
+Labels = NDArray[np.int64]  # [rows], an index into the head's label names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one set of predictions is worth. confusion[true][predicted] counts rows."""
+
+    accuracy: float
+    weighted_f1: float
+    macro_f1: float
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadReport:
+    """One head's scores over its labelled rows.
+
+    majority: the same numbers for always saying `majority_label`, the commonest in train
+    """
+
+    labels: tuple[str, ...]
+    rows: int
+    model: Scores
+    majority_label: str
+    majority: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityPresence:
+    """In how many rows a modality was there; `random_weights`: its encoder was never trained."""
+
+    modality: Modality
+    rows: int
+    random_weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """One run on one split. `fingerprint` is that of the features' recipe."""
+
+    run: str
+    split: Split
+    fingerprint: str
+    rows: int
+    presence: tuple[ModalityPresence, ...]
+    emotion: HeadReport
+    sentiment: HeadReport
+
+    @property
+    def random_modalities(self) -> tuple[Modality, ...]:
+        return tuple(each.modality for each in self.presence if each.random_weights)
+
+    @property
+    def score(self) -> float:
+        """What dev chooses by: `selection_score` of the two weighted F1s."""
+        heads = (self.emotion, self.sentiment)
+        return selection_score([head.model.weighted_f1 for head in heads if head.rows])
+
+    def to_json(self) -> str:
+        values = dataclasses.asdict(self)
+        values["random_modalities"] = list(self.random_modalities)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def selection_score(weighted_f1s: Sequence[float]) -> float:
+    """Mean over the heads that have labels."""
+    return float(np.mean(weighted_f1s)) if weighted_f1s else 0.0
+
+
+def weighted_f1(true: Labels, predicted: Labels) -> float | None:
+    """Over the labelled rows; None where there is none."""
+    labelled = true != UNLABELLED
+    if not labelled.any():
+        return None
+    return float(f1_score(true[labelled], predicted[labelled], average="weighted", zero_division=0))
+
+
+def report_emotion(true: Labels, predicted: Labels, train_counts: Sequence[int]) -> HeadReport:
+    return _report_head(EMOTIONS, true, predicted, train_counts)
+
+
+def report_sentiment(true: Labels, predicted: Labels, train_counts: Sequence[int]) -> HeadReport:
+    return _report_head(SENTIMENTS, true, predicted, train_counts)
+
+
+def _report_head(
+    labels: tuple[str, ...], true: Labels, predicted: Labels, train_counts: Sequence[int]
+) -> HeadReport:
+    labelled = true != UNLABELLED
+    true, predicted = true[labelled], predicted[labelled]
+    majority = int(np.argmax(train_counts))
+    return HeadReport(
+        labels=labels,
+        rows=len(true),
+        model=score(labels, true, predicted),
+        majority_label=labels[majority],
+        majority=score(labels, true, np.full_like(true, majority)),
+    )
+
+
+def score(labels: tuple[str, ...], true: Labels, predicted: Labels) -> Scores:
+    """Every class of `labels` counts, also one that occurs in neither (its scores are 0).
+
+    Macro F1 is the plain mean over `labels`.
+    """
+    order = list(range(len(labels)))
+    if len(true) == 0:
+        return _no_scores(labels)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        true, predicted, labels=order, zero_division=0
+    )
+    classes = tuple(
+        ClassScores(
+            label=label,
+            precision=float(precision[k]),
+            recall=float(recall[k]),
+            f1=float(f1[k]),
+            support=int(support[k]),
+        )
+        for k, label in enumerate(labels)
+    )
+    confusion = confusion_matrix(true, predicted, labels=order)
+    return Scores(
+        accuracy=float((true == predicted).mean()),
+        weighted_f1=float(np.average(f1, weights=support)),
+        macro_f1=float(f1.mean()),
+        classes=classes,
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+    )
+
+
+def _no_scores(labels: tuple[str, ...]) -> Scores:
+    return Scores(
+        accuracy=0.0,
+        weighted_f1=0.0,
+        macro_f1=0.0,
+        classes=tuple(
+            ClassScores(label=label, precision=0.0, recall=0.0, f1=0.0, support=0)
+            for label in labels
+        ),
+        confusion=tuple((0,) * len(labels) for _ in labels),
+    )

@@ -1,0 +1,201 @@
+"""A measured run as tables for the terminal and as plots.
+
+Plots are drawn on figures of their own (no pyplot), so nothing global is touched and no display
+is needed.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fusion.checkpoint import write_whole
+from fusion.fit import EpochResult
+from fusion.metrics import EvalReport, HeadReport
+from pipeline.errors import CacheCorrupt, StorageError
+
+_MODEL, _MAJORITY = "#2f6fab", "#c3c8cf"
+
+
+def render_report(report: EvalReport) -> RenderableType:
+    """Both heads beside the majority baseline, their classes, and where they are confused."""
+    head = Text(f"{report.run} on {report.split}: {report.rows} rows; {describe_presence(report)}")
+    heads = [("emotion", report.emotion), ("sentiment", report.sentiment)]
+    tables = [
+        table
+        for name, each in heads
+        if each.rows
+        for table in (_classes_table(name, each), _confusion_table(name, each))
+    ]
+    return Group(head, _summary_table(report), *tables)
+
+
+def describe_presence(report: EvalReport) -> str:
+    """ "text 100 %, video 98 % (video: RANDOM WEIGHTS)" """
+    shares = [
+        f"{each.modality} {each.rows / max(report.rows, 1):.0%}"
+        + (f" ({each.modality}: RANDOM WEIGHTS)" if each.random_weights else "")
+        for each in report.presence
+    ]
+    return ", ".join(shares)
+
+
+def _summary_table(report: EvalReport) -> Table:
+    table = Table(title=f"{report.run}, {report.split}", title_justify="left")
+    for column in ("", "accuracy", "weighted F1", "macro F1", "rows"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, head in (("emotion", report.emotion), ("sentiment", report.sentiment)):
+        rows = (("model", head.model), (f"always {head.majority_label}", head.majority))
+        for who, scores in rows:
+            numbers = (scores.accuracy, scores.weighted_f1, scores.macro_f1)
+            table.add_row(
+                f"{name}: {who}",
+                *(f"{number:.3f}" for number in numbers),
+                str(head.rows),
+                style="dim" if scores is head.majority else "bold",
+            )
+    return table
+
+
+def _classes_table(name: str, head: HeadReport) -> Table:
+    table = Table(title=f"{name}, per class", title_justify="left")
+    table.add_column("")
+    for column in ("precision", "recall", "F1", "F1 of majority", "rows"):
+        table.add_column(column, justify="right")
+    for scores, baseline in zip(head.model.classes, head.majority.classes, strict=True):
+        numbers = (scores.precision, scores.recall, scores.f1, baseline.f1)
+        table.add_row(scores.label, *(f"{number:.3f}" for number in numbers), str(scores.support))
+    return table
+
+
+def _confusion_table(name: str, head: HeadReport) -> Table:
+    table = Table(title=f"{name}, rows by true (down) and predicted (across)", title_justify="left")
+    table.add_column("")
+    for label in head.labels:
+        table.add_column(label, justify="right")
+    for index, (label, counts) in enumerate(zip(head.labels, head.model.confusion, strict=True)):
+        cells = [
+            Text(str(count), style="bold" if column == index else "")
+            for column, count in enumerate(counts)
+        ]
+        table.add_row(label, *cells)
+    return table
+
+
+def plot_report(report: EvalReport, folder: Path) -> list[Path]:
+    """Writes `<split>-confusion.png` and `<split>-classes.png`. Raises StorageError."""
+    confusion, classes = Figure(figsize=(13, 6)), Figure(figsize=(12, 4.8))
+    heads = [("emotion", report.emotion, 7), ("sentiment", report.sentiment, 3)]
+    for figure, draw in ((confusion, _draw_confusion), (classes, _draw_classes)):
+        axes = figure.subplots(1, 2, width_ratios=[each[2] + 2 for each in heads])
+        for axis, (name, head, _) in zip(axes, heads, strict=True):
+            draw(axis, name, head)
+        figure.suptitle(f"{report.run} on {report.split} ({describe_presence(report)})", size=11)
+    paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
+    for figure, path in zip((confusion, classes), paths, strict=True):
+        _save(figure, path)
+    return paths
+
+
+def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
+    """Losses and dev scores over the epochs, the chosen epoch marked. Raises StorageError."""
+    figure = Figure(figsize=(11, 4.2))
+    losses, scores = figure.subplots(1, 2)
+    epochs = [each.epoch for each in history]
+    best = max(history, key=lambda each: each.score)
+    losses.plot(epochs, [each.train_loss for each in history], label="train", color=_MODEL)
+    losses.plot(epochs, [each.dev_loss for each in history], label="dev", color="#d1783c")
+    losses.set_ylabel("loss (both heads)")
+    for name, color in (("emotion", _MODEL), ("sentiment", "#4d9a5b")):
+        values = [getattr(each, f"dev_{name}_f1") for each in history]
+        if None not in values:
+            scores.plot(epochs, values, label=f"dev {name}", color=color)
+    scores.set_ylabel("weighted F1")
+    for axis in (losses, scores):
+        axis.axvline(best.epoch, color="#888888", linestyle=":", label=f"kept: epoch {best.epoch}")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _tidy(axis)
+        axis.legend(frameon=False)
+    figure.suptitle(title, size=11)
+    _save(figure, path)
+
+
+def read_history(path: Path) -> list[EpochResult]:
+    """`history.jsonl` of a run. Raises CacheCorrupt or StorageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [EpochResult(**json.loads(line)) for line in lines]
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise CacheCorrupt(f"{path}: not a training history ({error})") from error
+
+
+def _draw_confusion(axis: Axes, name: str, head: HeadReport) -> None:
+    """Shade: share of the true class. Number: rows."""
+    counts = np.array(head.model.confusion)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for true, row in enumerate(counts):
+        for predicted, count in enumerate(row):
+            color = "white" if share[true, predicted] > 0.55 else "#222222"
+            axis.text(predicted, true, str(count), ha="center", va="center", color=color, size=9)
+    axis.set_xticks(range(len(head.labels)), head.labels, rotation=40, ha="right")
+    axis.set_yticks(range(len(head.labels)), head.labels)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(
+        f"{name}: accuracy {head.model.accuracy:.3f}, majority {head.majority.accuracy:.3f}"
+    )
+    axis.spines[:].set_visible(False)
+
+
+def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
+    positions = np.arange(len(head.labels))
+    bars = axis.bar(
+        positions - 0.2, [each.f1 for each in head.model.classes], 0.4, label="model", color=_MODEL
+    )
+    axis.bar_label(bars, fmt="%.2f", size=8, padding=2)
+    axis.bar(
+        positions + 0.2,
+        [each.f1 for each in head.majority.classes],
+        0.4,
+        label=f"always {head.majority_label}",
+        color=_MAJORITY,
+    )
+    names = [f"{each.label}\n({each.support})" for each in head.model.classes]
+    axis.set_xticks(positions, names, size=9)
+    axis.set_ylim(0, 1.2)  # room for the legend above the tallest bar
+    axis.set_yticks(np.linspace(0, 1, 6))
+    axis.set_xlabel("class (rows)")
+    axis.set_ylabel("F1")
+    axis.set_title(
+        f"{name}: weighted F1 {head.model.weighted_f1:.3f}, "
+        f"majority {head.majority.weighted_f1:.3f}"
+    )
+    _tidy(axis)
+    axis.legend(frameon=False, loc="upper left", ncols=2)
+
+
+def _tidy(axis: Axes) -> None:
+    axis.grid(axis="y", color="#e4e6ea", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    write_whole(path, content.getvalue())

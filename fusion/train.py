@@ -1,0 +1,236 @@
+"""`meld train-fusion`: feature caches -> a run folder with a trained, measured model."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+
+from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint, write_whole
+from fusion.data import FusionData, check_trainable, load_split
+from fusion.evaluate import evaluate_model
+from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
+from fusion.losses import count_labels
+from fusion.metrics import EvalReport
+from fusion.model import FusionDims, InputKind, LateFusion, ModalityDims, ModelConfig
+from fusion.report import plot_history, plot_report
+from pipeline.errors import StorageError, UsageError
+from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
+from pipeline.settings import build_config, describe_config
+
+log = logging.getLogger(__name__)
+
+HISTORY = "history.jsonl"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """modalities: None takes all that the caches have; out: None makes a name under runs/."""
+
+    features: Path = Path("features")
+    modalities: tuple[Modality, ...] | None = None
+    input: InputKind = "raw"
+    out: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        if self.modalities is not None:
+            if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+                raise ValueError(f"modalities: each once and at least one: {self.modalities}")
+            unknown = [name for name in self.modalities if name not in MODALITIES]
+            if unknown:
+                raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
+        return build_config(cls, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """seconds: of training alone; `train` and `dev` are measured with the best epoch's weights."""
+
+    run: Path
+    epochs: int
+    best_epoch: int
+    seconds: float
+    train: EvalReport
+    dev: EvalReport
+
+
+def train_fusion(
+    config: TrainConfig, on_epoch: Callable[[EpochResult], None] = lambda result: None
+) -> TrainResult:
+    """Trains on train, chooses the epoch on dev, never looks at test.
+
+    Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
+    """
+    device = choose_device(config.device)
+    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
+    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
+    check_trainable(train, dev)
+    run = _open_run(config, train)
+    model = build_model(train, config.model, seed=config.seed).to(device)
+    with _EpochLog(run) as epoch_log:
+
+        def follow(result: EpochResult) -> None:
+            epoch_log.write(result)
+            on_epoch(result)
+
+        started = time.perf_counter()
+        fitted = fit(model, train, dev, config.fit, seed=config.seed, on_epoch=follow)
+        seconds = time.perf_counter() - started
+    checkpoint = _describe_run(config, model, train)
+    result = TrainResult(
+        run=run,
+        epochs=len(fitted.history),
+        best_epoch=fitted.best.epoch,
+        seconds=seconds,
+        train=evaluate_model(checkpoint, train, run=run.name),
+        dev=evaluate_model(checkpoint, dev, run=run.name),
+    )
+    write_whole(run / METRICS, _metrics_json(result, fitted))
+    plot_report(result.dev, run)
+    plot_history(fitted.history, run / "training.png", title=run.name)
+    write_checkpoint(run, checkpoint)
+    return result
+
+
+class _EpochLog:
+    """One line per epoch in `history.jsonl`, and TensorBoard's events where it is installed."""
+
+    def __init__(self, run: Path) -> None:
+        self._file = (run / HISTORY).open("w", encoding="utf-8")
+        self._events = None
+        try:
+            # Optional and slow to import: only a training pays for it.
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.info("no TensorBoard events: the package tensorboard is not installed")
+        else:
+            self._events = SummaryWriter(str(run))
+
+    def __enter__(self) -> "_EpochLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, result: EpochResult) -> None:
+        values = dataclasses.asdict(result)
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if name != "epoch" and value is not None:
+                    self._events.add_scalar(name, value, result.epoch)
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but this machine has no usable GPU")
+    return torch.device(name)
+
+
+def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> LateFusion:
+    """A fresh model for train's features, standardisation taken from them."""
+    dims = FusionDims(
+        modalities=tuple(
+            ModalityDims(
+                modality=name,
+                layers=train.features[name].shape[1],
+                dim=train.features[name].shape[2],
+            )
+            for name in train.modalities
+        ),
+        input=train.input,
+        model=config,
+    )
+    with seeded(seed):
+        model = LateFusion(dims)
+    model.fit_standardisation(train.features, train.present)
+    return model
+
+
+def _describe_run(config: TrainConfig, model: LateFusion, train: FusionData) -> Checkpoint:
+    return Checkpoint(
+        model=model,
+        recipe=train.recipe,
+        projection_hash=train.projection_hash,
+        emotion_counts=tuple(count_labels(train.emotion, len(EMOTIONS)).tolist()),
+        sentiment_counts=tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist()),
+        settings=describe_config(config),
+        features=config.features.absolute(),
+    )
+
+
+def _open_run(config: TrainConfig, train: FusionData) -> Path:
+    """An empty folder for the run; what an earlier run left there goes only if told so."""
+    try:
+        if config.out is None:
+            return _new_run(train, config.seed)
+        config.out.mkdir(parents=True, exist_ok=True)
+        if any(config.out.iterdir()):
+            _clear_run(config.out, config.overwrite)
+    except OSError as error:
+        raise StorageError(f"cannot make the run's folder: {error}") from error
+    return config.out
+
+
+def _new_run(train: FusionData, seed: int) -> Path:
+    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{started}-{'+'.join(train.modalities)}-{train.input}-seed{seed}"
+    for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
+        run = Path("runs") / f"{name}{suffix}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            continue
+    raise StorageError(f"a thousand runs are named runs/{name}")
+
+
+def _clear_run(run: Path, overwrite: bool) -> None:
+    """Removes what a run writes, its config first, and nothing else."""
+    if not overwrite:
+        raise UsageError(f"{run} exists and is not empty; name another folder, or --overwrite it")
+    patterns = (CONFIG, WEIGHTS, METRICS, HISTORY, "evaluation-*.json", "*.png", "events.out.*")
+    for pattern in patterns:
+        for path in run.glob(pattern):
+            path.unlink()
+
+
+def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:
+    values = {
+        "run": result.run.name,
+        "best": dataclasses.asdict(fitted.best),
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "train": json.loads(result.train.to_json()),
+        "dev": json.loads(result.dev.to_json()),
+    }
+    return json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"

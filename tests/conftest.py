@@ -1,0 +1,56 @@
+"""A small generated corpus and the command line, for tests that run the real thing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.sample.corpus import SampleConfig, make_sample
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ran to its end."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Meld = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def meld() -> Meld:
+    """Runs the command line as a user would: meld("info", path, "--json")."""
+
+    def run(*arguments: object, timeout_s: float = 300, **environment: str) -> Finished:
+        command = [sys.executable, "-m", "cli", *map(str, arguments)]
+        finished = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parent.parent,
+        )
+        return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three generated dialogues, one a split: real H.264 and AAC."""
+    out = tmp_path_factory.mktemp("corpus") / "data"
+    return make_sample(SampleConfig(out=out, dialogues=3, seed=5)).root

@@ -1,0 +1,250 @@
+"""Extraction through real Ray into real HDF5, on a generated corpus."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import locks
+from pipeline.annotations import read_corpus
+from pipeline.cache import read_cache, read_header, read_projections
+from pipeline.clips import locate_clips
+from pipeline.decode import decode_clip
+from pipeline.encode import Encoders, encode_clips
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
+from pipeline.errors import CacheBusy, RecipeMismatch
+from pipeline.extract import ExtractConfig, extract, plan
+from pipeline.sample.corpus import SampleConfig, make_sample
+from pipeline.schema import MODALITIES, SPLITS
+
+Meld = Callable[..., Any]
+
+ENCODERS = EncoderRequest(text="minilm", video_weights="random")
+# The same on the command line.
+ENCODER_OPTIONS = ("--text", "minilm", "--weights", "video=random")
+
+
+def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
+    settings = {"precision": "float32", "rows_per_shard": 2, **changes}
+    return ExtractConfig(data=data, features=features, encoders=ENCODERS, **settings)
+
+
+@pytest.fixture(scope="module")
+def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All splits of the small corpus, extracted in one unbroken run."""
+    folder = tmp_path_factory.mktemp("features")
+    report = extract(config_for(corpus, folder))
+    assert report.num_failures == 0
+    return folder
+
+
+def test_every_annotated_row_is_in_its_cache_in_file_order(corpus: Path, features: Path) -> None:
+    for split, utterances in read_corpus(corpus, None).items():
+        cache = read_cache(features / f"{split}.h5")
+        keys = list(zip(cache.dialogue_id.tolist(), cache.utterance_id.tolist(), strict=True))
+        assert keys == [row.key[1:] for row in utterances]
+        assert cache.text == [row.text for row in utterances]
+        assert cache.emotion == [row.emotion for row in utterances]
+        assert all(cache.present[name].all() for name in MODALITIES)
+
+
+def test_features_are_those_of_the_encoders_run_by_hand(corpus: Path, features: Path) -> None:
+    recipe = read_header(features / "dev.h5").recipe
+    assert recipe.decode is not None
+    choices = [choose_encoder(name, ENCODERS, "float32") for name in MODALITIES]
+    rows = read_corpus(corpus, ("dev",))["dev"][:2]  # one shard
+    clips = [
+        decode_clip(clip, recipe.decode, MODALITIES) for clip in locate_clips(corpus, "dev", rows)
+    ]
+    by_hand = encode_clips(Encoders(choices, recipe.decode), clips)
+    cache = read_cache(features / "dev.h5")
+    for name in MODALITIES:
+        expected = np.stack([clip.raw[name] for clip in by_hand])
+        np.testing.assert_allclose(cache.raw[name][:2], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_are_the_projection_fitted_on_train(features: Path) -> None:
+    recipe = read_header(features / "train.h5").recipe
+    projections = read_projections(features / "projection.h5", recipe)
+    assert projections is not None
+    for split in SPLITS:
+        cache = read_cache(features / f"{split}.h5")
+        for name in MODALITIES:
+            fitted = projections[name]
+            values = (cache.raw[name].mean(axis=1) - fitted.mean) / fitted.scale
+            expected = values @ fitted.components.T
+            np.testing.assert_allclose(cache.embedding[name], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stranger_can_read_the_cache_with_h5py_alone(features: Path) -> None:
+    with h5py.File(features / "train.h5") as file:
+        rows = len(file["key/dialogue_id"])
+        assert file["raw/video"].shape == (rows, 1, 512)
+        assert file["embedding/text"].shape == (rows, 128)
+        assert file["label/emotion"].asstr()[0] in "neutral surprise fear sadness joy disgust anger"
+        assert '"weights":"random"' in file.attrs["recipe"]
+
+
+def test_a_second_run_finds_everything_done_and_starts_no_cluster(
+    corpus: Path, features: Path
+) -> None:
+    before = (features / "train.h5").stat()
+    report = extract(config_for(corpus, features))
+    assert [split.rows_resumed for split in report.splits] == [
+        split.rows for split in report.splits
+    ]
+    assert (features / "train.h5").stat().st_mtime_ns == before.st_mtime_ns
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_another_recipe_is_refused_and_the_differing_field_named(
+    corpus: Path, features: Path
+) -> None:
+    with pytest.raises(RecipeMismatch, match=r"decode\.num_frames: 16 != 8"):
+        extract(config_for(corpus, features, num_frames=8))
+
+
+def test_other_annotations_are_refused(corpus: Path, features: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "data")
+    csv = tmp_path / "data" / "dev_sent_emo.csv"
+    csv.write_bytes(csv.read_bytes().replace(b"neutral", b"joy", 1))
+    with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
+        extract(config_for(tmp_path / "data", features))
+
+
+def test_a_second_writer_fails_at_once_and_names_the_first(corpus: Path, tmp_path: Path) -> None:
+    with (
+        locks.hold(tmp_path / ".work" / "train.lock", "the train cache"),
+        pytest.raises(CacheBusy, match=f"process {os.getpid()} on "),
+    ):
+        extract(config_for(corpus, tmp_path))
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    planned = plan(config_for(corpus, tmp_path / "features"))
+    assert sum(planned.rows.values()) > 0
+    assert sum(planned.rows_done.values()) == 0
+    assert not (tmp_path / "features").exists()
+
+
+def test_dev_before_train_is_completed_when_train_arrives(
+    corpus: Path, features: Path, tmp_path: Path
+) -> None:
+    text_only = {"modalities": ("text",), "rows_per_shard": None}
+    extract(config_for(corpus, tmp_path, splits=("dev",), **text_only))
+    assert read_cache(tmp_path / "dev.h5").embedding == {}
+    extract(config_for(corpus, tmp_path, splits=("train",), **text_only))
+    dev, train = (read_cache(tmp_path / f"{split}.h5") for split in ("dev", "train"))
+    assert dev.embedding["text"].shape == (len(dev), 128)
+    assert dev.projection_hash == train.projection_hash is not None
+
+
+def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
+    corpus: Path, features: Path, tmp_path: Path, meld: Meld
+) -> None:
+    (tmp_path / "slow.toml").write_text('rows_per_shard = 2\nprecision = "float32"\n')
+    command = ["extract", "--split", "all", "--data", corpus, "--features", tmp_path / "features"]
+    command += ["--config", tmp_path / "slow.toml", *ENCODER_OPTIONS]
+    running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)])
+    finished_shards = tmp_path / "features" / ".work"
+    while running.poll() is None and not list(finished_shards.glob("*/shard-*.h5")):
+        time.sleep(0.05)
+    assert running.poll() is None, "finished before it could be killed"
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+
+    resumed = meld(*command, "--json")
+    assert resumed.status == 0, resumed.err
+    assert sum(split["rows_resumed"] for split in resumed.json["splits"]) >= 2
+    for name in ("train.h5", "dev.h5", "test.h5", "projection.h5"):
+        assert (tmp_path / "features" / name).read_bytes() == (features / name).read_bytes()
+
+
+def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
+    corpus: Path, tmp_path: Path, meld: Meld
+) -> None:
+    victim = locate_clips(corpus, "dev", read_corpus(corpus, ("dev",))["dev"])[1].path
+    assert victim is not None
+    # Every Python that starts with this folder on its path dies on decoding the victim.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
+        "    import pipeline.decode as decode\n"
+        "    kind = decode.decode_clip\n"
+        "    def deadly(clip, *rest):\n"
+        f"        if clip.path and clip.path.name == {victim.name!r}:\n"
+        f"            open({str(tmp_path / 'attempts')!r}, 'a').write('x')\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return kind(clip, *rest)\n"
+        "    decode.decode_clip = deadly\n"
+    )
+    finished = meld(
+        *("extract", "--split", "dev", "--data", corpus, "--features", tmp_path / "features"),
+        *ENCODER_OPTIONS,
+        "--json",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert finished.status == 3, finished.err
+    assert (tmp_path / "attempts").read_text() == "xx"
+    (split,) = finished.json["splits"]
+    assert {failure["code"] for failure in split["failures"]} == {"killed_worker"}
+    assert {failure["modality"] for failure in split["failures"]} == {"video", "audio"}
+    cache = read_cache(tmp_path / "features" / "dev.h5")
+    expected = [row != 1 for row in range(len(cache))]
+    assert cache.present["video"].tolist() == cache.present["audio"].tolist() == expected
+    assert cache.present["text"].all()
+
+
+def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
+    tmp_path: Path, meld: Meld
+) -> None:
+    sample = make_sample(SampleConfig(out=tmp_path / "data", dialogues=12, seed=1, corrupt=True))
+    finished = meld(
+        *("extract", "--split", "all", "--data", sample.root, "--features", tmp_path / "features"),
+        *ENCODER_OPTIONS,
+        "--json",
+    )
+    assert finished.status == 3, finished.err
+    found = {
+        (failure["clip"], failure["modality"]): failure["code"]
+        for split in finished.json["splits"]
+        for failure in split["failures"]
+    }
+    expected_codes = {
+        "truncated_file": ("unreadable", "unreadable"),
+        "truncated_data": ("truncated", "truncated"),
+        "missing_file": ("missing_file", "missing_file"),
+        "empty_file": ("empty_file", "empty_file"),
+        "no_audio": (None, "no_audio"),
+        "no_video": ("no_video", None),
+        "two_frames": ("few_frames", None),
+        "overlong": ("overlong", "overlong"),
+    }
+    expected = {}
+    for accident in sample.accidents:
+        codes = expected_codes.get(accident.kind, (None, None))
+        for modality, code in zip(("video", "audio"), codes, strict=True):
+            if code is not None:
+                expected[str(accident.key), modality] = code
+    assert set(expected_codes) <= {item.kind for item in sample.accidents}
+    assert found == expected
+    lost = {"unreadable", "missing_file", "empty_file", "no_audio", "no_video"}
+    for split in SPLITS:
+        cache = read_cache(tmp_path / "features" / f"{split}.h5")
+        for row, (dialogue, utterance) in enumerate(
+            zip(cache.dialogue_id, cache.utterance_id, strict=True)
+        ):
+            clip = f"{split} dia{dialogue}_utt{utterance}"
+            assert cache.present["text"][row]
+            for modality in ("video", "audio"):
+                is_lost = found.get((clip, modality)) in lost
+                assert cache.present[modality][row] != is_lost, (clip, modality)
