@@ -145,7 +145,7 @@ def fit(
     batch_size = config.rows_per_step(len(train))
     history: list[EpochResult] = []
     best: EpochResult | None = None
-    with seeded(seed):
+    with seeded(seed), one_thread():
         for epoch in range(1, config.epochs + 1):
             started = time.perf_counter()
             model.train()
@@ -191,6 +191,18 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one CPU core. Batches this small keep more cores waiting on each other (on a
+    busy machine for many times the work), and bits then do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def drop_modalities(present: Tensor, chance: float) -> Tensor:

@@ -1,0 +1,222 @@
+"""The generated MELD-shaped corpus: real H.264 and AAC, our own words, voices and faces.
+
+Each emotion is carried by the words, the voice or the face, mostly by one of them alone, so
+that fusion has something to gain and the answer is known (`carriers.csv`).
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.sample.accidents import (
+    MIN_DIALOGUES,
+    PlantedAccident,
+    curl,
+    plan_accidents,
+    write_accident,
+)
+from pipeline.sample.clip import write_clip
+from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
+from pipeline.sample.tables import annotations_csv, carriers_csv
+from pipeline.schema import SPLITS, ClipKey, Split
+
+MEDIA_FOLDERS: dict[Split, str] = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
+SETTINGS_FILE = "sample.json"
+CARRIERS_FILE = "carriers.csv"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What to generate. The same seed, dialogues and corrupt give the same bytes.
+
+    dialogues: 3 to 8 utterances each; 78 make some 420 rows
+    corrupt:   plant the real corpus's accidents
+    workers:   processes; None for one per core
+    Raises UsageError.
+    """
+
+    out: Path
+    dialogues: int = 78
+    seed: int = 0
+    corrupt: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        least = MIN_DIALOGUES if self.corrupt else len(SPLITS)
+        if self.dialogues < least:
+            raise UsageError(
+                f"a {'corrupt ' if self.corrupt else ''}sample needs at least {least} dialogues, "
+                f"not {self.dialogues}"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"workers must be at least 1, not {self.workers}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the corpus, as it is kept beside it."""
+        return {
+            "made_by": "meld sample",
+            "revision": REVISION,
+            "dialogues": self.dialogues,
+            "seed": self.seed,
+            "corrupt": self.corrupt,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult:
+    root: Path
+    rows: dict[Split, int]
+    accidents: tuple[PlantedAccident, ...]
+
+
+def make_sample(
+    config: SampleConfig, progress: Progress = lambda done, total: None
+) -> SampleResult:
+    """Generates the corpus under `config.out`.
+
+    Raises InputError (the folder holds something else) or StorageError (it cannot be written).
+    """
+    plans = plan_corpus(dialogues=config.dialogues, seed=config.seed)
+    accidents = plan_accidents(plans, seed=config.seed) if config.corrupt else ()
+    try:
+        _claim_folder(config)
+        durations_s = _write_media_files(config, plans, accidents, progress)
+        _write_tables(config.out, plans, accidents, durations_s)
+        _write_settings(config, accidents, complete=True)
+    except OSError as error:
+        raise StorageError(f"cannot write the sample to {config.out}: {error}") from error
+    rows = {split: sum(plan.key.split == split for plan in plans) for split in SPLITS}
+    return SampleResult(root=config.out, rows=rows, accidents=accidents)
+
+
+def media_path(root: Path, key: ClipKey) -> Path:
+    return root / MEDIA_FOLDERS[key.split] / f"dia{key.dialogue_id}_utt{key.utterance_id}.mp4"
+
+
+def _claim_folder(config: SampleConfig) -> None:
+    """Makes the folder ours, or refuses one that is not. Nothing of the user's is touched."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()):
+        found = _found_settings(out)
+        if found is None:
+            raise InputError(f"{out} is not empty and no sample of ours; choose another folder")
+        differing = [
+            f"{name} {found.get(name)} there, {value} asked for"
+            for name, value in config.settings.items()
+            if found.get(name) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{out} holds another sample ({'; '.join(differing)}); choose another folder"
+            )
+    for folder in MEDIA_FOLDERS.values():
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    _write_settings(config, (), complete=False)
+
+
+def _found_settings(out: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = found["settings"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    ours = isinstance(settings, dict) and settings.get("made_by") == "meld sample"
+    return settings if ours else None
+
+
+def _write_media_files(
+    config: SampleConfig,
+    plans: Sequence[ClipPlan],
+    accidents: Sequence[PlantedAccident],
+    progress: Progress,
+) -> dict[ClipKey, float]:
+    """Every clip's duration in seconds, as its row is to say."""
+    kinds = {accident.key: accident.kind for accident in accidents}
+    make = partial(_make_file, config.out)
+    durations_s: dict[ClipKey, float] = {}
+    # Spawned, not forked: the caller may hold threads (torch, Ray).
+    with ProcessPoolExecutor(
+        max_workers=min(config.workers or os.cpu_count() or 1, len(plans)),
+        mp_context=multiprocessing.get_context("spawn"),
+    ) as pool:
+        futures = {pool.submit(make, plan, kinds.get(plan.key)): plan.key for plan in plans}
+        try:
+            for future in as_completed(futures):
+                durations_s[futures[future]] = future.result()
+                progress(len(durations_s), len(plans))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return durations_s
+
+
+def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
+    """One clip, in a worker: made in a folder of its own, then moved, so that it appears whole."""
+    path = media_path(root, plan.key)
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as folder:
+            made = Path(folder) / path.name
+            duration_s = write_accident(plan, made, kind) if kind else write_clip(plan, made)
+            for part in Path(folder).iterdir():
+                part.replace(path.with_name(part.name))
+            if kind == "missing_file":
+                path.unlink(missing_ok=True)
+    except av.error.FFmpegError as error:
+        raise RuntimeError(f"{plan.key}: {error}") from error
+    return duration_s
+
+
+def _write_tables(
+    root: Path,
+    plans: Sequence[ClipPlan],
+    accidents: Sequence[PlantedAccident],
+    durations_s: dict[ClipKey, float],
+) -> None:
+    curled = {accident.key for accident in accidents if accident.kind == "curly_text"}
+    texts = {plan.key: curl(plan.text) if plan.key in curled else plan.text for plan in plans}
+    for split in SPLITS:
+        rows = [plan for plan in plans if plan.key.split == split]
+        table = annotations_csv(rows, texts, durations_s)
+        _write_whole(root / f"{split}_sent_emo.csv", table)
+    _write_whole(root / CARRIERS_FILE, carriers_csv(plans))
+
+
+def _write_settings(
+    config: SampleConfig, accidents: Sequence[PlantedAccident], *, complete: bool
+) -> None:
+    content = {
+        "settings": config.settings,
+        "complete": complete,
+        "accidents": [
+            {**dataclasses.asdict(accident), "key": accident.key._asdict()}
+            for accident in accidents
+        ],
+    }
+    _write_whole(config.out / SETTINGS_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Under a temporary name, then renamed: it is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(text.encode())
+    part.replace(path)

@@ -1,0 +1,124 @@
+"""Poses -> video frames: the head set into the room, in the colour format of the video.
+
+Each different pose is put together once, straight in YUV 4:2:0, and its frame used again.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.sample.face import EXPRESSIONS, HEAD_SIZE, Head, Look
+from pipeline.sample.motion import Pose
+from pipeline.sample.scene import HEIGHT, WIDTH, draw_scene
+
+_MARGIN = HEAD_SIZE // 2
+
+
+def draw_frames(
+    poses: list[Pose], *, look: Look, emotion: str, room: int, rng: random.Random
+) -> Iterator[av.VideoFrame]:
+    """One yuv420p frame per pose; equal poses give the same object."""
+    head_x, head_y = 640 + 2 * rng.randint(-18, 18), 346 + 2 * rng.randint(-6, 6)
+    scene = _yuv420(draw_scene(look, room=room, head_x=head_x, head_y=head_y))
+    head = Head(look, EXPRESSIONS[emotion])
+    still = _Sprite.of(head.still)
+    sprites: dict[tuple[float, bool], _Sprite] = {}
+    frames: dict[Pose, av.VideoFrame] = {}
+    for pose in poses:
+        if pose not in frames:
+            face = (pose.mouth, pose.blink)
+            if face not in sprites:
+                moving = _Sprite.of(head.moving(pose.mouth, blink=pose.blink))
+                sprites[face] = still.replaced(moving, *Head.MOVING[:2])
+            corner = (head_x - _MARGIN + pose.right, head_y - _MARGIN + pose.down)
+            frames[pose] = sprites[face].on(scene, *corner)
+        yield frames[pose]
+
+
+@dataclass(frozen=True)
+class _Sprite:
+    """A picture with transparency, ready to be laid over a YUV 4:2:0 frame at even places.
+
+    colours: uint16, times alpha: luma [h, w] and chroma [h / 2, w / 2] twice
+    clear:   uint16, 255 - alpha, in the same three sizes
+    """
+
+    colours: tuple[NDArray[np.uint16], ...]
+    clear: tuple[NDArray[np.uint16], ...]
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> "_Sprite":
+        """From RGBA of even width and height."""
+        alpha = np.asarray(picture.getchannel("A")).astype(np.uint16)
+        rgb = av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), format="rgb24")
+        luma, *chroma = rgb.reformat(format="yuv444p").to_ndarray().astype(np.uint16)
+        clear = 255 - _halved(alpha)
+        return cls(
+            (luma * alpha, *(_halved(plane * alpha) for plane in chroma)),
+            (255 - alpha, clear, clear),
+        )
+
+    def replaced(self, part: "_Sprite", left: int, top: int) -> "_Sprite":
+        """With `part` in the place of what is there."""
+        return _Sprite(
+            _pasted(self.colours, part.colours, left, top),
+            _pasted(self.clear, part.clear, left, top),
+        )
+
+    def on(self, scene: NDArray[np.uint8], left: int, top: int) -> av.VideoFrame:
+        """Laid over `scene` (as from `_yuv420`), cut off at its edges."""
+        frame = scene.copy()
+        for plane, colour, clear in zip(_planes(frame), self.colours, self.clear, strict=True):
+            scale = WIDTH // plane.shape[1]
+            x, y = left // scale, top // scale
+            cut = np.s_[max(0, -y) : plane.shape[0] - y, max(0, -x) : plane.shape[1] - x]
+            height, width = colour[cut].shape
+            under = plane[max(0, y) : max(0, y) + height, max(0, x) : max(0, x) + width]
+            total = under * clear[cut] + colour[cut]
+            under[:] = (total + (total >> 8) + 1) >> 8  # total / 255, without dividing
+        return av.VideoFrame.from_ndarray(frame, format="yuv420p")
+
+
+def _pasted(
+    planes: tuple[NDArray[np.uint16], ...],
+    parts: tuple[NDArray[np.uint16], ...],
+    left: int,
+    top: int,
+) -> tuple[NDArray[np.uint16], ...]:
+    copies = tuple(plane.copy() for plane in planes)
+    for copy, part in zip(copies, parts, strict=True):
+        scale = HEAD_SIZE // copy.shape[1]
+        x, y = left // scale, top // scale
+        copy[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return copies
+
+
+def _yuv420(picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [HEIGHT * 3 / 2, WIDTH]: luma, then the two chroma planes."""
+    frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+    planes: NDArray[np.uint8] = frame.reformat(format="yuv420p").to_ndarray()
+    return planes
+
+
+def _planes(frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Views of the three planes of what `_yuv420` gives."""
+    flat, luma, chroma = frame.reshape(-1), WIDTH * HEIGHT, WIDTH * HEIGHT // 4
+    half = (HEIGHT // 2, WIDTH // 2)
+    return [
+        flat[:luma].reshape(HEIGHT, WIDTH),
+        flat[luma : luma + chroma].reshape(half),
+        flat[luma + chroma :].reshape(half),
+    ]
+
+
+def _halved(plane: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Each value the mean of two by two."""
+    total = plane[::2, ::2].astype(np.uint32) + plane[1::2, ::2]
+    total += plane[::2, 1::2]
+    total += plane[1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint16)
