@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import av
 
-from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.errors import InputError, MeldError, StorageError, UsageError
 from pipeline.sample.accidents import (
     MIN_DIALOGUES,
     PlantedAccident,
@@ -92,7 +93,8 @@ def make_sample(
 ) -> SampleResult:
     """Generates the corpus under `config.out`.
 
-    Raises InputError (the folder holds something else) or StorageError (it cannot be written).
+    Raises InputError (the folder holds something else), StorageError (it cannot be written),
+    UsageError (too few rows for every accident) or MeldError (a worker process died).
     """
     plans = plan_corpus(dialogues=config.dialogues, seed=config.seed)
     accidents = plan_accidents(plans, seed=config.seed) if config.corrupt else ()
@@ -164,6 +166,8 @@ def _write_media_files(
             for future in as_completed(futures):
                 durations_s[futures[future]] = future.result()
                 progress(len(durations_s), len(plans))
+        except BrokenProcessPool as error:
+            raise MeldError("a worker process died, perhaps for lack of memory") from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -182,7 +186,9 @@ def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
             if kind == "missing_file":
                 path.unlink(missing_ok=True)
     except av.error.FFmpegError as error:
-        raise RuntimeError(f"{plan.key}: {error}") from error
+        # PyAV's own exceptions do not travel between processes.
+        kind_of = OSError if isinstance(error, OSError) else RuntimeError
+        raise kind_of(f"{plan.key}: {error}") from None
     return duration_s
 
 
