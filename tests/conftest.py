@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.encoders.choice import EncoderRequest
+from pipeline.extract import ExtractConfig, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
 
 
@@ -54,3 +56,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three generated dialogues, one a split: real H.264 and AAC."""
     out = tmp_path_factory.mktemp("corpus") / "data"
     return make_sample(SampleConfig(out=out, dialogues=3, seed=5)).root
+
+
+@pytest.fixture(scope="session")
+def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All splits of the small corpus, extracted in one unbroken run."""
+    folder = tmp_path_factory.mktemp("features")
+    report = extract(
+        ExtractConfig(
+            data=corpus,
+            features=folder,
+            encoders=EncoderRequest(text="minilm", video_weights="random"),
+            precision="float32",
+            rows_per_shard=2,
+        )
+    )
+    assert report.num_failures == 0
+    return folder

@@ -28,23 +28,14 @@ from pipeline.schema import MODALITIES, SPLITS
 
 Meld = Callable[..., Any]
 
+# Those of the `features` fixture.
 ENCODERS = EncoderRequest(text="minilm", video_weights="random")
-# The same on the command line.
 ENCODER_OPTIONS = ("--text", "minilm", "--weights", "video=random")
 
 
 def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
     settings = {"precision": "float32", "rows_per_shard": 2, **changes}
     return ExtractConfig(data=data, features=features, encoders=ENCODERS, **settings)
-
-
-@pytest.fixture(scope="module")
-def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All splits of the small corpus, extracted in one unbroken run."""
-    folder = tmp_path_factory.mktemp("features")
-    report = extract(config_for(corpus, folder))
-    assert report.num_failures == 0
-    return folder
 
 
 def test_every_annotated_row_is_in_its_cache_in_file_order(corpus: Path, features: Path) -> None:

@@ -1,0 +1,145 @@
+"""The command line as a user meets it: output, messages, exit statuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cache import read_header
+
+Meld = Callable[..., Any]
+
+COMMANDS = ("sample", "extract", "info", "train-fusion", "evaluate", "demo")
+
+
+@pytest.fixture(scope="module")
+def run(features: Path, tmp_path_factory: pytest.TempPathFactory, meld: Meld) -> Path:
+    """A run trained on the small corpus through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    finished = meld("train-fusion", "--features", features, "--out", out, "--epochs", 2)
+    assert finished.status == 0, finished.err
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> None:
+    finished = meld(command, "--help")
+    assert finished.status == 0
+    assert f"meld {command}" in finished.out
+    assert "Example" in finished.out
+    assert "--json" in finished.out
+
+
+def test_a_sample_is_described_as_one_json_object(meld: Meld, tmp_path: Path) -> None:
+    finished = meld("sample", "--out", tmp_path / "data", "--dialogues", 3, "--json")
+    assert finished.status == 0, finished.err
+    assert set(finished.json) == {"root", "rows", "accidents"}
+    assert set(finished.json["rows"]) == {"train", "dev", "test"}
+
+
+def test_info_tells_rows_presence_recipe_and_random_weights(meld: Meld, features: Path) -> None:
+    finished = meld("info", features / "train.h5", "--verify", "--json")
+    assert finished.status == 0, finished.err
+    told = finished.json
+    header = read_header(features / "train.h5")
+    assert told["fingerprint"] == header.recipe.fingerprint
+    assert told["present"] == dict.fromkeys(("text", "video", "audio"), header.num_rows)
+    assert sum(told["emotions"].values()) == header.num_rows
+    assert told["random_weights"] == ["video"]
+    assert told["damaged"] == []
+    assert "video: RANDOM WEIGHTS" in meld("info", features / "train.h5").out
+
+
+def test_a_flipped_bit_is_found_and_named(meld: Meld, features: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "train.h5"
+    content = bytearray((features / "train.h5").read_bytes())
+    middle = content.find(_some_row_of_video(features / "train.h5"))
+    assert middle > 0
+    content[middle] ^= 1
+    damaged.write_bytes(content)
+    finished = meld("info", damaged, "--verify")
+    assert finished.status == 5
+    assert "raw/video" in finished.err
+
+
+def _some_row_of_video(path: Path) -> bytes:
+    from pipeline.cache import read_cache
+
+    return read_cache(path).raw["video"][2].tobytes()
+
+
+def test_a_trained_run_is_measured_beside_the_majority_baseline(meld: Meld, run: Path) -> None:
+    finished = meld("evaluate", run, "--split", "test", "--json")
+    assert finished.status == 0, finished.err
+    assert set(finished.json["emotion"]) >= {"model", "majority", "labels"}
+    assert json.loads((run / "evaluation-test.json").read_text()) == finished.json
+    assert list(run.glob("*.png"))
+    assert "majority" in meld("evaluate", run, "--split", "dev").out
+
+
+def test_training_writes_all_that_its_folder_promises(run: Path) -> None:
+    for name in ("model.safetensors", "config.json", "history.jsonl", "metrics.json"):
+        assert (run / name).stat().st_size > 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["fingerprint"]
+    assert len((run / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_settings_come_from_a_file_and_the_command_line_wins(
+    meld: Meld, features: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "train.toml"
+    settings.write_text("seed = 7\n[fit]\nepochs = 3\n")
+    finished = meld(
+        *("train-fusion", "--features", features, "--out", tmp_path / "run"),
+        *("--config", settings, "--epochs", 1, "--json"),
+    )
+    assert finished.status == 0, finished.err
+    assert finished.json["epochs"] == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("extract", "--split", "train", "--data", "nowhere"), 4, "nowhere: no such folder"),
+        (("extract", "--split", "sideways"), 2, "sideways"),
+        (("extract", "--split", "dev", "--modalities", "smell"), 2, "--modalities smell"),
+        (("extract", "--split", "dev", "--weights", "audio=random"), 2, "--weights audio=random"),
+        (("extract", "--split", "dev", "--config", "no.toml"), 2, "no.toml"),
+        (("info", "no.h5"), 5, "no.h5: no such file"),
+        (("train-fusion", "--features", "nowhere"), 4, "meld extract --split train"),
+        (("evaluate", "nowhere"), 4, "nowhere"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_its_own_status(
+    meld: Meld, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    finished = meld(*arguments)
+    assert finished.status == status, finished.err
+    assert message in finished.err
+    assert "Traceback" not in finished.err
+
+
+def test_an_unknown_setting_names_the_nearest(meld: Meld, tmp_path: Path) -> None:
+    settings = tmp_path / "extract.toml"
+    settings.write_text("num_frame = 8\n")
+    finished = meld("extract", "--split", "dev", "--config", settings)
+    assert finished.status == 2
+    assert "did you mean num_frames?" in finished.err
+
+
+def test_missing_weights_are_named_with_the_ways_to_get_them(
+    meld: Meld, corpus: Path, tmp_path: Path
+) -> None:
+    finished = meld(
+        *("extract", "--split", "dev", "--data", corpus, "--features", tmp_path / "features"),
+        *("--text", "minilm", "--weights-dir", tmp_path / "weights"),
+        TORCH_HOME=str(tmp_path),
+    )
+    assert finished.status == 6, finished.err
+    assert "r3d_18-b3b3357e.pth" in finished.err
+    assert "--weights video=random" in finished.err
+    assert not (tmp_path / "features" / "dev.h5").exists()
