@@ -128,8 +128,10 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Generate a small corpus in MELD's shape: spoken text, talking faces, real H.264 and AAC."""
-    from pipeline.sample.corpus import SampleConfig, make_sample
     from pipeline.settings import build_config
+
+    with _needs_extra("sample"):
+        from pipeline.sample.corpus import SampleConfig, make_sample
 
     options = _given(out=out, dialogues=dialogues, seed=seed, workers=workers)
     config = build_config(SampleConfig, {**options, "corrupt": corrupt})
@@ -362,8 +364,10 @@ def demo(
     No download: text goes through the bundled encoder, video through random weights (asked for
     by name, and marked in every output).
     """
-    from fusion.demo import DemoConfig, run_demo
     from pipeline.settings import build_config
+
+    with _needs_extra("sample"):
+        from fusion.demo import DemoConfig, run_demo
 
     config = build_config(DemoConfig, _given(out=out, seed=seed, dialogues=dialogues))
     with _progress("demo") as advance:
@@ -438,6 +442,19 @@ def _print_rich(*renderables: Any) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _needs_extra(name: str) -> Iterator[None]:
+    """Around the imports of an optional part: what is missing, and the command that gets it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("pipeline", "fusion"):
+            raise
+        raise UsageError(
+            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
+        ) from error
 
 
 @contextmanager
