@@ -155,10 +155,11 @@ def _check_shape(path: Path, header: list[str], rows: dict[int, list[str]]) -> N
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
         raise AnnotationError(f"{path}: more than one column {', '.join(sorted(repeated))}")
-    ragged = pd.Series({number: len(cells) != len(header) for number, cells in rows.items()})
+    num_fields = pd.Series({number: len(cells) for number, cells in rows.items()}, dtype=int)
+    ragged = num_fields != len(header)
     if ragged.any():
         raise AnnotationError(
-            f"{path}: {_rows(ragged)}: {len(rows[ragged.idxmax()])} fields, "
+            f"{path}: {_rows(ragged)}: {num_fields[ragged].iloc[0]} fields, "
             f"the header has {len(header)}"
         )
 

@@ -1,18 +1,19 @@
 """The feature cache on disk: one HDF5 file per split. The only file that imports h5py.
 
     attributes   format, format_version, split, recipe (JSON), fingerprint, rows_hash,
-                 emotion_names, sentiment_names, projection_hash (empty before a projection)
+                 projection_hash (empty before a projection)
     key/         dialogue_id, utterance_id             int64 [rows]
     text, speaker                                      UTF-8 [rows]
-    label/       emotion, sentiment                    UTF-8 [rows], by name, "" = unlabelled
+    label/       emotion, sentiment                    UTF-8 [rows], by name, "" = unlabelled;
+                 attributes emotion_names, sentiment_names: JSON, in our order
     raw/         <modality>                            float32 [rows, layers, dim]
     embedding/   <modality>                            float32 [rows, 128]
     present/     <modality>                            bool [rows]; False: the row's values are 0
     failures/    dialogue_id, utterance_id, modality, stage, code, message, lost
 
 A shard of an unfinished extraction is the same format with fewer rows. Files appear whole
-(temporary name, fsync, rename) and are never edited. Strings have fixed length, because
-variable-length ones lie outside the checksummed chunks.
+(temporary name, fsync, rename) and are never edited. All strings have fixed length:
+variable-length ones lie in a heap without checksums, and a flipped bit there can hang HDF5.
 """
 
 import json
@@ -47,6 +48,7 @@ FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 18
 # The first HDF5 generation that checksums its own structure too: attributes, names, addresses.
 _LIBRARY_VERSION = "v110"
+_IMAGE_BLOCK_BYTES = 1 << 22
 # What h5py raises where a file is damaged, or holds something else than is asked for.
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
@@ -149,17 +151,31 @@ def _write_atomically(path: Path, fill: Callable[[h5py.File], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", libver=_LIBRARY_VERSION) as file:
-            fill(file)
+        temporary.write_bytes(_build_image(fill))
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"{path}: cannot be written: {error}") from error
     finally:
-        # After a full disk HDF5 leaves a file with silent zeros: it must not survive.
         with suppress(OSError):  # renamed by now, or never made
             temporary.unlink()
+
+
+def _build_image(fill: Callable[[h5py.File], None]) -> bytes:
+    """The file's bytes, made in memory: on a full disk HDF5 leaves silent zeros or takes the
+    process down with it, and must not meet one."""
+    with h5py.File(
+        "image",
+        "w",
+        driver="core",
+        backing_store=False,
+        block_size=_IMAGE_BLOCK_BYTES,
+        libver=_LIBRARY_VERSION,
+    ) as file:
+        fill(file)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def _sync(path: Path) -> None:
@@ -171,24 +187,18 @@ def _sync(path: Path) -> None:
 
 
 def _fill(file: h5py.File, cache: FeatureCache) -> None:
-    attributes: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "split": cache.split,
-        "recipe": cache.recipe.to_json(),
-        "fingerprint": cache.fingerprint,
-        "rows_hash": cache.rows_hash,
-        "emotion_names": json.dumps(EMOTIONS),
-        "sentiment_names": json.dumps(SENTIMENTS),
-        "projection_hash": cache.projection_hash or "",
-    }
-    file.attrs.update(attributes)
+    _put_header(file, FORMAT, cache.recipe)
+    _put_text(file, "split", cache.split)
+    _put_text(file, "rows_hash", cache.rows_hash)
+    _put_text(file, "projection_hash", cache.projection_hash or "")
     _put(file, "key/dialogue_id", cache.dialogue_id)
     _put(file, "key/utterance_id", cache.utterance_id)
     _put(file, "text", _encode_strings(cache.text))
     _put(file, "speaker", _encode_strings(cache.speaker))
     _put(file, "label/emotion", _encode_strings(cache.emotion))
     _put(file, "label/sentiment", _encode_strings(cache.sentiment))
+    _put_text(file["label"], "emotion_names", json.dumps(EMOTIONS))
+    _put_text(file["label"], "sentiment_names", json.dumps(SENTIMENTS))
     for modality, present in cache.present.items():
         _put(file, f"present/{modality}", present)
     for modality, values in cache.raw.items():
@@ -205,6 +215,19 @@ def _put_failures(file: h5py.File, failures: Sequence[ClipFailure]) -> None:
     for name in ("modality", "stage", "code", "message"):
         _put(file, f"failures/{name}", _encode_strings([getattr(f, name) for f in failures]))
     _put(file, "failures/lost", np.array([failure.lost for failure in failures], np.bool_))
+
+
+def _put_header(file: h5py.File, format_name: str, recipe: FeatureRecipe) -> None:
+    _put_text(file, "format", format_name)
+    file.attrs["format_version"] = FORMAT_VERSION
+    _put_text(file, "recipe", recipe.to_json())
+    _put_text(file, "fingerprint", recipe.fingerprint)
+
+
+def _put_text(place: h5py.Group, name: str, text: str) -> None:
+    encoded = text.encode()
+    dtype = h5py.string_dtype("utf-8", max(len(encoded), 1))
+    place.attrs[name] = np.array(encoded, dtype=dtype)
 
 
 def _put(file: h5py.File, name: str, values: NDArray[Any]) -> None:
@@ -343,6 +366,8 @@ class _Reader:
         self, group: str, names: Sequence[Modality], dtype: type[np.generic], num_axes: int
     ) -> dict[Modality, NDArray[Any]]:
         there = self._file.get(group, {})
+        if isinstance(there, h5py.Dataset):
+            raise CacheCorrupt(f"{self._path}: {group} is no group")
         return {
             name: self.array(f"{group}/{name}", dtype, num_axes) for name in names if name in there
         }
@@ -399,11 +424,10 @@ def _open_checked(path: Path, wanted_format: str) -> Iterator[h5py.File]:
 
 
 def _check_header(path: Path, file: h5py.File, wanted_format: str) -> None:
-    found = file.attrs.get("format")
-    if not isinstance(found, str) or found != wanted_format:
+    if "format" not in file.attrs or _read_text(path, file, "format") != wanted_format:
         raise CacheCorrupt(f"{path}: an HDF5 file, but not a {wanted_format} file")
-    version = file.attrs.get("format_version")
-    if not isinstance(version, np.integer) or version != FORMAT_VERSION:
+    version = _read_number(path, file, "format_version")
+    if version != FORMAT_VERSION:
         raise CacheCorrupt(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; extract again"
         )
@@ -440,10 +464,18 @@ def _refuse_link(file: h5py.File, name: str) -> None:
 
 
 def _read_text(path: Path, file: h5py.File, name: str) -> str:
-    value = file.attrs.get(name)
-    if not isinstance(value, str):
-        raise CacheCorrupt(f"{path}: attribute {name} is missing or no text")
-    return value
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
+        raise CacheCorrupt(f"{path}: attribute {name} is missing or no text of fixed length")
+    value = file.attrs[name]
+    if not isinstance(value, bytes):
+        raise CacheCorrupt(f"{path}: attribute {name} is no single text")
+    return value.decode()
+
+
+def _read_number(path: Path, place: h5py.Group, name: str) -> int:
+    if name not in place.attrs or place.attrs.get_id(name).dtype != np.int64:
+        raise CacheCorrupt(f"{path}: attribute {name} is missing or no whole number")
+    return int(place.attrs[name])
 
 
 def _read_split(path: Path, file: h5py.File) -> Split:
@@ -496,14 +528,7 @@ def write_projections(
     """Writes the projections beside the caches; raises StorageError."""
 
     def fill(file: h5py.File) -> None:
-        file.attrs.update(
-            {
-                "format": PROJECTION_FORMAT,
-                "format_version": FORMAT_VERSION,
-                "recipe": recipe.to_json(),
-                "fingerprint": recipe.fingerprint,
-            }
-        )
+        _put_header(file, PROJECTION_FORMAT, recipe)
         for modality, projection in projections.items():
             for name in ("mean", "scale", "components", "explained_variance"):
                 _put(file, f"{modality}/{name}", getattr(projection, name))
@@ -531,7 +556,7 @@ def read_projections(path: Path, recipe: FeatureRecipe) -> dict[Modality, Projec
                     name: reader.array(f"{modality}/{name}", np.float64, num_axes)
                     for name, num_axes in axes.items()
                 },
-                num_rows=int(file[modality].attrs["num_rows"]),
+                num_rows=_read_number(path, file[modality], "num_rows"),
             )
             for modality in MODALITIES
             if modality in file

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.error import FFmpegError, InvalidDataError
+from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -45,6 +46,7 @@ AUDIO_CODECS = frozenset(
     "aac mp3 mp3float ac3 eac3 opus vorbis flac alac pcm_s16le pcm_s24le pcm_s32le pcm_f32le "
     "pcm_s16be pcm_u8 pcm_mulaw pcm_alaw mp2 mp2float".split()
 )
+_LEANING = (PictureType.P, PictureType.B)
 # Foreign errors that a broken file can cause; anything else is our bug and must surface.
 _MEDIA_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 
@@ -96,8 +98,10 @@ class _Ledger:
         )
 
     def lose_all(self, error: ClipError) -> None:
+        lost = {entry.modality for entry in self._entries if entry.lost}
         for modality in self.wanted:
-            self.add(modality, error, lost=True)
+            if modality not in lost:
+                self.add(modality, error, lost=True)
 
     @property
     def entries(self) -> tuple[ClipFailure, ...]:
@@ -170,10 +174,18 @@ def _read_packets(
         if (stream := _choose_stream(container, modality, ledger)) is not None
     }
     packets: dict[int, list[av.Packet]] = {stream.index: [] for stream in streams.values()}
-    if streams:
-        _demux(container, list(streams.values()), packets, config)
+    cut = _demux(container, list(streams.values()), packets, config) if streams else set()
+    longest_s = max((_length_s(packets[stream.index]) for stream in streams.values()), default=0.0)
     for modality, stream in streams.items():
-        _note_length(modality, stream, packets[stream.index], config, ledger)
+        got_s = _length_s(packets[stream.index])
+        declared_s = got_s
+        if stream.duration:
+            declared_s = float(stream.duration * stream.time_base)
+        elif container.duration:  # Matroska tells it for the file only: that of its longest stream
+            declared_s, got_s = container.duration / av.time_base, longest_s
+        if packets[stream.index]:
+            is_cut = stream.index in cut
+            _note_length(modality, got_s, declared_s, config, ledger, is_cut=is_cut)
     by_modality = {name: packets[stream.index] for name, stream in streams.items()}
     return _Packets(video=by_modality.get("video"), audio=by_modality.get("audio"))
 
@@ -217,54 +229,76 @@ def _demux(
     streams: list["av.stream.Stream"],
     packets: dict[int, list[av.Packet]],
     config: DecodeConfig,
-) -> None:
-    """Fills `packets`. Stops when every stream has reached `max_duration_s`."""
+) -> set[int]:
+    """Fills `packets`. Stops when every stream has reached `max_duration_s`; returns those
+    that have."""
     deadline = time.monotonic() + MAX_SECONDS_PER_CLIP
     unfinished = {stream.index for stream in streams}
     num_bytes = 0
     try:
         for packet in container.demux(streams):
-            if packet.size == 0:  # the flush packets at the end
-                continue
+            if time.monotonic() > deadline:
+                raise ClipError("timeout", f"not read within {MAX_SECONDS_PER_CLIP:.0f} s")
             index = packet.stream.index
-            since_start_s = _time_s(packet, packets[index])
-            if since_start_s is not None and since_start_s >= config.max_duration_s:
+            if packet.size == 0 or index not in unfinished:  # size 0: the flush at the end
+                continue
+            if _earliest_s(packet, packets[index]) >= config.max_duration_s:
                 unfinished.discard(index)
                 if not unfinished:
-                    return
+                    break
                 continue
             packets[index].append(packet)
             num_bytes += packet.size
             if num_bytes > MAX_PACKET_BYTES:
                 raise ClipError("too_large", f"more than {MAX_PACKET_BYTES >> 20} MiB of packets")
-            if time.monotonic() > deadline:
-                raise ClipError("timeout", f"not read within {MAX_SECONDS_PER_CLIP:.0f} s")
     except _MEDIA_ERRORS as error:
         # What was read so far is still good; `_note_length` tells that something is missing.
         logger.debug("demuxing ended early: %s", _reason(error))
+    return {stream.index for stream in streams} - unfinished
 
 
 def _time_s(packet: av.Packet, earlier: list[av.Packet]) -> float | None:
     """Decoding time since the stream's first packet, in seconds; None where unknown."""
     first = earlier[0] if earlier else packet
-    if packet.dts is None or first.dts is None or packet.time_base is None:
+    tick, first_tick = _decoding_tick(packet), _decoding_tick(first)
+    if tick is None or first_tick is None or packet.time_base is None:
         return None
-    return float((packet.dts - first.dts) * packet.time_base)
+    return float((tick - first_tick) * packet.time_base)
+
+
+def _earliest_s(packet: av.Packet, earlier: list[av.Packet]) -> float:
+    """No picture of this packet or a later one is shown before this, seconds from the start:
+    decoding comes before showing, and decoding times rise."""
+    first = earlier[0] if earlier else packet
+    start = first.pts if first.pts is not None else first.dts
+    tick = _decoding_tick(packet)
+    if tick is None or start is None or packet.time_base is None:
+        return 0.0
+    return float((tick - start) * packet.time_base)
+
+
+def _decoding_tick(packet: av.Packet) -> int | None:
+    # Matroska has no decoding times; where FFmpeg cannot guess them the other will do.
+    return packet.dts if packet.dts is not None else packet.pts
+
+
+def _length_s(packets: list[av.Packet]) -> float:
+    if not packets:
+        return 0.0
+    return (_time_s(packets[-1], packets) or 0.0) + _duration_s(packets[-1])
 
 
 def _note_length(
     modality: Modality,
-    stream: "av.stream.Stream",
-    packets: list[av.Packet],
+    got_s: float,
+    declared_s: float,
     config: DecodeConfig,
     ledger: _Ledger,
+    *,
+    is_cut: bool,
 ) -> None:
     """Overlong and cut-off files still give features: a warning, not a loss."""
-    if not packets:
-        return
-    got_s = (_time_s(packets[-1], packets) or 0.0) + _duration_s(packets[-1])
-    declared_s = float(stream.duration * stream.time_base) if stream.duration else got_s
-    if declared_s > config.max_duration_s:
+    if is_cut:
         message = f"{declared_s:.1f} s long; the first {config.max_duration_s:.0f} s were used"
         ledger.add(modality, ClipError("overlong", message), lost=False)
     if min(declared_s, config.max_duration_s) - got_s > TRUNCATION_SLACK_S:
@@ -301,9 +335,11 @@ def _try_video(
 def _decode_video(
     packets: list[av.Packet], config: DecodeConfig, ledger: _Ledger
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    time_base = float(packets[0].time_base or 0) if packets else 0.0
     shown = _presentation_ticks(packets)
     if len(shown) == 0:
         raise ClipError("no_frames", "the video stream holds no frame")
+    shown = shown[(shown - shown[0]) * time_base < config.max_duration_s]
     if len(shown) < config.num_frames:
         message = f"{len(shown)} frames; some are repeated to make {config.num_frames}"
         ledger.add("video", ClipError("few_frames", message), lost=False)
@@ -318,14 +354,14 @@ def _decode_video(
     ticks = np.array(sorted(decoded), dtype=np.int64)
     nearest = ticks[np.abs(ticks[None, :] - wanted[:, None]).argmin(axis=1)]
     frames = np.stack([decoded[int(tick)] for tick in nearest])
-    time_base = float(packets[0].time_base or 0)
     return frames, (nearest - shown[0]) * time_base
 
 
 def _presentation_ticks(packets: list[av.Packet]) -> NDArray[np.int64]:
     """Sorted presentation times in ticks of every picture that will be shown.
 
-    AVI and raw streams have decoding times only; they come without picture reordering.
+    AVI has decoding times only: the same times, each given to another picture where pictures
+    are reordered.
     """
     return np.array(
         sorted({_tick(packet) for packet in packets if not packet.is_discard}), dtype=np.int64
@@ -373,23 +409,54 @@ def _decode_wanted(
     context = packets[0].stream.codec_context
     context.thread_count = 1  # many processes decode side by side; threads would only contend
     context.thread_type = "NONE"
+    # AVI tells no presentation times; what FFmpeg puts there are guesses.
+    timed = packets[0].stream.container.format.name != "avi"
+    try:
+        decoded, num_bad = _decode_pass(packets, wanted, config, timed=timed, skipping=timed)
+    except _NotIntra:
+        context.flush_buffers()
+        decoded, num_bad = _decode_pass(packets, wanted, config, timed=timed, skipping=False)
+    return decoded or _decode_any(packets, config), num_bad
+
+
+class _NotIntra(Exception):
+    """A "key frame" that leans on pictures before it (x264's intra refresh, some cameras)."""
+
+
+def _decode_pass(
+    packets: list[av.Packet],
+    wanted: set[int],
+    config: DecodeConfig,
+    *,
+    timed: bool,
+    skipping: bool,
+) -> tuple[dict[int, NDArray[np.uint8]], int]:
+    """One pass over the packets; `skipping` leaves out what no wanted picture needs."""
+    context = packets[0].stream.codec_context
+    context.skip_frame = "DEFAULT"
     reformatter = VideoReformatter()
     deadline = time.monotonic() + MAX_SECONDS_PER_CLIP
+    key_ticks = {_tick(packet) for packet in packets if packet.is_keyframe}
+    in_order = iter(_presentation_ticks(packets).tolist())
     decoded: dict[int, NDArray[np.uint8]] = {}
     num_bad = 0
-    for packet in _needed_packets(packets, wanted):
+    for packet in _needed_packets(packets, wanted) if skipping else [*packets, None]:
         try:
             # NONREF skips pictures that no other picture needs: those we want must be exempt.
-            if packet is not None:
+            if packet is not None and skipping:
                 context.skip_frame = "DEFAULT" if _tick(packet) in wanted else "NONREF"
             for frame in context.decode(packet):
-                if frame.pts is not None and int(frame.pts) in wanted:
-                    decoded[int(frame.pts)] = _to_rgb(frame, reformatter, config)
-        except InvalidDataError:
+                # Without presentation times the n-th picture to come out has the n-th time.
+                tick = frame.pts if timed else next(in_order, None)
+                if skipping and tick in key_ticks and frame.pict_type in _LEANING:
+                    raise _NotIntra
+                if tick in wanted:
+                    decoded[int(tick)] = _to_rgb(frame, reformatter, config)
+        except FFmpegError:
             num_bad += 1
         if time.monotonic() > deadline:
             raise ClipError("timeout", f"not decoded within {MAX_SECONDS_PER_CLIP:.0f} s")
-    return decoded or _decode_any(packets, reformatter, config), num_bad
+    return decoded, num_bad
 
 
 def _needed_packets(packets: list[av.Packet], wanted: set[int]) -> Iterator[av.Packet | None]:
@@ -416,21 +483,23 @@ def _leading(group: list[av.Packet]) -> list[av.Packet]:
     return [packet for packet in group if _tick(packet) < _tick(group[0])]
 
 
-def _decode_any(
-    packets: list[av.Packet], reformatter: VideoReformatter, config: DecodeConfig
-) -> dict[int, NDArray[np.uint8]]:
-    """When no wanted picture came out, whatever does come out stands in for them."""
+def _decode_any(packets: list[av.Packet], config: DecodeConfig) -> dict[int, NDArray[np.uint8]]:
+    """When no wanted picture came out, the first that do come out stand in for them."""
     context = packets[0].stream.codec_context
     context.flush_buffers()
     context.skip_frame = "DEFAULT"
+    reformatter = VideoReformatter()
     decoded: dict[int, NDArray[np.uint8]] = {}
+    deadline = time.monotonic() + MAX_SECONDS_PER_CLIP
     for packet in [*packets, None]:
         try:
             for frame in context.decode(packet):
                 if frame.pts is not None:
                     decoded[int(frame.pts)] = _to_rgb(frame, reformatter, config)
-        except (InvalidDataError, EOFError):
+        except FFmpegError:
             continue
+        if len(decoded) >= config.num_frames or time.monotonic() > deadline:
+            break
     return decoded
 
 
@@ -484,21 +553,23 @@ def _decode_audio(
     context.thread_count = 1
     planar: av.AudioResampler | None = None
     mono: list[NDArray[np.float32]] = []
-    num_bad = 0
-    rate_hz = 0
+    num_bad = num_samples = 0
     for packet in [*packets, None]:
         try:
             for frame in context.decode(packet):
                 # Only the sample format changes here: channels and rate are ours to choose.
                 planar = planar or av.AudioResampler("fltp", frame.layout, frame.rate)
-                rate_hz = frame.rate
                 for part in planar.resample(frame):
                     mono.append(mix_to_mono(part.to_ndarray(), _channel_names(part), config))
-        except InvalidDataError:
+                    num_samples += len(mono[-1])
+        except (FFmpegError, ValueError):  # ValueError: not the layout or rate it began with
             num_bad += 1
-    if not mono:
+        if planar is not None and num_samples > config.max_duration_s * planar.rate:
+            break  # however few seconds the packets' times claim
+    if planar is None or not mono:
         return np.zeros(0, dtype=np.float32), num_bad
-    return _resample(np.concatenate(mono), rate_hz, config.sample_rate_hz), num_bad
+    waveform = np.concatenate(mono)[: round(config.max_duration_s * planar.rate)]
+    return _resample(waveform, planar.rate, config.sample_rate_hz), num_bad
 
 
 def _channel_names(frame: av.AudioFrame) -> list[str]:

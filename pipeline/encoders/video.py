@@ -63,12 +63,11 @@ def build_video_encoder(name: str, path: Path | None, precision: Precision) -> V
 def _load(encoder: VideoEncoder, name: str, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        classifier = {key: state.pop(key) for key in ("fc.weight", "fc.bias")}
+        classifier = [state.pop(key) for key in ("fc.weight", "fc.bias")]
         encoder.trunk.load_state_dict(state)
-    except (RuntimeError, KeyError, AttributeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        finite = all(torch.isfinite(value).all() for value in [*state.values(), *classifier])
+    except Exception as error:  # what a wrong pickle raises shares no base class
+        reason = next(iter(str(error).strip().splitlines()), "unreadable")
         raise MismatchError(f"{path}: not the weights of {name} ({reason})") from error
-    except Exception as error:  # pickle's own errors share no base class
-        raise MismatchError(f"{path}: not a weights file ({error})") from error
-    if not all(torch.isfinite(value).all() for value in [*state.values(), *classifier.values()]):
+    if not finite:
         raise MismatchError(f"{path}: holds weights that are not finite")

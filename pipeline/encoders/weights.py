@@ -9,7 +9,10 @@ import importlib.util
 import json
 import logging
 import os
+import ssl
 import urllib.error
+import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.errors import MismatchError, WeightsMissing
@@ -17,6 +20,7 @@ from pipeline.errors import MismatchError, WeightsMissing
 logger = logging.getLogger(__name__)
 
 BUNDLED_TEXT_ENCODER = "minilm"
+TIMEOUT_S = 5
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _HASHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".pth")
 
@@ -61,7 +65,9 @@ def _hub_snapshot(name: str, looked_at: list[str]) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         logger.info("%s is not in the Hugging Face cache; asking the hub", name)
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=5))
+        if not constants.HF_HUB_OFFLINE:
+            _check_answers(constants.ENDPOINT)
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=TIMEOUT_S))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
         raise WeightsMissing(
@@ -70,6 +76,21 @@ def _hub_snapshot(name: str, looked_at: list[str]) -> Path:
             "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
             "--weights-dir, or use the bundled encoder: --text minilm"
         ) from error
+
+
+def _check_answers(url: str) -> None:
+    """Raises OSError unless a server answers soon, with whatever status: both libraries' own
+    downloads wait for ever for one that takes the connection and then says nothing."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S):
+            pass
+    except (urllib.error.HTTPError, ssl.SSLError):
+        pass  # it did answer; whether it can be trusted is for the download to say
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
+    except HTTPException as error:
+        raise OSError(f"{url}: no sense in what it answers") from error
 
 
 def count_layers(folder: Path) -> int:
@@ -111,6 +132,7 @@ def find_video_weights(name: str, weights_dir: Path | None) -> Path:
     if path.is_file():
         return path.absolute()
     try:
+        _check_answers(weights.url)
         weights.get_state_dict(model_dir=str(folder), check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsMissing(

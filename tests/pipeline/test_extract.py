@@ -82,7 +82,7 @@ def test_a_stranger_can_read_the_cache_with_h5py_alone(features: Path) -> None:
         assert file["raw/video"].shape == (rows, 1, 512)
         assert file["embedding/text"].shape == (rows, 128)
         assert file["label/emotion"].asstr()[0] in "neutral surprise fear sadness joy disgust anger"
-        assert '"weights":"random"' in file.attrs["recipe"]
+        assert '"weights":"random"' in file.attrs["recipe"].decode()
 
 
 def test_a_second_run_finds_everything_done_and_starts_no_cluster(
