@@ -10,7 +10,7 @@ import logging
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -459,7 +459,7 @@ def _needs_extra(name: str) -> Iterator[None]:
 
 @contextmanager
 def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
-    """A bar on stderr where that is a terminal, nothing elsewhere.
+    """Around long work: a bar on stderr where that is a terminal, nothing elsewhere.
 
     Yields advance(done, total) or advance(done, total, count) with a count of `note`.
     """
@@ -486,7 +486,8 @@ def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
         disable=not console.is_terminal,
         transient=True,
     )
-    with bar:
+    # Ray prints to stdout when a worker dies; stdout is for the result alone.
+    with bar, redirect_stdout(sys.stderr):
         task = bar.add_task(what, total=None, note="")
 
         def advance(done: int, total: int, count: int = 0) -> None:

@@ -67,7 +67,6 @@ def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             data=corpus,
             features=folder,
             encoders=EncoderRequest(text="minilm", video_weights="random"),
-            precision="float32",
             rows_per_shard=2,
         )
     )

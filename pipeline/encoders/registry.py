@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pipeline.encoders import audio, text, video
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import Modality
@@ -19,7 +18,12 @@ def build_encoder(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Modu
     return _BUILDERS[choice.spec.modality](choice, decode)
 
 
+# Each family's library takes a second to import: only those that are asked for are.
+
+
 def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
+    from pipeline.encoders import text
+
     assert choice.path is not None
     spec = choice.spec
     return text.build_text_encoder(
@@ -28,10 +32,14 @@ def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module
 
 
 def _build_video(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
+    from pipeline.encoders import video
+
     return video.build_video_encoder(choice.spec.name, choice.path, choice.spec.precision)
 
 
 def _build_audio(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
+    from pipeline.encoders import audio
+
     assert decode is not None
     return audio.build_audio_encoder(decode.sample_rate_hz)
 

@@ -23,6 +23,7 @@ from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import CacheBusy, RecipeMismatch
 from pipeline.extract import ExtractConfig, extract, plan
+from pipeline.sample.accidents import MIN_DIALOGUES
 from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, SPLITS
 
@@ -34,7 +35,7 @@ ENCODER_OPTIONS = ("--text", "minilm", "--weights", "video=random")
 
 
 def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
-    settings = {"precision": "float32", "rows_per_shard": 2, **changes}
+    settings = {"rows_per_shard": 2, **changes}
     return ExtractConfig(data=data, features=features, encoders=ENCODERS, **settings)
 
 
@@ -51,7 +52,8 @@ def test_every_annotated_row_is_in_its_cache_in_file_order(corpus: Path, feature
 def test_features_are_those_of_the_encoders_run_by_hand(corpus: Path, features: Path) -> None:
     recipe = read_header(features / "dev.h5").recipe
     assert recipe.decode is not None
-    choices = [choose_encoder(name, ENCODERS, "float32") for name in MODALITIES]
+    precision = recipe.encoders[0].precision
+    choices = [choose_encoder(name, ENCODERS, precision) for name in MODALITIES]
     rows = read_corpus(corpus, ("dev",))["dev"][:2]  # one shard
     clips = [
         decode_clip(clip, recipe.decode, MODALITIES) for clip in locate_clips(corpus, "dev", rows)
@@ -142,7 +144,7 @@ def test_dev_before_train_is_completed_when_train_arrives(
 def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
     corpus: Path, features: Path, tmp_path: Path, meld: Meld
 ) -> None:
-    (tmp_path / "slow.toml").write_text('rows_per_shard = 2\nprecision = "float32"\n')
+    (tmp_path / "slow.toml").write_text("rows_per_shard = 2\n")
     command = ["extract", "--split", "all", "--data", corpus, "--features", tmp_path / "features"]
     command += ["--config", tmp_path / "slow.toml", *ENCODER_OPTIONS]
     running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)])
@@ -198,18 +200,19 @@ def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
 def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
     tmp_path: Path, meld: Meld
 ) -> None:
-    sample = make_sample(SampleConfig(out=tmp_path / "data", dialogues=12, seed=1, corrupt=True))
+    sample = make_sample(
+        SampleConfig(out=tmp_path / "data", dialogues=MIN_DIALOGUES, seed=1, corrupt=True)
+    )
     finished = meld(
         *("extract", "--split", "all", "--data", sample.root, "--features", tmp_path / "features"),
         *ENCODER_OPTIONS,
         "--json",
     )
     assert finished.status == 3, finished.err
-    found = {
-        (failure["clip"], failure["modality"]): failure["code"]
-        for split in finished.json["splits"]
-        for failure in split["failures"]
-    }
+    found: dict[tuple[str, str], set[str]] = {}
+    for split in finished.json["splits"]:
+        for failure in split["failures"]:
+            found.setdefault((failure["clip"], failure["modality"]), set()).add(failure["code"])
     expected_codes = {
         "truncated_file": ("unreadable", "unreadable"),
         "truncated_data": ("truncated", "truncated"),
@@ -227,7 +230,9 @@ def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row
             if code is not None:
                 expected[str(accident.key), modality] = code
     assert set(expected_codes) <= {item.kind for item in sample.accidents}
-    assert found == expected
+    # The last packet before a cut may be half a packet.
+    without_halves = {key: codes - {"bad_packets"} for key, codes in found.items()}
+    assert without_halves == {key: {code} for key, code in expected.items()}
     lost = {"unreadable", "missing_file", "empty_file", "no_audio", "no_video"}
     for split in SPLITS:
         cache = read_cache(tmp_path / "features" / f"{split}.h5")
@@ -237,5 +242,5 @@ def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row
             clip = f"{split} dia{dialogue}_utt{utterance}"
             assert cache.present["text"][row]
             for modality in ("video", "audio"):
-                is_lost = found.get((clip, modality)) in lost
+                is_lost = bool(lost & found.get((clip, modality), set()))
                 assert cache.present[modality][row] != is_lost, (clip, modality)

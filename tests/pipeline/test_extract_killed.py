@@ -25,7 +25,7 @@ def test_after_each_of_twenty_random_kills_the_next_run_ends_with_the_same_bytes
     rng = random.Random(seed)
     settings = tmp_path / "settings.toml"
     # Those of the `features` fixture.
-    settings.write_text('rows_per_shard = 2\nprecision = "float32"\n')
+    settings.write_text("rows_per_shard = 2\n")
     seconds = _run_whole(corpus, tmp_path / "whole", settings)
     _assert_same(tmp_path / "whole", features)
     for round_number in range(NUM_KILLS):
