@@ -207,11 +207,9 @@ def render_demo(report: DemoReport) -> RenderableType:
         f"{report.majority_sentiment_f1:.3f}",
     )
     for row in report.rows:
-        marked = [
-            f"{name} (random weights)" if name in report.random_modalities else name
-            for name in row.modalities
-        ]
-        table.add_row(" + ".join(marked), _spread(row.emotion_f1), _spread(row.sentiment_f1))
+        table.add_row(
+            " + ".join(_marked(row, report)), _spread(row.emotion_f1), _spread(row.sentiment_f1)
+        )
     lines = [
         f"Fusion gains {100 * report.gain:+.1f} points of emotion weighted F1 over the best single "
         f"modality ({report.best_single.name}).",
@@ -222,6 +220,13 @@ def render_demo(report: DemoReport) -> RenderableType:
     return Group(table, *lines)
 
 
+def _marked(row: DemoRow, report: DemoReport) -> list[str]:
+    return [
+        f"{name} (random weights)" if name in report.random_modalities else name
+        for name in row.modalities
+    ]
+
+
 def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
@@ -229,7 +234,7 @@ def _spread(values: Sequence[float]) -> str:
 def _plot(report: DemoReport) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis = figure.subplots()
-    names = [row.name.replace(" + ", " +\n") for row in report.rows]
+    names = [" +\n".join(_marked(row, report)) for row in report.rows]
     means = [float(np.mean(row.emotion_f1)) for row in report.rows]
     spreads = [float(np.std(row.emotion_f1)) for row in report.rows]
     colours = ["#8da9c4"] * (len(names) - 1) + ["#e4572e"]
@@ -237,8 +242,13 @@ def _plot(report: DemoReport) -> None:
     axis.bar_label(bars, labels=[f"{mean:.2f}" for mean in means], padding=3)
     axis.axhline(report.majority_emotion_f1, color="#444444", linestyle="--", linewidth=1)
     axis.annotate(
-        "majority class", (len(names) - 0.5, report.majority_emotion_f1), ha="right", va="bottom"
+        "majority class",
+        (-0.58, report.majority_emotion_f1),
+        va="bottom",
+        fontsize="small",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
     )
+    axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_ylim(0, 1)
     axis.set_ylabel("emotion weighted F1, test")
     axis.set_title("Generated corpus: what each modality knows, and all three together")
