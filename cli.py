@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from pipeline.errors import MeldError, UsageError
+from pipeline.errors import MeldError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from fusion.demo import DemoReport
@@ -103,8 +103,11 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
         except MeldError as error:
             print(f"meld: error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from error
+        except PermissionError as error:
+            print(f"meld: error: {error.filename}: no permission", file=sys.stderr)
+            raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
-            print("meld: interrupted; the same command goes on from here", file=sys.stderr)
+            print("meld: interrupted (an extraction goes on where it stopped)", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
     return run
@@ -224,7 +227,7 @@ def extract(
     settings = {
         **settings,
         **options,
-        "encoders": {**settings.get("encoders", {}), **encoders, **_weights(weights)},
+        "encoders": {**_table(settings, "encoders"), **encoders, **_weights(weights)},
     }
 
     from pipeline.extract import ExtractConfig, plan
@@ -302,7 +305,7 @@ def train_fusion(
     settings = {
         **settings,
         **options,
-        "fit": {**settings.get("fit", {}), **_given(epochs=epochs)},
+        "fit": {**_table(settings, "fit"), **_given(epochs=epochs)},
     }
 
     from fusion.report import render_report
@@ -423,6 +426,13 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: no valid TOML: {error}") from error
+
+
+def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    table = settings.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{name} is a table of settings, not {table!r}")
+    return table
 
 
 # -------------------------------------------------------------------------------------- output

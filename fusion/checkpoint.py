@@ -9,6 +9,7 @@ metrics.json, history.jsonl, evaluation-<split>.json, *.png   what was measured
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,8 +84,8 @@ def read_checkpoint(run: Path) -> Checkpoint:
             model=model,
             recipe=FeatureRecipe.from_json(json.dumps(config["recipe"])),
             projection_hash=config["projection_hash"],
-            emotion_counts=tuple(config["label_counts"]["emotion"]),
-            sentiment_counts=tuple(config["label_counts"]["sentiment"]),
+            emotion_counts=_counts(config["label_counts"]["emotion"]),
+            sentiment_counts=_counts(config["label_counts"]["sentiment"]),
             settings=config["settings"],
             features=Path(config["features"]),
         )
@@ -109,7 +110,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
@@ -130,6 +132,12 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "settings": checkpoint.settings,
         "versions": {name: _version(name) for name in ("meld", "torch", "safetensors")},
     }
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+        raise ValueError(f"label counts {values!r} are no counts")
+    return tuple(values)
 
 
 def _version(package: str) -> str:

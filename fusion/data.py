@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion.losses import UNLABELLED
 from fusion.model import InputKind
-from pipeline.cache import FeatureCache, read_cache, read_header
+from pipeline.cache import FeatureCache, read_cache, read_header, require_cache
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
@@ -62,9 +62,7 @@ def load_split(
 
     Raises InputError where the cache, a modality, the embeddings or all labels are not there.
     """
-    path = features / f"{split}.h5"
-    if not path.is_file():
-        raise InputError(f"no cache {path}; make it with: meld extract --split {split}")
+    path = require_cache(features, split)
     header = read_header(path)
     chosen = _choose_modalities(path, header.recipe.modalities, modalities)
     if input == "embedding" and header.projection_hash is None:

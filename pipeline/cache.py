@@ -269,7 +269,7 @@ def read_cache(
     """
     with _open_checked(path, FORMAT) as file:
         recipe = _read_recipe(path, file)
-        names = [name for name in MODALITIES if modalities is None or name in modalities]
+        names = [name for name in recipe.modalities if modalities is None or name in modalities]
         reader = _Reader(path, file)
         split = _read_split(path, file)
         return FeatureCache(
@@ -286,7 +286,7 @@ def read_cache(
             embedding=(
                 reader.group("embedding", names, np.float32, 2) if "embedding" in want else {}
             ),
-            present=reader.group("present", names, np.bool_, 1),
+            present={name: reader.array(f"present/{name}", np.bool_, 1) for name in names},
             failures=reader.failures(split),
             projection_hash=_read_text(path, file, "projection_hash") or None,
         )

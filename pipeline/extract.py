@@ -197,6 +197,8 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
 
 def plan(config: ExtractConfig) -> ExtractPlan:
     """What `extract` would do; raises what it would raise before any work."""
+    if config.features.exists() and not config.features.is_dir():
+        raise StorageError(f"{config.features}: not a folder; --features takes one")
     job = _prepare(config)
     for work in job.works:
         _check_existing(work, job.recipe, config.overwrite, dry=True)
@@ -364,14 +366,15 @@ def _check_existing(
         work.is_finished = True
         return
     unfinished = _read_plan(work)
-    if unfinished is not None and unfinished["overwrite"] == overwrite:
+    # A new --overwrite starts afresh; one that was killed goes on, with the option or without.
+    if unfinished is not None and (unfinished["overwrite"] or not overwrite):
         if not overwrite:
             name = f"the unfinished extraction in {work.folder}"
             theirs = FeatureRecipe.from_json(unfinished["recipe"])
             _refuse_other(name, work, theirs, unfinished["rows_hash"], recipe)
         if unfinished["recipe"] == recipe.to_json() and unfinished["rows_hash"] == work.rows_hash:
             work.rows_per_shard = unfinished["rows_per_shard"]
-            work.done = _finished_shards(work)
+            work.done = _finished_shards(work, dry=dry)
             return
     if not dry:
         _start_afresh(work, recipe, overwrite)
@@ -400,6 +403,9 @@ def _read_plan(work: _SplitWork) -> dict[str, Any] | None:
     try:
         plan = json.loads(path.read_text())
         FeatureRecipe.from_json(plan["recipe"])
+        if plan["rows_per_shard"] < 1 or not isinstance(plan["overwrite"], bool):
+            raise ValueError("its settings make no sense")
+        str(plan["rows_hash"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error}); delete {work.folder}") from error
     return plan
@@ -422,7 +428,7 @@ def _start_afresh(work: _SplitWork, recipe: FeatureRecipe, overwrite: bool) -> N
         raise StorageError(f"{work.folder}: cannot be written: {error.strerror}") from error
 
 
-def _finished_shards(work: _SplitWork) -> set[int]:
+def _finished_shards(work: _SplitWork, *, dry: bool) -> set[int]:
     done = set()
     for index in range(work.num_shards):
         path = work.shard_path(index)
@@ -433,7 +439,8 @@ def _finished_shards(work: _SplitWork) -> set[int]:
             done.add(index)
         except CacheCorrupt as error:
             logger.warning("%s; extracting these rows again", error)
-            path.unlink()
+            if not dry:
+                path.unlink()
     return done
 
 
@@ -530,8 +537,11 @@ def _complete_embeddings(
     path = _projection_path(features)
     projections = read_projections(path, recipe)
     if projections is None:
-        projections = fit_projections(read_cache(features / "train.h5", want=("raw",)))
-        write_projections(path, projections, recipe)
+        with ExitStack() as held:
+            if "train" not in locked and not _try_lock(held, features, "train"):
+                return None  # train is being written anew: its run fits, and completes the others
+            projections = fit_projections(read_cache(features / "train.h5", want=("raw",)))
+            write_projections(path, projections, recipe)
     wanted_hash = hash_projections(projections)
     for split in SPLITS:
         cache_path = features / f"{split}.h5"

@@ -31,8 +31,13 @@ def hold(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CacheBusy(f"{what} is being written by {_holder(path)}; wait for it") from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(_myself()).encode())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(_myself()).encode())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)
@@ -51,5 +56,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
         return "process {process} on {host} since {since} ({command})".format(**holder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

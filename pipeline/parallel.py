@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.decode import decode_clip
 from pipeline.encoders.choice import EncoderChoice
@@ -112,6 +112,8 @@ def encode_shards(
                 return
             except RayError as error:
                 _raise_ours(error)
+                if isinstance(error, RayTaskError):  # code that raises would raise again
+                    raise
                 if round_number == MAX_ROUNDS:
                     raise MeldError(f"the workers failed: {_last_line(error)}") from error
                 logger.warning("an encoder died; starting another for %d shards", len(left))
@@ -142,6 +144,8 @@ def _start_ray(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         settings = {
+            # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
+            "address": "local",
             # The encoder needs one, the decoders the other: one core would be a deadlock.
             "num_cpus": max(cluster.workers, 2),
             "num_gpus": 1 if cluster.device == "cuda" else 0,
@@ -156,9 +160,9 @@ def _start_ray(cluster: Cluster) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--address {cluster.address}: no Ray cluster answers there ({_last_line(error)})"
-        ) from error
+        where = f"--address {cluster.address}: no Ray cluster answers there"
+        what = where if cluster.address else "Ray does not start on this machine"
+        raise UsageError(f"{what} ({_last_line(error)})") from error
     if cluster.device == "cuda" and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
@@ -231,6 +235,9 @@ class _AttemptLedger:
         self._unfinished[key] = attempts + 1
         return attempts
 
+    def finish(self, key: Any) -> None:
+        self._unfinished.pop(key, None)
+
 
 def _decode_shard(
     batch: dict[str, Any], decode: DecodeConfig, modalities: list[Modality], attempts: Any
@@ -247,6 +254,8 @@ def _decode_shard(
         else:
             clips.append(_killer(clip, modalities))
         finished = key
+    # Or the shard's last clip would seem to have killed whoever loses the finished shard.
+    ray.get(attempts.finish.remote(finished))
     return {"item": _one_object(_DecodedShard(task=task, clips=tuple(clips)))}
 
 

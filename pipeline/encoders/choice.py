@@ -74,7 +74,9 @@ def native_precision(device: Literal["cpu", "cuda"]) -> Precision:
 
 def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice:
     name = request.text
-    folder = weights.find_text_encoder(name, request.weights_dir)
+    if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
+        name = Path(name).resolve().name
+    folder = weights.find_text_encoder(request.text, request.weights_dir)
     choice = request.text_weights
     num_layers = weights.count_layers(folder)
     layers = request.text_layers or tuple(range(num_layers))
@@ -86,13 +88,19 @@ def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice
             modality="text",
             name=name,
             weights=choice,
-            weights_hash=weights.hash_weights(folder) if choice == "pretrained" else RANDOM_SEED,
+            weights_hash=_text_hash(folder, choice),
             pooling="mean over tokens",
             precision=precision,
             layers=layers,
         ),
         path=folder,
     )
+
+
+def _text_hash(folder: Path, choice: WeightsChoice) -> str:
+    """Random weights still have a config and a tokenizer that decide values."""
+    content = weights.hash_weights(folder)
+    return content if choice == "pretrained" else f"{RANDOM_SEED}, {content}"
 
 
 def _choose_video(request: EncoderRequest, precision: Precision) -> EncoderChoice:
