@@ -1,6 +1,6 @@
 """Measures extraction, training and start-up against their floors; prints one table.
 
-    python -m bench [--clips 240] [--tutorial-clips 24] [--out bench/work]
+    python -m bench [--clips 240] [--tutorial-clips 24] [--out bench/out]
 
 Every ratio comes from one run, on the same generated clips, with the machine to itself.
 """
@@ -79,7 +79,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--tutorial-clips", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("bench/work"))
+    parser.add_argument("--out", type=Path, default=Path("bench/out"))
     return parser.parse_args()
 
 
