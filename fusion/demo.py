@@ -32,7 +32,7 @@ OnProgress = Callable[[int, int], None]
 class DemoConfig:
     """out: holds the corpus, the caches and the runs; seeds: trainings per subset.
 
-    dialogues: about 5 clips each; as many as 2 cores generate and encode in some four minutes
+    dialogues: about 5 clips each; 78 took 5.7 minutes on 2 busy cores, see LOG.md
     """
 
     out: Path = Path("demo")
