@@ -24,15 +24,7 @@ import numpy as np
 
 from pipeline import locks
 from pipeline.annotations import read_corpus
-from pipeline.cache import (
-    FeatureCache,
-    concatenate,
-    read_cache,
-    read_header,
-    read_projections,
-    write_cache,
-    write_projections,
-)
+from pipeline.cache import FeatureCache, concatenate, read_cache, read_header, write_cache
 from pipeline.clips import locate_clips
 from pipeline.encoders.choice import (
     EncoderChoice,
@@ -43,7 +35,13 @@ from pipeline.encoders.choice import (
 from pipeline.encoders.weights import frame_size
 from pipeline.errors import CacheBusy, CacheCorrupt, RecipeMismatch, StorageError, UsageError
 from pipeline.parallel import Cluster, ShardFeatures, ShardTask, encode_shards
-from pipeline.projection import fit_projections, hash_projections, project
+from pipeline.projection import (
+    fit_projections,
+    hash_projections,
+    project,
+    read_projections,
+    write_projections,
+)
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision
 from pipeline.schema import (
     MODALITIES,

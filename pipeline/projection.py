@@ -5,15 +5,44 @@ varies most and says how much that is.
 """
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache import FeatureCache, Projection
-from pipeline.schema import EMBEDDING_DIM, Modality
+from pipeline.cache import FeatureCache, read_recipe, write_recipe
+from pipeline.hdf5 import Reader, Writer, open_hdf5, write_hdf5
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import EMBEDDING_DIM, MODALITIES, Modality
+
+FORMAT = "meld-projection"
+FORMAT_VERSION = 1
 
 _MIN_SCALE = 1e-6
 _MIN_EXPLAINED = 1e-12
+_AXES = {"mean": 1, "scale": 1, "components": 2, "explained_variance": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Raw features of one modality to 128: standardise, then principal components.
+
+    mean, scale:        float64 [dim], of the train rows (features averaged over layers)
+    components:         float64 [128, dim]; rows beyond the rank are zero
+    explained_variance: float64 [128], share of the standardised variance
+    num_rows:           train rows it was fitted on
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    components: NDArray[np.float64]
+    explained_variance: NDArray[np.float64]
+    num_rows: int
+
+    def __post_init__(self) -> None:
+        if self.components.shape != (EMBEDDING_DIM, len(self.mean)):
+            raise ValueError(f"components must be [{EMBEDDING_DIM}, dim]: {self.components.shape}")
 
 
 def fit_projections(train: FeatureCache) -> dict[Modality, Projection]:
@@ -73,3 +102,43 @@ def hash_projections(projections: dict[Modality, Projection]) -> str:
         for values in (projection.mean, projection.scale, projection.components):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------ on the disk
+
+
+def write_projections(
+    path: Path, projections: dict[Modality, Projection], recipe: FeatureRecipe
+) -> None:
+    """Writes the projections beside the caches; raises StorageError."""
+
+    def fill(writer: Writer) -> None:
+        write_recipe(writer, recipe)
+        for modality, projection in projections.items():
+            for name in _AXES:
+                writer.array(f"{modality}/{name}", getattr(projection, name))
+            writer.number("num_rows", projection.num_rows, at=modality)
+
+    write_hdf5(path, FORMAT, FORMAT_VERSION, fill)
+
+
+def read_projections(path: Path, recipe: FeatureRecipe) -> dict[Modality, Projection] | None:
+    """The projections that belong to a recipe; None where there are none for it.
+
+    Raises:
+        CacheCorrupt: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    with open_hdf5(path, FORMAT, FORMAT_VERSION) as reader:
+        if read_recipe(reader) != recipe:
+            return None
+        return {name: _read_projection(reader, name) for name in MODALITIES if name in reader}
+
+
+def _read_projection(reader: Reader, modality: Modality) -> Projection:
+    arrays = {
+        name: reader.array(f"{modality}/{name}", np.float64, num_axes)
+        for name, num_axes in _AXES.items()
+    }
+    return Projection(**arrays, num_rows=reader.number("num_rows", at=modality))

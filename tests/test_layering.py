@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("pipeline", "fusion", "serving", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
-    "h5py": ("pipeline.cache",),
+    "h5py": ("pipeline.hdf5",),
     "ray": ("pipeline.parallel",),
     "typer": ("cli",),
     "fastapi": ("serving",),
@@ -177,7 +177,7 @@ def modules() -> set[str]:
 def test_the_reader_sees_the_project(imports: list[Import], modules: set[str]) -> None:
     assert {"cli", "pipeline.cache", "pipeline.encoders.text", "fusion.train"} <= modules
     wanted = {(each.module, each.wanted) for each in imports}
-    assert ("pipeline.cache", "h5py") in wanted
+    assert ("pipeline.hdf5", "h5py") in wanted
     assert ("pipeline.encoders.choice", "pipeline.encoders.weights") in wanted
     assert any(not each.at_start for each in imports)
 
@@ -235,11 +235,9 @@ class Plant:
         self.root = root
         for name in ("pipeline", "fusion", "serving"):
             self.write(f"{name}/__init__.py", '"""Words."""\n')
-        self.write("pipeline/cache.py", "import h5py\nimport numpy as np\n")
-        self.write(
-            "fusion/train.py", "from pipeline.cache import h5py\nfrom pipeline import cache\n"
-        )
-        self.write("serving/app.py", "import fastapi\nfrom fusion.train import cache\n")
+        self.write("pipeline/hdf5.py", "import h5py\nimport numpy as np\n")
+        self.write("fusion/train.py", "from pipeline.hdf5 import h5py\nfrom pipeline import hdf5\n")
+        self.write("serving/app.py", "import fastapi\nfrom fusion.train import hdf5\n")
         self.write("cli.py", "import typer\n\ndef main():\n    from serving import app\n")
 
     def write(self, name: str, text: str) -> None:
@@ -291,9 +289,9 @@ def test_an_import_for_type_checkers_only_is_none(plant: Plant) -> None:
     "text", ["import h5py\n", "from h5py import File\n", "import h5py.h5f as low\n"]
 )
 def test_a_planted_second_home_is_caught(plant: Plant, text: str) -> None:
-    plant.write("pipeline/cache2.py", text)
+    plant.write("pipeline/hdf5_2.py", text)
     [caught] = imports_away_from_home(plant.imports)
-    assert caught.startswith("pipeline.cache2:1 imports h5py")
+    assert caught.startswith("pipeline.hdf5_2:1 imports h5py")
 
 
 def test_a_planted_cycle_is_caught_and_told(plant: Plant) -> None:
@@ -307,8 +305,8 @@ def test_a_planted_cycle_is_caught_and_told(plant: Plant) -> None:
 
 def test_a_planted_way_to_a_decoder_is_told_step_by_step(plant: Plant) -> None:
     plant.write("pipeline/decode.py", "import av\n")
-    plant.write("pipeline/cache.py", "import h5py\nfrom pipeline.decode import av\n")
+    plant.write("pipeline/hdf5.py", "import h5py\nfrom pipeline.decode import av\n")
     [way] = ways_to(plant.imports, plant.modules, "fusion.train", {"av"})
-    assert way == "fusion.train -> pipeline.cache -> pipeline.decode -> av"
-    plant.write("pipeline/cache.py", "import h5py\ndef late():\n    import pipeline.decode\n")
+    assert way == "fusion.train -> pipeline.hdf5 -> pipeline.decode -> av"
+    plant.write("pipeline/hdf5.py", "import h5py\ndef late():\n    import pipeline.decode\n")
     assert list(ways_to(plant.imports, plant.modules, "fusion.train", {"av"})) == []

@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 
 from pipeline import cache as cache_module
+from pipeline import hdf5
 from pipeline.cache import (
     FeatureCache,
-    Projection,
     concatenate,
     read_cache,
     read_header,
-    read_projections,
     require_cache,
     verify,
     write_cache,
-    write_projections,
 )
 from pipeline.errors import CacheCorrupt, InputError, StorageError
+from pipeline.projection import Projection, read_projections, write_projections
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality
 
@@ -464,7 +463,7 @@ def test_any_accident_while_writing_leaves_no_temporary_file(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cache_module, "_put_failures", fail)
+    monkeypatch.setattr(cache_module, "write_failures", fail)
     with pytest.raises((StorageError, KeyboardInterrupt)):
         write_cache(path, make_cache(rows=20))
     assert path.read_bytes() == before
@@ -482,7 +481,7 @@ def test_a_place_that_cannot_be_written_is_named(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache_module.h5py, "File", refuse)
+    monkeypatch.setattr(hdf5.h5py, "File", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
         write_cache(tmp_path / "dev.h5", make_cache())
 
@@ -496,7 +495,7 @@ def test_a_cache_that_may_not_be_read_is_not_called_corrupt(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache_module.h5py, "File", refuse)
+    monkeypatch.setattr(hdf5.h5py, "File", refuse)
     with pytest.raises(StorageError, match="no permission") as caught:
         read_cache(path)
     assert not isinstance(caught.value, CacheCorrupt)

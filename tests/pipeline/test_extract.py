@@ -16,13 +16,14 @@ import pytest
 
 from pipeline import locks
 from pipeline.annotations import read_corpus
-from pipeline.cache import read_cache, read_header, read_projections
+from pipeline.cache import read_cache, read_header
 from pipeline.clips import locate_clips
 from pipeline.decode import decode_clip
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import CacheBusy, RecipeMismatch
 from pipeline.extract import ExtractConfig, extract, plan
+from pipeline.projection import read_projections
 from pipeline.sample.accidents import MIN_DIALOGUES
 from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, SPLITS
