@@ -530,7 +530,7 @@ def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
 
 
 def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
-    from pipeline.extract import count_failures
+    from pipeline.info import count_failures
 
     if as_json:
         _print_json(report.to_dict())

@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache import read_cache, verify
-from pipeline.extract import count_failures
 from pipeline.recipe import FeatureRecipe
-from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, Modality, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +81,9 @@ def _count(labels: list[str], names: tuple[str, ...]) -> dict[str, int]:
     counts = Counter(labels)
     counted = {name: counts[name] for name in names}
     return counted | ({"unlabelled": counts[""]} if counts[""] else {})
+
+
+def count_failures(failures: Sequence[ClipFailure]) -> dict[str, int]:
+    """Accidents by "modality stage code", most frequent first."""
+    counts = Counter(f"{f.modality} {f.stage} {f.code}" for f in failures)
+    return dict(counts.most_common())

@@ -6,11 +6,17 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import CacheBusy, StorageError
+from pipeline.schema import Split
+
+
+def hold_split(features: Path, split: Split) -> AbstractContextManager[None]:
+    """The one lock of a split's cache: `hold` says what it does."""
+    return hold(features / ".work" / f"{split}.lock", f"the {split} cache")
 
 
 @contextmanager
