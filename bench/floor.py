@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.decode import decode_clip
+from pipeline.decode.clip import decode_clip
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.recipe import DecodeConfig

@@ -6,14 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import locks
-from pipeline.cache import (
-    Projection,
-    read_cache,
-    read_header,
-    write_cache,
-)
+from pipeline.cache import read_cache, read_header, write_cache
 from pipeline.errors import CacheBusy
 from pipeline.projection import (
+    Projection,
     fit_projections,
     hash_projections,
     project,

@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.decode import decode_clip
+from pipeline.decode.clip import decode_clip
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.errors import MeldError, UsageError
 from pipeline.recipe import DecodeConfig

@@ -17,8 +17,11 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import decode
-from pipeline.decode import choose_frames, decode_clip, mix_to_mono
+from pipeline.decode import packets as decode_packets
+from pipeline.decode import video as decode_video
+from pipeline.decode.audio import mix_to_mono
+from pipeline.decode.clip import decode_clip
+from pipeline.decode.video import choose_frames
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
 
@@ -229,9 +232,9 @@ def test_pictures_are_really_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Of an open group of pictures only what leads to a sampled picture is decoded."""
     path = write_clip(tmp_path / "a.mp4", num_frames=300, picture=textured, options=OPEN_GOP)
     given = []
-    needed = decode._needed_packets
+    needed = decode_video._needed_packets
     monkeypatch.setattr(
-        decode, "_needed_packets", lambda *args: [given.append(p) or p for p in needed(*args)]
+        decode_video, "_needed_packets", lambda *args: [given.append(p) or p for p in needed(*args)]
     )
     decoded(path, ["video"])
     assert 16 < len(given) < 240
@@ -697,7 +700,7 @@ def test_a_budget_that_runs_out_loses_each_modality_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_clip(tmp_path / "a.mp4", picture=textured)
-    monkeypatch.setattr(decode, "MAX_PACKET_BYTES", 1000)
+    monkeypatch.setattr(decode_packets, "MAX_PACKET_BYTES", 1000)
     clip = decoded(path)
     assert sorted((entry.modality, entry.code) for entry in clip.failures) == [
         ("audio", "no_audio"),
@@ -709,7 +712,7 @@ def test_when_no_sampled_picture_comes_out_a_few_others_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_clip(tmp_path / "a.mp4", num_frames=75)
-    monkeypatch.setattr(decode, "_decode_pass", lambda *_, **__: ({}, 3))
+    monkeypatch.setattr(decode_video, "_decode_pass", lambda *_, **__: ({}, 3))
     clip = decoded(path, ["video"])
     assert set(numbers(clip)) <= set(range(18))
     assert codes(clip, lost=False) == {("video", "bad_packets")}

@@ -18,7 +18,7 @@ from pipeline import locks
 from pipeline.annotations import read_corpus
 from pipeline.cache import read_cache, read_header
 from pipeline.clips import locate_clips
-from pipeline.decode import decode_clip
+from pipeline.decode.clip import decode_clip
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import CacheBusy, RecipeMismatch
@@ -172,7 +172,7 @@ def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    import pipeline.decode as decode\n"
+        "    import pipeline.decode.clip as decode\n"
         "    kind = decode.decode_clip\n"
         "    def deadly(clip, *rest):\n"
         f"        if clip.path and clip.path.name == {victim.name!r}:\n"

@@ -1,0 +1,63 @@
+"""A media file to sampled frames and a mono waveform.
+
+One open and one pass over the packets serve both streams. Frames are chosen from the packets'
+presentation times before anything is decoded; of the pictures that nobody asked for, those
+that no other picture refers to are never decoded, and only sampled frames are scaled and
+converted. Measured on MELD-like clips: 30 % less time, bit-identical frames.
+
+Media files are hostile input: the demuxer is pinned from the magic bytes (FFmpeg would
+otherwise follow playlists), nothing but files is opened, codecs come from a list, and pixels,
+bytes and time have budgets.
+"""
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.decode.audio import try_audio
+from pipeline.decode.ledger import Ledger
+from pipeline.decode.packets import open_container, read_packets
+from pipeline.decode.video import try_video
+from pipeline.errors import ClipError
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import DecodedClip, LocatedClip, Modality
+
+
+def decode_clip(
+    clip: LocatedClip, config: DecodeConfig, modalities: Sequence[Modality]
+) -> DecodedClip:
+    """Decodes what `modalities` asks for; accidents become entries of `failures`.
+
+    Never raises for a bad file: a modality that could not be had is None and in the ledger.
+    """
+    ledger = Ledger(clip, [name for name in ("video", "audio") if name in modalities])
+    try:
+        path = _check_file(clip)
+        with open_container(path) as container:
+            packets = read_packets(container, config, ledger)
+            frames, times_s = try_video(packets, config, ledger)
+            waveform = try_audio(packets, config, ledger)
+    except ClipError as error:
+        ledger.lose_all(error)
+        return DecodedClip(utterance=clip.utterance, failures=ledger.entries)
+    return DecodedClip(
+        utterance=clip.utterance,
+        frames=frames,
+        times_s=times_s,
+        waveform=waveform,
+        failures=ledger.entries,
+    )
+
+
+def _check_file(clip: LocatedClip) -> Path:
+    if clip.path is None:
+        raise ClipError("missing_file", clip.missing or "no media file")
+    try:
+        info = clip.path.stat()
+    except OSError as error:
+        raise ClipError("missing_file", f"{clip.path}: {error.strerror}") from error
+    if not stat.S_ISREG(info.st_mode):  # opening a fifo would block for ever
+        raise ClipError("not_a_file", f"{clip.path}: not a regular file")
+    if info.st_size == 0:
+        raise ClipError("empty_file", f"{clip.path}: 0 bytes")
+    return clip.path
