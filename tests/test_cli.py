@@ -131,6 +131,24 @@ def test_an_unknown_setting_names_the_nearest(meld: Meld, tmp_path: Path) -> Non
     assert "did you mean num_frames?" in finished.err
 
 
+@pytest.mark.parametrize(
+    ("command", "settings", "message"),
+    [
+        (("train-fusion",), "fit = 3", "fit is a table of settings, not 3"),
+        (("train-fusion", "--epochs", "2"), "fit = [1, 2]", "fit is a table of settings"),
+        (("extract", "--split", "dev"), 'encoders = "minilm"', "encoders is a table of settings"),
+    ],
+)
+def test_a_settings_table_that_is_none_is_named(
+    meld: Meld, tmp_path: Path, command: tuple[str, ...], settings: str, message: str
+) -> None:
+    (tmp_path / "wrong.toml").write_text(settings)
+    finished = meld(*command, "--config", tmp_path / "wrong.toml")
+    assert finished.status == 2, finished.err
+    assert message in finished.err
+    assert "Traceback" not in finished.err
+
+
 def test_missing_weights_are_named_with_the_ways_to_get_them(
     meld: Meld, corpus: Path, tmp_path: Path
 ) -> None:

@@ -201,6 +201,13 @@ def test_training_on_caches_imports_no_decoder_and_no_ray(
     assert list(ways_to(imports, modules, start, {"av", "ray"})) == []
 
 
+def test_describing_a_cache_imports_no_decoder_and_no_ray(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """`meld info` must not wait for what it does not use."""
+    assert list(ways_to(imports, modules, "pipeline.info", {"av", "ray", "torch"})) == []
+
+
 def test_packages_begin_with_a_docstring_and_nothing_else() -> None:
     for module, path in module_files(ROOT).items():
         if path.name == "__init__.py":

@@ -1,0 +1,55 @@
+"""A run's description, damaged by hand: every damage is named, none is believed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
+from pipeline.errors import CacheCorrupt
+from pipeline.recipe import FeatureRecipe
+
+
+@pytest.fixture
+def run(tmp_path: Path, planted_recipe: Callable[..., FeatureRecipe]) -> Path:
+    """A small model that nobody trained; its folder is as good as any."""
+    dims = FusionDims(
+        modalities=(ModalityDims(modality="text", layers=1, dim=4),),
+        model=ModelConfig(projection=8, hidden=8),
+    )
+    checkpoint = Checkpoint(
+        model=LateFusion(dims),
+        recipe=planted_recipe(["text"]),
+        projection_hash=None,
+        emotion_counts=(1,) * 7,
+        sentiment_counts=(1,) * 3,
+        settings={},
+        features=tmp_path,
+    )
+    write_checkpoint(tmp_path, checkpoint)
+    assert read_checkpoint(tmp_path).emotion_counts == (1,) * 7
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"emotion": [1] * 6, "sentiment": [1] * 3},
+        {"emotion": [1] * 7, "sentiment": [1] * 7},
+        {"emotion": [1, 1, 1, 1, 1, 1, -1], "sentiment": [1] * 3},
+        {"emotion": [1, 1, 1, 1, 1, 1, True], "sentiment": [1] * 3},
+        {"emotion": [1, 1, 1, 1, 1, 1, 0.5], "sentiment": [1] * 3},
+        {"emotion": "1111111", "sentiment": [1] * 3},
+        {"emotion": [1] * 7},
+        [[1] * 7, [1] * 3],
+        None,
+    ],
+)
+def test_label_counts_that_are_no_counts_are_refused(run: Path, counts: object) -> None:
+    """The majority baseline is taken from them: wrong ones would be a wrong result."""
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_counts": counts}))
+    with pytest.raises(CacheCorrupt, match=r"config\.json: not a run's description"):
+        read_checkpoint(run)

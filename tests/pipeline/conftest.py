@@ -1,0 +1,70 @@
+"""Splits on their way to a cache, with planted features: no encoder and no cluster is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.parallel import ShardFeatures
+from pipeline.recipe import EncoderSpec, FeatureRecipe
+from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
+from pipeline.shards import SplitWork
+
+PlantSplit = Callable[..., SplitWork]
+EncodeShard = Callable[[SplitWork, int], ShardFeatures]
+
+
+@pytest.fixture
+def planted_recipe() -> FeatureRecipe:
+    spec = EncoderSpec(
+        modality="text",
+        name="planted",
+        weights="pretrained",
+        weights_hash="0" * 64,
+        pooling="mean",
+        precision="float32",
+    )
+    return FeatureRecipe(encoders=(spec,), decode=None)
+
+
+@pytest.fixture
+def plant_split(tmp_path: Path) -> PlantSplit:
+    """plant_split("dev") is a split of six rows in shards of two, of which nothing is done."""
+
+    def plant(split: Split, *, num_rows: int = 6, rows_hash: str = "1" * 64) -> SplitWork:
+        rows = [
+            Utterance(key=ClipKey(split, 0, row), text=f"line {row}", emotion="joy")
+            for row in range(num_rows)
+        ]
+        return SplitWork(
+            split=split,
+            utterances=rows,
+            clips=[LocatedClip(utterance=row) for row in rows],
+            rows_hash=rows_hash,
+            path=tmp_path / "features" / f"{split}.h5",
+            rows_per_shard=2,
+        )
+
+    return plant
+
+
+@pytest.fixture
+def encode_planted() -> EncodeShard:
+    """A shard's features as a worker would hand them back: noise, always the same."""
+
+    def encode(work: SplitWork, index: int) -> ShardFeatures:
+        noise = np.random.default_rng(index)
+        rows = work.utterances[work.rows_of(index)]
+        return ShardFeatures(
+            split=work.split,
+            index=index,
+            features=tuple(
+                ClipFeatures(
+                    utterance=row, raw={"text": noise.normal(size=(1, 8)).astype(np.float32)}
+                )
+                for row in rows
+            ),
+        )
+
+    return encode

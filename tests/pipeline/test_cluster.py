@@ -1,0 +1,59 @@
+"""Which Ray cluster a run starts or joins, seen in what Ray is asked for; none is started."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline import parallel
+from pipeline.errors import UsageError
+from pipeline.parallel import Cluster, encode_shards
+
+AskedFor = Callable[[Cluster], dict[str, Any]]
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> AskedFor:
+    """The settings that Ray is started with. It is refused, so that it does not start."""
+    asked: dict[str, Any] = {}
+
+    def refuse(**settings: Any) -> None:
+        asked.update(settings)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(parallel.ray, "init", refuse)
+
+    def ask(cluster: Cluster) -> dict[str, Any]:
+        with pytest.raises(UsageError, match="refused"):
+            next(encode_shards([], [], None, cluster))
+        return asked
+
+    return ask
+
+
+def test_a_run_has_a_cluster_of_its_own_whatever_the_environment_names(
+    asked_for: AskedFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "somebody-elses:6379")
+    settings = asked_for(Cluster(workers=3))
+    assert settings["address"] == "local"
+    assert settings["num_cpus"] == 3
+
+
+def test_on_one_core_the_encoder_and_a_decoder_still_both_find_room(asked_for: AskedFor) -> None:
+    assert asked_for(Cluster(workers=1))["num_cpus"] == 2
+
+
+def test_a_cluster_asked_for_by_address_is_joined_as_it_is(asked_for: AskedFor) -> None:
+    settings = asked_for(Cluster(address="head:6379", workers=3))
+    assert settings["address"] == "head:6379"
+    assert not {"num_cpus", "num_gpus", "object_store_memory"} & settings.keys()
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("long\nstory\nno route to host")
+
+    monkeypatch.setattr(parallel.ray, "init", refuse)
+    with pytest.raises(UsageError, match=r"--address head:6379: .* \(no route to host\)$"):
+        next(encode_shards([], [], None, Cluster(address="head:6379")))
