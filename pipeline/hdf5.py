@@ -1,8 +1,9 @@
 """HDF5 files that appear whole and are checked when read. The only file that imports h5py.
 
 Files appear whole (temporary name, fsync, rename) and are never edited; each names its format.
-Every dataset has a checksum. All strings have fixed length: variable-length ones lie in a heap
-without checksums, and a flipped bit there can hang HDF5.
+Datasets have checksums, except `Writer.plain` ones, for which their format keeps its own. All
+strings have fixed length: variable-length ones lie in a heap without checksums, and a flipped
+bit there can hang HDF5.
 """
 
 import os
@@ -100,6 +101,10 @@ class Writer:
         chunks = (rows, *values.shape[1:])
         self._file.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
 
+    def plain(self, name: str, values: NDArray[Any]) -> None:
+        """In one piece and without a checksum, for what is read by `Reader.offset`."""
+        self._file.create_dataset(name, data=values)
+
     def strings(self, name: str, strings: Sequence[str]) -> None:
         # A message may name a path that is not UTF-8.
         encoded = [string.encode(errors="backslashreplace") for string in strings]
@@ -170,6 +175,23 @@ class Reader:
         return name in self._file
 
     def array(self, name: str, dtype: type[np.generic], num_axes: int) -> NDArray[Any]:
+        dataset = self._dataset(name, dtype, num_axes)
+        try:
+            return dataset[()]
+        except OSError as error:
+            raise CacheCorrupt(
+                f"{self.path}: dataset {name} does not match its checksum; "
+                f"delete the file and {self._repair}"
+            ) from error
+
+    def offset(self, name: str, dtype: type[np.generic], num_axes: int) -> int:
+        """Where in the file a `plain` dataset begins, in bytes."""
+        offset = self._dataset(name, dtype, num_axes).id.get_offset()
+        if offset is None:
+            raise CacheCorrupt(f"{self.path}: dataset {name} does not lie in one piece")
+        return int(offset)
+
+    def _dataset(self, name: str, dtype: type[np.generic], num_axes: int) -> h5py.Dataset:
         dataset = self._file.get(name)
         if dataset is None:
             raise CacheCorrupt(f"{self.path}: dataset {name} is missing")
@@ -179,13 +201,7 @@ class Reader:
                 f"{self.path}: dataset {name} is {dataset.dtype} with {dataset.ndim} axes, not "
                 f"{dtype.__name__} with {num_axes}"
             )
-        try:
-            return dataset[()]
-        except OSError as error:
-            raise CacheCorrupt(
-                f"{self.path}: dataset {name} does not match its checksum; "
-                f"delete the file and {self._repair}"
-            ) from error
+        return dataset
 
     def strings(self, name: str) -> list[str]:
         return [value.decode() for value in self.array(name, np.bytes_, 1)]

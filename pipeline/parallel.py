@@ -2,6 +2,7 @@
 Ray; another engine would replace this file.
 
     tasks -> decode (Ray tasks, half a core each) -> encode (actors, all torch threads) -> driver
+    tasks -> decode (Ray tasks, a core each) -> driver
 
 A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
 every bit of the result, does not depend on what was finished before a restart.
@@ -10,8 +11,8 @@ every bit of the result, does not depend on what was finished before a restart.
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ MAX_ROUNDS = 3
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 # Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
 # settings measured, because the decoders fill what the encoder leaves idle.
-_DECODE_CPUS = 0.5
+_DECODE_CPUS_BESIDE_ENCODER = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,11 @@ class ShardFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DecodedShard:
-    task: ShardTask
+class DecodedShard:
+    """A task of which the media were read: one entry of `clips` per clip, in order."""
+
+    split: Split
+    index: int
     clips: tuple[DecodedClip, ...]
 
 
@@ -101,12 +105,54 @@ def encode_shards(
         MismatchError: the weights do not fit their encoder.
         MeldError: workers died in a way that no clip explains.
     """
-    _start_ray(cluster)
+
+    def build(left: Sequence[ShardTask]) -> "ray.data.Dataset":
+        dataset = _tasks(left)
+        if decode is not None:
+            modalities = [choice.spec.modality for choice in choices]
+            dataset = _decoded(dataset, left, decode, modalities, _DECODE_CPUS_BESIDE_ENCODER)
+        return _encoded(dataset, choices, decode, cluster)
+
+    # The encoder needs a core, the decoders another: one core would be a deadlock.
+    yield from _run_to_the_end(tasks, build, cluster, least_cpus=2)
+
+
+def decode_shards(
+    tasks: Sequence[ShardTask],
+    decode: DecodeConfig,
+    modalities: Sequence[Modality],
+    cluster: Cluster,
+) -> Iterator[DecodedShard]:
+    """Like `encode_shards`, but the clips come back decoded; needs no GPU.
+
+    Raises:
+        UsageError: the cluster is not to be reached.
+        MeldError: workers died in a way that no clip explains.
+    """
+
+    def build(left: Sequence[ShardTask]) -> "ray.data.Dataset":
+        return _decoded(_tasks(left), left, decode, modalities, num_cpus=1)
+
+    yield from _run_to_the_end(tasks, build, replace(cluster, device="cpu"), least_cpus=1)
+
+
+def _run_to_the_end(
+    tasks: Sequence[ShardTask],
+    build: Callable[[Sequence[ShardTask]], "ray.data.Dataset"],
+    cluster: Cluster,
+    *,
+    least_cpus: int,
+) -> Iterator[Any]:
+    """The shards of the dataset that `build` makes of tasks, in any order.
+
+    When workers die, it is built again of the tasks that are left, `MAX_ROUNDS` times in all.
+    """
+    _start_ray(cluster, least_cpus)
     try:
         left = {(task.split, task.index): task for task in tasks}
         for round_number in range(1, MAX_ROUNDS + 1):
             try:
-                for shard in _run(list(left.values()), choices, decode, cluster):
+                for shard in _results(build(list(left.values()))):
                     del left[shard.split, shard.index]
                     yield shard
                 return
@@ -116,18 +162,12 @@ def encode_shards(
                     raise
                 if round_number == MAX_ROUNDS:
                     raise MeldError(f"the workers failed: {_last_line(error)}") from error
-                logger.warning("an encoder died; starting another for %d shards", len(left))
+                logger.warning("a worker died; starting another for %d shards", len(left))
     finally:
         ray.shutdown()
 
 
-def _run(
-    tasks: list[ShardTask],
-    choices: Sequence[EncoderChoice],
-    decode: DecodeConfig | None,
-    cluster: Cluster,
-) -> Iterator[ShardFeatures]:
-    dataset = _dataset(tasks, choices, decode, cluster)
+def _results(dataset: "ray.data.Dataset") -> Iterator[Any]:
     for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
         yield batch["item"][0]
 
@@ -140,14 +180,13 @@ def _raise_ours(error: BaseException | None) -> None:
         error = getattr(error, "cause", None) or error.__cause__
 
 
-def _start_ray(cluster: Cluster) -> None:
+def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     settings: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         settings = {
             # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
             "address": "local",
-            # The encoder needs one, the decoders the other: one core would be a deadlock.
-            "num_cpus": max(cluster.workers, 2),
+            "num_cpus": max(cluster.workers, least_cpus),
             "num_gpus": 1 if cluster.device == "cuda" else 0,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
@@ -171,31 +210,35 @@ def _start_ray(cluster: Cluster) -> None:
     context.print_on_execution_start = False
 
 
-def _dataset(
+def _tasks(tasks: Sequence[ShardTask]) -> "ray.data.Dataset":
+    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
+
+
+def _decoded(
+    dataset: "ray.data.Dataset",
     tasks: Sequence[ShardTask],
+    decode: DecodeConfig,
+    modalities: Sequence[Modality],
+    num_cpus: float,
+) -> "ray.data.Dataset":
+    attempts: Any = ray.remote(num_cpus=0)(_AttemptLedger).remote()
+    return dataset.map_batches(
+        _decode_shard,
+        batch_size=1,
+        batch_format="numpy",
+        fn_kwargs={"decode": decode, "modalities": list(modalities), "attempts": attempts},
+        num_cpus=num_cpus,
+        # Each clip can kill a worker `MAX_ATTEMPTS_PER_CLIP` times before it is given up.
+        max_retries=MAX_ATTEMPTS_PER_CLIP * max(len(task.clips) for task in tasks),
+    )
+
+
+def _encoded(
+    dataset: "ray.data.Dataset",
     choices: Sequence[EncoderChoice],
     decode: DecodeConfig | None,
     cluster: Cluster,
 ) -> "ray.data.Dataset":
-    dataset = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
-    modalities = [choice.spec.modality for choice in choices]
-    largest = max(len(task.clips) for task in tasks)
-    if decode is not None:
-        attempts: Any = ray.remote(num_cpus=0)(_AttemptLedger).remote()
-        dataset = dataset.map_batches(
-            _decode_shard,
-            batch_size=1,
-            batch_format="numpy",
-            fn_kwargs={
-                "decode": decode,
-                "modalities": modalities,
-                "attempts": attempts,
-            },
-            num_cpus=_DECODE_CPUS,
-            # Each clip can kill a worker `MAX_ATTEMPTS_PER_CLIP` times before it is given up.
-            max_retries=MAX_ATTEMPTS_PER_CLIP * largest,
-        )
-    gpus = 1 if cluster.device == "cuda" else 0
     return dataset.map_batches(
         _ShardEncoder,
         batch_size=1,
@@ -208,8 +251,8 @@ def _dataset(
         },
         compute=ActorPoolStrategy(size=_num_encoders(cluster)),
         num_cpus=1,
-        num_gpus=gpus,
-        max_restarts=0,  # Ray's default restarts for ever; see `encode_shards` for ours
+        num_gpus=1 if cluster.device == "cuda" else 0,
+        max_restarts=0,  # Ray's default restarts for ever; see `_run_to_the_end` for ours
     )
 
 
@@ -242,7 +285,7 @@ class _AttemptLedger:
 def _decode_shard(
     batch: dict[str, Any], decode: DecodeConfig, modalities: list[Modality], attempts: Any
 ) -> dict[str, Any]:
-    """Ray Data stage: one ShardTask in, one _DecodedShard out."""
+    """Ray Data stage: one ShardTask in, one DecodedShard out."""
     task: ShardTask = batch["item"][0]
     clips: list[DecodedClip] = []
     finished = None
@@ -256,7 +299,8 @@ def _decode_shard(
         finished = key
     # Or the shard's last clip would seem to have killed whoever loses the finished shard.
     ray.get(attempts.finish.remote(finished))
-    return {"item": _one_object(_DecodedShard(task=task, clips=tuple(clips)))}
+    shard = DecodedShard(split=task.split, index=task.index, clips=tuple(clips))
+    return {"item": _one_object(shard)}
 
 
 def _killer(clip: LocatedClip, modalities: Sequence[Modality]) -> DecodedClip:
@@ -297,14 +341,16 @@ class _ShardEncoder:
         self._encode_clips = encode_clips
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        item: _DecodedShard | ShardTask = batch["item"][0]
-        if isinstance(item, ShardTask):  # text alone: nothing to decode
-            clips = tuple(DecodedClip(utterance=clip.utterance) for clip in item.clips)
-            item = _DecodedShard(task=item, clips=clips)
+        item: DecodedShard | ShardTask = batch["item"][0]
+        clips = [
+            # Text alone: nothing was decoded.
+            DecodedClip(utterance=clip.utterance) if isinstance(clip, LocatedClip) else clip
+            for clip in item.clips
+        ]
         features = ShardFeatures(
-            split=item.task.split,
-            index=item.task.index,
-            features=tuple(self._encode_clips(self._encoders, item.clips)),
+            split=item.split,
+            index=item.index,
+            features=tuple(self._encode_clips(self._encoders, clips)),
         )
         return {"item": _one_object(features)}
 

@@ -1,15 +1,20 @@
 """Which Ray cluster a run starts or joins, seen in what Ray is asked for; none is started."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pipeline import parallel
 from pipeline.errors import UsageError
-from pipeline.parallel import Cluster, encode_shards
+from pipeline.parallel import Cluster, decode_shards, encode_shards
+from pipeline.recipe import DecodeConfig
 
-AskedFor = Callable[[Cluster], dict[str, Any]]
+AskedFor = Callable[..., dict[str, Any]]
+
+
+def encode(cluster: Cluster) -> Iterator[Any]:
+    return encode_shards([], [], None, cluster)
 
 
 @pytest.fixture
@@ -23,9 +28,9 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> AskedFor:
 
     monkeypatch.setattr(parallel.ray, "init", refuse)
 
-    def ask(cluster: Cluster) -> dict[str, Any]:
+    def ask(cluster: Cluster, run: Callable[[Cluster], Iterator[Any]] = encode) -> dict[str, Any]:
         with pytest.raises(UsageError, match="refused"):
-            next(encode_shards([], [], None, cluster))
+            next(run(cluster))
         return asked
 
     return ask
@@ -44,6 +49,14 @@ def test_on_one_core_the_encoder_and_a_decoder_still_both_find_room(asked_for: A
     assert asked_for(Cluster(workers=1))["num_cpus"] == 2
 
 
+def test_decoding_alone_needs_one_core_and_no_gpu(asked_for: AskedFor) -> None:
+    def decode(cluster: Cluster) -> Iterator[Any]:
+        return decode_shards([], DecodeConfig(), ["video"], cluster)
+
+    settings = asked_for(Cluster(device="cuda", workers=1), decode)
+    assert (settings["num_cpus"], settings["num_gpus"]) == (1, 0)
+
+
 def test_a_cluster_asked_for_by_address_is_joined_as_it_is(asked_for: AskedFor) -> None:
     settings = asked_for(Cluster(address="head:6379", workers=3))
     assert settings["address"] == "head:6379"
@@ -56,4 +69,4 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(parallel.ray, "init", refuse)
     with pytest.raises(UsageError, match=r"--address head:6379: .* \(no route to host\)$"):
-        next(encode_shards([], [], None, Cluster(address="head:6379")))
+        next(encode(Cluster(address="head:6379")))

@@ -1,0 +1,172 @@
+"""Decoded clips on disk: what training on raw media reads in every epoch, so that none decodes
+again.
+
+    <root>/<recipe, 12 hex>/<split>/plan.json         which clips, as they were when decoded
+                                    shard-00000.h5    the first 16 of them, and so on
+
+`store_shard.py` has the format of a shard, `prepare.py` writes them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import CacheCorrupt, StorageError, UsageError
+from pipeline.recipe import REVISION, DecodeConfig
+from pipeline.schema import (
+    MODALITIES,
+    ClipFailure,
+    DecodedClip,
+    Modality,
+    Split,
+    Utterance,
+)
+
+# What to do about a damaged shard, once it is deleted.
+REPAIR = "decode again"
+_FOLDER_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where decoded clips are kept, and what was decoded how.
+
+    modalities:      video, audio or both
+    clips_per_shard: what a kill can cost; a store keeps to the number it was begun with
+    """
+
+    root: Path
+    decode: DecodeConfig
+    modalities: tuple[Modality, ...] = ("video", "audio")
+    clips_per_shard: int = 16
+
+    def __post_init__(self) -> None:
+        ordered = tuple(name for name in MODALITIES if name in self.modalities)
+        if not ordered or set(self.modalities) - {"video", "audio"}:
+            raise UsageError(f"decoded clips hold video, audio or both, not {self.modalities}")
+        if self.clips_per_shard < 1:
+            raise UsageError(f"clips_per_shard must be at least 1, not {self.clips_per_shard}")
+        # The order they were asked for in changes no value.
+        object.__setattr__(self, "modalities", ordered)
+
+    @property
+    def recipe(self) -> str:
+        """Canonical JSON of all that decides the decoded values."""
+        made_by = {
+            "decode": dataclasses.asdict(self.decode),
+            "modalities": self.modalities,
+            "revision": REVISION,
+        }
+        return json.dumps(made_by, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        return (self.decode.num_frames, self.decode.frame_height, self.decode.frame_width, 3)
+
+    def folder(self, split: Split) -> Path:
+        digest = hashlib.sha256(self.recipe.encode()).hexdigest()
+        return self.root / digest[:_FOLDER_DIGITS] / split
+
+    def shard_path(self, split: Split, index: int) -> Path:
+        return self.folder(split) / f"shard-{index:05d}.h5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreIndex:
+    """What is known of rows without reading their media.
+
+    span:     per modality int64 [rows, 3]: first byte in the shard's file, bytes, their CRC-32;
+              without bytes the row has none of it
+    times_s:  float64 [rows, num_frames]; without meaning where there is no video
+    failures: the accidents of each row
+    """
+
+    span: dict[Modality, NDArray[np.int64]]
+    times_s: NDArray[np.float64]
+    failures: tuple[tuple[ClipFailure, ...], ...]
+
+
+def concatenate(parts: Sequence[StoreIndex]) -> StoreIndex:
+    """The rows of shards, in order, as one index."""
+    return StoreIndex(
+        span={name: np.concatenate([part.span[name] for part in parts]) for name in parts[0].span},
+        times_s=np.concatenate([part.times_s for part in parts]),
+        failures=tuple(row for part in parts for row in part.failures),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedStore:
+    """The decoded clips of one split; row i is one utterance.
+
+    Holds no open file: it may be pickled, and read by forked and spawned processes and by
+    threads.
+    """
+
+    config: StoreConfig
+    split: Split
+    utterances: tuple[Utterance, ...]
+    index: StoreIndex
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def present(self) -> dict[Modality, NDArray[np.bool_]]:
+        """Per modality bool [rows]."""
+        return {name: span[:, 1] > 0 for name, span in self.index.span.items()}
+
+    @property
+    def failures(self) -> tuple[tuple[ClipFailure, ...], ...]:
+        """The accidents of each row."""
+        return self.index.failures
+
+    def read(self, row: int) -> DecodedClip:
+        """The clip exactly as it was decoded; its arrays are the caller's own.
+
+        Raises:
+            IndexError: no such row.
+            CacheCorrupt: it does not match its checksum; file and clip are named.
+            StorageError: its file cannot be read.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} decoded clips")
+        media = self._read_media(row)
+        return DecodedClip(
+            utterance=self.utterances[row],
+            frames=media["video"].reshape(self.config.frames_shape) if "video" in media else None,
+            times_s=self.index.times_s[row].copy() if "video" in media else None,
+            waveform=media["audio"].view(np.float32) if "audio" in media else None,
+            failures=self.failures[row],
+        )
+
+    def _read_media(self, row: int) -> dict[Modality, NDArray[np.uint8]]:
+        """uint8 [bytes] of each modality that the row has."""
+        path = self.config.shard_path(self.split, row // self.config.clips_per_shard)
+        what = f"{path}: {self.utterances[row].key}"
+        try:
+            with path.open("rb") as file:
+                return {
+                    modality: _read_span(file, span[row], f"{what}: {modality}")
+                    for modality, span in self.index.span.items()
+                    if span[row, 1] > 0
+                }
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_span(file: BufferedReader, span: NDArray[np.int64], what: str) -> NDArray[np.uint8]:
+    first, size, checksum = span.tolist()
+    content = np.empty(size, np.uint8)
+    file.seek(first)
+    if file.readinto(content.data) != size or zlib.crc32(content.data) != checksum:
+        raise CacheCorrupt(f"{what} does not match its checksum; delete the file and {REPAIR}")
+    return content
