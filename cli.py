@@ -424,7 +424,8 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: no valid TOML: {error}") from error
 
 

@@ -89,7 +89,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             settings=config["settings"],
             features=Path(config["features"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise CacheCorrupt(f"{run / CONFIG}: not a run's description ({error!r})") from error
     if checkpoint.recipe.fingerprint != config.get("fingerprint"):
         raise CacheCorrupt(f"{run / CONFIG}: the recipe does not match its fingerprint")
@@ -150,13 +150,15 @@ def _version(package: str) -> str:
 def _read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG
     if not path.is_file():
-        state = "an unfinished or foreign folder" if run.is_dir() else "no such folder"
+        state = "no such folder"
+        if run.exists():
+            state = "an unfinished or foreign folder" if run.is_dir() else "a file, not a folder"
         raise InputError(f"{run} is no trained run ({state}); train one with: meld train-fusion")
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: not JSON ({error}); train again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CacheCorrupt(f"{path}: not the description of a {FORMAT} run")

@@ -52,6 +52,8 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
 
 
 def _convert(value: Any, wanted: Any, name: str) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # more than TOML promises
+        raise UsageError(f"{name}: a number beyond 64 bits")
     if dataclasses.is_dataclass(wanted):
         if not isinstance(value, Mapping):
             raise UsageError(f"{name} is a table of settings, not {value!r}")
@@ -72,6 +74,8 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
 
 def _convert_scalar(value: Any, wanted: type, name: str) -> Any:
     if wanted is Path and isinstance(value, str | Path):
+        if "\0" in str(value):
+            raise UsageError(f"{name}: no path has the character NUL in it")
         return Path(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

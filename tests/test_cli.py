@@ -111,7 +111,8 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("extract", "--split", "dev", "--config", "no.toml"), 2, "no.toml"),
         (("info", "no.h5"), 5, "no.h5: no such file"),
         (("train-fusion", "--features", "nowhere"), 4, "meld extract --split train"),
-        (("evaluate", "nowhere"), 4, "nowhere"),
+        (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
+        (("evaluate", "README.md"), 4, "README.md is no trained run (a file, not a folder)"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_own_status(
@@ -147,6 +148,18 @@ def test_a_settings_table_that_is_none_is_named(
     assert finished.status == 2, finished.err
     assert message in finished.err
     assert "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000, "0x", "\udcff"])
+def test_settings_that_cannot_be_read_are_no_traceback(
+    meld: Meld, tmp_path: Path, value: str
+) -> None:
+    settings = tmp_path / "wrong.toml"
+    settings.write_text(f"seed = {value}", errors="surrogateescape")
+    finished = meld("train-fusion", "--config", settings)
+    assert finished.status == 2, finished.err
+    assert f"{settings}: no valid TOML" in finished.err
+    assert len(finished.err) < 1000
 
 
 def test_missing_weights_are_named_with_the_ways_to_get_them(

@@ -8,7 +8,7 @@ import pytest
 
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
-from pipeline.errors import CacheCorrupt
+from pipeline.errors import CacheCorrupt, InputError
 from pipeline.recipe import FeatureRecipe
 
 
@@ -53,3 +53,25 @@ def test_label_counts_that_are_no_counts_are_refused(run: Path, counts: object) 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_counts": counts}))
     with pytest.raises(CacheCorrupt, match=r"config\.json: not a run's description"):
         read_checkpoint(run)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"dims": ' * 200_000])
+def test_a_description_nested_without_end_is_refused(run: Path, text: str) -> None:
+    (run / "config.json").write_text(text)
+    with pytest.raises(CacheCorrupt, match=r"config\.json: not JSON"):
+        read_checkpoint(run)
+
+
+@pytest.mark.parametrize("hidden", [1 << 62, 1 << 70])
+def test_dims_beyond_any_memory_are_refused(run: Path, hidden: int) -> None:
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["dims"]["model"]["hidden"] = hidden
+    path.write_text(json.dumps(config))
+    with pytest.raises(CacheCorrupt, match=r"config\.json"):
+        read_checkpoint(run)
+
+
+def test_a_file_in_the_place_of_a_run_is_called_a_file(run: Path) -> None:
+    with pytest.raises(InputError, match="a file, not a folder"):
+        read_checkpoint(run / "model.safetensors")
