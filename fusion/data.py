@@ -74,7 +74,7 @@ def load_split(
     data = _to_tensors(read_cache(path, modalities=chosen, want=(input,)), chosen, input)
     if not ((data.emotion != UNLABELLED) | (data.sentiment != UNLABELLED)).any():
         raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
-    _check_finite(data, path)
+    _check_features(data, path)
     return data
 
 
@@ -148,7 +148,13 @@ def _label_indices(names: Sequence[str], order: tuple[str, ...]) -> Tensor:
     return torch.tensor([index[name] for name in names], dtype=torch.int64)
 
 
-def _check_finite(data: FusionData, path: Path) -> None:
+def _check_features(data: FusionData, path: Path) -> None:
+    for modality, values in data.features.items():
+        if 0 in values.shape[1:]:
+            raise CacheCorrupt(
+                f"{path}: {modality} features of {list(values.shape[1:])} [layers, dim] hold "
+                "nothing; extract the split again"
+            )
     for column, modality in enumerate(data.modalities):
         if modality in data.features:
             values = data.features[modality].flatten(1)

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -86,7 +86,7 @@ def train_fusion(
     check_trainable(train, dev)
     run = _open_run(config, train)
     model = build_model(train, config.model, seed=config.seed).to(device)
-    with _EpochLog(run) as epoch_log:
+    with closing(_EpochLog(run)) as epoch_log:
 
         def follow(result: EpochResult) -> None:
             epoch_log.write(result)
@@ -112,10 +112,13 @@ def train_fusion(
 
 
 class _EpochLog:
-    """One line per epoch in `history.jsonl`, and TensorBoard's events where it is installed."""
+    """One line per epoch in `history.jsonl`, and TensorBoard's events where it is installed.
+
+    Its methods raise StorageError.
+    """
 
     def __init__(self, run: Path) -> None:
-        self._file = (run / HISTORY).open("w", encoding="utf-8")
+        self._run = run
         self._events = None
         try:
             # Optional and slow to import: only a training pays for it.
@@ -123,29 +126,29 @@ class _EpochLog:
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
         else:
-            self._events = SummaryWriter(str(run))
-
-    def __enter__(self) -> "_EpochLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+            with self._told_as_ours():
+                self._events = SummaryWriter(str(run))
 
     def write(self, result: EpochResult) -> None:
         values = dataclasses.asdict(result)
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        if self._events is not None:
+        with self._told_as_ours():
+            with (self._run / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
             for name, value in values.items():
-                if name != "epoch" and value is not None:
+                if self._events is not None and name != "epoch" and value is not None:
                     self._events.add_scalar(name, value, result.epoch)
+
+    def close(self) -> None:
+        if self._events is not None:
+            with self._told_as_ours():
+                self._events.close()
+
+    @contextmanager
+    def _told_as_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._run}: cannot write the training log: {error}") from error
 
 
 def choose_device(name: str) -> torch.device:

@@ -76,6 +76,15 @@ def test_features_that_are_no_numbers_are_refused_with_the_row(write_split, feat
         load_split(features, "dev", modalities=None, input="raw")
 
 
+@pytest.mark.parametrize("shape", [(6, 0, 20), (6, 1, 0)])
+def test_features_without_a_layer_or_a_dimension_are_refused(write_split, features: Path, shape):
+    cache = write_split("dev", 6)
+    empty = {**cache.raw, "audio": np.zeros(shape, np.float32)}
+    write_cache(features / "dev.h5", dataclasses.replace(cache, raw=empty))
+    with pytest.raises(CacheCorrupt, match=r"dev\.h5: audio features .* extract"):
+        load_split(features, "dev", modalities=None, input="raw")
+
+
 def test_another_recipe_for_dev_is_refused_and_the_field_named(load_planted, planted_recipe):
     train = load_planted("train", 10)
     dev = load_planted("dev", 10, recipe=planted_recipe(["text", "audio"], num_frames=8))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,20 @@ from safetensors.torch import load_file, save_file
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.data import load_split
 from fusion.evaluate import EvaluateConfig, evaluate
-from fusion.fit import FitConfig
+from fusion.fit import EpochResult, FitConfig
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
 from fusion.report import read_history, render_report
-from fusion.train import TrainConfig, build_model, train_fusion
+from fusion.train import TrainConfig, _EpochLog, build_model, train_fusion
 from pipeline.cache import write_cache
-from pipeline.errors import CacheCorrupt, InputError, MismatchError, RecipeMismatch, UsageError
+from pipeline.errors import (
+    CacheCorrupt,
+    InputError,
+    MismatchError,
+    RecipeMismatch,
+    StorageError,
+    UsageError,
+)
 
 QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
 
@@ -71,6 +79,24 @@ def test_a_run_holds_the_model_and_what_was_measured(config):
     assert metrics["dev"] == json.loads(result.dev.to_json())
     assert metrics["best"]["epoch"] == result.best_epoch
     assert result.dev.score == pytest.approx(max(epoch.score for epoch in epochs))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_the_history_is_told_as_such(tmp_path):
+    (tmp_path / "history.jsonl").symlink_to("/dev/full")
+    epoch = EpochResult(
+        epoch=1,
+        train_loss=1.0,
+        dev_loss=1.0,
+        dev_emotion_f1=None,
+        dev_sentiment_f1=0.5,
+        score=0.5,
+        learning_rate=1e-3,
+        seconds=0.1,
+    )
+    full = pytest.raises(StorageError, match=r"training log.* No space left")
+    with full, closing(_EpochLog(tmp_path)) as epoch_log:
+        epoch_log.write(epoch)
 
 
 def test_dev_measured_from_the_written_model_is_what_training_reported(run):
