@@ -58,7 +58,10 @@ def _fit(features: Path, recipe: FeatureRecipe, locked: Collection[Split]) -> Pr
     with ExitStack() as held:
         if not _may_write(held, features, "train", locked):
             return None
-        projections = fit_projections(read_cache(features / "train.h5", want=("raw",)))
+        train = read_cache(features / "train.h5", want=("raw",))
+        if train.recipe != recipe:  # replaced by another run before the lock was ours
+            return None
+        projections = fit_projections(train)
         write_projections(projection_path(features), projections, recipe)
     return projections
 
@@ -77,6 +80,8 @@ def _complete(
         if not _may_write(held, features, split, locked):
             return
         cache = read_cache(path, want=("raw",))
+        if cache.recipe != recipe:  # replaced by another run before the lock was ours
+            return
         embedding = {
             modality: project(raw, projections[modality]) * cache.present[modality][:, None]
             for modality, raw in cache.raw.items()

@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.cache import read_cache, read_header
 from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
@@ -30,6 +29,9 @@ def check_existing(
 ) -> None:
     """Finds out what of this split is done, and makes room where nothing is.
 
+    A new --overwrite starts afresh; one that was killed goes on, with the option or without,
+    and until it is finished the cache that it is to replace stays where it is.
+
     Args:
         dry: changes nothing on the disk.
 
@@ -38,23 +40,28 @@ def check_existing(
         CacheCorrupt: what is in the place cannot be read.
         StorageError: the folder cannot be written.
     """
-    if work.path.is_file() and not overwrite:
+    plan = _read_plan(work)
+    if plan is not None and plan.overwrite and _is_same(plan, work, recipe):
+        _go_on(work, plan, dry=dry)
+    elif work.path.is_file() and not overwrite:
         header = read_header(work.path)
         _refuse_other(str(work.path), work, header.recipe, header.rows_hash, recipe)
         work.is_finished = True
-        return
-    plan = _read_plan(work)
-    # A new --overwrite starts afresh; one that was killed goes on, with the option or without.
-    if plan is not None and (plan.overwrite or not overwrite):
-        if not overwrite:
-            name = f"the unfinished extraction in {work.folder}"
-            _refuse_other(name, work, plan.recipe, plan.rows_hash, recipe)
-        if plan.recipe == recipe and plan.rows_hash == work.rows_hash:
-            work.rows_per_shard = plan.rows_per_shard
-            work.done = _finished_shards(work, dry=dry)
-            return
-    if not dry:
+    elif plan is not None and not overwrite:
+        name = f"the unfinished extraction in {work.folder}"
+        _refuse_other(name, work, plan.recipe, plan.rows_hash, recipe)
+        _go_on(work, plan, dry=dry)
+    elif not dry:
         _start_afresh(work, recipe, overwrite)
+
+
+def _is_same(plan: "_Plan", work: SplitWork, recipe: FeatureRecipe) -> bool:
+    return plan.recipe == recipe and plan.rows_hash == work.rows_hash
+
+
+def _go_on(work: SplitWork, plan: "_Plan", *, dry: bool) -> None:
+    work.rows_per_shard = plan.rows_per_shard
+    work.done = _finished_shards(work, dry=dry)
 
 
 def _refuse_other(
@@ -101,21 +108,22 @@ class _Plan:
     rows_per_shard: int
     overwrite: bool
 
-
-def _plan_path(work: SplitWork) -> Path:
-    return work.folder / "plan.json"
+    def __post_init__(self) -> None:
+        # The file may have been edited or damaged: what it says is not yet of any type.
+        if type(self.rows_per_shard) is not int or self.rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard is {self.rows_per_shard!r}")
+        if not isinstance(self.rows_hash, str) or not isinstance(self.overwrite, bool):
+            raise ValueError(f"rows_hash is {self.rows_hash!r}, overwrite {self.overwrite!r}")
 
 
 def _read_plan(work: SplitWork) -> _Plan | None:
-    path = _plan_path(work)
+    path = work.plan_path
     if not path.is_file():
         return None
     try:
         values = json.loads(path.read_text())
         plan = _Plan(**{**values, "recipe": FeatureRecipe.from_json(values["recipe"])})
-        if plan.rows_per_shard < 1 or not isinstance(plan.overwrite, bool):
-            raise ValueError("its settings make no sense")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error}); delete {work.folder}") from error
     return plan
 
@@ -132,6 +140,6 @@ def _start_afresh(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> No
         work.folder.mkdir(parents=True)
         temporary = work.folder / ".plan.tmp"
         temporary.write_text(json.dumps(plan, indent=1))
-        temporary.replace(_plan_path(work))
+        temporary.replace(work.plan_path)
     except OSError as error:
         raise StorageError(f"{work.folder}: cannot be written: {error.strerror}") from error

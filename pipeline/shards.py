@@ -43,6 +43,10 @@ class SplitWork:
         return self.path.parent / ".work" / self.split
 
     @property
+    def plan_path(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
     def num_shards(self) -> int:
         return -(-len(self.utterances) // self.rows_per_shard)
 
@@ -107,7 +111,7 @@ def _stack_raw(shard: ShardFeatures, recipe: FeatureRecipe) -> dict[Modality, ND
 
 
 def merge(work: SplitWork) -> None:
-    """Shards to one file. A kill in here costs nothing: the shards go last.
+    """Shards to one file. A kill in here costs nothing: the shards go last, their plan first.
 
     Raises:
         StorageError: the disk; CacheCorrupt: a shard is damaged.
@@ -116,5 +120,6 @@ def merge(work: SplitWork) -> None:
     if work.split == "train":  # whatever was fitted on an earlier train file is stale now
         projection_path(work.path.parent).unlink(missing_ok=True)
     write_cache(work.path, concatenate(shards))
+    work.plan_path.unlink(missing_ok=True)
     shutil.rmtree(work.folder, ignore_errors=True)
     work.is_finished = True

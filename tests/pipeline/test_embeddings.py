@@ -1,12 +1,14 @@
 """Who fits the projection, and who brings which cache up to it: always under the cache's lock."""
 
+import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cache import read_cache
+from pipeline.cache import read_cache, write_cache
 from pipeline.embeddings import complete_embeddings, projection_path
 from pipeline.locks import hold_split
 from pipeline.recipe import FeatureRecipe
@@ -65,6 +67,32 @@ def test_a_split_that_another_run_writes_is_left_to_it_and_the_others_completed(
         assert "text" in read_cache(test).embedding
     complete_embeddings(features, planted_recipe, {"dev"})
     assert read_cache(dev).projection_hash == read_cache(test).projection_hash
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_cache_that_was_replaced_before_its_lock_was_had_is_left_alone(
+    finish: Finish,
+    planted_recipe: FeatureRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    split: Split,
+) -> None:
+    """Another run with another recipe came in between looking and locking."""
+    features = finish("train").parent
+    finish("dev")
+    spec = dataclasses.replace(planted_recipe.encoders[0], name="other")
+    other = dataclasses.replace(planted_recipe, encoders=(spec,))
+
+    def replaced(_: Path, asked: Split) -> AbstractContextManager[None]:
+        if asked == split:
+            path = features / f"{split}.h5"
+            write_cache(path, dataclasses.replace(read_cache(path), recipe=other))
+        return nullcontext()
+
+    monkeypatch.setattr("pipeline.embeddings.locks.hold_split", replaced)
+    complete_embeddings(features, planted_recipe, ())
+    assert read_cache(features / f"{split}.h5").recipe == other
+    assert read_cache(features / f"{split}.h5").embedding == {}
+    assert projection_path(features).exists() == (split != "train")
 
 
 def test_without_train_there_is_nothing_to_fit(

@@ -73,6 +73,53 @@ def test_a_killed_overwrite_goes_on_with_the_option_or_without(
         assert work.done == {0, 1}
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_killed_overwrite_of_a_finished_cache_goes_on_and_keeps_it_until_the_end(
+    run_until: RunUntil,
+    plant_split: Any,
+    planted_recipe: FeatureRecipe,
+    other_recipe: FeatureRecipe,
+    overwrite: bool,
+) -> None:
+    finished = run_until("finished", recipe=other_recipe).path
+    before = finished.read_bytes()
+    run_until("killed", [0, 1], overwrite=True)
+    work = plant_split("dev")
+    check_existing(work, planted_recipe, overwrite)
+    assert (work.done, work.is_finished) == ({0, 1}, False)
+    assert finished.read_bytes() == before
+
+
+def test_a_finished_cache_is_still_itself_beside_a_killed_overwrite_in_another_way(
+    run_until: RunUntil, plant_split: Any, planted_recipe: FeatureRecipe, other_recipe: Any
+) -> None:
+    run_until("finished")
+    left = run_until("killed", [0], recipe=other_recipe, overwrite=True)
+    work = plant_split("dev")
+    check_existing(work, planted_recipe, overwrite=False)
+    assert work.is_finished
+    assert left.shard_path(0).exists()
+
+
+def test_a_run_killed_while_it_tidies_up_is_a_finished_one(
+    run_until: RunUntil,
+    plant_split: Any,
+    planted_recipe: FeatureRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    left = run_until("killed", overwrite=True)  # every shard is there
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shards.shutil.rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            merge(left)
+    work = plant_split("dev")
+    check_existing(work, planted_recipe, overwrite=False)
+    assert work.is_finished
+
+
 def test_overwrite_starts_afresh_after_a_run_without_it(
     run_until: RunUntil, plant_split: Any, planted_recipe: FeatureRecipe
 ) -> None:
@@ -119,10 +166,14 @@ def test_a_damaged_shard_is_made_again(
     [
         lambda plan: "{",
         lambda plan: "[]",
+        lambda plan: "[" * 200_000,
+        lambda plan: {**plan, "recipe": "[" * 200_000},
         lambda plan: "\udcff",
         lambda plan: {**plan, "recipe": "{}"},
         lambda plan: {**plan, "rows_per_shard": 0},
         lambda plan: {**plan, "rows_per_shard": "2"},
+        lambda plan: {**plan, "rows_per_shard": 1.5},
+        lambda plan: {**plan, "rows_hash": None},
         lambda plan: {**plan, "overwrite": "no"},
         lambda plan: {name: value for name, value in plan.items() if name != "rows_hash"},
     ],
