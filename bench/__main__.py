@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _time_extraction(data: Path, features: Path, text_folder: Path, num_clips: i
     command = [sys.executable, "-m", module, str(data), str(features), str(text_folder)]
     started_s = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    with PeakMemory(process.pid) as memory:
+    with closing(PeakMemory(process.pid)) as memory:
         output, _ = process.communicate()
     seconds = time.monotonic() - started_s
     if process.returncode:

@@ -1,30 +1,21 @@
 """Peak memory of a process and all that it started."""
 
 import threading
-from types import TracebackType
 
 import psutil
 
 
 class PeakMemory:
-    """Samples the proportional set size (shared pages counted once) every 0.25 s."""
+    """Samples the proportional set size (shared pages counted once) every 0.25 s until closed."""
 
     def __init__(self, process_id: int) -> None:
         self.peak_bytes = 0
         self._process = psutil.Process(process_id)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stop.set()
         self._thread.join()
 

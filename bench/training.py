@@ -14,7 +14,7 @@ from fusion.fit import FitConfig, Rows, fit
 from fusion.losses import MultiTaskLoss
 from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
 from pipeline.recipe import EncoderSpec, FeatureRecipe
-from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, ClipKey, Modality
+from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, ClipKey, Modality, Split
 
 DIMS: dict[Modality, int] = {"text": 768, "video": 512, "audio": 608}
 TRAIN_ROWS = 9_989
@@ -45,26 +45,32 @@ def measure_training(folder: Path, epochs: int, num_threads: int) -> TrainingTim
     )
 
 
-def _made_up(split: str, rows: int) -> FusionData:
+def _made_up(split: Split, rows: int) -> FusionData:
     generator = torch.Generator().manual_seed(0)
-    spec = {"weights": "none", "weights_hash": "made up", "pooling": "none", "precision": "float32"}
-    recipe = FeatureRecipe(
-        encoders=tuple(EncoderSpec(modality=m, name="made up", **spec) for m in MODALITIES),  # type: ignore[arg-type]
-        decode=None,
-    )
     return FusionData(
-        split=split,  # type: ignore[arg-type]
+        split=split,
         input="raw",
         modalities=MODALITIES,
         features={m: torch.randn(rows, 1, DIMS[m], generator=generator) for m in MODALITIES},
         present=torch.ones(rows, len(MODALITIES), dtype=torch.bool),
         emotion=torch.randint(len(EMOTIONS), (rows,), generator=generator),
         sentiment=torch.randint(len(SENTIMENTS), (rows,), generator=generator),
-        keys=tuple(ClipKey(split, 0, row) for row in range(rows)),  # type: ignore[arg-type]
+        keys=tuple(ClipKey(split, 0, row) for row in range(rows)),
         text=("",) * rows,
         speaker=("",) * rows,
-        recipe=recipe,
+        recipe=FeatureRecipe(encoders=tuple(map(_made_up_encoder, MODALITIES)), decode=None),
         projection_hash=None,
+    )
+
+
+def _made_up_encoder(modality: Modality) -> EncoderSpec:
+    return EncoderSpec(
+        modality=modality,
+        name="made up",
+        weights="none",
+        weights_hash="made up",
+        pooling="none",
+        precision="float32",
     )
 
 

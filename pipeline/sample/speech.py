@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import espeakng_loader
 import numpy as np
@@ -105,7 +106,7 @@ def _synthesise(
     chunks: list[NDArray[np.int16]] = []
 
     @_Callback
-    def keep(samples, count, _events):  # type: ignore[no-untyped-def]
+    def keep(samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
