@@ -21,7 +21,9 @@ from pipeline.errors import MeldError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from fusion.demo import DemoReport
+    from fusion.finetune import FinetuneResult
     from fusion.metrics import EvalReport
+    from fusion.tuning import StepResult
     from pipeline.extract import ExtractPlan, ExtractReport
     from pipeline.info import CacheInfo
 
@@ -81,6 +83,9 @@ ConfigFile = Annotated[
 ]
 Features = Annotated[
     Path | None, typer.Option(help="Folder of the feature caches.  [default: features]")
+]
+WeightsDir = Annotated[
+    Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
 ]
 ModalityNames = Annotated[
     str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
@@ -156,7 +161,8 @@ def sample(
 @app.command(
     epilog="Examples: `meld extract --split all --data data`   "
     "`meld extract --split all --modalities text --text minilm`   "
-    "`meld extract --split train --weights video=random` (untrained features, marked as such)"
+    "`meld extract --split train --weights video=random` (untrained features, marked as such)   "
+    "`meld extract --split all --encoders runs/tuned --features features-tuned`"
 )
 @_reports_errors
 def extract(
@@ -183,8 +189,19 @@ def extract(
             help="pretrained, random, or per modality: video=random.  [default: pretrained]"
         ),
     ] = None,
-    weights_dir: Annotated[
-        Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
+    weights_dir: WeightsDir = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Previous utterances of the dialogue, with their speakers, that the text encoder "
+            "reads before each.  [default: 0]"
+        ),
+    ] = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="A fine-tuned run, whose own encoders, precision and decode settings are taken."
+        ),
     ] = None,
     device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
     precision: Annotated[
@@ -210,7 +227,15 @@ def extract(
     Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
     some clips had accidents (see `meld info`).
     """
-    encoders = _given(text=text, video=video, audio=audio, weights_dir=weights_dir)
+    chosen = _given(text=text, video=video, audio=audio, context=context, weights_dir=weights_dir)
+    chosen |= _weights(weights)
+    if encoders is not None:
+        if chosen or precision:
+            raise UsageError(
+                f"--encoders {encoders}: brings its encoders and precision; leave out "
+                "--text, --video, --audio, --weights, --weights-dir, --context and --precision"
+            )
+        chosen = {"run": encoders}
     options = _given(
         data=data,
         features=features,
@@ -227,7 +252,7 @@ def extract(
     settings = {
         **settings,
         **options,
-        "encoders": {**_table(settings, "encoders"), **encoders, **_weights(weights)},
+        "encoders": {**_table(settings, "encoders"), **chosen},
     }
 
     from pipeline.extract import ExtractConfig, plan
@@ -336,7 +361,104 @@ def train_fusion(
     )
 
 
-@app.command(epilog="Example: `meld evaluate runs/text --split test`")
+@app.command(
+    epilog="Examples: `meld finetune --end-to-end --run runs/first`   "
+    "`meld finetune --end-to-end --modalities text --epochs 3 --out runs/tuned`   "
+    "`meld finetune --end-to-end --resume --out runs/tuned`"
+)
+@_reports_errors
+def finetune(
+    end_to_end: Annotated[
+        bool,
+        typer.Option("--end-to-end", help="Required: encoders and fusion model learn together."),
+    ] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Trained fusion run to start from.  [default: train one first]"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the CSVs and clips.  [default: data]")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of the feature caches.  [default: the run's own]")
+    ] = None,
+    modalities: ModalityNames = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(help="Modalities whose encoders learn, comma-separated.  [default: all]"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many.  [default: 3]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the new run.  [default: a new one under runs/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(help="Of the encoders' arithmetic; weights are float32.  [default: auto]"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray Train workers, one GPU each if any.  [default: 1]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Existing Ray cluster, as auto or host:port.")
+    ] = None,
+    weights_dir: WeightsDir = None,
+    config: ConfigFile = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Unfreeze the encoders behind a trained fusion model, and train all of it on raw clips.
+
+    Before step 1 the logits on raw input are compared with those on the cache. The new run owns
+    its encoders: `meld evaluate` measures it on raw clips, `meld extract --encoders` makes
+    features with them. Killed at any time, --resume goes on and ends with the same weights.
+    """
+    if not end_to_end:
+        raise UsageError("finetune trains encoders and fusion together: say --end-to-end")
+    options = _given(
+        run=run,
+        data=data,
+        features=features,
+        modalities=_modalities(modalities),
+        unfreeze=_modalities(unfreeze, "--unfreeze"),
+        out=out,
+        seed=seed,
+        device=device and device.value,
+        precision=precision and precision.value,
+        workers=workers,
+        address=address,
+        weights_dir=weights_dir,
+        resume=resume or None,
+        overwrite=overwrite or None,
+    )
+    settings = _read_settings(config)
+    tune = {**_table(settings, "tune"), **_given(epochs=epochs)}
+    settings = {**settings, **options, **({"tune": tune} if tune else {})}
+
+    from fusion.finetune import FinetuneConfig
+    from fusion.finetune import finetune as run_finetuning
+
+    finetune_config = FinetuneConfig.from_mapping(settings)
+    with _progress("clips", note="accidents") as advance:
+
+        def follow(step: "StepResult") -> None:
+            told = f"{step.rows_per_s:.0f} a second, epoch {step.epoch}, loss {step.loss:.3f}"
+            advance(step.rows, step.rows_in_all, told=told)
+
+        result = run_finetuning(finetune_config, _say, follow, advance)
+    _show_finetuning(result, as_json)
+
+
+@app.command(
+    epilog="Examples: `meld evaluate runs/text --split test`   "
+    "`meld evaluate runs/tuned` (fine-tuned: measured on raw clips)"
+)
 @_reports_errors
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
@@ -344,13 +466,24 @@ def evaluate(
     features: Annotated[
         Path | None, typer.Option(help="Folder of the feature caches.  [default: the run's own]")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Corpus to measure a fine-tuned run on.  [default: that it was tuned on]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run on a split, the majority baseline beside it; writes JSON and plots there."""
+    """Measure a run on a split, the majority baseline beside it; writes JSON and plots there.
+
+    A fine-tuned run is measured on raw clips, with its own encoders.
+    """
     from fusion.evaluate import EvaluateConfig
     from fusion.evaluate import evaluate as run_evaluation
 
-    report = run_evaluation(EvaluateConfig(run=run, split=split.value, features=features))
+    config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
+    with _progress("encoding clips", note="accidents") as advance:
+        report = run_evaluation(config, advance)
     _show_evaluation(report, run, as_json)
 
 
@@ -385,7 +518,7 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _modalities(names: str | None) -> tuple[str, ...] | None:
+def _modalities(names: str | None, option: str = "--modalities") -> tuple[str, ...] | None:
     if names is None:
         return None
     from pipeline.schema import MODALITIES
@@ -393,9 +526,7 @@ def _modalities(names: str | None) -> tuple[str, ...] | None:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in MODALITIES]
     if unknown or not wanted:
-        raise UsageError(
-            f"--modalities {names}: a comma-separated subset of {', '.join(MODALITIES)}"
-        )
+        raise UsageError(f"{option} {names}: a comma-separated subset of {', '.join(MODALITIES)}")
     return tuple(name for name in MODALITIES if name in wanted)
 
 
@@ -472,7 +603,8 @@ def _needs_extra(name: str) -> Iterator[None]:
 def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
     """Around long work: a bar on stderr where that is a terminal, nothing elsewhere.
 
-    Yields advance(done, total) or advance(done, total, count) with a count of `note`.
+    Yields advance(done, total), advance(done, total, count) with a count of `note`, or
+    advance(done, total, told="anything").
     """
     from rich.console import Console
     from rich.progress import (
@@ -501,8 +633,8 @@ def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
     with bar, redirect_stdout(sys.stderr):
         task = bar.add_task(what, total=None, note="")
 
-        def advance(done: int, total: int, count: int = 0) -> None:
-            shown = f"{count} {note}" if count else ""
+        def advance(done: int, total: int, count: int = 0, told: str = "") -> None:
+            shown = f"{count} {note}" if count else told
             bar.update(task, completed=done, total=total, note=shown)
 
         yield advance
@@ -591,6 +723,19 @@ def _show_info(described: "CacheInfo", as_json: bool) -> None:
     _print_random(described.recipe.random_modalities)
     if described.damaged == ():
         print("  every checksum holds")
+
+
+def _show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    from fusion.report import render_report
+
+    _print_rich(render_report(result.dev))
+    print(
+        f"{result.run}: best epoch {result.best.epoch} of {len(result.history)}, "
+        f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
+    )
 
 
 def _show_evaluation(report: "EvalReport", run: Path, as_json: bool) -> None:

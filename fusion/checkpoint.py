@@ -24,7 +24,7 @@ from torch import Tensor
 from fusion.model import FusionDims, LateFusion
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
-from pipeline.schema import EMOTIONS, SENTIMENTS
+from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
 FORMAT = "meld-fusion"
 FORMAT_VERSION = 1
@@ -40,6 +40,8 @@ class Checkpoint:
     emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source
     settings:   the training settings, for the record
     features:   the folder it was trained from
+    finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
+    data:       the raw clips it was fine-tuned on, None where it was not
     """
 
     model: LateFusion
@@ -49,6 +51,8 @@ class Checkpoint:
     sentiment_counts: tuple[int, ...]
     settings: Mapping[str, Any]
     features: Path
+    finetuned: tuple[Modality, ...] = ()
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         wanted = (len(EMOTIONS), len(SENTIMENTS))
@@ -88,6 +92,8 @@ def read_checkpoint(run: Path) -> Checkpoint:
             sentiment_counts=_counts(config["label_counts"]["sentiment"]),
             settings=config["settings"],
             features=Path(config["features"]),
+            finetuned=_modalities(config["finetuned"]),
+            data=None if config["data"] is None else Path(config["data"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise CacheCorrupt(f"{run / CONFIG}: not a run's description ({error!r})") from error
@@ -100,7 +106,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     return checkpoint
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that it is there whole or not at all. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -129,6 +135,8 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "recipe": json.loads(checkpoint.recipe.to_json()),
         "projection_hash": checkpoint.projection_hash,
         "features": str(checkpoint.features),
+        "finetuned": checkpoint.finetuned,
+        "data": None if checkpoint.data is None else str(checkpoint.data),
         "settings": checkpoint.settings,
         "versions": {name: _version(name) for name in ("meld", "torch", "safetensors")},
     }
@@ -137,6 +145,12 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
         raise ValueError(f"label counts {values!r} are no counts")
+    return tuple(values)
+
+
+def _modalities(values: Any) -> tuple[Modality, ...]:
+    if not isinstance(values, list) or any(value not in MODALITIES for value in values):
+        raise ValueError(f"{values!r} are no modalities")
     return tuple(values)
 
 

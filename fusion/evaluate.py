@@ -1,6 +1,7 @@
 """`meld evaluate`: a trained run measured on one split; nothing is chosen here."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +14,36 @@ from fusion.metrics import (
     report_emotion,
     report_sentiment,
 )
+from fusion.model import FusionOutput
 from fusion.report import plot_report
-from pipeline.errors import MismatchError
+from pipeline.errors import MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import SPLITS, Split
 
 log = logging.getLogger(__name__)
 
 
+OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, accidents
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """features: None takes the folder that the run was trained from."""
+    """features: None takes the folder that the run was trained from; for a fine-tuned run it
+    measures on raw clips, of which its own encoders make features in <run>/features.
+
+    data: where those clips are; None takes the corpus it was fine-tuned on
+    """
 
     run: Path
     split: Split = "test"
     features: Path | None = None
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
 
 
-def evaluate(config: EvaluateConfig) -> EvalReport:
+def evaluate(config: EvaluateConfig, on_progress: OnProgress = lambda *_: None) -> EvalReport:
     """Modalities, input kind and labels are the run's own.
 
     Writes `evaluation-<split>.json` and plots into the run. Raises RecipeMismatch where the
@@ -42,12 +52,12 @@ def evaluate(config: EvaluateConfig) -> EvalReport:
     checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
     data = load_split(
-        config.features or checkpoint.features,
+        _features(config, checkpoint, on_progress),
         config.split,
         modalities=dims.names,
         input=dims.input,
     )
-    check_recipe(checkpoint.recipe, checkpoint.projection_hash, data)
+    _check_made_alike(config, checkpoint, data)
     report = evaluate_model(checkpoint, data, run=config.run.resolve().name)
     write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
     plot_report(report, config.run)
@@ -55,20 +65,65 @@ def evaluate(config: EvaluateConfig) -> EvalReport:
     return report
 
 
+def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> Path:
+    if config.features is not None:
+        return config.features
+    if not checkpoint.finetuned:
+        if config.data is not None:
+            raise UsageError(
+                f"--data: {config.run} was trained on cached features, and is measured on them; "
+                "extract features of that corpus and name them with --features"
+            )
+        return checkpoint.features
+    # Only for fine-tuned runs: a plain one is measured without decoder, Ray or encoders.
+    from pipeline.encoders.choice import EncoderRequest
+    from pipeline.extract import ExtractConfig, extract
+
+    features = config.run / "features"
+    data = config.data or checkpoint.data
+    assert data is not None
+    request = EncoderRequest(run=config.run)
+    extract(
+        ExtractConfig(data=data, features=features, splits=(config.split,), encoders=request),
+        on_progress,
+    )
+    return features
+
+
+def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: FusionData) -> None:
+    try:
+        check_recipe(checkpoint.recipe, checkpoint.projection_hash, data)
+    except RecipeMismatch as error:
+        if not checkpoint.finetuned:
+            raise
+        raise RecipeMismatch(
+            f"{config.run} was fine-tuned and reads features of its own encoders alone; leave out "
+            f"--features to measure it on raw clips, or make such features: meld extract --split "
+            f"{config.split} --encoders {config.run} --features FOLDER ({error})"
+        ) from error
+
+
 def evaluate_model(checkpoint: Checkpoint, data: FusionData, *, run: str) -> EvalReport:
     _check_dims(checkpoint, data)
     model = checkpoint.model
     output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
+    return report_of(checkpoint, data, output, run=run)
+
+
+def report_of(
+    checkpoint: Checkpoint, data: FusionData, output: FusionOutput, *, run: str
+) -> EvalReport:
+    """What logits of every row of `data` are worth."""
     return EvalReport(
         run=run,
         split=data.split,
-        fingerprint=data.recipe.fingerprint,
+        fingerprint=checkpoint.recipe.fingerprint,
         rows=len(data),
         presence=tuple(
             ModalityPresence(
                 modality=modality,
                 rows=int(data.present[:, column].sum()),
-                random_weights=modality in data.recipe.random_modalities,
+                random_weights=modality in checkpoint.recipe.random_modalities,
             )
             for column, modality in enumerate(data.modalities)
         ),

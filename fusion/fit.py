@@ -141,7 +141,7 @@ def fit(
     train_rows, dev_rows = Rows.prepare(model, train, device), Rows.prepare(model, dev, device)
     loss = MultiTaskLoss.from_labels(config.loss, train_rows.emotion, train_rows.sentiment)
     optimiser = _build_optimiser(model, config)
-    schedule = _warm_up_then_fall(optimiser, config, num_rows=len(train))
+    schedule = _build_schedule(optimiser, config, num_rows=len(train))
     batch_size = config.rows_per_step(len(train))
     history: list[EpochResult] = []
     best: EpochResult | None = None
@@ -241,19 +241,24 @@ def _build_optimiser(model: LateFusion, config: FitConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def _warm_up_then_fall(
+def _build_schedule(
     optimiser: torch.optim.Optimizer, config: FitConfig, *, num_rows: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Per step: linear from near 0 to the full rate, then half a cosine down to 0."""
     steps = config.epochs * math.ceil(num_rows / config.rows_per_step(num_rows))
-    rising = max(1, round(config.warmup * steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, warm_up_then_fall(steps, config.warmup))
+
+
+def warm_up_then_fall(steps: int, warmup: float) -> Callable[[int], float]:
+    """Step -> factor on the learning rate: linear from near 0 to 1 during the share `warmup` of
+    all steps, then half a cosine down to 0."""
+    rising = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
         if step < rising:
             return (step + 1) / rising
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return factor
 
 
 def _check_number(loss: Tensor, epoch: int, config: FitConfig) -> float:

@@ -67,23 +67,54 @@ class MultiTaskLoss:
             sentiment_weights=class_weights(sentiment, len(SENTIMENTS), power),
         )
 
-    def __call__(self, output: FusionOutput, emotion: Tensor, sentiment: Tensor) -> Tensor:
-        """emotion, sentiment: int64 [batch], UNLABELLED where there is none -> scalar."""
+    def __call__(
+        self,
+        output: FusionOutput,
+        emotion: Tensor,
+        sentiment: Tensor,
+        totals: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """emotion, sentiment: int64 [batch], UNLABELLED where there is none -> scalar.
+
+        totals: of the step's whole batch, where this is a part of it: parts then add up.
+        """
         smoothing = self.config.label_smoothing
-        of_emotion = head_loss(output.emotion_logits, emotion, self.emotion_weights, smoothing)
-        of_sentiment = head_loss(
-            output.sentiment_logits, sentiment, self.sentiment_weights, smoothing
+        of_emotion, of_sentiment = totals or self.totals(emotion, sentiment)
+        emotion_loss = head_loss(
+            output.emotion_logits, emotion, self.emotion_weights, smoothing, of_emotion
         )
-        return self.config.emotion_weight * of_emotion + self.config.sentiment_weight * of_sentiment
+        sentiment_loss = head_loss(
+            output.sentiment_logits, sentiment, self.sentiment_weights, smoothing, of_sentiment
+        )
+        return (
+            self.config.emotion_weight * emotion_loss
+            + self.config.sentiment_weight * sentiment_loss
+        )
+
+    def totals(self, emotion: Tensor, sentiment: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rows weigh together, for each head: the loss is a mean over that."""
+        return (
+            row_weights(emotion, self.emotion_weights).sum(),
+            row_weights(sentiment, self.sentiment_weights).sum(),
+        )
 
 
-def head_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+def row_weights(labels: Tensor, weights: Tensor) -> Tensor:
+    """float32 [batch]: its class's weight, 0 without a label."""
+    return weights[labels.clamp_min(0)] * (labels != UNLABELLED)
+
+
+def head_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float, total: Tensor | None = None
+) -> Tensor:
     """Mean over labelled rows, each weighing what its class does; 0 where no row is labelled.
 
-    PyTorch's own `weight=` would also scale the smoothing, pulling every row to rare classes.
+    `total` stands for the rows' own weight where they are a part of a larger batch. PyTorch's own
+    `weight=` would also scale the smoothing, pulling every row to rare classes.
     """
     row_loss = functional.cross_entropy(
         logits, labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="none"
     )
-    row_weight = weights[labels.clamp_min(0)] * (labels != UNLABELLED)
-    return (row_loss * row_weight).sum() / row_weight.sum().clamp_min(1e-12)
+    row_weight = row_weights(labels, weights)
+    whole = row_weight.sum() if total is None else total
+    return (row_loss * row_weight).sum() / whole.clamp_min(1e-12)

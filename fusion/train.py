@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -84,7 +85,8 @@ def train_fusion(
     train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
-    run = _open_run(config, train)
+    name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
+    run = open_run(config.out, overwrite=config.overwrite, name=name)
     model = build_model(train, config.model, seed=config.seed).to(device)
     with closing(_EpochLog(run)) as epoch_log:
 
@@ -191,30 +193,30 @@ def _describe_run(config: TrainConfig, model: LateFusion, train: FusionData) -> 
     )
 
 
-def _open_run(config: TrainConfig, train: FusionData) -> Path:
-    """An empty folder for the run; what an earlier run left there goes only if told so."""
+def open_run(out: Path | None, *, overwrite: bool, name: str) -> Path:
+    """An empty folder for a run: `out`, or runs/<time>-<name>; what an earlier run left there
+    goes only if told so. Raises UsageError or StorageError."""
     try:
-        if config.out is None:
-            return _new_run(train, config.seed)
-        config.out.mkdir(parents=True, exist_ok=True)
-        if any(config.out.iterdir()):
-            _clear_run(config.out, config.overwrite)
+        if out is None:
+            return _new_run(name)
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            _clear_run(out, overwrite)
     except OSError as error:
         raise StorageError(f"cannot make the run's folder: {error}") from error
-    return config.out
+    return out
 
 
-def _new_run(train: FusionData, seed: int) -> Path:
+def _new_run(name: str) -> Path:
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{started}-{'+'.join(train.modalities)}-{train.input}-seed{seed}"
     for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
-        run = Path("runs") / f"{name}{suffix}"
+        run = Path("runs") / f"{started}-{name}{suffix}"
         try:
             run.mkdir(parents=True)
             return run
         except FileExistsError:
             continue
-    raise StorageError(f"a thousand runs are named runs/{name}")
+    raise StorageError(f"a thousand runs are named runs/{started}-{name}")
 
 
 def _clear_run(run: Path, overwrite: bool) -> None:
@@ -225,6 +227,8 @@ def _clear_run(run: Path, overwrite: bool) -> None:
     for pattern in patterns:
         for path in run.glob(pattern):
             path.unlink()
+    for folder in ("checkpoints", "encoders", "features", "start"):  # of a fine-tuned run
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:

@@ -6,9 +6,13 @@ Another corpus in the same shape works as it is; another shape is one more reade
 """
 
 import csv
+import hashlib
 import io
+import json
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +127,37 @@ def read_annotations(path: Path, split: Split) -> list[Utterance]:
             strict=True,
         )
     ]
+
+
+def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
+    """Each utterance with the `size` before it in its dialogue, and who speaks them and it:
+    "Joey: Hey! Monica: Hi, Joey. Joey:".
+
+    Rows of a dialogue count in the order of their Utterance_ID, wherever they stand in the file.
+    """
+    if size == 0:
+        return list(utterances)
+    ordered = sorted(utterances, key=lambda row: row.key)
+    context = {}
+    for position, row in enumerate(ordered):
+        before = [
+            said
+            for said in ordered[max(0, position - size) : position]
+            if said.key.dialogue_id == row.key.dialogue_id
+        ]
+        context[row.key] = " ".join(
+            [*(f"{said.speaker}: {said.text}" for said in before), f"{row.speaker}:"]
+        )
+    return [replace(row, context=context[row.key]) for row in utterances]
+
+
+def hash_rows(utterances: Sequence[Utterance]) -> str:
+    """Ties a cache to its annotations: another transcript or label is another cache."""
+    digest = hashlib.sha256()
+    for row in utterances:
+        values = [*row.key, row.text, row.speaker, row.emotion, row.sentiment]
+        digest.update(json.dumps(values).encode())
+    return digest.hexdigest()
 
 
 def _read_table(path: Path) -> pd.DataFrame:

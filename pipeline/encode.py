@@ -1,6 +1,7 @@
 """Decoded clips to features: the encoders joined, and the same under inference mode."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.encoders.registry import build_encoder
 from pipeline.recipe import DecodeConfig
-from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
+from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality, Utterance
+
+if TYPE_CHECKING:
+    from pipeline.encoders.text import TextEncoder
 
 # Part of what makes a run repeatable to the last bit: float results depend on who shares a
 # batch. On a CPU batches of 1 to 8 are equally fast; a GPU is still busy with 16.
@@ -26,16 +30,29 @@ class Encoders(nn.Module):
         self.by_modality = nn.ModuleDict(
             {choice.spec.modality: build_encoder(choice, decode) for choice in choices}
         )
+        self.has_context = any(choice.spec.context for choice in choices)
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def texts_of(self, utterances: Sequence[Utterance]) -> tuple[list[str], list[str] | None]:
+        """What the text encoder reads: sentences, and contexts where its recipe has them."""
+        contexts = [row.context for row in utterances] if self.has_context else None
+        return [row.text for row in utterances], contexts
+
+    def count_tokens(self, utterances: Sequence[Utterance]) -> list[int]:
+        if not utterances:
+            return []
+        encoder = cast("TextEncoder", self.by_modality["text"])
+        return [len(tokens.ids) for tokens in encoder.tokenise(*self.texts_of(utterances))]
+
     def encode(self, modality: Modality, clips: Sequence[DecodedClip]) -> Tensor:
         """float32 [batch, layers, dim] of clips that all have this modality."""
         encoder = self.by_modality[modality]
         if modality == "text":
-            return encoder([clip.utterance.text for clip in clips])
+            sentences, contexts = self.texts_of([clip.utterance for clip in clips])
+            return encoder(sentences, contexts)
         if modality == "video":
             frames = np.stack([clip.frames for clip in clips if clip.frames is not None])
             return encoder(torch.from_numpy(frames).to(self.device, non_blocking=True))
@@ -77,13 +94,7 @@ def _batches(
     """Indices of clips that have the modality; sentences of like length share a batch."""
     if modality == "text":
         indices = [i for i, clip in enumerate(clips) if clip.utterance.text]
-        lengths = (
-            encoders.by_modality["text"].count_tokens(  # type: ignore[operator]
-                [clips[i].utterance.text for i in indices]
-            )
-            if indices
-            else []
-        )
+        lengths = encoders.count_tokens([clips[i].utterance for i in indices])
         order = [indices[k] for k in np.argsort(lengths, kind="stable")]
         size = TEXT_BATCH
     elif modality == "video":

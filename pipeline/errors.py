@@ -9,6 +9,7 @@
     │   └── CacheBusy            another run is writing this cache
     └── MismatchError         6  things that do not belong together
         ├── RecipeMismatch       a cache made in another way; differing fields are named
+        ├── ParityError          raw input and cache do not give the same logits
         └── WeightsMissing       pretrained weights that are not to be had
 
     ClipError                 -  one clip's accident; becomes a `ClipFailure`, never an exit
@@ -52,6 +53,10 @@ class MismatchError(MeldError):
 
 
 class RecipeMismatch(MismatchError):
+    pass
+
+
+class ParityError(MismatchError):
     pass
 
 

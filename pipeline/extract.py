@@ -7,18 +7,17 @@ Each finished shard is a file of its own under `features/.work/<split>/`, so wha
 run, the next one takes up where it stopped and ends with the same file.
 """
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import locks
-from pipeline.annotations import read_corpus
+from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import read_cache
 from pipeline.clips import locate_clips
 from pipeline.embeddings import complete_embeddings
@@ -28,6 +27,7 @@ from pipeline.encoders.choice import (
     choose_encoder,
     native_precision,
 )
+from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import frame_size
 from pipeline.errors import StorageError, UsageError
 from pipeline.parallel import Cluster, encode_shards
@@ -55,6 +55,7 @@ class ExtractConfig:
     """What to extract and where. Every default is written here and nowhere else.
 
     splits: None takes every split that has a CSV.
+    modalities: None takes all, or those of the fine-tuned run whose encoders are asked for.
     device, precision: "auto" takes a GPU, and bfloat16, where the machine has them.
     workers: CPU cores; None takes all that this process may use.
     """
@@ -62,7 +63,7 @@ class ExtractConfig:
     data: Path = Path("data")
     features: Path = Path("features")
     splits: tuple[Split, ...] | None = None
-    modalities: tuple[Modality, ...] = MODALITIES
+    modalities: tuple[Modality, ...] | None = None
     encoders: EncoderRequest = field(default_factory=EncoderRequest)
     num_frames: int = 16
     channel: ChannelPolicy = "front_centre"
@@ -75,7 +76,7 @@ class ExtractConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not self.modalities:
+        if self.modalities == ():
             raise UsageError("--modalities: at least one of text, video, audio")
         if self.rows_per_shard is not None and self.rows_per_shard < 1:
             raise UsageError("rows_per_shard must be at least 1")
@@ -214,6 +215,7 @@ class _Job:
 def _prepare(config: ExtractConfig) -> _Job:
     """Everything that can be wrong with the input is found here, before any decoding."""
     corpus = read_corpus(config.data, config.splits)
+    modalities, decode = _what_to_encode(config)
     device = _choose_device(config)
     precision: Precision = (
         config.precision if config.precision != "auto" else native_precision(device)
@@ -221,18 +223,18 @@ def _prepare(config: ExtractConfig) -> _Job:
     choices = tuple(
         choose_encoder(modality, config.encoders, precision)
         for modality in MODALITIES
-        if modality in config.modalities
+        if modality in modalities
     )
-    recipe = FeatureRecipe(
-        encoders=tuple(choice.spec for choice in choices), decode=_decode_config(config)
-    )
+    recipe = FeatureRecipe(encoders=tuple(choice.spec for choice in choices), decode=decode)
+    context = max(spec.context for spec in recipe.encoders)
+    corpus = {split: with_context(utterances, context) for split, utterances in corpus.items()}
     default_rows = ROWS_PER_SHARD if recipe.decode else TEXT_ROWS_PER_SHARD
     works = tuple(
         SplitWork(
             split=split,
             utterances=utterances,
             clips=_locate(config, split, utterances, recipe),
-            rows_hash=_hash_rows(utterances),
+            rows_hash=hash_rows(utterances),
             path=config.features / f"{split}.h5",
             rows_per_shard=config.rows_per_shard or default_rows,
         )
@@ -261,9 +263,17 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _decode_config(config: ExtractConfig) -> DecodeConfig | None:
-    if set(config.modalities) == {"text"}:
-        return None
+def _what_to_encode(config: ExtractConfig) -> tuple[tuple[Modality, ...], DecodeConfig | None]:
+    """A fine-tuned run brings its own decode settings: its encoders know no others."""
+    if config.encoders.run is None:
+        modalities = config.modalities or MODALITIES
+        return modalities, None if set(modalities) == {"text"} else _decode_config(config)
+    recipe = read_encoders(config.encoders.run).recipe
+    modalities = config.modalities or recipe.modalities
+    return modalities, None if set(modalities) == {"text"} else recipe.decode
+
+
+def _decode_config(config: ExtractConfig) -> DecodeConfig:
     height, width = frame_size(config.encoders.video)
     try:
         return DecodeConfig(
@@ -283,15 +293,6 @@ def _locate(
     if recipe.decode is None:
         return [LocatedClip(utterance=utterance) for utterance in utterances]
     return locate_clips(config.data, split, utterances)
-
-
-def _hash_rows(utterances: Sequence[Utterance]) -> str:
-    """Ties a cache to its annotations: another transcript or label is another cache."""
-    digest = hashlib.sha256()
-    for row in utterances:
-        values = [*row.key, row.text, row.speaker, row.emotion, row.sentiment]
-        digest.update(json.dumps(values).encode())
-    return digest.hexdigest()
 
 
 # ----------------------------------------------------------------------------------- working

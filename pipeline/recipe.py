@@ -16,6 +16,7 @@ from pipeline.schema import MODALITIES, Modality
 REVISION = 1
 
 Precision = Literal["float32", "bfloat16"]
+WeightsKind = Literal["pretrained", "random", "none", "finetuned"]
 ChannelPolicy = Literal["front_centre", "downmix"]
 
 
@@ -52,18 +53,32 @@ class EncoderSpec:
     """One frozen encoder, as far as it decides values.
 
     weights:      "pretrained", "random" (asked for by name: features are not meaningful by
-                  themselves) or "none" (the encoder has no trained weights: `spectrogram`)
+                  themselves), "none" (the encoder has no trained weights: `spectrogram`) or
+                  "finetuned"
     weights_hash: SHA-256 over the files that were loaded, or the seed
     layers:       which hidden layers are kept, outermost last; [layers, dim] in the cache
+    context:      how many utterances before the current one a text encoder reads with it
+    started_from: what fine-tuning started from, "" otherwise: random weights that were trained
+                  for a few epochs are still to be marked
     """
 
     modality: Modality
     name: str
-    weights: Literal["pretrained", "random", "none"]
+    weights: WeightsKind
     weights_hash: str
     pooling: str
     precision: Precision
     layers: tuple[int, ...] = (-1,)
+    context: int = 0
+    started_from: str = ""
+
+    def __post_init__(self) -> None:
+        if self.context < 0 or (self.context and self.modality != "text"):
+            raise ValueError(f"context is 0 or more utterances, and of text alone: {self.context}")
+
+    @property
+    def is_random(self) -> bool:
+        return "random" in (self.weights, self.started_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +103,8 @@ class FeatureRecipe:
 
     @property
     def random_modalities(self) -> tuple[Modality, ...]:
-        """Modalities whose encoder has random weights; every report has to say so."""
-        return tuple(spec.modality for spec in self.encoders if spec.weights == "random")
+        """Modalities whose encoder has, or started from, random weights; reports must say so."""
+        return tuple(spec.modality for spec in self.encoders if spec.is_random)
 
     @property
     def fingerprint(self) -> str:

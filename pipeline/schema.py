@@ -40,7 +40,8 @@ class Utterance:
     """One annotated row. `text` is normalised; empty means that there is none.
 
     Labels are names of `EMOTIONS` and `SENTIMENTS`, None where the corpus gives none;
-    times are seconds in the episode.
+    times are seconds in the episode. `context` is what was said before it in its dialogue,
+    where the recipe asks for that (see `annotations.with_context`), else empty.
     """
 
     key: ClipKey
@@ -50,6 +51,7 @@ class Utterance:
     sentiment: str | None = None
     start_s: float = 0.0
     end_s: float = 0.0
+    context: str = ""
 
     def __post_init__(self) -> None:
         if self.emotion is not None and self.emotion not in EMOTIONS:

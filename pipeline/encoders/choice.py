@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.encoders import weights
+from pipeline.encoders.saved import read_encoders
 from pipeline.errors import UsageError
 from pipeline.recipe import EncoderSpec, Precision
 from pipeline.schema import Modality
@@ -36,7 +37,10 @@ class EncoderRequest:
     text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all (a learned
                   mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see LOG.md)
     *_weights:    "random" gives untrained features, marked as such wherever they go
+    context:      previous utterances of the dialogue, with their speakers, that the text encoder
+                  reads before the current one
     weights_dir:  looked at before the libraries' own caches
+    run:          a fine-tuned run, whose own encoders are taken; then nothing else here counts
     """
 
     text: str = "bert-base-uncased"
@@ -45,7 +49,13 @@ class EncoderRequest:
     text_weights: WeightsChoice = "pretrained"
     video_weights: WeightsChoice = "pretrained"
     text_layers: tuple[int, ...] = ()
+    context: int = 0
     weights_dir: Path | None = None
+    run: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.context < 0:
+            raise UsageError(f"--context: 0 or more utterances, not {self.context}")
 
 
 def choose_encoder(
@@ -57,6 +67,8 @@ def choose_encoder(
         UsageError: no encoder of that name.
         WeightsMissing: the weights are not to be had.
     """
+    if request.run is not None:
+        return _choose_saved(modality, request.run)
     return {"text": _choose_text, "video": _choose_video, "audio": _choose_audio}[modality](
         request, precision
     )
@@ -92,9 +104,16 @@ def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice
             pooling="mean over tokens",
             precision=precision,
             layers=layers,
+            context=request.context,
         ),
         path=folder,
     )
+
+
+def _choose_saved(modality: Modality, run: Path) -> EncoderChoice:
+    """In the precision that they were tuned in: that is part of what they are."""
+    saved = read_encoders(run)
+    return EncoderChoice(spec=saved.spec(modality), path=saved.path(modality))
 
 
 def _text_hash(folder: Path, choice: WeightsChoice) -> str:

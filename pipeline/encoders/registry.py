@@ -27,7 +27,7 @@ def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module
     assert choice.path is not None
     spec = choice.spec
     return text.build_text_encoder(
-        choice.path, spec.layers, spec.precision, pretrained=spec.weights == "pretrained"
+        choice.path, spec.layers, spec.precision, pretrained=spec.weights != "random"
     )
 
 
@@ -41,7 +41,7 @@ def _build_audio(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Modul
     from pipeline.encoders import audio
 
     assert decode is not None
-    return audio.build_audio_encoder(decode.sample_rate_hz)
+    return audio.build_audio_encoder(decode.sample_rate_hz, choice.path)
 
 
 _BUILDERS: dict[Modality, Callable[[EncoderChoice, DecodeConfig | None], nn.Module]] = {

@@ -1,6 +1,7 @@
 """Hugging Face encoders: sentences to one mean-pooled vector per layer."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,12 +14,96 @@ from pipeline.errors import MismatchError
 from pipeline.recipe import Precision
 
 MAX_TOKENS = 128  # MELD's longest utterance has 90-odd; nothing is padded up to this
+MAX_TOKENS_WITH_CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sentence, tokenised.
+
+    ids:    the whole input, special tokens and context with it
+    types:  segment of each token: 0 the context (or all there is), 1 the sentence after it
+    pooled: which tokens the sentence's vector is the mean of
+    """
+
+    ids: list[int]
+    types: list[int]
+    pooled: list[bool]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sentences padded to the longest: ids, types int64, mask, pooled bool, [batch, tokens]."""
+
+    ids: Tensor
+    types: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    @classmethod
+    def pad(cls, sentences: Sequence[Tokens], pad_id: int) -> "TokenBatch":
+        shape = (len(sentences), max(len(tokens.ids) for tokens in sentences))
+        ids, types = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
+        mask, pooled = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        for row, tokens in enumerate(sentences):
+            length = len(tokens.ids)
+            ids[row, :length] = torch.tensor(tokens.ids)
+            types[row, :length] = torch.tensor(tokens.types)
+            pooled[row, :length] = torch.tensor(tokens.pooled)
+            mask[row, :length] = True
+        return cls(ids, types, mask, pooled)
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        moved = (value.to(device) for value in (self.ids, self.types, self.mask, self.pooled))
+        return TokenBatch(*moved)
+
+
+class Tokeniser:
+    """A Hugging Face tokenizer, and which tokens of its output are the sentence's own.
+
+    Raises what transformers raises where the folder holds none, ValueError for an empty one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without its files a tokenizer is built all the same, and knows no word.
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
+            raise ValueError("the tokenizer has no vocabulary; are its files there?")
+        self.pad_id: int = self.tokenizer.pad_token_id or 0
+        self.mask_id: int | None = self.tokenizer.mask_token_id
+        self.special_ids = frozenset(self.tokenizer.all_special_ids)
+        self.gives_types = "token_type_ids" in self.tokenizer.model_input_names
+
+    def __call__(
+        self, sentences: Sequence[str], contexts: Sequence[str] | None = None
+    ) -> list[Tokens]:
+        """`contexts`: what was said before each sentence, as one text; None means no context."""
+        if contexts is None:
+            encoded = self.tokenizer(list(sentences), truncation=True, max_length=MAX_TOKENS)
+            return [_whole(ids) for ids in encoded["input_ids"]]
+        self.tokenizer.truncation_side = "left"  # the oldest goes first
+        encoded = self.tokenizer(
+            list(contexts),
+            list(sentences),
+            truncation="longest_first",
+            max_length=MAX_TOKENS_WITH_CONTEXT,
+        )
+        self.tokenizer.truncation_side = "right"
+        return [
+            _second_of_pair(ids, encoded.sequence_ids(i))
+            for i, ids in enumerate(encoded["input_ids"])
+        ]
+
+    def pad(self, sentences: Sequence[Tokens]) -> TokenBatch:
+        return TokenBatch.pad(sentences, self.pad_id)
 
 
 class TextEncoder(nn.Module):
-    """Tokenizer and encoder; the mean over real tokens of each layer asked for.
+    """Tokenizer and encoder; the mean over the sentence's tokens of each layer asked for.
 
-    BERT's own pooler was trained for next-sentence prediction and is not used.
+    BERT's own pooler was trained for next-sentence prediction and is not used. With context the
+    input is a pair, what was said before and the sentence; only the sentence's own tokens
+    are pooled, and the oldest context is cut where both do not fit.
 
     forward: list of [batch] sentences -> float32 [batch, layers, dim]
     """
@@ -27,11 +112,8 @@ class TextEncoder(nn.Module):
         self, folder: Path, layers: Sequence[int], precision: Precision, *, pretrained: bool
     ) -> None:
         super().__init__()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenise = Tokeniser(folder)
         dtype = getattr(torch, precision)
-        # Without its files a tokenizer is built all the same, and knows no word.
-        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
-            raise ValueError("the tokenizer has no vocabulary; are its files there?")
         if pretrained:
             self.model, loaded = AutoModel.from_pretrained(
                 folder,
@@ -46,22 +128,38 @@ class TextEncoder(nn.Module):
             self.model = AutoModel.from_config(config, dtype=dtype)
         self.layers = tuple(layers)
 
-    def count_tokens(self, sentences: Sequence[str]) -> list[int]:
-        encoded = self.tokenizer(list(sentences), truncation=True, max_length=MAX_TOKENS)
-        return [len(ids) for ids in encoded["input_ids"]]
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder."""
+        self.model.save_pretrained(folder)
+        self.tokenise.tokenizer.save_pretrained(folder)
 
-    def forward(self, sentences: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
-            list(sentences),
-            padding=True,
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        ).to(self.model.device)
-        hidden = self.model(**tokens, output_hidden_states=True).hidden_states
-        mask = tokens["attention_mask"].unsqueeze(-1).float()  # [batch, tokens, 1]
-        pooled = [(hidden[i].float() * mask).sum(1) / mask.sum(1) for i in self.layers]
+    def forward(self, sentences: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
+        batch = self.tokenise.pad(self.tokenise(sentences, contexts))
+        return self.encode(batch.to(self.model.device))
+
+    def encode(self, batch: TokenBatch) -> Tensor:
+        """float32 [batch, layers, dim]"""
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        if self.tokenise.gives_types:
+            inputs["token_type_ids"] = batch.types
+        hidden = self.model(**inputs, output_hidden_states=True).hidden_states
+        mask = batch.pooled.unsqueeze(-1).float()  # [batch, tokens, 1]
+        # A sentence of which no token is left (nothing but marks the tokenizer drops) is zero.
+        count = mask.sum(1).clamp_min(1)
+        pooled = [(hidden[i].float() * mask).sum(1) / count for i in self.layers]
         return torch.stack(pooled, dim=1)
+
+
+def _whole(ids: list[int]) -> Tokens:
+    return Tokens(ids=ids, types=[0] * len(ids), pooled=[True] * len(ids))
+
+
+def _second_of_pair(ids: list[int], parts: list[int | None]) -> Tokens:
+    """`parts`: 0 in the first text, 1 in the second, None on special tokens."""
+    second = [part == 1 for part in parts]
+    first = second.index(True) if any(second) else len(ids)
+    types = [int(position >= first) for position in range(len(ids))]
+    return Tokens(ids=ids, types=types, pooled=second)
 
 
 def _check_complete(missing_keys: Iterable[str]) -> None:

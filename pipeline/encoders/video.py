@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
+from pipeline.encoders.weights import load_trained_part
 from pipeline.errors import MismatchError
 from pipeline.recipe import Precision
 
@@ -30,6 +31,10 @@ class VideoEncoder(nn.Module):
         self.trunk.fc = nn.Identity()
         self.dtype = getattr(torch, precision)
 
+    @property
+    def trained_part(self) -> nn.Module:
+        return self.trunk
+
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 [batch, frames, height, width, 3] -> [batch, 3, frames, crop, crop], normalised."""
         # Rounded as torchvision's own centre crop rounds: 29.5 is 30.
@@ -45,7 +50,8 @@ class VideoEncoder(nn.Module):
 
 
 def build_video_encoder(name: str, path: Path | None, precision: Precision) -> VideoEncoder:
-    """With torchvision's weights from `path`; with seeded random ones where path is None.
+    """With torchvision's weights from `path`, or fine-tuned ones (.safetensors); with seeded random
+    ones where path is None.
 
     Raises:
         MismatchError: the file is no state dict of this net.
@@ -54,7 +60,9 @@ def build_video_encoder(name: str, path: Path | None, precision: Precision) -> V
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = VideoEncoder(name, precision)
-    if path is not None:
+    if path is not None and path.suffix == ".safetensors":
+        load_trained_part(encoder.trunk, path)
+    elif path is not None:
         _load(encoder, name, path)
     encoder.trunk.to(dtype=encoder.dtype, memory_format=torch.channels_last_3d)
     return encoder.eval()

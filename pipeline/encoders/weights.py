@@ -14,8 +14,12 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import MismatchError, WeightsMissing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +120,14 @@ def frame_size(name: str) -> tuple[int, int]:
     return height, width
 
 
+def crop_size(name: str) -> tuple[int, int]:
+    """(height, width) of what a torchvision net sees of a frame."""
+    from torchvision.models import get_model_weights  # slow: only where video is wanted
+
+    height, width = get_model_weights(name).DEFAULT.transforms().crop_size
+    return height, width
+
+
 def find_video_weights(name: str, weights_dir: Path | None) -> Path:
     """The .pth file of torchvision's default weights for a video net, downloaded if need be.
 
@@ -158,6 +170,23 @@ def hash_weights(path: Path) -> str:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(f"{file.name}\0{content}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def load_trained_part(module: "nn.Module", path: Path) -> None:
+    """A fine-tuned encoder's own weights into the part of it that has any.
+
+    Raises:
+        MismatchError: not a safetensors file, or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise MismatchError(f"{path}: not this encoder's weights ({_first_line(error)})") from error
+    if not all(value.isfinite().all() for value in module.state_dict().values()):
+        raise MismatchError(f"{path}: holds weights that are not finite")
 
 
 def _first_line(error: BaseException) -> str:

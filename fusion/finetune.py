@@ -1,0 +1,332 @@
+"""`meld finetune --end-to-end`: the encoders behind a trained fusion model learn with it.
+
+a run, its cache, the raw clips -> the same model on raw input (compared before step 1)
+-> training, alone or in Ray Train workers -> a run that owns its encoders
+"""
+
+import dataclasses
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fusion.checkpoint import Checkpoint, write_checkpoint, write_whole
+from fusion.endtoend import EndToEnd
+from fusion.evaluate import report_of
+from fusion.fit import EpochResult
+from fusion.live import LiveData, TuneSource, build_end_to_end, check_parity, open_live
+from fusion.metrics import EvalReport
+from fusion.plan import FinetunePlan, make_plan
+from fusion.progress import ProgressFolder
+from fusion.report import plot_history, plot_report
+from fusion.train import METRICS, TrainConfig, choose_device, open_run, train_fusion
+from fusion.tuning import StepResult, TuneConfig, predict_raw, tune
+from fusion.workers import Worker, run_workers
+from pipeline.encoders.choice import native_precision
+from pipeline.encoders.saved import write_encoders
+from pipeline.errors import UsageError
+from pipeline.recipe import Precision
+from pipeline.schema import MODALITIES, Modality
+from pipeline.settings import build_config, describe_config
+
+# May differ between a run and its --resume: none of them changes what is trained.
+_FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What to fine-tune and where.
+
+    run:        a trained fusion run; None trains one first, on `features`, in <out>/start
+    features:   None takes the run's own caches (or features/ where there is no run)
+    modalities: of the fusion model that is trained first; those of a given run are its own
+    unfreeze:   whose encoders learn; None unfreezes all of the run's
+    store:      where decoded clips are kept; None takes <features>/decoded
+    out:        None makes a name under runs/; --resume needs it
+    """
+
+    run: Path | None = None
+    data: Path = Path("data")
+    features: Path | None = None
+    modalities: tuple[Modality, ...] | None = None
+    unfreeze: tuple[Modality, ...] | None = None
+    store: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int = 1
+    address: str | None = None
+    weights_dir: Path | None = None
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        for name in ("modalities", "unfreeze"):
+            chosen = getattr(self, name)
+            if chosen is not None and (not chosen or set(chosen) - set(MODALITIES)):
+                raise ValueError(f"{name}: some of {', '.join(MODALITIES)}, not {chosen}")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the run to go on with")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "FinetuneConfig":
+        """From a command line and a TOML file. With `resume`, from what the run was begun with;
+        what is given beside that may not contradict it. Raises UsageError."""
+        config = build_config(cls, values)
+        if not config.resume:
+            return config
+        assert config.out is not None
+        begun = build_config(cls, ProgressFolder(config.out).read_settings())
+        both = build_config(cls, _merge(describe_config(begun), values))
+        differing = [
+            f"{name}: {getattr(begun, name)} != {getattr(both, name)}"
+            for name in vars(begun)
+            if name not in _FREE_ON_RESUME and getattr(begun, name) != getattr(both, name)
+        ]
+        if differing:
+            raise UsageError(
+                f"--resume: {config.out} was begun with other settings ({'; '.join(differing)}); "
+                "leave them out, or start a new run with another --out"
+            )
+        return both
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        nested = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[name] = _merge(inner, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """parity: largest difference of logits before step 1; seconds: of training alone."""
+
+    run: Path
+    start: Path
+    plan: FinetunePlan
+    parity: float
+    history: tuple[EpochResult, ...]
+    best: EpochResult
+    seconds: float
+    dev: EvalReport
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run),
+            "start": str(self.start),
+            "best": dataclasses.asdict(self.best),
+            "epochs": len(self.history),
+            "seconds": self.seconds,
+            "parity": self.parity,
+            "plan": dataclasses.asdict(self.plan),
+            "dev": json.loads(self.dev.to_json()),
+        }
+
+
+Say = Callable[[str], None]
+OnStep = Callable[[StepResult], None]
+
+
+def finetune(
+    config: FinetuneConfig,
+    say: Say = lambda line: None,
+    on_step: OnStep = lambda step: None,
+    on_decoded: Callable[[int, int, int], None] = lambda *_: None,
+) -> FinetuneResult:
+    """Runs the stage; a run that was killed goes on with `resume`.
+
+    Raises:
+        UsageError, InputError, StorageError: the message says what to do.
+        RecipeMismatch: run, cache, weights and clips do not belong together.
+        ParityError: the encoders on raw input do not give what the cache holds.
+    """
+    config = _open(config)
+    assert config.out is not None
+    assert config.run is not None
+    source = _source(config)
+    live = open_live(source, on_decoded)
+    device = choose_device(config.device)
+    model = build_end_to_end(live, device)
+    plan = make_plan(model, live, config.tune)
+    say(str(plan))
+    parity = check_parity(model, live, device)
+    say(f"step 0: logits on raw input and on the cache differ by at most {parity:.2g}")
+    started = time.perf_counter()
+    if config.workers == 1:
+        _train(model, live, config, Worker(device=device), on_step)
+    else:
+        _train_in_workers(source, config, on_step)
+        ProgressFolder(config.out).load_best(model)
+    seconds = time.perf_counter() - started
+    return _finish(config, model, live, plan, parity, seconds)
+
+
+def _open(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with every path in it, a folder for the run, and a run to start from."""
+    if config.resume:
+        return config
+    out = open_run(config.out, overwrite=config.overwrite, name=f"finetune-seed{config.seed}")
+    config = replace(config, out=out)
+    if config.run is None:
+        start = TrainConfig(
+            features=config.features or Path("features"),
+            modalities=config.modalities,
+            out=out / "start",
+            seed=config.seed,
+            device=config.device,
+        )
+        train_fusion(start)
+        config = replace(config, run=out / "start")
+    absolute = {
+        name: getattr(config, name) and getattr(config, name).absolute()
+        for name in ("run", "data", "features", "store", "out", "weights_dir")
+    }
+    config = replace(config, **absolute)
+    ProgressFolder(out).begin(describe_config(replace(config, overwrite=False)))
+    return config
+
+
+def _source(config: FinetuneConfig) -> TuneSource:
+    assert config.run is not None
+    precision: Precision
+    if config.precision == "auto":
+        device = choose_device(config.device)
+        precision = native_precision("cuda" if device.type == "cuda" else "cpu")
+    else:
+        precision = config.precision
+    return TuneSource(
+        run=config.run,
+        data=config.data,
+        features=config.features,
+        modalities=config.modalities,
+        unfreeze=config.unfreeze,
+        store=config.store,
+        weights_dir=config.weights_dir,
+        precision=precision,
+        augment=config.tune.augment,
+        train_batchnorm=config.tune.train_batchnorm,
+        gradient_checkpointing=config.tune.gradient_checkpointing,
+        seed=config.seed,
+        device=config.device,
+        address=config.address,
+    )
+
+
+# --------------------------------------------------------------------------------- training
+
+
+def _train(
+    model: EndToEnd, live: LiveData, config: FinetuneConfig, worker: Worker, on_step: OnStep
+) -> None:
+    """What one worker does, whether it is alone or not."""
+    assert config.out is not None
+    tune(
+        model,
+        live.train,
+        live.dev,
+        config.tune,
+        seed=config.seed,
+        worker=worker,
+        progress=ProgressFolder(config.out),
+        on_step=on_step,
+    )
+
+
+def _train_beside_others(source: TuneSource, config: FinetuneConfig, worker: Worker) -> None:
+    assert config.out is not None
+    progress = ProgressFolder(config.out)
+
+    def tell(step: StepResult) -> None:
+        if worker.is_first:
+            progress.tell_step(dataclasses.asdict(step))
+
+    live = open_live(source)  # decoded already, by the process that started this one
+    _train(build_end_to_end(live, worker.device), live, config, worker, tell)
+
+
+def _train_in_workers(source: TuneSource, config: FinetuneConfig, on_step: OnStep) -> None:
+    assert config.out is not None
+    progress = ProgressFolder(config.out)
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(1):
+            step = progress.last_step()
+            if step is not None:
+                on_step(StepResult(**step))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        run_workers(
+            functools.partial(_train_beside_others, source, config),
+            workers=config.workers,
+            device=choose_device(config.device).type,
+            address=config.address,
+            folder=progress.folder,
+        )
+    finally:
+        finished.set()
+        watcher.join()
+
+
+# -------------------------------------------------------------------------------- finishing
+
+
+def _finish(
+    config: FinetuneConfig,
+    model: EndToEnd,
+    live: LiveData,
+    plan: FinetunePlan,
+    parity: float,
+    seconds: float,
+) -> FinetuneResult:
+    """`model` with the best epoch's weights -> a run folder; its config comes last."""
+    assert config.out is not None
+    assert config.run is not None
+    run = config.out
+    history = ProgressFolder(run).read_history()
+    worker = Worker(device=choose_device(config.device))
+    output = predict_raw(model, live.dev, worker, batch_size=32)
+    recipe = write_encoders(run, model.encoders, live.recipe, live.unfrozen)
+    checkpoint = Checkpoint(
+        model=model.fusion.cpu().eval(),
+        recipe=recipe,
+        projection_hash=None,
+        emotion_counts=live.start.emotion_counts,
+        sentiment_counts=live.start.sentiment_counts,
+        settings=describe_config(config),
+        features=run.absolute() / "features",
+        finetuned=live.unfrozen,
+        data=config.data,
+    )
+    best = max(history, key=lambda result: result.score)
+    result = FinetuneResult(
+        run=run,
+        start=config.run,
+        plan=plan,
+        parity=parity,
+        history=history,
+        best=best,
+        seconds=seconds,
+        dev=report_of(checkpoint, live.dev.data, output, run=run.name),
+    )
+    metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
+    write_whole(run / METRICS, metrics.encode() + b"\n")
+    plot_report(result.dev, run)
+    plot_history(history, run / "training.png", title=run.name)
+    write_checkpoint(run, checkpoint)
+    return result

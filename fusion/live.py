@@ -1,0 +1,317 @@
+"""What fine-tuning starts from, opened and checked: run, cache, weights, clips; and the model
+made of them, compared with the cache before anything is trained."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion.augment import AugmentConfig
+from fusion.checkpoint import Checkpoint, read_checkpoint
+from fusion.data import FusionData, check_recipe, load_split
+from fusion.endtoend import EndToEnd
+from fusion.raw import ClipDataset, Collate
+from pipeline.annotations import hash_rows, read_corpus, with_context
+from pipeline.cache import read_header
+from pipeline.clips import locate_clips
+from pipeline.encode import Encoders
+from pipeline.encoders.choice import EncoderChoice, EncoderRequest, WeightsChoice, choose_encoder
+from pipeline.encoders.weights import crop_size
+from pipeline.errors import ParityError, RecipeMismatch, UsageError
+from pipeline.recipe import EncoderSpec, FeatureRecipe, Precision
+from pipeline.schema import MODALITIES, Modality, Split, Utterance
+
+if TYPE_CHECKING:
+    from pipeline.store import DecodedStore
+
+    from pipeline.encoders.text import Tokeniser
+
+OnDecoded = Callable[[int, int, int], None]  # clips done, clips in all, accidents
+
+# Largest difference of any logit that rounding explains, measured (LOG.md). In bfloat16 two ways
+# of batching alone give features that differ in the third digit.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.25}
+_PARITY_ROWS = 16
+_LABELLED_SPLITS: tuple[Split, Split] = ("train", "dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSource:
+    """Where everything lies and what is to learn; fields as in `FinetuneConfig`."""
+
+    run: Path
+    data: Path
+    features: Path | None
+    modalities: tuple[Modality, ...] | None
+    unfreeze: tuple[Modality, ...] | None
+    store: Path | None
+    weights_dir: Path | None
+    precision: Precision
+    augment: AugmentConfig
+    train_batchnorm: bool
+    gradient_checkpointing: bool
+    seed: int
+    device: str
+    address: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveData:
+    """recipe: of features that these encoders give, in the precision of training."""
+
+    source: TuneSource
+    start: Checkpoint
+    unfrozen: tuple[Modality, ...]
+    choices: tuple[EncoderChoice, ...]
+    recipe: FeatureRecipe
+    train: ClipDataset
+    dev: ClipDataset
+
+
+def open_live(source: TuneSource, on_decoded: OnDecoded = lambda *_: None) -> LiveData:
+    """Opens and checks all that is needed; decodes clips that no earlier run decoded.
+
+    Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
+    """
+    start = read_checkpoint(source.run)
+    unfrozen = _check_wishes(source, start)
+    choices = _find_encoders(source, start)
+    recipe = FeatureRecipe(
+        encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
+        decode=start.recipe.decode,
+        revision=start.recipe.revision,
+    )
+    train, dev = (
+        _open_split(split, source, start, unfrozen, choices, on_decoded)
+        for split in _LABELLED_SPLITS
+    )
+    return LiveData(
+        source=source,
+        start=start,
+        unfrozen=unfrozen,
+        choices=choices,
+        recipe=recipe,
+        train=train,
+        dev=dev,
+    )
+
+
+def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]:
+    """The modalities to unfreeze, in our order."""
+    names = start.dims.names
+    if start.dims.input != "raw":
+        raise UsageError(
+            f"{source.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
+            "features: meld train-fusion --input raw"
+        )
+    if source.modalities is not None and set(source.modalities) != set(names):
+        raise UsageError(
+            f"--modalities {','.join(source.modalities)}: {source.run} was trained on "
+            f"{','.join(names)}; leave the option out, or train such a run first"
+        )
+    strange = [name for name in source.unfreeze or () if name not in names]
+    if strange:
+        raise UsageError(f"--unfreeze {strange[0]}: {source.run} has only {', '.join(names)}")
+    return tuple(name for name in MODALITIES if name in (source.unfreeze or names))
+
+
+def _find_encoders(source: TuneSource, start: Checkpoint) -> tuple[EncoderChoice, ...]:
+    """The very encoders that made the features; their hashes are compared."""
+    specs = {spec.modality: spec for spec in start.recipe.encoders}
+    choices = []
+    for name in start.dims.names:
+        spec = specs[name]
+        request = EncoderRequest(run=source.run) if start.finetuned else _request(spec, source)
+        choice = choose_encoder(name, request, spec.precision)
+        if choice.spec != spec:
+            found = FeatureRecipe(encoders=(choice.spec,), decode=start.recipe.decode)
+            wanted = FeatureRecipe(encoders=(spec,), decode=start.recipe.decode)
+            raise RecipeMismatch(
+                f"the {name} encoder found here is not the one that made the features "
+                f"({'; '.join(wanted.differences(found))}); restore its files, name their folder "
+                "with --weights-dir, or extract and train again"
+            )
+        choices.append(choice)
+    return tuple(choices)
+
+
+def _request(spec: EncoderSpec, source: TuneSource) -> EncoderRequest:
+    weights: WeightsChoice = "random" if spec.weights == "random" else "pretrained"
+    if spec.modality == "text":
+        return EncoderRequest(
+            text=spec.name,
+            text_weights=weights,
+            text_layers=spec.layers,
+            context=spec.context,
+            weights_dir=source.weights_dir,
+        )
+    if spec.modality == "video":
+        return EncoderRequest(
+            video=spec.name, video_weights=weights, weights_dir=source.weights_dir
+        )
+    return EncoderRequest(audio=spec.name)
+
+
+def _retuned(spec: EncoderSpec, source: TuneSource, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
+    if spec.modality not in unfrozen or spec.modality == "audio":  # audio is always float32
+        return spec
+    return replace(spec, precision=source.precision)
+
+
+def _open_split(
+    split: Split,
+    source: TuneSource,
+    start: Checkpoint,
+    unfrozen: tuple[Modality, ...],
+    choices: tuple[EncoderChoice, ...],
+    on_decoded: OnDecoded,
+) -> ClipDataset:
+    folder = source.features or start.features
+    data = load_split(folder, split, modalities=start.dims.names, input="raw")
+    check_recipe(start.recipe, start.projection_hash, data)
+    utterances = _read_rows(split, source, folder, start)
+    chosen = {choice.spec.modality: choice for choice in choices}
+    store = _open_store(split, utterances, source, start, folder, unfrozen, on_decoded)
+    _check_presence(data, store, unfrozen, source)
+    return ClipDataset(
+        data,
+        utterances,
+        unfrozen,
+        tokenise=_tokeniser(chosen["text"]) if "text" in unfrozen else None,
+        store=store,
+        crop=crop_size(chosen["video"].spec.name) if "video" in unfrozen else (0, 0),
+        augment=source.augment if split == "train" else None,
+        seed=source.seed,
+    )
+
+
+def _tokeniser(choice: EncoderChoice) -> "Tokeniser":
+    from pipeline.encoders.text import Tokeniser
+
+    assert choice.path is not None
+    return Tokeniser(choice.path)
+
+
+def _read_rows(
+    split: Split, source: TuneSource, folder: Path, start: Checkpoint
+) -> list[Utterance]:
+    utterances = read_corpus(source.data, (split,))[split]
+    path = folder / f"{split}.h5"
+    if hash_rows(utterances) != read_header(path).rows_hash:
+        raise RecipeMismatch(
+            f"{path} was made from other annotations than the {split} CSV in {source.data}; name "
+            "the corpus it was made from with --data, or extract again"
+        )
+    return with_context(utterances, max(spec.context for spec in start.recipe.encoders))
+
+
+def _open_store(
+    split: Split,
+    utterances: list[Utterance],
+    source: TuneSource,
+    start: Checkpoint,
+    folder: Path,
+    unfrozen: tuple[Modality, ...],
+    on_decoded: OnDecoded,
+) -> "DecodedStore | None":
+    media = tuple(name for name in unfrozen if name != "text")
+    if not media or start.recipe.decode is None:
+        return None
+    from pipeline.store import StoreConfig, num_cores, prepare_store
+
+    from pipeline.parallel import Cluster
+
+    return prepare_store(
+        split,
+        locate_clips(source.data, split, utterances),
+        StoreConfig(
+            root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media
+        ),
+        Cluster(workers=num_cores(), address=source.address),
+        on_decoded,
+    )
+
+
+def _check_presence(
+    data: FusionData,
+    store: "DecodedStore | None",
+    unfrozen: tuple[Modality, ...],
+    source: TuneSource,
+) -> None:
+    """What the cache has must be there raw as well: a moved file would be trained as silence."""
+    for column, name in enumerate(data.modalities):
+        if store is None or name == "text" or name not in unfrozen:
+            continue
+        lost = data.present[:, column] & ~torch.from_numpy(store.present[name])
+        if lost.any():
+            first = data.keys[int(lost.nonzero()[0])]
+            raise RecipeMismatch(
+                f"{first}: the cache has its {name}, but the clip under {source.data} does not "
+                f"give any ({int(lost.sum())} such clips); were files moved? Name the corpus with "
+                "--data, or extract again"
+            )
+
+
+def build_end_to_end(live: LiveData, device: torch.device) -> EndToEnd:
+    """Encoders with float32 weights, whatever precision they compute in, and the run's fusion."""
+    whole = [
+        replace(choice, spec=replace(choice.spec, precision="float32")) for choice in live.choices
+    ]
+    model = EndToEnd(
+        Encoders(whole, live.start.recipe.decode),
+        copy.deepcopy(live.start.model),
+        unfrozen=live.unfrozen,
+        precision=live.source.precision,
+        train_batchnorm=live.source.train_batchnorm,
+    )
+    if live.source.gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model.to(device)
+
+
+@torch.no_grad()
+def check_parity(model: EndToEnd, live: LiveData, device: torch.device) -> float:
+    """The largest difference between logits from raw input and from the cache, over a few rows
+    of dev.
+
+    Raises:
+        ParityError: above `TOLERANCE`.
+    """
+    clips = live.dev
+    rows = torch.linspace(0, len(clips) - 1, min(_PARITY_ROWS, len(clips))).long().unique()
+    batch = Collate(clips.tokeniser)([clips[0, row] for row in rows.tolist()]).to(device)
+    model.eval()
+    raw = model(batch)
+    cached = model.fusion(
+        {name: values[rows].to(device) for name, values in clips.data.features.items()},
+        batch.present,
+    )
+    differences = torch.cat(
+        [
+            (raw.emotion_logits - cached.emotion_logits).abs(),
+            (raw.sentiment_logits - cached.sentiment_logits).abs(),
+        ],
+        dim=1,
+    )  # [rows, 7 + 3]
+    largest = float(differences.max())
+    tolerance = _tolerance(live)
+    if not largest <= tolerance:  # NaN is no parity either
+        worst = clips.data.keys[int(rows[int(differences.amax(dim=1).argmax())])]
+        raise ParityError(
+            f"before step 1, logits on raw input and on the cache differ by {largest:.3g} "
+            f"(tolerance {tolerance:g}; most for {worst}). Likely causes: other weights than those "
+            "that made the cache, another version of a library or of this program, or clips that "
+            "changed since extraction. Extract and train again with what is here now"
+        )
+    return largest
+
+
+def _tolerance(live: LiveData) -> float:
+    cached = {spec.modality: spec.precision for spec in live.start.recipe.encoders}
+    exact = live.source.precision == "float32" and all(
+        cached[name] == "float32" for name in live.unfrozen
+    )
+    return TOLERANCE["float32" if exact else "bfloat16"]

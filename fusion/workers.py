@@ -1,0 +1,103 @@
+"""One worker, or several through Ray Train. The only file of this package that imports Ray.
+
+Ray Train places the workers (CPU cores, GPUs, nodes of a cluster) and joins them into a process
+group, gloo or NCCL; what they do is the same function that one worker runs alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from pipeline.errors import MeldError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Who does a part of the work. rank counts from 0; `world` is how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def add_up(self, values: Sequence[Tensor]) -> None:
+        """Replaces each value by its sum over the workers; as one message."""
+        if self.world == 1:
+            return
+        message = torch.cat([value.detach().flatten() for value in values])
+        distributed.all_reduce(message)
+        for value, part in zip(values, message.split([v.numel() for v in values]), strict=True):
+            value.copy_(part.view_as(value))
+
+    def gather(self, mine: Sequence[Any]) -> list[Any]:
+        """Everyone's items, at everyone's."""
+        if self.world == 1:
+            return list(mine)
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, list(mine))
+        return [item for part in parts for item in part]
+
+
+def run_workers(
+    job: Callable[[Worker], None], *, workers: int, device: str, address: str | None, folder: Path
+) -> None:
+    """Runs `job` in so many Ray Train workers and waits for them.
+
+    Raises what a worker raises where that is one of ours, MeldError otherwise.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipeline.parallel import Cluster, ray_cluster
+
+    cores = max(workers, 1)
+    with ray_cluster(Cluster(device=device, workers=cores + 1, address=address)):
+        trainer = TorchTrainer(
+            _in_worker,
+            train_loop_config={"job": job, "device": device, "workers": workers},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
+            run_config=RunConfig(name="ray", storage_path=str(folder.absolute())),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray wraps whatever a worker raised, in several ways
+            _raise_ours(error)
+            raise MeldError(f"a training worker failed: {_last_line(error)}") from error
+
+
+def _in_worker(settings: dict[str, Any]) -> None:
+    from ray.train import get_context
+
+    context = get_context()
+    if settings["device"] == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(max(1, (torch.get_num_threads()) // settings["workers"]))
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings["job"](Worker(device=device, rank=rank, world=world))
+
+
+def _raise_ours(error: BaseException | None) -> None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, MeldError):
+            raise error
+        seen.append(error)
+        inner = getattr(error, "worker_failures", None) or {}
+        for each in inner.values():
+            _raise_ours(each)
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""Encoders as a fine-tuned run owns them: a folder that says what they are and holds weights.
+
+    encoders.json               format, decode settings, per modality its spec and files' hash
+    text/                       a Hugging Face folder
+    video/<name>.safetensors    the trunk
+    audio/<name>.safetensors    the small CNN
+
+All encoders of a run are in it, the untouched ones too, so that a run is enough to extract,
+evaluate or predict with.
+"""
+
+import json
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.encoders.weights import hash_weights
+from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
+from pipeline.recipe import EncoderSpec, FeatureRecipe
+from pipeline.schema import Modality
+
+if TYPE_CHECKING:
+    from pipeline.encode import Encoders
+
+FOLDER = "encoders"
+INDEX = "encoders.json"
+FORMAT = "meld-encoders"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedEncoders:
+    """What a run's folder of encoders says. `recipe` is that of features made with them."""
+
+    folder: Path
+    recipe: FeatureRecipe
+
+    def spec(self, modality: Modality) -> EncoderSpec:
+        for spec in self.recipe.encoders:
+            if spec.modality == modality:
+                return spec
+        raise InputError(
+            f"{self.folder}: no {modality} encoder; it has {', '.join(self.recipe.modalities)}"
+        )
+
+    def path(self, modality: Modality) -> Path:
+        folder = self.folder / modality
+        return folder if modality == "text" else folder / f"{self.spec(modality).name}.safetensors"
+
+
+def write_encoders(
+    run: Path, encoders: "Encoders", recipe: FeatureRecipe, tuned: Collection[Modality]
+) -> FeatureRecipe:
+    """Writes `run`/encoders, whole or not at all; returns the recipe of their features.
+
+    recipe: how the encoders were before; tuned: those that were trained.
+    Raises StorageError.
+    """
+    folder, temporary = run / FOLDER, run / f".{FOLDER}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for spec in recipe.encoders:
+            _save(encoders, spec, temporary / spec.modality)
+        hashes = {name: hash_weights(temporary / name) for name in recipe.modalities}
+        specs = tuple(
+            _tuned(spec, hashes[spec.modality]) if spec.modality in tuned else spec
+            for spec in recipe.encoders
+        )
+        recipe = replace(recipe, encoders=specs)
+        index = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "recipe": json.loads(recipe.to_json()),
+            "files": hashes,
+        }
+        (temporary / INDEX).write_text(json.dumps(index, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
+    return recipe
+
+
+def _tuned(spec: EncoderSpec, files_hash: str) -> EncoderSpec:
+    origin = spec.started_from or spec.weights
+    return replace(spec, weights="finetuned", weights_hash=files_hash, started_from=origin)
+
+
+def _save(encoders: "Encoders", spec: EncoderSpec, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    encoder: Any = encoders.by_modality[spec.modality]
+    if spec.modality == "text":
+        encoder.save(folder)
+        return
+    weights = encoder.trained_part.state_dict()
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / f"{spec.name}.safetensors")
+
+
+def read_encoders(run: Path) -> SavedEncoders:
+    """What a fine-tuned run owns; the weights themselves are read when an encoder is built.
+
+    Raises:
+        InputError: no run, or one that was not fine-tuned.
+        CacheCorrupt: damaged.
+        MismatchError: another version of the format.
+    """
+    folder = run / FOLDER
+    path = folder / INDEX
+    if not path.is_file():
+        raise InputError(
+            f"{run}: holds no encoders of its own; only a fine-tuned run does "
+            "(meld finetune --end-to-end)"
+        )
+    try:
+        index = json.loads(path.read_bytes())
+        version, hashes = index["format_version"], index["files"]
+        if version != FORMAT_VERSION:
+            raise MismatchError(f"{path}: format version {version}, wanted {FORMAT_VERSION}")
+        recipe = FeatureRecipe.from_json(json.dumps(index["recipe"]))
+        saved = SavedEncoders(folder=folder, recipe=recipe)
+        for modality in recipe.modalities:
+            if hash_weights(folder / modality) != hashes[modality]:
+                raise CacheCorrupt(
+                    f"{folder / modality}: not the files that fine-tuning wrote (their hash "
+                    "differs from encoders.json's); fine-tune again, or restore them"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CacheCorrupt(f"{path}: cannot be read ({error!r}); fine-tune again") from error
+    return saved
