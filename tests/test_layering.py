@@ -16,7 +16,7 @@ LAYERS = ("pipeline", "fusion", "serving", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.hdf5",),
-    "ray": ("pipeline.parallel",),
+    "ray": ("pipeline.parallel", "fusion.workers"),
     "typer": ("cli",),
     "fastapi": ("serving",),
 }

@@ -43,6 +43,8 @@ SPEC_CHANGES = {
     "pooling": "max",
     "precision": "bfloat16",
     "layers": (0, -1),
+    "context": 3,
+    "started_from": "pretrained",
 }
 
 
@@ -66,10 +68,10 @@ def test_every_decode_setting_changes_the_fingerprint_and_is_named(field: str) -
 @pytest.mark.parametrize("field", SPEC_CHANGES)
 def test_every_encoder_field_changes_the_fingerprint_and_is_named(field: str) -> None:
     mine = recipe(spec("text"), spec("audio"))
-    theirs = recipe(spec("text"), spec("audio", **{field: SPEC_CHANGES[field]}))
+    theirs = recipe(spec("text", **{field: SPEC_CHANGES[field]}), spec("audio"))
     assert mine.fingerprint != theirs.fingerprint
     [difference] = mine.differences(theirs)
-    assert difference.startswith(f"audio.{field}: ")
+    assert difference.startswith(f"text.{field}: ")
     assert str(SPEC_CHANGES[field]) in difference
 
 
