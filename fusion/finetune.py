@@ -21,8 +21,8 @@ from fusion.fit import EpochResult
 from fusion.live import LiveData, TuneSource, build_end_to_end, check_parity, open_live
 from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
-from fusion.progress import ProgressFolder
-from fusion.report import plot_history, plot_report
+from fusion.progress import HISTORY, ProgressFolder
+from fusion.report import plot_history, plot_report, read_history
 from fusion.train import METRICS, TrainConfig, choose_device, open_run, train_fusion
 from fusion.tuning import StepResult, TuneConfig, predict_raw, tune
 from fusion.workers import Worker, run_workers
@@ -298,7 +298,7 @@ def _finish(
     assert config.out is not None
     assert config.run is not None
     run = config.out
-    history = ProgressFolder(run).read_history()
+    history = tuple(read_history(run / HISTORY))
     worker = Worker(device=choose_device(config.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
     recipe = write_encoders(run, model.encoders, live.recipe, live.unfrozen)

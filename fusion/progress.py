@@ -97,10 +97,6 @@ class ProgressFolder:
             lines = "".join(json.dumps(asdict(result)) + "\n" for result in history)
             write_whole(self.run / HISTORY, lines.encode())
 
-    def read_history(self) -> tuple[EpochResult, ...]:
-        lines = (self.run / HISTORY).read_text(encoding="utf-8").splitlines()
-        return tuple(EpochResult(**json.loads(line)) for line in lines)
-
     def tell_step(self, step: Mapping[str, Any]) -> None:
         """For a process that only watches; called often, it writes seldom."""
         if time.monotonic() - self._told_s > 1:
