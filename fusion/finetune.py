@@ -18,7 +18,7 @@ from fusion.checkpoint import Checkpoint, write_checkpoint, write_whole
 from fusion.endtoend import EndToEnd
 from fusion.evaluate import report_of
 from fusion.fit import EpochResult
-from fusion.live import LiveData, TuneSource, build_end_to_end, check_parity, open_live
+from fusion.live import LiveData, TuneSource, Watch, build_end_to_end, check_parity, open_live
 from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
 from fusion.progress import HISTORY, ProgressFolder
@@ -157,7 +157,7 @@ def finetune(
     assert config.out is not None
     assert config.run is not None
     source = _source(config)
-    live = open_live(source, on_decoded)
+    live = open_live(source, Watch(say, on_decoded))
     device = choose_device(config.device)
     model = build_end_to_end(live, device)
     plan = make_plan(model, live, config.tune)

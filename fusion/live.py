@@ -25,11 +25,17 @@ from pipeline.recipe import EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MODALITIES, Modality, Split, Utterance
 
 if TYPE_CHECKING:
+    from pipeline.encoders.text import Tokeniser
     from pipeline.store import DecodedStore
 
-    from pipeline.encoders.text import Tokeniser
 
-OnDecoded = Callable[[int, int, int], None]  # clips done, clips in all, accidents
+@dataclass(frozen=True)
+class Watch:
+    """Who wants to know. on_decoded: clips done, clips in all, accidents."""
+
+    say: Callable[[str], None] = lambda line: None
+    on_decoded: Callable[[int, int, int], None] = lambda *_: None
+
 
 # Largest difference of any logit that rounding explains, measured (LOG.md). In bfloat16 two ways
 # of batching alone give features that differ in the third digit.
@@ -71,7 +77,7 @@ class LiveData:
     dev: ClipDataset
 
 
-def open_live(source: TuneSource, on_decoded: OnDecoded = lambda *_: None) -> LiveData:
+def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
     """Opens and checks all that is needed; decodes clips that no earlier run decoded.
 
     Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
@@ -85,7 +91,7 @@ def open_live(source: TuneSource, on_decoded: OnDecoded = lambda *_: None) -> Li
         revision=start.recipe.revision,
     )
     train, dev = (
-        _open_split(split, source, start, unfrozen, choices, on_decoded)
+        _open_split(split, source, start, unfrozen, choices, watch or Watch())
         for split in _LABELLED_SPLITS
     )
     return LiveData(
@@ -167,14 +173,14 @@ def _open_split(
     start: Checkpoint,
     unfrozen: tuple[Modality, ...],
     choices: tuple[EncoderChoice, ...],
-    on_decoded: OnDecoded,
+    watch: Watch,
 ) -> ClipDataset:
     folder = source.features or start.features
     data = load_split(folder, split, modalities=start.dims.names, input="raw")
     check_recipe(start.recipe, start.projection_hash, data)
     utterances = _read_rows(split, source, folder, start)
     chosen = {choice.spec.modality: choice for choice in choices}
-    store = _open_store(split, utterances, source, start, folder, unfrozen, on_decoded)
+    store = _open_store(split, utterances, source, start, folder, unfrozen, watch)
     _check_presence(data, store, unfrozen, source)
     return ClipDataset(
         data,
@@ -215,23 +221,29 @@ def _open_store(
     start: Checkpoint,
     folder: Path,
     unfrozen: tuple[Modality, ...],
-    on_decoded: OnDecoded,
+    watch: Watch,
 ) -> "DecodedStore | None":
     media = tuple(name for name in unfrozen if name != "text")
     if not media or start.recipe.decode is None:
         return None
-    from pipeline.store import StoreConfig, num_cores, prepare_store
+    # Opens a decoder and Ray: only where clips are to be decoded.
+    from pipeline.parallel import Cluster, num_cores
+    from pipeline.prepare import bytes_needed, prepare_store
+    from pipeline.store import StoreConfig
 
-    from pipeline.parallel import Cluster
-
+    config = StoreConfig(
+        root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media
+    )
+    watch.say(
+        f"decoded {split} clips are kept in {config.folder(split)}: "
+        f"{bytes_needed(utterances, config) / 2**30:.2f} GiB where none is there yet"
+    )
     return prepare_store(
         split,
         locate_clips(source.data, split, utterances),
-        StoreConfig(
-            root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media
-        ),
+        config,
         Cluster(workers=num_cores(), address=source.address),
-        on_decoded,
+        watch.on_decoded,
     )
 
 

@@ -4,6 +4,7 @@ Ray Train places the workers (CPU cores, GPUs, nodes of a cluster) and joins the
 group, gloo or NCCL; what they do is the same function that one worker runs alone.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def run_workers(
         except Exception as error:  # Ray wraps whatever a worker raised, in several ways
             _raise_ours(error)
             raise MeldError(f"a training worker failed: {_last_line(error)}") from error
+        finally:
+            shutil.rmtree(folder / "ray", ignore_errors=True)  # what Ray Train keeps for itself
 
 
 def _in_worker(settings: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ run, the next one takes up where it stopped and ends with the same file.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from pipeline.encoders.choice import (
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import frame_size
 from pipeline.errors import StorageError, UsageError
-from pipeline.parallel import Cluster, encode_shards
+from pipeline.parallel import Cluster, encode_shards, num_cores
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision
 from pipeline.resume import check_existing, clean_up_after_a_kill
 from pipeline.schema import (
@@ -240,7 +239,7 @@ def _prepare(config: ExtractConfig) -> _Job:
         )
         for split, utterances in corpus.items()
     )
-    workers = config.workers if config.workers is not None else _num_cores()
+    workers = config.workers if config.workers is not None else num_cores()
     cluster = Cluster(device=device, workers=workers, address=config.address)
     return _Job(recipe=recipe, choices=choices, cluster=cluster, works=works)
 
@@ -255,12 +254,6 @@ def _choose_device(config: ExtractConfig) -> Literal["cpu", "cuda"]:
     if config.device == "cuda":
         raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
     return "cpu"
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _what_to_encode(config: ExtractConfig) -> tuple[tuple[Modality, ...], DecodeConfig | None]:

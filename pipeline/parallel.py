@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,8 +148,7 @@ def _run_to_the_end(
 
     When workers die, it is built again of the tasks that are left, `MAX_ROUNDS` times in all.
     """
-    _start_ray(cluster, least_cpus)
-    try:
+    with ray_cluster(cluster, least_cpus):
         left = {(task.split, task.index): task for task in tasks}
         for round_number in range(1, MAX_ROUNDS + 1):
             try:
@@ -163,8 +163,6 @@ def _run_to_the_end(
                 if round_number == MAX_ROUNDS:
                     raise MeldError(f"the workers failed: {_last_line(error)}") from error
                 logger.warning("a worker died; starting another for %d shards", len(left))
-    finally:
-        ray.shutdown()
 
 
 def _results(dataset: "ray.data.Dataset") -> Iterator[Any]:
@@ -178,6 +176,23 @@ def _raise_ours(error: BaseException | None) -> None:
         if isinstance(error, MeldError):
             raise error
         error = getattr(error, "cause", None) or error.__cause__
+
+
+@contextmanager
+def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
+    """Ray, started for this process or joined, and left again. Raises UsageError."""
+    _start_ray(cluster, least_cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start_ray(cluster: Cluster, least_cpus: int) -> None:
