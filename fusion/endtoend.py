@@ -105,7 +105,7 @@ class EndToEnd(nn.Module):
         more time for a fraction of the memory."""
         if "text" in self.encoders.by_modality:
             text = cast(Any, self.encoders.by_modality["text"])
-            text.model.gradient_checkpointing_enable({"use_reentrant": False})
+            text.model.activation_checkpointing_enable()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,14 +111,14 @@ def tune(
     Raises UsageError as soon as the loss is no longer a number.
     """
     with seeded(seed):
-        run = _Tuning(model, train, dev, config, seed, worker, progress)
+        run = Tuning(model, train, dev, config, seed, worker, progress)
         history = run.to_the_end(on_step)
     progress.load_best(model)
     model.eval()
     return history
 
 
-class _Tuning:
+class Tuning:
     """The state of one training, and the steps that move it."""
 
     def __init__(
@@ -184,10 +184,10 @@ class _Tuning:
             self.train.lengths, self.config.batch_size, seed=self.seed, epoch=self.epoch
         )
         todo = batches[self.step :]
-        ready = iter(self._load(self.train, [part for rows in todo for part in self._my(rows)]))
+        ready = iter(self.load(self.train, [part for rows in todo for part in self.parts(rows)]))
         for rows in todo:
             step_s = time.monotonic()
-            loss = self._do_step(rows, ready)
+            loss = self.do_step(rows, ready)
             self.losses.append(loss * len(rows))
             self.step += 1
             on_step(self._tell(loss, num_rows=len(rows), seconds=time.monotonic() - step_s))
@@ -208,7 +208,7 @@ class _Tuning:
 
     # ------------------------------------------------------------------------------- steps
 
-    def _do_step(self, rows: list[int], ready: Iterator[RawBatch]) -> float:
+    def do_step(self, rows: list[int], ready: Iterator[RawBatch]) -> float:
         """One step of the whole batch `rows`, of which this worker does its part."""
         data, device = self.train.data, self.worker.device
         index = torch.tensor(rows)
@@ -224,24 +224,24 @@ class _Tuning:
         torch.manual_seed(seed_of(self.seed, "step", self.epoch, self.step, self.worker.rank))
         self.optimiser.zero_grad()
         loss = torch.zeros((), device=device)
-        for _ in self._my(rows):
+        for _ in self.parts(rows):
             batch = next(ready).to(device)
             present = torch.stack([visible[row] for row in batch.rows.tolist()]).to(device)
             output = self.model(batch, present)
-            value = self._loss_of(output, batch.rows, totals)
+            value = self.loss_of(output, batch.rows, totals)
             value.backward()
             loss += value.detach()
         loss_value = self._sum_over_workers(loss)
         self._update()
         return loss_value
 
-    def _my(self, rows: list[int]) -> list[list[int]]:
+    def parts(self, rows: list[int]) -> list[list[int]]:
         """This worker's share of a batch, in parts that fit in memory."""
         mine = rows[self.worker.rank :: self.worker.world]
         size = micro_batch_size(self.config, self.train)
         return [mine[start : start + size] for start in range(0, len(mine), size)]
 
-    def _loss_of(
+    def loss_of(
         self, output: FusionOutput, rows: Tensor, totals: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """On the CPU: a few numbers, and labels and class weights are there."""
@@ -281,7 +281,7 @@ class _Tuning:
 
     # ----------------------------------------------------------------------------- reading
 
-    def _load(self, clips: ClipDataset, parts: list[list[int]]) -> "DataLoader[Any]":
+    def load(self, clips: ClipDataset, parts: list[list[int]]) -> "DataLoader[Any]":
         return load(clips, parts, self.worker, epoch=self.epoch, ahead=self.config.loader_workers)
 
     # --------------------------------------------------------------------------- measuring

@@ -11,7 +11,7 @@ from pipeline.cache import read_header
 
 Meld = Callable[..., Any]
 
-COMMANDS = ("sample", "extract", "info", "train-fusion", "evaluate", "demo")
+COMMANDS = ("sample", "extract", "info", "train-fusion", "finetune", "evaluate", "demo")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pipeline.annotations import (
     parse_time_s,
     read_annotations,
     read_corpus,
+    with_context,
 )
 from pipeline.errors import AnnotationError, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Split
@@ -258,3 +259,22 @@ def test_an_absent_split_or_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no train_sent_emo\.csv"):
         read_corpus(tmp_path / "empty", None)
+
+
+def test_context_is_what_was_said_before_in_the_same_dialogue(write_csv: WriteCsv) -> None:
+    header = HEADER + ",Speaker"
+    rows = [
+        "0,2,Three,joy,positive,Ann",  # out of order in the file
+        "0,0,One,joy,positive,Ann",
+        "0,1,Two,joy,positive,Bob",
+        "1,0,Elsewhere,joy,positive,Cat",
+    ]
+    read = read_annotations(write_csv(*rows, header=header), "train")
+    assert [row.context for row in with_context(read, 2)] == [
+        "Ann: One Bob: Two Ann:",
+        "Ann:",
+        "Ann: One Bob:",
+        "Cat:",
+    ]
+    assert with_context(read, 1)[0].context == "Bob: Two Ann:"
+    assert with_context(read, 0) == read

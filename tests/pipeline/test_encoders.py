@@ -145,6 +145,40 @@ def test_a_very_long_sentence_is_cut_not_refused(minilm: TextEncoder) -> None:
     assert [len(each.ids) for each in tokens] == [128, 3]
 
 
+CONTEXT = "Ann: Hi. Bob: We were on a break! Ann:"
+
+
+def test_with_context_only_the_sentences_own_tokens_are_pooled(minilm: TextEncoder) -> None:
+    tokenizer = minilm.tokenise.tokenizer
+    (tokens,) = minilm.tokenise(["How you doin'?"], [CONTEXT])
+    own = [token for token, pooled in zip(tokens.ids, tokens.pooled, strict=True) if pooled]
+    assert tokenizer.convert_ids_to_tokens(own) == ["how", "you", "doin", "'", "?"]
+    pair = tokenizer(CONTEXT, "How you doin'?", return_tensors="pt")
+    assert pair["input_ids"][0].tolist() == tokens.ids
+    with torch.inference_mode():
+        hidden = minilm.model(**pair).last_hidden_state[0]
+        expected = hidden[torch.tensor(tokens.pooled)].mean(0)
+        encoded = minilm(["How you doin'?", "Hi"], [CONTEXT, CONTEXT])[0, 0]  # padded
+    assert torch.allclose(encoded, expected, atol=1e-5)
+
+
+def test_what_was_said_before_changes_what_is_said(minilm: TextEncoder) -> None:
+    with torch.inference_mode():
+        one, other = minilm(["Really?"] * 2, ["Ann: I won! Bob:", "Ann: He is dead. Bob:"])
+    assert torch.cosine_similarity(one, other).max() < 0.98
+
+
+def test_too_long_a_context_loses_its_oldest_words_and_never_the_sentence(
+    minilm: TextEncoder,
+) -> None:
+    (tokens,) = minilm.tokenise(["How you doin'?"], ["oldest " + "word " * 400 + "newest Ann:"])
+    assert len(tokens.ids) == 256
+    text = minilm.tokenise.tokenizer.decode(tokens.ids)
+    assert "oldest" not in text
+    assert "newest ann :" in text
+    assert sum(tokens.pooled) == 5
+
+
 def test_bfloat16_tells_nearly_the_same(minilm_folder: Path, minilm: TextEncoder) -> None:
     half = build_text_encoder(minilm_folder, (-1,), "bfloat16", pretrained=True)
     with torch.inference_mode():
