@@ -705,7 +705,9 @@ def _show_info(described: "CacheInfo", as_json: bool) -> None:
         shape = described.shapes.get(f"raw/{spec.modality}")
         print(
             f"  {spec.modality}: {described.present[spec.modality]} rows present, {spec.name}, "
-            f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}, "
+            f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}"
+            f"{f', context of {spec.context} utterances' if spec.context else ''}"
+            f"{f', started from {spec.started_from}' if spec.started_from else ''}, "
             f"{spec.precision}, raw {list(shape) if shape else 'none'}"
         )
     if described.recipe.decode is not None:

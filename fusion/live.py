@@ -87,7 +87,8 @@ def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
     choices = _find_encoders(source, start)
     recipe = FeatureRecipe(
         encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
-        decode=start.recipe.decode,
+        # A run on the text of a cache that also has pictures needs no decoding.
+        decode=None if start.dims.names == ("text",) else start.recipe.decode,
         revision=start.recipe.revision,
     )
     train, dev = (
@@ -223,9 +224,10 @@ def _open_store(
     unfrozen: tuple[Modality, ...],
     watch: Watch,
 ) -> "DecodedStore | None":
-    media = tuple(name for name in unfrozen if name != "text")
-    if not media or start.recipe.decode is None:
+    if set(unfrozen) <= {"text"} or start.recipe.decode is None:
         return None
+    # Both, whichever is unfrozen: the next wish must not decode everything once more.
+    media = tuple(name for name in start.recipe.modalities if name != "text")
     # Opens a decoder and Ray: only where clips are to be decoded.
     from pipeline.parallel import Cluster, num_cores
     from pipeline.prepare import bytes_needed, prepare_store

@@ -11,9 +11,11 @@ from pipeline.recipe import DecodeConfig
 _GIB = 2**30
 # Weights, gradients and AdamW's two moments, float32.
 _BYTES_TRAINED, _BYTES_FROZEN = 16, 4
-# What a backward pass keeps, measured on the CPU (LOG.md).
-_TEXT_VALUES_PER_TOKEN_LAYER = 40  # times the hidden size
-_VIDEO_VALUES_PER_PIXEL = 300  # times frames x height x width of the crop
+# What a backward pass keeps, measured on the CPU (LOG.md); autocast keeps much of a transformer in
+# float32, so there both precisions are alike.
+_TEXT_BYTES_PER_HIDDEN = 100  # of each token and layer
+_TEXT_BYTES_PER_ATTENTION = 16  # of each pair of tokens, head and layer
+_VIDEO_VALUES_PER_PIXEL = 450  # of frames x height x width of the crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +57,25 @@ def make_plan(model: EndToEnd, live: LiveData, config: TuneConfig) -> FinetunePl
 
 def _activation_bytes(model: EndToEnd, live: LiveData, config: TuneConfig) -> float:
     rows = micro_batch_size(config, live.train)
-    value_bytes = 2 if model.precision == "bfloat16" else 4
     total = 0.0
     if "text" in live.unfrozen:
         text = cast(Any, model.encoders.by_modality["text"]).model.config
-        tokens = rows * max(live.train.lengths)
-        total += _TEXT_VALUES_PER_TOKEN_LAYER * tokens * text.hidden_size * text.num_hidden_layers
+        longest = max(live.train.lengths)
+        total += (
+            rows
+            * longest
+            * text.num_hidden_layers
+            * (
+                _TEXT_BYTES_PER_HIDDEN * text.hidden_size
+                + _TEXT_BYTES_PER_ATTENTION * longest * text.num_attention_heads
+            )
+        )
     if "video" in live.unfrozen:
         decode = live.recipe.decode
         assert decode is not None
-        total += _VIDEO_VALUES_PER_PIXEL * rows * _pixels(decode, live)
-    return total * value_bytes
+        value_bytes = 2 if model.precision == "bfloat16" else 4
+        total += value_bytes * _VIDEO_VALUES_PER_PIXEL * rows * _pixels(decode, live)
+    return total
 
 
 def _pixels(decode: DecodeConfig, live: LiveData) -> int:

