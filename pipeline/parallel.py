@@ -211,6 +211,8 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     # Ray 2.60 has no other way yet to limit retries, and warns of it on every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
