@@ -130,6 +130,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, tmp_path: Pat
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_dev_before_train_is_completed_when_train_arrives(
     corpus: Path, features: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
         assert (tmp_path / "features" / name).read_bytes() == (features / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
     corpus: Path, tmp_path: Path, meld: Meld
 ) -> None:
