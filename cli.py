@@ -112,7 +112,11 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
             print(f"meld: error: {error.filename}: no permission", file=sys.stderr)
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
-            print("meld: interrupted (an extraction goes on where it stopped)", file=sys.stderr)
+            print(
+                "meld: interrupted (an extraction goes on where it stopped, a fine-tuning with "
+                "--resume)",
+                file=sys.stderr,
+            )
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
     return run

@@ -156,7 +156,7 @@ def finetune(
     config = _open(config)
     assert config.out is not None
     assert config.run is not None
-    source = _source(config)
+    source = tune_source(config)
     live = open_live(source, Watch(say, on_decoded))
     device = choose_device(config.device)
     model = build_end_to_end(live, device)
@@ -199,7 +199,7 @@ def _open(config: FinetuneConfig) -> FinetuneConfig:
     return config
 
 
-def _source(config: FinetuneConfig) -> TuneSource:
+def tune_source(config: FinetuneConfig) -> TuneSource:
     assert config.run is not None
     precision: Precision
     if config.precision == "auto":

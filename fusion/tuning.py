@@ -161,6 +161,7 @@ class Tuning:
             self.progress.write_history(self.history, self.worker)
             self.epoch, self.step, self.losses = self.epoch + 1, 0, []
             self._save()
+        self.worker.gather([])  # nobody looks for the best weights before they are written
         return tuple(self.history)
 
     @property
@@ -196,7 +197,8 @@ class Tuning:
                 saved_s = time.monotonic()
 
     def _tell(self, loss: float, *, num_rows: int, seconds: float) -> StepResult:
-        self.rows_per_s += 0.05 * (num_rows / seconds - self.rows_per_s)
+        now = num_rows / seconds
+        self.rows_per_s = 0.95 * self.rows_per_s + 0.05 * now if self.rows_per_s else now
         seen = min(self.step * self.config.batch_size, len(self.train))
         return StepResult(
             epoch=self.epoch,

@@ -24,8 +24,7 @@ from fusion.augment import AugmentConfig
 from fusion.checkpoint import read_checkpoint
 from fusion.endtoend import LearningRates, parameter_groups
 from fusion.evaluate import EvaluateConfig, evaluate
-from fusion.finetune import FinetuneConfig, FinetuneResult, finetune
-from fusion.finetune import _source as source_of
+from fusion.finetune import FinetuneConfig, FinetuneResult, finetune, tune_source
 from fusion.fit import FitConfig
 from fusion.live import LiveData, build_end_to_end, check_parity, open_live
 from fusion.model import ModelConfig
@@ -154,7 +153,7 @@ def config_for(place: Path, out: Path, **changes: Any) -> FinetuneConfig:
 
 
 def opened(place: Path, **changes: Any) -> LiveData:
-    return open_live(source_of(config_for(place, place / "nowhere", **changes)))
+    return open_live(tune_source(config_for(place, place / "nowhere", **changes)))
 
 
 @pytest.fixture(scope="module")
