@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fusion.model import FusionOutput, LateFusion
 from fusion.raw import RawBatch
 from pipeline.encode import VIDEO_BATCH, Encoders
+from pipeline.errors import UsageError
 from pipeline.schema import Modality
 
 TrainingPrecision = Literal["float32", "bfloat16"]
@@ -105,7 +106,10 @@ class EndToEnd(nn.Module):
         more time for a fraction of the memory."""
         if "text" in self.encoders.by_modality:
             text = cast(Any, self.encoders.by_modality["text"])
-            text.model.activation_checkpointing_enable()
+            try:
+                text.model.activation_checkpointing_enable()
+            except ValueError as error:
+                raise UsageError(f"gradient_checkpointing: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """`meld evaluate`: a trained run measured on one split; nothing is chosen here."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,10 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
     features = config.run / "features"
     data = config.data or checkpoint.data
     assert data is not None
+    if (
+        checkpoint.data is None or data.resolve() != checkpoint.data.resolve()
+    ):  # the same annotations may be of other clips
+        features /= hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
     request = EncoderRequest(run=config.run)
     extract(
         ExtractConfig(data=data, features=features, splits=(config.split,), encoders=request),

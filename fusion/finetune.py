@@ -14,18 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion.checkpoint import Checkpoint, write_checkpoint, write_whole
+from fusion.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint, write_whole
 from fusion.endtoend import EndToEnd
 from fusion.evaluate import report_of
 from fusion.fit import EpochResult
 from fusion.live import LiveData, TuneSource, Watch, build_end_to_end, check_parity, open_live
 from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
-from fusion.progress import HISTORY, ProgressFolder
+from fusion.progress import FOLDER, HISTORY, ProgressFolder
 from fusion.report import plot_history, plot_report, read_history
 from fusion.train import METRICS, TrainConfig, choose_device, open_run, train_fusion
 from fusion.tuning import StepResult, TuneConfig, predict_raw, tune
 from fusion.workers import Worker, run_workers
+from pipeline import locks
+from pipeline.annotations import read_corpus
+from pipeline.cache import require_cache
 from pipeline.encoders.choice import native_precision
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError
@@ -75,6 +78,8 @@ class FinetuneConfig:
             chosen = getattr(self, name)
             if chosen is not None and (not chosen or set(chosen) - set(MODALITIES)):
                 raise ValueError(f"{name}: some of {', '.join(MODALITIES)}, not {chosen}")
+        if self.workers > 1 and self.tune.train_batchnorm:
+            raise ValueError("train_batchnorm: each worker would have its own; use --workers 1")
         if self.resume and self.out is None:
             raise ValueError("--resume needs --out, the run to go on with")
 
@@ -87,7 +92,7 @@ class FinetuneConfig:
             return config
         assert config.out is not None
         begun = build_config(cls, ProgressFolder(config.out).read_settings())
-        both = build_config(cls, _merge(describe_config(begun), values))
+        both = _with_whole_paths(build_config(cls, _merge(describe_config(begun), values)))
         differing = [
             f"{name}: {getattr(begun, name)} != {getattr(both, name)}"
             for name in vars(begun)
@@ -99,6 +104,13 @@ class FinetuneConfig:
                 "leave them out, or start a new run with another --out"
             )
         return both
+
+
+def _with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers have working folders of their own, and --resume may come from elsewhere."""
+    names = ("run", "data", "features", "store", "out", "weights_dir")
+    paths = {name: getattr(config, name) for name in names}
+    return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,58 +167,93 @@ def finetune(
     """
     config = _open(config)
     assert config.out is not None
-    assert config.run is not None
+    with locks.hold(config.out / FOLDER / ".lock", "this fine-tuning run"):
+        return _finetune(config, Watch(say, on_decoded), on_step)
+
+
+def _finetune(config: FinetuneConfig, watch: Watch, on_step: OnStep) -> FinetuneResult:
+    assert config.out is not None
+    _train_start(config)
     source = tune_source(config)
-    live = open_live(source, Watch(say, on_decoded))
+    live = open_live(source, watch)
     device = choose_device(config.device)
     model = build_end_to_end(live, device)
     plan = make_plan(model, live, config.tune)
-    say(str(plan))
+    watch.say(str(plan))
     parity = check_parity(model, live, device)
-    say(f"step 0: logits on raw input and on the cache differ by at most {parity:.2g}")
+    watch.say(f"step 0: logits on raw input and on the cache differ by at most {parity:.2g}")
     started = time.perf_counter()
     if config.workers == 1:
         _train(model, live, config, Worker(device=device), on_step)
     else:
+        model.cpu()  # the workers need the GPU's memory
         _train_in_workers(source, config, on_step)
         ProgressFolder(config.out).load_best(model)
+        model.to(device)
     seconds = time.perf_counter() - started
     return _finish(config, model, live, plan, parity, seconds)
 
 
 def _open(config: FinetuneConfig) -> FinetuneConfig:
-    """The config with every path in it, a folder for the run, and a run to start from."""
+    """The config with every path in it and a folder for the run; what is there is touched only
+    after a look at what was asked for."""
     if config.resume:
         return config
-    out = open_run(config.out, overwrite=config.overwrite, name=f"finetune-seed{config.seed}")
-    config = replace(config, out=out)
+    config = replace(config, precision=_precision(config))  # a resumed run keeps to it
     if config.run is None:
-        start = TrainConfig(
-            features=config.features or Path("features"),
-            modalities=config.modalities,
-            out=out / "start",
-            seed=config.seed,
-            device=config.device,
-        )
-        train_fusion(start)
-        config = replace(config, run=out / "start")
-    absolute = {
-        name: getattr(config, name) and getattr(config, name).absolute()
-        for name in ("run", "data", "features", "store", "out", "weights_dir")
-    }
-    config = replace(config, **absolute)
+        config = replace(config, features=config.features or Path("features"))
+    inputs = [path for path in (config.run, config.data, config.features, config.store) if path]
+    _look_at_inputs(config)
+    out = open_run(
+        config.out,
+        overwrite=config.overwrite,
+        name=f"finetune-seed{config.seed}",
+        inputs=inputs,
+    )
+    config = _with_whole_paths(replace(config, out=out, run=config.run or out / "start"))
     ProgressFolder(out).begin(describe_config(replace(config, overwrite=False)))
     return config
 
 
+def _look_at_inputs(config: FinetuneConfig) -> None:
+    """Raises InputError, or what reading them raises, for a run, cache or corpus not there."""
+    if config.run is not None:
+        read_checkpoint(config.run)
+    else:
+        assert config.features is not None
+        require_cache(config.features, "train")
+        require_cache(config.features, "dev")
+    read_corpus(config.data, ("train", "dev"))
+
+
+def _train_start(config: FinetuneConfig) -> None:
+    """The fusion run to start from, where none was given; once."""
+    assert config.out is not None
+    start = config.out / "start"
+    if config.run != start or (start / CONFIG).is_file():
+        return
+    assert config.features is not None
+    train_fusion(
+        TrainConfig(
+            features=config.features,
+            modalities=config.modalities,
+            out=start,
+            overwrite=True,
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+
+
+def _precision(config: FinetuneConfig) -> Precision:
+    if config.precision != "auto":
+        return config.precision
+    device = choose_device(config.device)
+    return native_precision("cuda" if device.type == "cuda" else "cpu")
+
+
 def tune_source(config: FinetuneConfig) -> TuneSource:
     assert config.run is not None
-    precision: Precision
-    if config.precision == "auto":
-        device = choose_device(config.device)
-        precision = native_precision("cuda" if device.type == "cuda" else "cpu")
-    else:
-        precision = config.precision
     return TuneSource(
         run=config.run,
         data=config.data,
@@ -215,7 +262,7 @@ def tune_source(config: FinetuneConfig) -> TuneSource:
         unfreeze=config.unfreeze,
         store=config.store,
         weights_dir=config.weights_dir,
-        precision=precision,
+        precision=_precision(config),
         augment=config.tune.augment,
         train_batchnorm=config.tune.train_batchnorm,
         gradient_checkpointing=config.tune.gradient_checkpointing,

@@ -20,7 +20,7 @@ from pipeline.clips import locate_clips
 from pipeline.encode import Encoders
 from pipeline.encoders.choice import EncoderChoice, EncoderRequest, WeightsChoice, choose_encoder
 from pipeline.encoders.weights import crop_size
-from pipeline.errors import ParityError, RecipeMismatch, UsageError
+from pipeline.errors import ParityError, RecipeMismatch, UsageError, WeightsMissing
 from pipeline.recipe import EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MODALITIES, Modality, Split, Utterance
 
@@ -132,7 +132,12 @@ def _find_encoders(source: TuneSource, start: Checkpoint) -> tuple[EncoderChoice
     for name in start.dims.names:
         spec = specs[name]
         request = EncoderRequest(run=source.run) if start.finetuned else _request(spec, source)
-        choice = choose_encoder(name, request, spec.precision)
+        try:
+            choice = choose_encoder(name, request, spec.precision)
+        except WeightsMissing as error:
+            raise WeightsMissing(
+                f"{error}. For fine-tuning, name the folder that {spec.name} lies in: --weights-dir"
+            ) from error
         if choice.spec != spec:
             found = FeatureRecipe(encoders=(choice.spec,), decode=start.recipe.decode)
             wanted = FeatureRecipe(encoders=(spec,), decode=start.recipe.decode)

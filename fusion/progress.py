@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -88,7 +89,7 @@ class ProgressFolder:
     def load_best(self, model: nn.Module) -> None:
         try:
             model.load_state_dict(load_file(self._best))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise StorageError(f"{self._best}: cannot be read: {error}") from error
 
     def write_history(self, history: Sequence[EpochResult], worker: Worker) -> None:

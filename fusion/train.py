@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -86,7 +86,7 @@ def train_fusion(
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
-    run = open_run(config.out, overwrite=config.overwrite, name=name)
+    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=[config.features])
     model = build_model(train, config.model, seed=config.seed).to(device)
     with closing(_EpochLog(run)) as epoch_log:
 
@@ -193,12 +193,18 @@ def _describe_run(config: TrainConfig, model: LateFusion, train: FusionData) -> 
     )
 
 
-def open_run(out: Path | None, *, overwrite: bool, name: str) -> Path:
+def open_run(out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]) -> Path:
     """An empty folder for a run: `out`, or runs/<time>-<name>; what an earlier run left there
-    goes only if told so. Raises UsageError or StorageError."""
+    goes only if told so, and never where `inputs` of the new run lie in it.
+
+    Raises UsageError or StorageError.
+    """
     try:
         if out is None:
             return _new_run(name)
+        for path in inputs:
+            if path.resolve().is_relative_to(out.resolve()):
+                raise UsageError(f"{path} is needed and lies in {out}; name another --out")
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             _clear_run(out, overwrite)
@@ -227,8 +233,9 @@ def _clear_run(run: Path, overwrite: bool) -> None:
     for pattern in patterns:
         for path in run.glob(pattern):
             path.unlink()
-    for folder in ("checkpoints", "encoders", "features", "start"):  # of a fine-tuned run
-        shutil.rmtree(run / folder, ignore_errors=True)
+    if (run / "checkpoints" / "settings.json").is_file():  # a fine-tuned run has more
+        for folder in ("encoders", "features", "start", "checkpoints"):
+            shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:

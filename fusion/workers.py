@@ -14,7 +14,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from pipeline.errors import MeldError
+from pipeline.errors import MeldError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,13 @@ def run_workers(
     from pipeline.parallel import Cluster, ray_cluster
 
     cores = max(workers, 1)
-    with ray_cluster(Cluster(device=device, workers=cores + 1, address=address)):
+    if device == "cuda" and address is None and torch.cuda.device_count() < workers:
+        raise UsageError(
+            f"--workers {workers}: one GPU each, and there are {torch.cuda.device_count()}"
+        )
+    cluster = Cluster(device=device, workers=cores + 1, address=address, gpus=workers)
+    with ray_cluster(cluster):
+        _check_room(workers, device)  # Ray Train would wait for it for ever
         trainer = TorchTrainer(
             _in_worker,
             train_loop_config={"job": job, "device": device, "workers": workers},
@@ -74,6 +80,15 @@ def run_workers(
             raise MeldError(f"a training worker failed: {_last_line(error)}") from error
         finally:
             shutil.rmtree(folder / "ray", ignore_errors=True)  # what Ray Train keeps for itself
+
+
+def _check_room(workers: int, device: str) -> None:
+    import ray
+
+    name = "GPU" if device == "cuda" else "CPU"
+    there = int(ray.cluster_resources().get(name, 0))
+    if there < workers:
+        raise UsageError(f"--workers {workers}: the Ray cluster has {there} {name}s")
 
 
 def _in_worker(settings: dict[str, Any]) -> None:

@@ -50,12 +50,14 @@ class Cluster:
     """Where the work runs. None of it changes a result.
 
     workers: CPU cores to use here; ignored with `address`.
+    gpus: how many, where device is "cuda"; ignored with `address`.
     address: an existing Ray cluster ("auto", "host:port"); None starts one for this run.
     """
 
     device: str = "cpu"
     workers: int = 1
     address: str | None = None
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -202,7 +204,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
             # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
             "address": "local",
             "num_cpus": max(cluster.workers, least_cpus),
-            "num_gpus": 1 if cluster.device == "cuda" else 0,
+            "num_gpus": cluster.gpus if cluster.device == "cuda" else 0,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }

@@ -125,7 +125,8 @@ class TextEncoder(nn.Module):
             _check_complete(loaded["missing_keys"])
         else:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModel.from_config(config, dtype=dtype)
+            # Drawn in float32 and rounded: the same weights in every precision.
+            self.model = AutoModel.from_config(config).to(dtype)
         self.layers = tuple(layers)
 
     def save(self, folder: Path) -> None:

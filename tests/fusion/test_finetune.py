@@ -332,6 +332,45 @@ def test_resuming_takes_no_other_settings_and_needs_something_to_resume(
         FinetuneConfig.from_mapping({"resume": True})
 
 
+def test_the_same_command_with_resume_goes_on_from_any_folder(
+    place: Path, unbroken: FinetuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    again = FinetuneConfig.from_mapping(
+        {"resume": True, "out": "unbroken", "run": "run", "data": "corpus", "workers": 2}
+    )
+    assert again.out == unbroken.run
+    assert again.workers == 2
+
+
+def test_killed_before_its_first_fusion_run_was_trained_it_still_resumes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    config = config_for(place, tmp_path / "run", run=None, features=place / "features")
+    with monkeypatch.context() as patched:
+        patched.setattr("fusion.finetune.train_fusion", stop)
+        with pytest.raises(Stopped):
+            finetune(config)
+    resumed = finetune(FinetuneConfig.from_mapping({"resume": True, "out": tmp_path / "run"}))
+    assert resumed.start == tmp_path / "run" / "start"
+    assert resumed.best.dev_emotion_f1 is not None
+
+
+def test_a_mistaken_command_leaves_nothing_and_destroys_nothing(
+    place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError):
+        finetune(config_for(place, tmp_path / "new", run=tmp_path / "typo"))
+    assert not (tmp_path / "new").exists()
+    for inputs in ({"out": place / "run"}, {"out": place}):
+        with pytest.raises(UsageError, match="is needed and lies in"):
+            finetune(config_for(place, overwrite=True, **{"out": place, **inputs}))
+    assert (place / "run" / "config.json").is_file()
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_step_it_ends_with_the_same_weights(
     place: Path, tmp_path: Path
