@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -508,28 +508,3 @@ def test_progress_on_disk_is_whole_or_not_there(place: Path, unbroken: FinetuneR
     assert state is not None
     assert state["epoch"] == STEADY.epochs + 1
     assert len(state["history"]) == STEADY.epochs
-
-
-Meld = Callable[..., Any]
-
-
-def test_raw_clips_of_three_modalities_are_fine_tuned_and_measured(
-    corpus: Path, features: Path, tmp_path: Path, meld: Meld
-) -> None:
-    trained = meld("train-fusion", "--features", features, "--out", tmp_path / "run", "--epochs", 2)
-    assert trained.status == 0, trained.err
-    tuned = meld(
-        *("finetune", "--end-to-end", "--run", tmp_path / "run", "--data", corpus, "--epochs", 1),
-        *("--out", tmp_path / "tuned", "--json"),
-    )
-    assert tuned.status == 0, tuned.err
-    assert tuned.json["parity"] < 0.25
-    assert "plan: " in tuned.err
-    assert "GiB where none is there yet" in tuned.err
-    measured = meld("evaluate", tmp_path / "tuned", "--split", "dev", "--json")
-    assert measured.status == 0, measured.err
-    presence = {each["modality"]: each["random_weights"] for each in measured.json["presence"]}
-    assert presence == {"text": False, "video": True, "audio": False}
-    refused = meld("evaluate", tmp_path / "tuned", "--features", features)
-    assert refused.status == 6
-    assert "--encoders" in refused.err
