@@ -21,10 +21,10 @@ from fusion.fit import EpochResult
 from fusion.live import LiveData, TuneSource, Watch, build_end_to_end, check_parity, open_live
 from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
-from fusion.progress import FOLDER, HISTORY, ProgressFolder
+from fusion.progress import FOLDER, ProgressFolder
 from fusion.report import plot_history, plot_report, read_history
-from fusion.train import METRICS, TrainConfig, choose_device, open_run, train_fusion
-from fusion.tuning import StepResult, TuneConfig, predict_raw, tune
+from fusion.train import HISTORY, METRICS, TrainConfig, choose_device, open_run, train_fusion
+from fusion.tuning import StepResult, TuneConfig, Tuning, predict_raw
 from fusion.workers import Worker, run_workers
 from pipeline import locks
 from pipeline.annotations import read_corpus
@@ -117,8 +117,10 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for name, value in above.items():
         inner = merged.get(name)
-        nested = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[name] = _merge(inner, value) if nested else value  # type: ignore[arg-type]
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            merged[name] = _merge(inner, value)
+        else:
+            merged[name] = value
     return merged
 
 
@@ -280,16 +282,9 @@ def _train(
 ) -> None:
     """What one worker does, whether it is alone or not."""
     assert config.out is not None
-    tune(
-        model,
-        live.train,
-        live.dev,
-        config.tune,
-        seed=config.seed,
-        worker=worker,
-        progress=ProgressFolder(config.out),
-        on_step=on_step,
-    )
+    progress = ProgressFolder(config.out)
+    tuning = Tuning(model, live.train, live.dev, config.tune, config.seed, worker, progress)
+    tuning.to_the_end(on_step)
 
 
 def _train_beside_others(source: TuneSource, config: FinetuneConfig, worker: Worker) -> None:

@@ -21,7 +21,7 @@ from pipeline.encode import Encoders
 from pipeline.encoders.choice import EncoderChoice, EncoderRequest, WeightsChoice, choose_encoder
 from pipeline.encoders.weights import crop_size
 from pipeline.errors import ParityError, RecipeMismatch, UsageError, WeightsMissing
-from pipeline.recipe import EncoderSpec, FeatureRecipe, Precision
+from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MODALITIES, Modality, Split, Utterance
 
 if TYPE_CHECKING:
@@ -84,12 +84,16 @@ def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
     """
     start = read_checkpoint(source.run)
     unfrozen = _check_wishes(source, start)
+    if start.recipe.revision != REVISION:
+        raise RecipeMismatch(
+            f"{source.run} was trained on features of revision {start.recipe.revision}, this "
+            f"program makes revision {REVISION}; extract and train again"
+        )
     choices = _find_encoders(source, start)
     recipe = FeatureRecipe(
         encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
         # A run on the text of a cache that also has pictures needs no decoding.
         decode=None if start.dims.names == ("text",) else start.recipe.decode,
-        revision=start.recipe.revision,
     )
     train, dev = (
         _open_split(split, source, start, unfrozen, choices, watch or Watch())

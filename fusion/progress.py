@@ -24,11 +24,11 @@ from torch import nn
 
 from fusion.checkpoint import write_whole
 from fusion.fit import EpochResult
+from fusion.train import HISTORY
 from fusion.workers import Worker
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 
 FOLDER = "checkpoints"
-HISTORY = "history.jsonl"
 
 
 class ProgressFolder:
@@ -75,7 +75,8 @@ class ProgressFolder:
             return torch.load(self._last, map_location="cpu", weights_only=True)
         except Exception as error:  # what a damaged archive raises shares no base class
             raise CacheCorrupt(
-                f"{self._last}: cannot be read ({error}); delete {self.folder} and start anew"
+                f"{self._last}: cannot be read ({type(error).__name__}); "
+                f"delete {self.folder} and start anew"
             ) from error
 
     def save_best(self, model: nn.Module, worker: Worker) -> None:

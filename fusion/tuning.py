@@ -94,32 +94,11 @@ class StepResult:
     loss: float
 
 
-def tune(
-    model: EndToEnd,
-    train: ClipDataset,
-    dev: ClipDataset,
-    config: TuneConfig,
-    *,
-    seed: int,
-    worker: Worker,
-    progress: ProgressFolder,
-    on_step: Callable[[StepResult], None] = lambda step: None,
-) -> tuple[EpochResult, ...]:
-    """Trains `model` in place and leaves it with the best epoch's weights; returns the history.
+class Tuning:
+    """The state of one training, and the steps that move it.
 
     Goes on from `progress` where that holds an unfinished training.
-    Raises UsageError as soon as the loss is no longer a number.
     """
-    with seeded(seed):
-        run = Tuning(model, train, dev, config, seed, worker, progress)
-        history = run.to_the_end(on_step)
-    progress.load_best(model)
-    model.eval()
-    return history
-
-
-class Tuning:
-    """The state of one training, and the steps that move it."""
 
     def __init__(
         self,
@@ -150,7 +129,18 @@ class Tuning:
 
     # ------------------------------------------------------------------------------ epochs
 
-    def to_the_end(self, on_step: Callable[[StepResult], None]) -> tuple[EpochResult, ...]:
+    def to_the_end(self, on_step: Callable[[StepResult], None]) -> None:
+        """Trains the model in place and leaves it with the best epoch's weights.
+
+        Raises UsageError as soon as the loss is no longer a number.
+        """
+        with seeded(self.seed):
+            self._train(on_step)
+        self.worker.gather([])  # nobody looks for the best weights before they are written
+        self.progress.load_best(self.model)
+        self.model.eval()
+
+    def _train(self, on_step: Callable[[StepResult], None]) -> None:
         while not self._is_done():
             started = time.perf_counter()
             self._train_epoch(on_step)
@@ -161,8 +151,6 @@ class Tuning:
             self.progress.write_history(self.history, self.worker)
             self.epoch, self.step, self.losses = self.epoch + 1, 0, []
             self._save()
-        self.worker.gather([])  # nobody looks for the best weights before they are written
-        return tuple(self.history)
 
     @property
     def best(self) -> EpochResult:

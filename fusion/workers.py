@@ -57,14 +57,13 @@ def run_workers(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.parallel import Cluster, ray_cluster
+    from pipeline.parallel import Cluster, last_line, raise_ours, ray_cluster
 
-    cores = max(workers, 1)
     if device == "cuda" and address is None and torch.cuda.device_count() < workers:
         raise UsageError(
             f"--workers {workers}: one GPU each, and there are {torch.cuda.device_count()}"
         )
-    cluster = Cluster(device=device, workers=cores + 1, address=address, gpus=workers)
+    cluster = Cluster(device=device, workers=workers + 1, address=address, gpus=workers)
     with ray_cluster(cluster):
         _check_room(workers, device)  # Ray Train would wait for it for ever
         trainer = TorchTrainer(
@@ -76,8 +75,8 @@ def run_workers(
         try:
             trainer.fit()
         except Exception as error:  # Ray wraps whatever a worker raised, in several ways
-            _raise_ours(error)
-            raise MeldError(f"a training worker failed: {_last_line(error)}") from error
+            raise_ours(error)
+            raise MeldError(f"a training worker failed: {last_line(error)}") from error
         finally:
             shutil.rmtree(folder / "ray", ignore_errors=True)  # what Ray Train keeps for itself
 
@@ -99,23 +98,6 @@ def _in_worker(settings: dict[str, Any]) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, (torch.get_num_threads()) // settings["workers"]))
+        torch.set_num_threads(max(1, torch.get_num_threads() // settings["workers"]))
     rank, world = context.get_world_rank(), context.get_world_size()
     settings["job"](Worker(device=device, rank=rank, world=world))
-
-
-def _raise_ours(error: BaseException | None) -> None:
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, MeldError):
-            raise error
-        seen.append(error)
-        inner = getattr(error, "worker_failures", None) or {}
-        for each in inner.values():
-            _raise_ours(each)
-        error = getattr(error, "cause", None) or error.__cause__
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -159,11 +159,11 @@ def _run_to_the_end(
                     yield shard
                 return
             except RayError as error:
-                _raise_ours(error)
+                raise_ours(error)
                 if isinstance(error, RayTaskError):  # code that raises would raise again
                     raise
                 if round_number == MAX_ROUNDS:
-                    raise MeldError(f"the workers failed: {_last_line(error)}") from error
+                    raise MeldError(f"the workers failed: {last_line(error)}") from error
                 logger.warning("a worker died; starting another for %d shards", len(left))
 
 
@@ -172,11 +172,13 @@ def _results(dataset: "ray.data.Dataset") -> Iterator[Any]:
         yield batch["item"][0]
 
 
-def _raise_ours(error: BaseException | None) -> None:
+def raise_ours(error: BaseException | None) -> None:
     """An exception of ours that a worker raised reaches the user as itself."""
     while error is not None:
         if isinstance(error, MeldError):
             raise error
+        for failure in getattr(error, "worker_failures", {}).values():  # Ray Train's, by rank
+            raise_ours(failure)
         error = getattr(error, "cause", None) or error.__cause__
 
 
@@ -220,7 +222,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"--address {cluster.address}: no Ray cluster answers there"
         what = where if cluster.address else "Ray does not start on this machine"
-        raise UsageError(f"{what} ({_last_line(error)})") from error
+        raise UsageError(f"{what} ({last_line(error)})") from error
     if cluster.device == "cuda" and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
@@ -381,6 +383,7 @@ def _one_object(value: Any) -> np.ndarray[Any, Any]:
     return column
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What a wrapped error says in the end: the lines before are where it came by."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fusion.fit import one_thread
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
@@ -72,3 +73,10 @@ def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert report.num_failures == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Small batches: more threads only wait for each other."""
+    with one_thread():
+        yield

@@ -60,7 +60,7 @@ def test_crops_reach_every_corner_and_never_leave_the_picture() -> None:
         [augment_frames(numbered_frames(), (112, 112), config, seeded(i))[0, 0, 0, 1:].int()
          for i in range(200)]
     )  # fmt: skip
-    assert corners.amin(0).tolist() == [0, 0] or corners.amin(0).max() <= 2
+    assert corners.amin(0).max() <= 2
     assert (corners[:, 0] <= 16).all()
     assert (corners[:, 1] <= 59).all()
     assert corners.amax(0)[0] >= 15

