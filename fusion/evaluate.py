@@ -15,7 +15,7 @@ from fusion.metrics import (
     report_emotion,
     report_sentiment,
 )
-from fusion.model import FusionOutput
+from fusion.predictions import Predictions
 from fusion.report import plot_report
 from pipeline.errors import MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import SPLITS, Split
@@ -50,6 +50,18 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress = lambda *_: None) 
     Writes `evaluation-<split>.json` and plots into the run. Raises RecipeMismatch where the
     features were not made as those that the run was trained on.
     """
+    checkpoint, data = open_split(config, on_progress)
+    report = report_of(checkpoint, predict_rows(checkpoint, data, run=name_of(config.run)))
+    write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
+    plot_report(report, config.run)
+    log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
+    return report
+
+
+def open_split(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
+) -> tuple[Checkpoint, FusionData]:
+    """A run and a split's features, made as those that it was trained on."""
     checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
     data = load_split(
@@ -59,11 +71,11 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress = lambda *_: None) 
         input=dims.input,
     )
     _check_made_alike(config, checkpoint, data)
-    report = evaluate_model(checkpoint, data, run=config.run.resolve().name)
-    write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
-    plot_report(report, config.run)
-    log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
-    return report
+    return checkpoint, data
+
+
+def name_of(run: Path) -> str:
+    return run.resolve().name
 
 
 def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> Path:
@@ -108,39 +120,34 @@ def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: Fusi
         ) from error
 
 
-def evaluate_model(checkpoint: Checkpoint, data: FusionData, *, run: str) -> EvalReport:
+def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predictions:
+    """Raises MismatchError where the features have another shape than the model takes."""
     _check_dims(checkpoint, data)
     model = checkpoint.model
     output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
-    return report_of(checkpoint, data, output, run=run)
+    return Predictions.of(run, data, output)
 
 
-def report_of(
-    checkpoint: Checkpoint, data: FusionData, output: FusionOutput, *, run: str
-) -> EvalReport:
-    """What logits of every row of `data` are worth."""
+def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
+    """What predictions are worth."""
     return EvalReport(
-        run=run,
-        split=data.split,
+        run=predictions.run,
+        split=predictions.split,
         fingerprint=checkpoint.recipe.fingerprint,
-        rows=len(data),
+        rows=len(predictions),
         presence=tuple(
             ModalityPresence(
                 modality=modality,
-                rows=int(data.present[:, column].sum()),
+                rows=int(predictions.present[:, column].sum()),
                 random_weights=modality in checkpoint.recipe.random_modalities,
             )
-            for column, modality in enumerate(data.modalities)
+            for column, modality in enumerate(predictions.modalities)
         ),
         emotion=report_emotion(
-            data.emotion.numpy(),
-            output.emotion_logits.argmax(dim=1).cpu().numpy(),
-            checkpoint.emotion_counts,
+            predictions.emotion, predictions.predicted_emotion, checkpoint.emotion_counts
         ),
         sentiment=report_sentiment(
-            data.sentiment.numpy(),
-            output.sentiment_logits.argmax(dim=1).cpu().numpy(),
-            checkpoint.sentiment_counts,
+            predictions.sentiment, predictions.predicted_sentiment, checkpoint.sentiment_counts
         ),
     )
 

@@ -21,6 +21,7 @@ from fusion.fit import EpochResult
 from fusion.live import LiveData, TuneSource, Watch, build_end_to_end, check_parity, open_live
 from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
+from fusion.predictions import Predictions
 from fusion.progress import FOLDER, ProgressFolder
 from fusion.report import plot_history, plot_report, read_history
 from fusion.train import HISTORY, METRICS, TrainConfig, choose_device, open_run, train_fusion
@@ -364,7 +365,7 @@ def _finish(
         history=history,
         best=best,
         seconds=seconds,
-        dev=report_of(checkpoint, live.dev.data, output, run=run.name),
+        dev=report_of(checkpoint, Predictions.of(run.name, live.dev.data, output)),
     )
     metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
     write_whole(run / METRICS, metrics.encode() + b"\n")

@@ -16,7 +16,7 @@ import torch
 
 from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint, write_whole
 from fusion.data import FusionData, check_trainable, load_split
-from fusion.evaluate import evaluate_model
+from fusion.evaluate import predict_rows, report_of
 from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
 from fusion.losses import count_labels
 from fusion.metrics import EvalReport
@@ -103,8 +103,8 @@ def train_fusion(
         epochs=len(fitted.history),
         best_epoch=fitted.best.epoch,
         seconds=seconds,
-        train=evaluate_model(checkpoint, train, run=run.name),
-        dev=evaluate_model(checkpoint, dev, run=run.name),
+        train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
+        dev=report_of(checkpoint, predict_rows(checkpoint, dev, run=run.name)),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     plot_report(result.dev, run)
