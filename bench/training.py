@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fusion.data import FusionData
-from fusion.fit import FitConfig, Rows, fit
+from fusion.fit import FitConfig, fit
 from fusion.losses import MultiTaskLoss
-from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
+from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.rows import Rows
+from fusion.turns import Turns
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, ClipKey, Modality, Split
 
@@ -74,19 +76,19 @@ def _made_up_encoder(modality: Modality) -> EncoderSpec:
     )
 
 
-def _model(train: FusionData) -> LateFusion:
+def _model(train: FusionData) -> FusionModel:
     dims = FusionDims(
         modalities=tuple(ModalityDims(modality=m, layers=1, dim=DIMS[m]) for m in MODALITIES),
         input="raw",
         model=ModelConfig(),
     )
-    model = LateFusion(dims)
+    model = FusionModel(dims)
     model.fit_standardisation(train.features, train.present)
     return model
 
 
 def _step(
-    model: LateFusion, optimiser: torch.optim.Optimizer, loss: MultiTaskLoss, batch: Rows
+    model: FusionModel, optimiser: torch.optim.Optimizer, loss: MultiTaskLoss, batch: Rows
 ) -> None:
     value = loss(model.fuse(batch.features, batch.present), batch.emotion, batch.sentiment)
     optimiser.zero_grad()
@@ -139,6 +141,7 @@ def _time_dataloader(path: Path, train: FusionData, config: FitConfig) -> float:
         rows = Rows(
             features={name: batch[name] for name in MODALITIES},
             present=batch["present"],
+            turns=Turns(*torch.zeros(3, len(batch["emotion"]), dtype=torch.int64)),
             emotion=batch["emotion"],
             sentiment=batch["sentiment"],
         )

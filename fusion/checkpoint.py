@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from fusion.model import FusionDims, LateFusion
+from fusion.model import FusionDims, FusionModel
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
@@ -44,7 +44,7 @@ class Checkpoint:
     data:       the raw clips it was fine-tuned on, None where it was not
     """
 
-    model: LateFusion
+    model: FusionModel
     recipe: FeatureRecipe
     projection_hash: str | None
     emotion_counts: tuple[int, ...]
@@ -83,7 +83,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     try:
         # Built without storage: a damaged config must not be able to ask for all memory.
         with torch.device("meta"):
-            model = LateFusion(FusionDims.from_dict(config["dims"]))
+            model = FusionModel(FusionDims.from_dict(config["dims"]))
         checkpoint = Checkpoint(
             model=model,
             recipe=FeatureRecipe.from_json(json.dumps(config["recipe"])),
@@ -198,7 +198,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CacheCorrupt(f"{path}: not a safetensors file ({error}); train again") from error
 
 
-def _check_weights(path: Path, weights: Mapping[str, Tensor], model: LateFusion) -> None:
+def _check_weights(path: Path, weights: Mapping[str, Tensor], model: FusionModel) -> None:
     """Shapes, names, types and finite values; safetensors itself checks none of them."""
     wanted = model.state_dict()
     odd = sorted(weights.keys() ^ wanted.keys())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion.losses import UNLABELLED
 from fusion.model import InputKind
+from fusion.turns import Turns
 from pipeline.cache import FeatureCache, read_cache, read_header, require_cache
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch
 from pipeline.recipe import FeatureRecipe
@@ -53,6 +54,11 @@ class FusionData:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def turns(self) -> Turns:
+        """Where each row stands in its dialogue."""
+        return Turns.of(self.keys, self.speaker)
 
 
 def load_split(

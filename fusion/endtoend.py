@@ -1,4 +1,4 @@
-"""Encoders and fusion as one model: `EndToEnd(raw) == LateFusion(encode(raw))`.
+"""Encoders and fusion as one model: `EndToEnd(raw) == FusionModel(encode(raw))`.
 
 It has no parameter that the two do not have, so before the first step it is exactly the trained
 fusion model, only that its features are made on the spot.
@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fusion.model import FusionOutput, LateFusion
+from fusion.model import FusionModel, FusionOutput
 from fusion.raw import RawBatch
 from pipeline.encode import VIDEO_BATCH, Encoders
 from pipeline.errors import UsageError
@@ -35,7 +35,7 @@ class EndToEnd(nn.Module):
     def __init__(
         self,
         encoders: Encoders,
-        fusion: LateFusion,
+        fusion: FusionModel,
         *,
         unfrozen: Sequence[Modality],
         precision: TrainingPrecision,

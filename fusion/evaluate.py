@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_whole
 from fusion.data import FusionData, check_recipe, load_split
-from fusion.fit import Rows, predict
+from fusion.fit import predict
 from fusion.metrics import (
     EvalReport,
     ModalityPresence,
@@ -17,6 +17,7 @@ from fusion.metrics import (
 )
 from fusion.predictions import Predictions
 from fusion.report import plot_report
+from fusion.rows import Rows
 from pipeline.errors import MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import SPLITS, Split
 

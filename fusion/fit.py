@@ -1,26 +1,29 @@
-"""The one training loop. It knows neither caches nor clips, only tensors in memory.
+"""The one training loop: one model, or many of one shape side by side. It knows neither caches nor
+clips, only tensors in memory.
 
 Rows are picked by a permutation of whole tensors, standardised once before the first epoch: a
 DataLoader over the same tensors takes nearly twice as long, one over cache rows 20 times.
 """
 
-import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fusion.data import FusionData
+from fusion.dropout import MaskSource
 from fusion.losses import LossConfig, MultiTaskLoss
 from fusion.metrics import selection_score, weighted_f1
-from fusion.model import FusionOutput, LateFusion
+from fusion.model import FusionModel, FusionOutput
+from fusion.rows import Rows, SideBySide, epoch_batches, fuse_rows, prediction_batches
+from fusion.together import Together, Weights
 from pipeline.errors import UsageError
-from pipeline.schema import Modality
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +63,9 @@ class FitConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative, but is {self.weight_decay}")
 
-    def rows_per_step(self, num_rows: int) -> int:
-        """A few hundred rows in batches of 256 would be too few steps to learn anything."""
-        return self.batch_size or min(256, max(16, num_rows // 32))
+    def steps(self, num_rows: int) -> int:
+        """In one epoch. A few hundred rows in batches of 256 would be too few to learn anything."""
+        return math.ceil(num_rows / (self.batch_size or min(256, max(16, num_rows // 32))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,41 +92,21 @@ class FitResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Rows ready for `LateFusion.fuse`: features standardised, shapes as in `FusionData`."""
+class Training:
+    """What `fit_together` needs of one training.
 
-    features: dict[Modality, Tensor]
-    present: Tensor
-    emotion: Tensor
-    sentiment: Tensor
+    model: fitted to train's features (`fit_standardisation`), on the device of both rows
+    seed:  decides everything random that comes after the first weights
+    """
 
-    @classmethod
-    def prepare(cls, model: LateFusion, data: FusionData, device: torch.device) -> "Rows":
-        features = {name: values.to(device) for name, values in data.features.items()}
-        present = data.present.to(device)
-        with torch.no_grad():
-            standardised = model.standardise(features, present)
-        return cls(
-            features=standardised,
-            present=present,
-            emotion=data.emotion.to(device),
-            sentiment=data.sentiment.to(device),
-        )
-
-    def __len__(self) -> int:
-        return len(self.present)
-
-    def pick(self, index: Tensor) -> "Rows":
-        return Rows(
-            features={name: values[index] for name, values in self.features.items()},
-            present=self.present[index],
-            emotion=self.emotion[index],
-            sentiment=self.sentiment[index],
-        )
+    model: FusionModel
+    train: Rows
+    dev: Rows
+    seed: int
 
 
 def fit(
-    model: LateFusion,
+    model: FusionModel,
     train: FusionData,
     dev: FusionData,
     config: FitConfig,
@@ -138,50 +121,152 @@ def fit(
     Raises UsageError as soon as the loss is no longer a number.
     """
     device = next(model.parameters()).device
-    train_rows, dev_rows = Rows.prepare(model, train, device), Rows.prepare(model, dev, device)
-    loss = MultiTaskLoss.from_labels(config.loss, train_rows.emotion, train_rows.sentiment)
-    optimiser = _build_optimiser(model, config)
-    schedule = _build_schedule(optimiser, config, num_rows=len(train))
-    batch_size = config.rows_per_step(len(train))
-    history: list[EpochResult] = []
-    best: EpochResult | None = None
-    with seeded(seed), one_thread():
-        for epoch in range(1, config.epochs + 1):
-            started = time.perf_counter()
-            model.train()
-            losses = []
-            for index in torch.randperm(len(train)).to(device).split(batch_size):
-                batch = train_rows.pick(index)
-                output = model.fuse(
-                    batch.features, drop_modalities(batch.present, config.modality_dropout)
-                )
-                value = loss(output, batch.emotion, batch.sentiment)
-                losses.append(_check_number(value, epoch, config) * len(index))
-                optimiser.zero_grad()
-                value.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                optimiser.step()
-                schedule.step()
-            result = _measure(
-                model,
-                dev_rows,
-                loss,
-                epoch=epoch,
-                train_loss=sum(losses) / len(train),
-                learning_rate=float(schedule.get_last_lr()[0]),
-                started=started,
+    training = Training(
+        model=model,
+        train=Rows.prepare(model, train, device),
+        dev=Rows.prepare(model, dev, device),
+        seed=seed,
+    )
+    with one_thread():
+        return fit_together([training], config, lambda _, result: on_epoch(result))[0]
+
+
+def fit_together(
+    trainings: Sequence[Training],
+    config: FitConfig,
+    on_epoch: Callable[[int, EpochResult], None] = lambda number, result: None,
+) -> list[FitResult]:
+    """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which.
+
+    All take as many steps an epoch as the one with most rows needs; where they have alike many
+    rows, that is what each would take alone. Raises UsageError where a loss is no longer a number.
+    """
+    loop = _Loop(trainings, config)
+    while not loop.is_done():
+        for number, result in loop.run_epoch():
+            on_epoch(number, result)
+    for log_of, training in zip(loop.logs, trainings, strict=True):
+        training.model.load_state_dict(log_of.best_weights, strict=False)
+        training.model.eval()
+    return [FitResult(history=tuple(each.history), best=each.best) for each in loop.logs]
+
+
+class _Log:
+    """One training's epochs, and the weights of its best."""
+
+    history: list[EpochResult]
+    best: EpochResult
+    best_weights: Weights
+
+    def __init__(self) -> None:
+        self.history = []
+        self.stopped = False
+
+    def add(self, result: EpochResult, weights: Callable[[], Weights], patience: int) -> None:
+        if not self.history or result.score > self.best.score:
+            self.best, self.best_weights = result, weights()
+        elif result.epoch - self.best.epoch >= patience:
+            log.info("stopped after epoch %d, the best was %d", result.epoch, self.best.epoch)
+            self.stopped = True
+        self.history.append(result)
+
+
+class _Loop:
+    def __init__(self, trainings: Sequence[Training], config: FitConfig) -> None:
+        self.trainings, self.config = trainings, config
+        self.logs = [_Log() for _ in trainings]
+        model, rows = trainings[0].model, trainings[0].train
+        self.device = rows.present.device
+        self.with_context = model.context is not None
+        self.side_by_side = SideBySide([training.train for training in trainings])
+        self.together = Together([training.model for training in trainings])
+        self.steps = max(config.steps(len(training.train)) for training in trainings)
+        self.generators = [torch.Generator().manual_seed(t.seed) for t in trainings]
+        one_row = rows.pick(torch.zeros(1, dtype=torch.int64))
+        self.masks = MaskSource.of(model, lambda: fuse_rows(model, one_row))
+        self.losses = [
+            MultiTaskLoss.from_labels(config.loss, each.train.emotion, each.train.sentiment)
+            for each in trainings
+        ]
+        self.optimiser = _build_optimiser(self.together.weights, config)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, warm_up_then_fall(config.epochs * self.steps, config.warmup)
+        )
+        self.epoch = 0
+
+    def is_done(self) -> bool:
+        return self.epoch == self.config.epochs or all(each.stopped for each in self.logs)
+
+    def run_epoch(self) -> Iterator[tuple[int, EpochResult]]:
+        """Yields (training, result) for each that has not stopped."""
+        self.epoch += 1
+        started = time.perf_counter()
+        each_ones = [
+            epoch_batches(
+                training.train.turns, self.steps, generator, whole_dialogues=self.with_context
             )
-            history.append(result)
-            on_epoch(result)
-            if best is None or result.score > best.score:
-                best, best_weights = result, copy.deepcopy(model.state_dict())
-            elif epoch - best.epoch >= config.patience:
-                log.info("stopped after epoch %d, the best was epoch %d", epoch, best.epoch)
-                break
-    assert best is not None  # there is at least one epoch
-    model.load_state_dict(best_weights)
-    model.eval()
-    return FitResult(history=tuple(history), best=best)
+            for training, generator in zip(self.trainings, self.generators, strict=True)
+        ]
+        total = torch.zeros(len(self.trainings))
+        for indices in zip(*each_ones, strict=True):
+            total += self._step(indices) * torch.tensor([len(index) for index in indices])
+        for number, (training, log_of) in enumerate(zip(self.trainings, self.logs, strict=True)):
+            if not log_of.stopped:
+                result = self._measure(number, float(total[number]) / len(training.train), started)
+                weights = partial(self.together.weights_of, number)
+                log_of.add(result, weights, self.config.patience)
+                yield number, result
+
+    def _step(self, indices: Sequence[Tensor]) -> Tensor:
+        """indices: each training's rows -> float32 [trainings], the losses, on the CPU"""
+        batch = self.side_by_side.pick([index.to(self.device) for index in indices])
+        counts = [len(index) for index in indices]
+        masks = self.masks.draw(counts, len(batch), self.generators)
+        batch = replace(batch, present=self._hide_modalities(batch.present, counts))
+        losses = self.together.losses(
+            batch, {name: mask.to(self.device) for name, mask in masks.items()}, self.losses
+        )
+        self.optimiser.zero_grad()
+        losses.sum().backward()
+        self.together.clip_gradients(self.config.clip_norm)
+        self.optimiser.step()
+        self.schedule.step()
+        return self._check_numbers(losses.detach().cpu())
+
+    def _hide_modalities(self, present: Tensor, counts: Sequence[int]) -> Tensor:
+        """Modality dropout, each training's own."""
+        chance = self.config.modality_dropout
+        hidden = present.clone()
+        for own, count, generator in zip(hidden, counts, self.generators, strict=True):
+            own[:count] = drop_modalities(own[:count], chance, generator)
+        return hidden
+
+    def _check_numbers(self, losses: Tensor) -> Tensor:
+        if not torch.isfinite(losses).all():
+            odd = losses[~torch.isfinite(losses)][0]
+            raise UsageError(
+                f"the loss became {float(odd)} in epoch {self.epoch}; train with a lower "
+                f"learning_rate than {self.config.learning_rate:g}"
+            )
+        return losses
+
+    def _measure(self, number: int, train_loss: float, started: float) -> EpochResult:
+        training = self.trainings[number]
+        training.model.load_state_dict(self.together.weights_of(number), strict=False)
+        dev = training.dev
+        output = predict(training.model, dev)
+        emotion = _f1(dev.emotion, output.emotion_logits)
+        sentiment = _f1(dev.sentiment, output.sentiment_logits)
+        return EpochResult(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            dev_loss=self.losses[number](output, dev.emotion, dev.sentiment).item(),
+            dev_emotion_f1=emotion,
+            dev_sentiment_f1=sentiment,
+            score=selection_score([f1 for f1 in (emotion, sentiment) if f1 is not None]),
+            learning_rate=float(self.schedule.get_last_lr()[0]),
+            seconds=time.perf_counter() - started,
+        )
 
 
 @contextmanager
@@ -205,47 +290,41 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def drop_modalities(present: Tensor, chance: float) -> Tensor:
+def drop_modalities(
+    present: Tensor, chance: float, generator: torch.Generator | None = None
+) -> Tensor:
     """present bool [batch, modalities] -> the same with some taken away, never a row's last.
 
-    A row that would lose all that it has keeps all of it.
+    A row that would lose all that it has keeps all of it. `generator` is one of the CPU.
     """
     if chance == 0 or present.shape[1] == 1:
         return present
-    kept = present & (torch.rand(present.shape, device=present.device) >= chance)
+    kept = present & (torch.rand(present.shape, generator=generator) >= chance).to(present.device)
     return torch.where(kept.any(dim=1, keepdim=True), kept, present)
 
 
 @torch.no_grad()
-def predict(model: LateFusion, rows: Rows, *, batch_size: int = 4096) -> FusionOutput:
+def predict(model: FusionModel, rows: Rows, *, batch_size: int = 1024) -> FusionOutput:
     """Logits of every row, without dropout."""
     model.eval()
-    outputs = [
-        model.fuse(batch.features, batch.present)
-        for batch in map(rows.pick, torch.arange(len(rows)).split(batch_size))
-    ]
+    batches = prediction_batches(rows.turns, batch_size, whole_dialogues=model.context is not None)
+    outputs = [fuse_rows(model, rows.pick(index)) for index in batches]
+    back = torch.cat(batches).argsort()
     return FusionOutput(
-        torch.cat([output.emotion_logits for output in outputs]),
-        torch.cat([output.sentiment_logits for output in outputs]),
+        torch.cat([output.emotion_logits for output in outputs])[back],
+        torch.cat([output.sentiment_logits for output in outputs])[back],
     )
 
 
-def _build_optimiser(model: LateFusion, config: FitConfig) -> torch.optim.Optimizer:
+def _build_optimiser(weights: Weights, config: FitConfig) -> torch.optim.Optimizer:
     """Only matrices decay: shrinking biases, norms, the layer mix or `absent` has no meaning."""
-    matrices = [weights for weights in model.parameters() if weights.ndim > 1]
-    others = [weights for weights in model.parameters() if weights.ndim <= 1]
+    matrices = [value for value in weights.values() if value.ndim > 2]  # [trainings, out, in]
+    others = [value for value in weights.values() if value.ndim <= 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def _build_schedule(
-    optimiser: torch.optim.Optimizer, config: FitConfig, *, num_rows: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    steps = config.epochs * math.ceil(num_rows / config.rows_per_step(num_rows))
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, warm_up_then_fall(steps, config.warmup))
 
 
 def warm_up_then_fall(steps: int, warmup: float) -> Callable[[int], float]:
@@ -259,41 +338,6 @@ def warm_up_then_fall(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
     return factor
-
-
-def _check_number(loss: Tensor, epoch: int, config: FitConfig) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise UsageError(
-            f"the loss became {value} in epoch {epoch}; train with a lower learning_rate than "
-            f"{config.learning_rate:g}"
-        )
-    return value
-
-
-def _measure(
-    model: LateFusion,
-    dev: Rows,
-    loss: MultiTaskLoss,
-    *,
-    epoch: int,
-    train_loss: float,
-    learning_rate: float,
-    started: float,
-) -> EpochResult:
-    output = predict(model, dev)
-    emotion = _f1(dev.emotion, output.emotion_logits)
-    sentiment = _f1(dev.sentiment, output.sentiment_logits)
-    return EpochResult(
-        epoch=epoch,
-        train_loss=train_loss,
-        dev_loss=loss(output, dev.emotion, dev.sentiment).item(),
-        dev_emotion_f1=emotion,
-        dev_sentiment_f1=sentiment,
-        score=selection_score([f1 for f1 in (emotion, sentiment) if f1 is not None]),
-        learning_rate=learning_rate,
-        seconds=time.perf_counter() - started,
-    )
 
 
 def _f1(labels: Tensor, logits: Tensor) -> float | None:

@@ -1,11 +1,11 @@
-"""Late fusion: one branch per modality, their outputs side by side, one trunk, two heads.
+"""The fusion model: parts in a row, each chosen by name.
 
     features {modality: [batch, layers, dim]}     present [batch, modalities]
         │ standardise     by mean and deviation of the train split
         │ ModalityBranch  learned mix over layers -> linear -> norm, GELU, dropout; an absent
         │                 modality is one learned vector         [batch, 128]
-        │ concatenate                                            [batch, modalities x 128]
-        │ trunk           linear, GELU, dropout                  [batch, hidden]
+        │ join            late, early, hybrid, gated, attention: see joins.py  [batch, hidden]
+        │ context         if asked: what the rest of the dialogue adds, see turns.py
         └ Heads           emotion [batch, 7], sentiment [batch, 3]
 
 `standardise` is a step of its own, so that training on a cache does it once and not every epoch.
@@ -19,9 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fusion.dropout import Dropout
+from fusion.joins import JOINS, FusionType
+from fusion.turns import DialogueContext, Turns
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
 InputKind = Literal["raw", "embedding"]
+ContextKind = Literal["none", "dialogue"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +33,25 @@ class ModelConfig:
     """What a user may choose of the model; everything else follows from the features.
 
     feature_dropout works on the mixed features, dropout on everything behind them.
+    context: "dialogue" lets each utterance see those said before it, with `future` also those
+        said after it
     """
 
+    fusion: FusionType = "late"
+    context: ContextKind = "none"
+    future: bool = False
     projection: int = EMBEDDING_DIM
     hidden: int = 256
     feature_dropout: float = 0.2
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
+        if self.fusion not in JOINS:
+            raise ValueError(f"fusion must be one of {', '.join(JOINS)}, not {self.fusion!r}")
+        if self.context not in ("none", "dialogue"):
+            raise ValueError(f"context must be none or dialogue, not {self.context!r}")
+        if self.future and self.context == "none":
+            raise ValueError("future is part of the dialogue: ask for context dialogue with it")
         for name in ("projection", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -98,22 +113,21 @@ class FusionOutput:
 
 
 class ModalityBranch(nn.Module):
-    """One modality's features -> [batch, projection]."""
+    """One modality's features -> [batch, width], width the projection's or, without, dim."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, dims: ModalityDims, config: ModelConfig) -> None:
+    def __init__(self, dims: ModalityDims, config: ModelConfig, *, project: bool) -> None:
         super().__init__()
+        self.width = config.projection if project else dims.dim
         self.register_buffer("mean", torch.zeros(dims.layers, dims.dim))
         self.register_buffer("deviation", torch.ones(dims.layers, dims.dim))
         # As in ELMo (Peters et al. 2018): which layer serves best is learned, starting from all.
         self.layer_logits = nn.Parameter(torch.zeros(dims.layers)) if dims.layers > 1 else None
-        self.absent = nn.Parameter(torch.randn(config.projection) * 0.02)
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.project = nn.Linear(dims.dim, config.projection)
-        self.norm = nn.LayerNorm(config.projection)
-        self.dropout = nn.Dropout(config.dropout)
+        self.absent = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.feature_dropout = Dropout(config.feature_dropout)
+        self.project = Projection(dims.dim, config) if project else nn.Identity()
 
     @torch.no_grad()
     def fit_standardisation(self, features: Tensor, present: Tensor) -> None:
@@ -130,19 +144,30 @@ class ModalityBranch(nn.Module):
         scaled = (features - self.mean) / self.deviation
         return torch.where(present[:, None, None], scaled, 0.0)
 
-    def forward(self, standardised: Tensor, present: Tensor) -> Tensor:
-        mixed = self.mix_layers(standardised)  # [batch, dim]
-        projected = nn.functional.gelu(self.norm(self.project(self.feature_dropout(mixed))))
-        vector = torch.where(present[:, None], projected, self.absent)
-        return self.dropout(vector)  # [batch, projection]
+    def forward(self, standardised: Tensor | None, present: Tensor) -> Tensor:
+        """standardised: None where the modality is absent in every row."""
+        if standardised is None:
+            return self.absent.expand(len(present), -1)
+        mixed = self.feature_dropout(self.mix_layers(standardised))  # [batch, dim]
+        return torch.where(present[:, None], self.project(mixed), self.absent)
 
     def mix_layers(self, standardised: Tensor) -> Tensor:
         if self.layer_logits is None:
             return standardised[:, 0]
         return self.layer_logits.softmax(dim=0) @ standardised
 
-    def when_absent(self, batch: int) -> Tensor:
-        return self.dropout(self.absent.expand(batch, -1))
+
+class Projection(nn.Module):
+    """[batch, dim] -> [batch, projection]"""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, config.projection)
+        self.norm = nn.LayerNorm(config.projection)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.dropout(nn.functional.gelu(self.norm(self.linear(features))))
 
 
 class Heads(nn.Module):
@@ -157,25 +182,38 @@ class Heads(nn.Module):
         return FusionOutput(self.emotion(hidden), self.sentiment(hidden))
 
 
-class LateFusion(nn.Module):
-    """The whole model. A modality missing from `features` counts as absent in every row."""
+class FusionModel(nn.Module):
+    """The whole model. A modality missing from `features` counts as absent in every row.
+
+    turns: where the rows stand in their dialogues; only a model with context looks at it, and then
+        it must have all rows of every dialogue in the batch
+    """
 
     def __init__(self, dims: FusionDims) -> None:
         super().__init__()
         self.dims = dims
         config = dims.model
+        join = JOINS[config.fusion]
         self.branches = nn.ModuleDict(
-            {each.modality: ModalityBranch(each, config) for each in dims.modalities}
+            {
+                each.modality: ModalityBranch(each, config, project=join.projects)
+                for each in dims.modalities
+            }
         )
-        width = len(dims.modalities) * config.projection
-        self.trunk = nn.Sequential(
-            nn.Linear(width, config.hidden), nn.GELU(), nn.Dropout(config.dropout)
+        widths = [branch.width for _, branch in self._branches()]
+        self.join = join(widths, config.hidden, config.dropout)
+        self.context = (
+            DialogueContext(config.hidden, future=config.future, dropout=config.dropout)
+            if config.context == "dialogue"
+            else None
         )
         self.heads = Heads(config.hidden)
 
-    def forward(self, features: Mapping[Modality, Tensor], present: Tensor) -> FusionOutput:
+    def forward(
+        self, features: Mapping[Modality, Tensor], present: Tensor, turns: Turns | None = None
+    ) -> FusionOutput:
         """features: {modality: float32 [batch, layers, dim]}; present: bool [batch, modalities]."""
-        return self.fuse(self.standardise(features, present), present)
+        return self.fuse(self.standardise(features, present), present, turns)
 
     def fit_standardisation(self, features: Mapping[Modality, Tensor], present: Tensor) -> None:
         """Takes every branch's mean and deviation from the train split."""
@@ -191,15 +229,20 @@ class LateFusion(nn.Module):
             if name in features
         }
 
-    def fuse(self, standardised: Mapping[Modality, Tensor], present: Tensor) -> FusionOutput:
+    def fuse(
+        self, standardised: Mapping[Modality, Tensor], present: Tensor, turns: Turns | None = None
+    ) -> FusionOutput:
         """Like `forward`, from features that went through `standardise` already."""
         vectors = [
-            branch(standardised[name], present[:, column])
-            if name in standardised
-            else branch.when_absent(len(present))
+            branch(standardised.get(name), present[:, column])
             for column, (name, branch) in enumerate(self._branches())
-        ]  # each [batch, projection]
-        return self.heads(self.trunk(torch.cat(vectors, dim=1)))
+        ]  # each [batch, width]
+        hidden = self.join(vectors, present)  # [batch, hidden]
+        if self.context is not None:
+            if turns is None:
+                raise ValueError("a model with dialogue context needs to know the dialogues")
+            hidden = self.context(hidden, turns)
+        return self.heads(hidden)
 
     def _branches(self) -> list[tuple[Modality, ModalityBranch]]:
         return [(name, self.branches[name]) for name in self.dims.names]  # type: ignore[misc]

@@ -20,7 +20,7 @@ from fusion.evaluate import predict_rows, report_of
 from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
 from fusion.losses import count_labels
 from fusion.metrics import EvalReport
-from fusion.model import FusionDims, InputKind, LateFusion, ModalityDims, ModelConfig
+from fusion.model import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
 from fusion.report import plot_history, plot_report
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
@@ -161,7 +161,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> LateFusion:
+def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionModel:
     """A fresh model for train's features, standardisation taken from them."""
     dims = FusionDims(
         modalities=tuple(
@@ -176,12 +176,12 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> LateFus
         model=config,
     )
     with seeded(seed):
-        model = LateFusion(dims)
+        model = FusionModel(dims)
     model.fit_standardisation(train.features, train.present)
     return model
 
 
-def _describe_run(config: TrainConfig, model: LateFusion, train: FusionData) -> Checkpoint:
+def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) -> Checkpoint:
     return Checkpoint(
         model=model,
         recipe=train.recipe,

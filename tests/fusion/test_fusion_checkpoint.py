@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
+from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
 from pipeline.errors import CacheCorrupt, InputError
 from pipeline.recipe import FeatureRecipe
 
@@ -20,7 +20,7 @@ def run(tmp_path: Path, planted_recipe: Callable[..., FeatureRecipe]) -> Path:
         model=ModelConfig(projection=8, hidden=8),
     )
     checkpoint = Checkpoint(
-        model=LateFusion(dims),
+        model=FusionModel(dims),
         recipe=planted_recipe(["text"]),
         projection_hash=None,
         emotion_counts=(1,) * 7,

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from fusion.fit import FitConfig, Rows, drop_modalities, fit, predict
+from fusion.fit import FitConfig, drop_modalities, fit, predict
 from fusion.losses import UNLABELLED, LossConfig
 from fusion.metrics import weighted_f1
 from fusion.model import ModelConfig
+from fusion.rows import Rows
 from fusion.train import build_model
 from pipeline.errors import UsageError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusion.model import FusionDims, LateFusion, ModalityDims, ModelConfig
+from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
 
 DIMS = FusionDims(
     modalities=(
@@ -15,9 +15,9 @@ DIMS = FusionDims(
 
 
 @pytest.fixture
-def model() -> LateFusion:
+def model() -> FusionModel:
     torch.manual_seed(0)
-    return LateFusion(DIMS).eval()
+    return FusionModel(DIMS).eval()
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_dimension_that_stands_still_in_train_does_not_explode_later(model, fe
 
 def test_the_layer_mix_learns_which_layer_tells():
     torch.manual_seed(0)
-    model = LateFusion(FusionDims(modalities=DIMS.modalities[:1]))
+    model = FusionModel(FusionDims(modalities=DIMS.modalities[:1]))
     labels = torch.randint(0, 7, (256,))
     features = torch.randn(256, 3, 6)
     features[:, 2] += torch.randn(7, 6)[labels] * 3
