@@ -20,6 +20,7 @@ import typer
 from pipeline.errors import MeldError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from fusion.compare import Comparison
     from fusion.demo import DemoReport
     from fusion.finetune import FinetuneResult
     from fusion.metrics import EvalReport
@@ -461,6 +462,7 @@ def finetune(
 
 @app.command(
     epilog="Examples: `meld evaluate runs/text --split test`   "
+    "`meld evaluate runs/text --split dev --errors`   "
     "`meld evaluate runs/tuned` (fine-tuned: measured on raw clips)"
 )
 @_reports_errors
@@ -476,6 +478,10 @@ def evaluate(
             help="Corpus to measure a fine-tuned run on.  [default: that it was tuned on]"
         ),
     ] = None,
+    errors: Annotated[
+        bool,
+        typer.Option("--errors", help="Show where it is wrong as well (the JSON always has it)."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on a split, the majority baseline beside it; writes JSON and plots there.
@@ -488,7 +494,83 @@ def evaluate(
     config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
     with _progress("encoding clips", note="accidents") as advance:
         report = run_evaluation(config, advance)
-    _show_evaluation(report, run, as_json)
+    _show_evaluation(report, run, as_json, errors=errors)
+
+
+@app.command(
+    epilog="Examples: `meld compare runs/text runs/all`   "
+    "`meld compare runs/first runs/context --split dev --features-b features-context`"
+)
+@_reports_errors
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
+    run_b: Annotated[Path, typer.Argument(help="Folder of another, measured against the first.")],
+    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
+    features_a: Annotated[
+        Path | None, typer.Option(help="Caches to measure A on.  [default: the run's own]")
+    ] = None,
+    features_b: Annotated[
+        Path | None, typer.Option(help="Caches to measure B on.  [default: the run's own]")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Redrawn sets of dialogues.  [default: 2000]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the redrawing.  [default: 0]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether one of two runs is better: paired bootstrap over the dialogues of a split.
+
+    The runs may differ in everything but the rows. On test this is a look at test with both.
+    """
+    from fusion.compare import CompareConfig
+    from fusion.compare import compare as run_comparison
+    from pipeline.settings import build_config
+
+    options = _given(features_a=features_a, features_b=features_b, samples=samples, seed=seed)
+    config = build_config(
+        CompareConfig, {"run_a": run_a, "run_b": run_b, "split": split.value, **options}
+    )
+    with _progress("encoding clips", note="accidents") as advance:
+        comparison = run_comparison(config, advance)
+    _show_comparison(comparison, as_json)
+
+
+@app.command(
+    epilog="Examples: `meld report runs/first`   "
+    "`meld report runs/first runs/second --split dev --data data --out compared.html`"
+)
+@_reports_errors
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
+    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write.  [default: report.html]")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Corpus folder: a frame of each clip that is shown goes into the page; a "
+            "fine-tuned run is measured on it."
+        ),
+    ] = None,
+    ablation: Annotated[
+        Path | None, typer.Option(help="JSON of meld ablate, shown as a table.", dir_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure runs and write one HTML page about them, which needs no network to be read."""
+    from fusion.html_report import HtmlReportConfig, write_html_report
+    from pipeline.settings import build_config
+
+    options = _given(out=out, data=data, ablation=ablation)
+    config = build_config(HtmlReportConfig, {**options, "runs": tuple(runs), "split": split.value})
+    with _progress("measuring", note="accidents") as advance:
+        reports = write_html_report(config, advance)
+    if as_json:
+        told = [json.loads(each.evaluation.to_json()) for each in reports]
+        _print_json({"out": str(config.out), "runs": told})
+        return
+    print(f"{config.out}: {', '.join(each.name for each in reports)} on {config.split}")
 
 
 @app.command(epilog="Example: `meld demo --out demo`")
@@ -744,14 +826,27 @@ def _show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
     )
 
 
-def _show_evaluation(report: "EvalReport", run: Path, as_json: bool) -> None:
+def _show_evaluation(report: "EvalReport", run: Path, as_json: bool, *, errors: bool) -> None:
     if as_json:
         _print_json(json.loads(report.to_json()))
         return
     from fusion.report import render_report
 
     _print_rich(render_report(report))
+    if errors and report.errors is not None:
+        from fusion.error_analysis import render_errors
+
+        _print_rich(render_errors(report.errors))
     print(f"written: {run}/evaluation-{report.split}.json and plots beside it")
+
+
+def _show_comparison(comparison: "Comparison", as_json: bool) -> None:
+    if as_json:
+        _print_json(json.loads(comparison.to_json()))
+        return
+    from fusion.compare import render_comparison
+
+    _print_rich(render_comparison(comparison))
 
 
 def _show_demo(report: "DemoReport", as_json: bool) -> None:

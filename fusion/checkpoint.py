@@ -4,6 +4,7 @@ model.safetensors   the weights
 config.json         dims, labels by name, recipe, settings; written last: a folder without it
                     is an unfinished run
 metrics.json, history.jsonl, evaluation-<split>.json, *.png   what was measured
+test-looks.jsonl    how often test was looked at; outlives the run it counts
 """
 
 import json
@@ -21,13 +22,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fusion.decoding import Decoding
 from fusion.model import FusionDims, FusionModel
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
 FORMAT = "meld-fusion"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -42,6 +44,7 @@ class Checkpoint:
     features:   the folder it was trained from
     finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
     data:       the raw clips it was fine-tuned on, None where it was not
+    decoding:   how its logits become probabilities and joint labels, fitted on dev
     """
 
     model: FusionModel
@@ -53,6 +56,7 @@ class Checkpoint:
     features: Path
     finetuned: tuple[Modality, ...] = ()
     data: Path | None = None
+    decoding: Decoding | None = None
 
     def __post_init__(self) -> None:
         wanted = (len(EMOTIONS), len(SENTIMENTS))
@@ -94,6 +98,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             features=Path(config["features"]),
             finetuned=_modalities(config["finetuned"]),
             data=None if config["data"] is None else Path(config["data"]),
+            decoding=_decoding(config["decoding"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise CacheCorrupt(f"{run / CONFIG}: not a run's description ({error!r})") from error
@@ -137,6 +142,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "features": str(checkpoint.features),
         "finetuned": checkpoint.finetuned,
         "data": None if checkpoint.data is None else str(checkpoint.data),
+        "decoding": None if checkpoint.decoding is None else checkpoint.decoding.to_dict(),
         "settings": checkpoint.settings,
         "versions": {name: _version(name) for name in ("meld", "torch", "safetensors")},
     }
@@ -152,6 +158,10 @@ def _modalities(values: Any) -> tuple[Modality, ...]:
     if not isinstance(values, list) or any(value not in MODALITIES for value in values):
         raise ValueError(f"{values!r} are no modalities")
     return tuple(values)
+
+
+def _decoding(values: Any) -> Decoding | None:
+    return None if values is None else Decoding.from_dict(values)
 
 
 def _version(package: str) -> str:

@@ -3,13 +3,19 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fusion.calibration import calibrate
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_whole
 from fusion.data import FusionData, check_recipe, load_split
+from fusion.decoding import Decoding, score_joint
+from fusion.error_analysis import analyse_errors
 from fusion.fit import predict
+from fusion.leakage import check_leakage
+from fusion.looks import record_look
 from fusion.metrics import (
+    Calibration,
     EvalReport,
     ModalityPresence,
     report_emotion,
@@ -18,6 +24,7 @@ from fusion.metrics import (
 from fusion.predictions import Predictions
 from fusion.report import plot_report
 from fusion.rows import Rows
+from fusion.subsets import score_subsets
 from pipeline.errors import MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import SPLITS, Split
 
@@ -48,15 +55,44 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig, on_progress: OnProgress = lambda *_: None) -> EvalReport:
     """Modalities, input kind and labels are the run's own.
 
-    Writes `evaluation-<split>.json` and plots into the run. Raises RecipeMismatch where the
-    features were not made as those that the run was trained on.
+    Writes `evaluation-<split>.json` and plots into the run, and of test that it was looked at.
+    Raises RecipeMismatch where the features were not made as those that the run was trained on.
     """
-    checkpoint, data = open_split(config, on_progress)
-    report = report_of(checkpoint, predict_rows(checkpoint, data, run=name_of(config.run)))
+    report = measure_split(config, on_progress).report
     write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
     plot_report(report, config.run)
     log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
     return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run on a split: what it took, what it said, and what that is worth."""
+
+    checkpoint: Checkpoint
+    data: FusionData
+    predictions: Predictions
+    report: EvalReport
+
+
+def measure_split(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None, *, command: str = "evaluate"
+) -> Measured:
+    """A look at test is written down before anything is returned.
+
+    command: on whose behalf. Raises as `evaluate`.
+    """
+    checkpoint, data = open_split(config, on_progress)
+    run = name_of(config.run)
+    predictions = predict_rows(checkpoint, data, run=run)
+    looks = record_look(config.run, command) if config.split == "test" else 0
+    report = replace(
+        measure(checkpoint, data, run=run),
+        test_looks=looks,
+        leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
+        errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
+    )
+    return Measured(checkpoint=checkpoint, data=data, predictions=predictions, report=report)
 
 
 def open_split(
@@ -129,8 +165,22 @@ def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predi
     return Predictions.of(run, data, output)
 
 
+def measure(checkpoint: Checkpoint, data: FusionData, *, run: str) -> EvalReport:
+    """What the run is worth on these rows, with all that it has and with modalities hidden."""
+
+    def predict_these(rows: FusionData) -> Predictions:
+        return predict_rows(checkpoint, rows, run=run)
+
+    return replace(
+        report_of(checkpoint, predict_these(data)),
+        subsets=score_subsets(predict_these, data, checkpoint.decoding),
+    )
+
+
 def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
-    """What predictions are worth."""
+    """What predictions are worth. The headline scores are those of each head's own first choice,
+    decoded together or not: on MELD's transcripts neither is better (LOG.md)."""
+    decoding = checkpoint.decoding
     return EvalReport(
         run=predictions.run,
         split=predictions.split,
@@ -145,10 +195,38 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
             for column, modality in enumerate(predictions.modalities)
         ),
         emotion=report_emotion(
-            predictions.emotion, predictions.predicted_emotion, checkpoint.emotion_counts
+            predictions.emotion,
+            predictions.predicted_emotion,
+            checkpoint.emotion_counts,
+            dialogue=predictions.dialogue,
         ),
         sentiment=report_sentiment(
-            predictions.sentiment, predictions.predicted_sentiment, checkpoint.sentiment_counts
+            predictions.sentiment,
+            predictions.predicted_sentiment,
+            checkpoint.sentiment_counts,
+            dialogue=predictions.dialogue,
+        ),
+        calibration=None if decoding is None else _calibration(decoding, predictions),
+        joint=None if decoding is None else score_joint(decoding, predictions),
+    )
+
+
+def _calibrated(decoding: Decoding | None, predictions: Predictions) -> Predictions:
+    """The same first choices, with probabilities that can be believed."""
+    if decoding is None:
+        return predictions
+    return replace(
+        predictions,
+        emotion_logits=decoding.emotion.log_probabilities(predictions.emotion_logits),
+        sentiment_logits=decoding.sentiment.log_probabilities(predictions.sentiment_logits),
+    )
+
+
+def _calibration(decoding: Decoding, predictions: Predictions) -> Calibration:
+    return Calibration(
+        emotion=calibrate(predictions.emotion_logits, predictions.emotion, decoding.emotion),
+        sentiment=calibrate(
+            predictions.sentiment_logits, predictions.sentiment, decoding.sentiment
         ),
     )
 

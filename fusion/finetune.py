@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusion.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint, write_whole
+from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.endtoend import EndToEnd
 from fusion.evaluate import report_of
 from fusion.fit import EpochResult
@@ -344,6 +345,9 @@ def _finish(
     history = tuple(read_history(run / HISTORY))
     worker = Worker(device=choose_device(config.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
+    predictions = Predictions.of(run.name, live.dev.data, output)
+    labels = live.train.data
+    allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy())
     recipe = write_encoders(run, model.encoders, live.recipe, live.unfrozen)
     checkpoint = Checkpoint(
         model=model.fusion.cpu().eval(),
@@ -355,6 +359,7 @@ def _finish(
         features=run.absolute() / "features",
         finetuned=live.unfrozen,
         data=config.data,
+        decoding=fit_decoding(predictions, allowed),
     )
     best = max(history, key=lambda result: result.score)
     result = FinetuneResult(
@@ -365,7 +370,7 @@ def _finish(
         history=history,
         best=best,
         seconds=seconds,
-        dev=report_of(checkpoint, Predictions.of(run.name, live.dev.data, output)),
+        dev=report_of(checkpoint, predictions),
     )
     metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
     write_whole(run / METRICS, metrics.encode() + b"\n")

@@ -4,13 +4,20 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from fusion.bootstrap import Interval, accuracy_of, interval
+from fusion.calibration import HeadCalibration
 from fusion.losses import UNLABELLED
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
+
+if TYPE_CHECKING:  # they are measured with what stands here
+    from fusion.error_analysis import ErrorAnalysis
+    from fusion.leakage import Leakage, NotChecked
 
 Labels = NDArray[np.int64]  # [rows], an index into the head's label names
 
@@ -40,6 +47,7 @@ class HeadReport:
     """One head's scores over its labelled rows.
 
     majority: the same numbers for always saying `majority_label`, the commonest in train
+    intervals: of the model's scores, over dialogues; None where there are fewer than two
     """
 
     labels: tuple[str, ...]
@@ -47,6 +55,8 @@ class HeadReport:
     model: Scores
     majority_label: str
     majority: Scores
+    weighted_f1_interval: Interval | None = None
+    accuracy_interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +69,64 @@ class ModalityPresence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far each head's probabilities can be believed; None for one without labelled rows."""
+
+    emotion: HeadCalibration | None
+    sentiment: HeadCalibration | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointScores:
+    """Both heads decoded together, against each head's own first choice.
+
+    contradictions: share of rows whose two first choices never occur together in train; decoded
+                    together none is left
+    rows_changed:   rows in which at least one label became another
+    *_f1, *_f1_joint: weighted F1 of the first choices and of the joint ones; None without labels
+    """
+
+    rows: int
+    sentiment_weight: float
+    contradictions: float
+    rows_changed: int
+    emotion_rows_changed: int
+    sentiment_rows_changed: int
+    emotion_f1: float | None
+    emotion_f1_joint: float | None
+    sentiment_f1: float | None
+    sentiment_f1_joint: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetScores:
+    """The run when nothing but `modalities` may be seen.
+
+    rows:      all rows of the split, so that subsets are comparable
+    rows_seen: those of them in which one of `modalities` is present
+    *_f1, *_ece: weighted F1 and expected calibration error through the run's temperature over the
+               labelled rows; None without labels
+    """
+
+    modalities: tuple[Modality, ...]
+    rows: int
+    rows_seen: int
+    emotion_f1: float | None
+    sentiment_f1: float | None
+    emotion_ece: float | None
+    sentiment_ece: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """One run on one split. `fingerprint` is that of the features' recipe."""
+    """One run on one split. `fingerprint` is that of the features' recipe.
+
+    calibration, joint: None for a run without a `Decoding`
+    subsets:            every choice of the run's modalities; empty where it was not measured
+    test_looks: how often test was looked at with this run, this time included; 0 for other splits
+    leakage:    what of it stands in train; None for train itself
+    errors:     where the run is wrong. Training's own reports have neither of the two
+    """
 
     run: str
     split: Split
@@ -69,6 +135,12 @@ class EvalReport:
     presence: tuple[ModalityPresence, ...]
     emotion: HeadReport
     sentiment: HeadReport
+    calibration: Calibration | None = None
+    joint: JointScores | None = None
+    subsets: tuple[SubsetScores, ...] = ()
+    test_looks: int = 0
+    leakage: "Leakage | NotChecked | None" = None
+    errors: "ErrorAnalysis | None" = None
 
     @property
     def random_modalities(self) -> tuple[Modality, ...]:
@@ -104,17 +176,39 @@ def weighted_f1(true: Labels, predicted: Labels) -> float | None:
     return float((2 * hits / np.maximum(support + claimed, 1) * support).sum() / support.sum())
 
 
-def report_emotion(true: Labels, predicted: Labels, train_counts: Sequence[int]) -> HeadReport:
-    return _report_head(EMOTIONS, true, predicted, train_counts)
+def report_emotion(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """dialogue: which dialogue each row is of, numbered from 0; None leaves out the intervals."""
+    return _report_head(EMOTIONS, true, predicted, train_counts, dialogue)
 
 
-def report_sentiment(true: Labels, predicted: Labels, train_counts: Sequence[int]) -> HeadReport:
-    return _report_head(SENTIMENTS, true, predicted, train_counts)
+def report_sentiment(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """See `report_emotion`."""
+    return _report_head(SENTIMENTS, true, predicted, train_counts, dialogue)
 
 
 def _report_head(
-    labels: tuple[str, ...], true: Labels, predicted: Labels, train_counts: Sequence[int]
+    labels: tuple[str, ...],
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    dialogue: Labels | None,
 ) -> HeadReport:
+    f1_interval = accuracy_interval = None
+    if dialogue is not None:
+        f1_interval = interval(true, predicted, dialogue, len(labels))
+        accuracy_interval = interval(true, predicted, dialogue, len(labels), scoring=accuracy_of)
     labelled = true != UNLABELLED
     true, predicted = true[labelled], predicted[labelled]
     majority = int(np.argmax(train_counts))
@@ -124,6 +218,8 @@ def _report_head(
         model=score(labels, true, predicted),
         majority_label=labels[majority],
         majority=score(labels, true, np.full_like(true, majority)),
+        weighted_f1_interval=f1_interval,
+        accuracy_interval=accuracy_interval,
     )
 
 

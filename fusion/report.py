@@ -18,12 +18,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fusion.bootstrap import Interval
 from fusion.checkpoint import write_whole
 from fusion.fit import EpochResult
-from fusion.metrics import EvalReport, HeadReport
+from fusion.leakage import render_leakage
+from fusion.looks import describe_looks
+from fusion.metrics import Calibration, EvalReport, HeadReport, JointScores, SubsetScores
 from pipeline.errors import CacheCorrupt, StorageError
 
 _MODEL, _MAJORITY = "#2f6fab", "#c3c8cf"
+_BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"
 
 
 def render_report(report: EvalReport) -> RenderableType:
@@ -36,7 +40,12 @@ def render_report(report: EvalReport) -> RenderableType:
         if each.rows
         for table in (_classes_table(name, each), _confusion_table(name, each))
     ]
-    return Group(head, _summary_table(report), *tables)
+    notes: list[RenderableType] = []
+    if report.test_looks:
+        notes.append(describe_looks(report.test_looks))
+    if report.leakage is not None:
+        notes.append(render_leakage(report.leakage))
+    return Group(head, _summary_table(report), *notes, *_trust_tables(report), *tables)
 
 
 def describe_presence(report: EvalReport) -> str:
@@ -50,20 +59,94 @@ def describe_presence(report: EvalReport) -> str:
 
 
 def _summary_table(report: EvalReport) -> Table:
-    table = Table(title=f"{report.run}, {report.split}", title_justify="left")
+    heads = {"emotion": report.emotion, "sentiment": report.sentiment}
+    table = Table(
+        title=f"{report.run}, {report.split}",
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,  # so that it fits into 80 columns
+    )
+    if any(head.weighted_f1_interval for head in heads.values()):
+        table.caption = Text(_BOUNDS, style="table.caption")
     for column in ("", "accuracy", "weighted F1", "macro F1", "rows"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, head in (("emotion", report.emotion), ("sentiment", report.sentiment)):
-        rows = (("model", head.model), (f"always {head.majority_label}", head.majority))
-        for who, scores in rows:
-            numbers = (scores.accuracy, scores.weighted_f1, scores.macro_f1)
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, head in heads.items():
+        model, majority = head.model, head.majority
+        table.add_row(
+            f"{name}: model",
+            f"{model.accuracy:.3f}",
+            _with_bounds(model.weighted_f1, head.weighted_f1_interval),
+            f"{model.macro_f1:.3f}",
+            str(head.rows),
+            style="bold",
+        )
+        numbers = (majority.accuracy, majority.weighted_f1, majority.macro_f1)
+        table.add_row(
+            f"{name}: always {head.majority_label}",
+            *(f"{number:.3f}" for number in numbers),
+            str(head.rows),
+            style="dim",
+        )
+    return table
+
+
+def _with_bounds(value: float, interval: Interval | None) -> Text:
+    return Text(f"{value:.3f}" if interval is None else str(interval))  # [ ] is no markup here
+
+
+def _trust_tables(report: EvalReport) -> list[Table]:
+    """How far probabilities can be believed, what decoding together changes, what is left when
+    modalities are missing; each only where it was measured and has something to say."""
+    tables = []
+    if report.calibration is not None and report.joint is not None:
+        tables.append(_calibration_table(report.calibration, report.joint))
+    if len(report.subsets) > 1:
+        tables.append(_subsets_table(report.subsets))
+    return tables
+
+
+def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
+    table = Table(title="probabilities, and both heads decoded together", title_justify="left")
+    table.caption = (
+        f"{joint.contradictions:.1%} of rows have an emotion and a sentiment that never meet in "
+        f"train; decoded together none has, and {joint.rows_changed} rows change"
+    )
+    table.add_column("")
+    for column in ("ECE", "NLL", "temperature", "ECE then", "NLL then", "F1 apart", "F1 together"):
+        table.add_column(column, justify="right")
+    heads = (
+        ("emotion", calibration.emotion, joint.emotion_f1, joint.emotion_f1_joint),
+        ("sentiment", calibration.sentiment, joint.sentiment_f1, joint.sentiment_f1_joint),
+    )
+    for name, head, apart, together in heads:
+        if head is not None:
+            fitted = (
+                f"{head.temperature.value:.2f}" if head.temperature.fitted else "1 (not fitted)"
+            )
             table.add_row(
-                f"{name}: {who}",
-                *(f"{number:.3f}" for number in numbers),
-                str(head.rows),
-                style="dim" if scores is head.majority else "bold",
+                name,
+                _number(head.before.ece),
+                _number(head.before.nll),
+                fitted,
+                *map(_number, (head.after.ece, head.after.nll, apart, together)),
             )
     return table
+
+
+def _subsets_table(subsets: Sequence[SubsetScores]) -> Table:
+    table = Table(title="when only these are there", title_justify="left")
+    table.add_column("")
+    for column in ("emotion F1", "sentiment F1", "emotion ECE", "sentiment ECE", "rows with any"):
+        table.add_column(column, justify="right")
+    for each in subsets:
+        numbers = (each.emotion_f1, each.sentiment_f1, each.emotion_ece, each.sentiment_ece)
+        seen = f"{each.rows_seen} of {each.rows}"
+        table.add_row(" + ".join(each.modalities), *map(_number, numbers), seen)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _classes_table(name: str, head: HeadReport) -> Table:

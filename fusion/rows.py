@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,8 +85,7 @@ class SideBySide:
 
         return Rows(
             features={
-                name: gather(name, lambda rows, name=name: rows.features[name], 0.0)
-                for name in self._rows[0].features
+                name: gather(name, partial(_feature, name), 0.0) for name in self._rows[0].features
             },
             present=gather("present", lambda rows: rows.present, False),
             turns=Turns(
@@ -101,6 +101,10 @@ class SideBySide:
         if name not in self._memory:
             self._memory[name] = like.new_empty(len(self._rows), self._longest, *like.shape[1:])
         return self._memory[name]
+
+
+def _feature(name: Modality, rows: Rows) -> Tensor:
+    return rows.features[name]
 
 
 def epoch_batches(

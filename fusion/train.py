@@ -16,7 +16,8 @@ import torch
 
 from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint, write_whole
 from fusion.data import FusionData, check_trainable, load_split
-from fusion.evaluate import predict_rows, report_of
+from fusion.decoding import allowed_pairs, fit_decoding
+from fusion.evaluate import measure, predict_rows, report_of
 from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
 from fusion.losses import count_labels
 from fusion.metrics import EvalReport
@@ -97,14 +98,14 @@ def train_fusion(
         started = time.perf_counter()
         fitted = fit(model, train, dev, config.fit, seed=config.seed, on_epoch=follow)
         seconds = time.perf_counter() - started
-    checkpoint = _describe_run(config, model, train)
+    checkpoint = _with_decoding(_describe_run(config, model, train), train, dev)
     result = TrainResult(
         run=run,
         epochs=len(fitted.history),
         best_epoch=fitted.best.epoch,
         seconds=seconds,
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
-        dev=report_of(checkpoint, predict_rows(checkpoint, dev, run=run.name)),
+        dev=measure(checkpoint, dev, run=run.name),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     plot_report(result.dev, run)
@@ -193,6 +194,12 @@ def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) ->
     )
 
 
+def _with_decoding(checkpoint: Checkpoint, train: FusionData, dev: FusionData) -> Checkpoint:
+    allowed = allowed_pairs(train.emotion.numpy(), train.sentiment.numpy())
+    predictions = predict_rows(checkpoint, dev, run="")
+    return dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
+
+
 def open_run(out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]) -> Path:
     """An empty folder for a run: `out`, or runs/<time>-<name>; what an earlier run left there
     goes only if told so, and never where `inputs` of the new run lie in it.
@@ -226,7 +233,8 @@ def _new_run(name: str) -> Path:
 
 
 def _clear_run(run: Path, overwrite: bool) -> None:
-    """Removes what a run writes, its config first, and nothing else."""
+    """Removes what a run writes, its config first, and nothing else. How often test was looked
+    at stays written down: see `looks.py`."""
     if not overwrite:
         raise UsageError(f"{run} exists and is not empty; name another folder, or --overwrite it")
     patterns = (CONFIG, WEIGHTS, METRICS, HISTORY, "evaluation-*.json", "*.png", "events.out.*")

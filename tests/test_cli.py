@@ -11,7 +11,10 @@ from pipeline.cache import read_header
 
 Meld = Callable[..., Any]
 
-COMMANDS = ("sample", "extract", "info", "train-fusion", "finetune", "evaluate", "demo")
+COMMANDS = (
+    *("sample", "extract", "info", "train-fusion", "finetune"),
+    *("evaluate", "compare", "report", "demo"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,15 @@ def test_a_trained_run_is_measured_beside_the_majority_baseline(meld: Meld, run:
     assert "majority" in meld("evaluate", run, "--split", "dev").out
 
 
+def test_a_run_is_no_better_than_itself(meld: Meld, run: Path) -> None:
+    finished = meld("compare", run, run, "--split", "dev", "--samples", 200, "--json")
+    assert finished.status == 0, finished.err
+    told = finished.json["emotion"]
+    assert (told["won"], told["lost"]) == (0, 0)
+    assert "better" not in told["verdict"]
+    assert "A: small   B: small" in meld("compare", run, run, "--split", "dev").out
+
+
 def test_training_writes_all_that_its_folder_promises(run: Path) -> None:
     for name in ("model.safetensors", "config.json", "history.jsonl", "metrics.json"):
         assert (run / name).stat().st_size > 0
@@ -112,6 +124,8 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("info", "no.h5"), 5, "no.h5: no such file"),
         (("train-fusion", "--features", "nowhere"), 4, "meld extract --split train"),
         (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
+        (("compare", "nowhere", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
+        (("compare", "a", "b", "--samples", 3), 2, "samples must be in 100 to 100000, not 3"),
         (("evaluate", "README.md"), 4, "README.md is no trained run (a file, not a folder)"),
     ],
 )

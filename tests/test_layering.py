@@ -194,7 +194,10 @@ def test_each_heavy_library_has_one_home(imports: list[Import]) -> None:
     assert imports_away_from_home(imports) == []
 
 
-@pytest.mark.parametrize("start", ["fusion.train", "fusion.evaluate", "fusion.model"])
+@pytest.mark.parametrize(
+    "start",
+    ["fusion.train", "fusion.evaluate", "fusion.compare", "fusion.html_report", "fusion.model"],
+)
 def test_training_on_caches_imports_no_decoder_and_no_ray(
     imports: list[Import], modules: set[str], start: str
 ) -> None:

@@ -14,6 +14,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.decode.audio import try_audio
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.packets import open_container, read_packets
@@ -47,6 +50,21 @@ def decode_clip(
         waveform=waveform,
         failures=ledger.entries,
     )
+
+
+def decode_still(clip: LocatedClip, *, width: int) -> NDArray[np.uint8] | None:
+    """uint8 [height, width, 3], RGB: the middle of the clip, as wide as asked for and as high as
+    the picture's shape wants. None where there is no picture to be had."""
+    try:
+        with open_container(_check_file(clip)) as container:
+            shapes = [(each.width, each.height) for each in container.streams.video]
+    except ClipError:
+        return None
+    across, down = shapes[0] if shapes and all(shapes[0]) else (16, 9)
+    height = min(max(round(width * down / across), 1), 4 * width)
+    config = DecodeConfig(num_frames=1, frame_height=height, frame_width=width)
+    frames = decode_clip(clip, config, ["video"]).frames
+    return None if frames is None else frames[0]
 
 
 def _check_file(clip: LocatedClip) -> Path:

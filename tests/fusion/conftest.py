@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from fusion.data import FusionData, load_split
+from fusion.losses import UNLABELLED
+from fusion.predictions import Predictions
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
-from pipeline.schema import EMBEDDING_DIM, EMOTIONS, Modality, Split
+from pipeline.schema import EMBEDDING_DIM, EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 
 SHAPES: dict[Modality, tuple[int, int]] = {"text": (3, 24), "video": (1, 16), "audio": (1, 20)}
 SENTIMENT_OF = {
@@ -136,3 +138,43 @@ def planted_recipe() -> Callable[..., FeatureRecipe]:
 @pytest.fixture(scope="session")
 def plant_cache() -> Callable[..., FeatureCache]:
     return make_cache
+
+
+def make_predictions(
+    dialogues: Sequence[Sequence[str]],
+    *,
+    emotion: Sequence[int] | None = None,
+    predicted: Sequence[int] | None = None,
+    confidence: float = 5.0,
+    split: Split = "test",
+    **columns: object,
+) -> Predictions:
+    """Dialogues as lists of texts; all else is [rows], and what is not given is emotion 0, Joey
+    and text alone. Sentiment is that of the emotion, true and predicted."""
+    keys = [
+        ClipKey(split, number, position)
+        for number, texts in enumerate(dialogues)
+        for position in range(len(texts))
+    ]
+    true = np.array(emotion if emotion is not None else [0] * len(keys), dtype=np.int64)
+    claimed = np.array(predicted if predicted is not None else true, dtype=np.int64)
+    of_emotion = np.array([SENTIMENTS.index(SENTIMENT_OF[name]) for name in EMOTIONS])
+    values = {
+        "run": "planted",
+        "split": split,
+        "keys": tuple(keys),
+        "text": tuple(text for texts in dialogues for text in texts),
+        "speaker": ("Joey",) * len(keys),
+        "modalities": ("text",),
+        "present": np.ones((len(keys), 1), np.bool_),
+        "emotion": true,
+        "sentiment": np.where(true == UNLABELLED, UNLABELLED, of_emotion[np.maximum(true, 0)]),
+        "emotion_logits": np.eye(len(EMOTIONS))[claimed] * confidence,
+        "sentiment_logits": np.eye(len(SENTIMENTS))[of_emotion[claimed]] * confidence,
+    }
+    return Predictions(**{**values, **columns})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def plant_predictions() -> Callable[..., Predictions]:
+    return make_predictions

@@ -8,7 +8,7 @@ import pytest
 
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
-from pipeline.errors import CacheCorrupt, InputError
+from pipeline.errors import CacheCorrupt, InputError, MismatchError
 from pipeline.recipe import FeatureRecipe
 
 
@@ -75,3 +75,71 @@ def test_dims_beyond_any_memory_are_refused(run: Path, hidden: int) -> None:
 def test_a_file_in_the_place_of_a_run_is_called_a_file(run: Path) -> None:
     with pytest.raises(InputError, match="a file, not a folder"):
         read_checkpoint(run / "model.safetensors")
+
+
+PAIRS = [[True] * 3] * 7
+GOOD = {
+    "emotion": {"value": 0.8, "rows": 100},
+    "sentiment": {"value": 1.0, "rows": 0},
+    "sentiment_weight": 1.0,
+    "allowed": PAIRS,
+}
+
+
+def write_decoding(run: Path, decoding: object) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoding": decoding}))
+
+
+def test_a_decoding_is_kept_with_the_run(run: Path) -> None:
+    assert read_checkpoint(run).decoding is None
+    write_decoding(run, GOOD)
+    decoding = read_checkpoint(run).decoding
+    assert decoding is not None
+    assert (decoding.emotion.value, decoding.emotion.fitted) == (0.8, True)
+    assert (decoding.sentiment.value, decoding.sentiment.fitted) == (1.0, False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"emotion": {"value": 0.0, "rows": 100}},
+        {"emotion": {"value": -1.0, "rows": 100}},
+        {"emotion": {"value": float("nan"), "rows": 100}},
+        {"sentiment": {"value": float("inf"), "rows": 100}},
+        {"sentiment": {"value": 10**400, "rows": 100}},
+        {"sentiment": {"value": 1.0, "rows": -1}},
+        {"sentiment": {"value": 1.0, "rows": True}},
+        {"sentiment": {"rows": 10}},
+        {"sentiment": 1.0},
+        {"sentiment_weight": 0.0},
+        {"sentiment_weight": float("nan")},
+        {"sentiment_weight": "1"},
+        {"allowed": PAIRS[:6]},
+        {"allowed": [[True] * 7] * 3},
+        {"allowed": [[1] * 3] * 7},
+        {"allowed": [[False] * 3, *PAIRS[:6]]},
+        {"allowed": [[True, True, False]] * 7},
+        {"allowed": None},
+    ],
+)
+def test_a_damaged_decoding_is_refused(run: Path, damage: dict[str, object]) -> None:
+    """Its probabilities and labels would be wrong without a word."""
+    write_decoding(run, GOOD | damage)
+    with pytest.raises(CacheCorrupt, match=r"config\.json: not a run's description") as refused:
+        read_checkpoint(run)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("decoding", [[], {}, "none", 3])
+def test_a_decoding_that_is_none_is_refused(run: Path, decoding: object) -> None:
+    write_decoding(run, decoding)
+    with pytest.raises(CacheCorrupt, match=r"config\.json"):
+        read_checkpoint(run)
+
+
+def test_a_run_of_an_earlier_format_is_told_to_be_trained_again(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    with pytest.raises(MismatchError, match="format version 1, this program reads 2; train again"):
+        read_checkpoint(run)

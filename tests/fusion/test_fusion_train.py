@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from safetensors.torch import load_file, save_file
 
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -67,6 +67,12 @@ def rewrite_config(run: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def shown(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_run_holds_the_model_and_what_was_measured(config):
     epochs = []
     result = train_fusion(config, on_epoch=epochs.append)
@@ -102,7 +108,7 @@ def test_a_full_disk_under_the_history_is_told_as_such(tmp_path):
 def test_dev_measured_from_the_written_model_is_what_training_reported(run):
     report = evaluate(EvaluateConfig(run=run, split="dev"))
     reported = json.loads((run / "metrics.json").read_text())["dev"]
-    assert json.loads(report.to_json()) == reported
+    assert json.loads(report.to_json()) | {"leakage": None, "errors": None} == reported
 
 
 def test_a_model_read_back_gives_equal_logits(config, tmp_path):
@@ -138,14 +144,53 @@ def test_test_is_measured_with_the_runs_own_settings(run):
     assert (run / "test-confusion.png").stat().st_size > 10_000
 
 
+def test_every_look_at_test_is_counted_and_shown_and_dev_is_free(run):
+    assert evaluate(EvaluateConfig(run=run, split="dev")).test_looks == 0
+    assert not (run / "test-looks.jsonl").exists()
+    assert evaluate(EvaluateConfig(run=run)).test_looks == 1
+    report = evaluate(EvaluateConfig(run=run))
+    assert report.test_looks == 2
+    assert json.loads((run / "evaluation-test.json").read_text())["test_looks"] == 2
+    assert "test was looked at 2 times with this run" in shown(render_report(report))
+
+
+def test_training_again_into_the_same_folder_forgets_no_look(config, run):
+    evaluate(EvaluateConfig(run=run))
+    train_fusion(dataclasses.replace(config, overwrite=True))
+    assert evaluate(EvaluateConfig(run=run)).test_looks == 2
+
+
+def test_a_look_that_cannot_be_counted_shows_no_numbers(run):
+    (run / "test-looks.jsonl").mkdir()
+    with pytest.raises(StorageError, match="test is looked at"):
+        evaluate(EvaluateConfig(run=run))
+    assert not (run / "evaluation-test.json").exists()
+
+
+def test_scores_stand_with_their_intervals_and_the_majority_beside_them(run):
+    report = evaluate(EvaluateConfig(run=run))
+    for head in (report.emotion, report.sentiment):
+        for value, bounds in (
+            (head.model.weighted_f1, head.weighted_f1_interval),
+            (head.model.accuracy, head.accuracy_interval),
+        ):
+            assert bounds is not None
+            assert bounds.value == pytest.approx(value)
+            assert bounds.low < value < bounds.high
+    bounds = report.emotion.weighted_f1_interval
+    text = shown(render_report(report))
+    assert str(bounds) in text
+    assert f"always {report.emotion.majority_label}" in text
+    values = json.loads((run / "evaluation-test.json").read_text())["emotion"]
+    assert values["weighted_f1_interval"] == dataclasses.asdict(bounds)
+
+
 def test_random_weights_are_named_wherever_a_result_is_shown(run):
     report = evaluate(EvaluateConfig(run=run))
     assert report.random_modalities == ("video",)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(render_report(report))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "video: RANDOM WEIGHTS" in shown
-    assert "always neutral" in shown or "always" in shown
+    text = shown(render_report(report))
+    assert "video: RANDOM WEIGHTS" in text
+    assert "always neutral" in text or "always" in text
     assert json.loads((run / "metrics.json").read_text())["dev"]["random_modalities"] == ["video"]
 
 

@@ -1,0 +1,69 @@
+"""How often test was looked at with a run: `test-looks.jsonl` in the run's folder.
+
+Whoever looks at test, changes something and looks again has begun to choose on test, and its
+numbers turn into hopes. A program cannot forbid that, but it can count. A look is written down
+before its numbers are shown, one line each, and nothing here ever takes one away. Training again
+into the same folder (`--overwrite`) keeps the file as well: the person who looks is the same.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+LOOKS = "test-looks.jsonl"
+
+
+def record_look(run: Path, command: str) -> int:
+    """Adds a line, on disk when this returns; how many looks there are now, this one included.
+
+    Raises StorageError where the run's folder cannot be written: an uncounted look is none that
+    is shown.
+    """
+    path = run / LOOKS
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command})
+    try:
+        with path.open("a+b") as file:  # every write goes to the end, also of two processes
+            # A line that a crash cut short is a look as well, and must not swallow this one.
+            torn = _last_byte(path) not in (b"", b"\n")
+            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(run)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write down in {path} that test is looked at: {error}"
+        ) from error
+    return count_looks(run)
+
+
+def count_looks(run: Path) -> int:
+    """Raises StorageError."""
+    path = run / LOOKS
+    try:
+        return sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def describe_looks(looks: int) -> str:
+    return f"test was looked at {'once' if looks == 1 else f'{looks} times'} with this run"
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Else a new file's name may be lost with the power, though its bytes are there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

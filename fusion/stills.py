@@ -1,0 +1,40 @@
+"""One frame of a clip as a small JPEG, for people who want to see what a row is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.clips import locate_clips
+from pipeline.schema import SPLITS, ClipKey, Utterance
+
+WIDTH = 288  # twice what the page shows, for dense screens
+_QUALITY = 70  # about 8 kB a picture
+
+
+def read_stills(data: Path, keys: Sequence[ClipKey]) -> dict[ClipKey, bytes]:
+    """JPEG of the middle of each clip; a clip that is missing or does not decode has no key.
+
+    Raises InputError where a folder of clips cannot be listed.
+    """
+    # Here, so that a report without clips needs no decoder.
+    from pipeline.decode.clip import decode_still
+
+    stills = {}
+    for split in SPLITS:
+        wanted = [Utterance(key=key, text="") for key in keys if key.split == split]
+        for clip in locate_clips(data, split, wanted) if wanted else []:
+            picture = decode_still(clip, width=WIDTH)
+            if picture is not None:
+                stills[clip.utterance.key] = _jpeg(picture)
+    return stills
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """uint8 [height, width, 3] -> a JPEG file's bytes."""
+    import torch
+    from torchvision.io import encode_jpeg
+
+    planes = torch.from_numpy(picture).permute(2, 0, 1).contiguous()  # [3, height, width]
+    return encode_jpeg(planes, quality=_QUALITY).numpy().tobytes()

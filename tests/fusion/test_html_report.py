@@ -1,0 +1,300 @@
+"""One page about runs: complete by itself, true to the numbers, deaf to what a corpus says."""
+
+import dataclasses
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fusion.fit import FitConfig
+from fusion.html_report import HtmlReportConfig, read_ablation, render_page, write_html_report
+from fusion.losses import LossConfig
+from fusion.model import ModelConfig
+from fusion.run_report import RunReport, gather
+from fusion.stills import WIDTH, read_stills
+from fusion.train import TrainConfig, train_fusion
+from pipeline.cache import write_cache
+from pipeline.errors import InputError, StorageError
+from pipeline.schema import ClipKey
+from pipeline.settings import describe_config
+
+VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+HOSTILE = (
+    "<script>alert('x')</script> & <img src=x onerror=y>",
+    "\"></td></table><b>' {{ 7 * 7 }} {% raw %}",
+    "w" * 5000,
+    "\u202eמה קורה, חבר? \u202b",
+    "so happy 🎉👩‍👩‍👧",
+)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+RUN_NAME = "a&b <i>first"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, plant_cache) -> Path:
+    """Planted caches whose texts attack a page, and a run on them whose name does too."""
+    folder = tmp_path_factory.mktemp("report")
+    for split, rows in (("train", 300), ("dev", 80), ("test", 90)):
+        cache = plant_cache(split, rows, modalities=["text", "video"], carriers=["text"])
+        texts = [HOSTILE[row % len(HOSTILE)] for row in range(rows)]
+        speakers = ["<b>Joey"] * rows
+        cache = dataclasses.replace(cache, text=texts, speaker=speakers)
+        write_cache(folder / "features" / f"{split}.h5", cache)
+    train_fusion(
+        TrainConfig(
+            features=folder / "features",
+            out=folder / RUN_NAME,
+            fit=FitConfig(epochs=3, learning_rate=3e-3, loss=LossConfig(label_smoothing=0.2)),
+            model=ModelConfig(dropout=0.25),
+            seed=4,
+            device="cpu",
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gathered(folder: Path) -> RunReport:
+    return gather(folder / RUN_NAME, "dev", None)
+
+
+@pytest.fixture
+def page(gathered: RunReport) -> str:
+    return render_page([gathered], split="dev")
+
+
+class Reader(HTMLParser):
+    """Checks that tags are balanced, and keeps them with what they refer to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                self.references.append(value or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def test_the_page_is_one_file_that_loads_and_runs_nothing(gathered, page):
+    still = b"\xff\xd8 a picture"
+    stills = dict.fromkeys(gathered.predictions.keys, still)
+    for content in (page, render_page([dataclasses.replace(gathered, stills=stills)], split="dev")):
+        read = Reader(content)
+        assert read.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+        assert all(each.startswith(("#", "data:image/")) for each in read.references)
+        assert not re.search(r"https?://|url\(|@import", content)
+
+
+def test_the_page_links_to_sections_that_are_there(gathered):
+    page = render_page([gathered, gathered], split="dev")
+    links = [each[1:] for each in Reader(page).references if each.startswith("#")]
+    anchors = re.findall(r' id="([^"]+)"', page)
+    assert len(set(anchors)) == len(anchors)
+    assert links
+    assert set(links) <= set(anchors)
+
+
+def test_the_numbers_are_those_of_the_report(gathered, page):
+    words = Reader(page).words
+    for head in (gathered.evaluation.emotion, gathered.evaluation.sentiment):
+        for scores in (head.model, head.majority):
+            for value in (scores.weighted_f1, scores.macro_f1, scores.accuracy):
+                assert f"{value:.3f}" in words
+        for each in head.model.classes:
+            row = (
+                f"{each.label} {each.support} {each.f1:.3f} {each.precision:.3f} {each.recall:.3f}"
+            )
+            assert row in words
+        for label, counts in zip(head.labels, head.model.confusion, strict=True):
+            assert f"{label} {' '.join(map(str, counts))}" in words
+        assert head.weighted_f1_interval is not None
+        low, high = head.weighted_f1_interval.low, head.weighted_f1_interval.high
+        assert f"{low:.3f} to {high:.3f}" in words
+    assert gathered.evaluation.fingerprint in words
+    assert f"always {gathered.evaluation.emotion.majority_label}" in words
+
+
+def test_random_weights_stand_out(page):
+    assert "RANDOM WEIGHTS: video." in Reader(page).words
+
+
+def test_what_a_corpus_or_a_path_says_is_text_and_nothing_else(gathered, page):
+    read = Reader(page)
+    assert "script" not in read.tags
+    assert "i" not in re.findall(r"<(i|b)>", page)  # of the run's name and the speaker
+    assert RUN_NAME in read.words
+    assert html.escape(RUN_NAME) in page
+    assert "<script>alert" not in page
+    assert "{{ 7 * 7 }}" in read.words or "7 * 7" not in read.words
+    assert " 49 " not in read.words or "7 * 7" in read.words
+
+
+def test_what_was_not_measured_has_no_section(gathered):
+    def sections(run: RunReport) -> set[str]:
+        return set(re.findall(r'<h3 id="run1-(\w+)"', render_page([run], split="dev")))
+
+    bare = dataclasses.replace(
+        gathered,
+        history=(),
+        shapley=None,
+        evaluation=dataclasses.replace(
+            gathered.evaluation, calibration=None, joint=None, subsets=(), leakage=None
+        ),
+    )
+    measured = {"training", "decides", "subsets", "calibration", "joint", "leakage"}
+    assert sections(gathered) >= measured
+    assert sections(bare) == sections(gathered) - measured
+    assert {"classes", "confusion", "recipe", "settings", "again"} <= sections(bare)
+
+
+def test_a_head_without_labels_is_left_out(gathered):
+    head = dataclasses.replace(gathered.evaluation.sentiment, rows=0)
+    run = dataclasses.replace(
+        gathered, evaluation=dataclasses.replace(gathered.evaluation, sentiment=head)
+    )
+    words = Reader(render_page([run], split="dev")).words
+    assert "Sentiment, weighted F1" not in words
+    assert "Emotion, weighted F1" in words
+
+
+def test_several_runs_are_compared_first(gathered):
+    other = dataclasses.replace(gathered, path=Path("elsewhere") / RUN_NAME)
+    words = Reader(render_page([gathered, other], split="dev")).words
+    assert words.index("The runs side by side") < words.index("Classes")
+    assert f"elsewhere/{RUN_NAME}" in words  # two runs of one name are told apart
+    assert "+0.000" in words  # a run against itself
+    assert "The runs side by side" not in Reader(render_page([gathered], split="dev")).words
+
+
+def test_runs_on_other_rows_have_no_difference(gathered):
+    keys = tuple(
+        key._replace(dialogue_id=key.dialogue_id + 99) for key in gathered.predictions.keys
+    )
+    other = dataclasses.replace(
+        gathered, predictions=dataclasses.replace(gathered.predictions, keys=keys)
+    )
+    assert "+0.000" not in Reader(render_page([gathered, other], split="dev")).words
+
+
+def test_the_commands_give_the_settings_again(gathered, folder):
+    [extract, train] = gathered.remake.commands
+    assert shlex.split(extract)[:2] == ["meld", "extract"]
+    assert "--weights video=random" in extract
+    words = shlex.split(train)
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert options.pop("--config") == "train.toml"
+    values = tomllib.loads(gathered.remake.files["train.toml"])
+    given = {name[2:]: value for name, value in options.items()}
+    config = TrainConfig.from_mapping({**values, **given, "seed": int(given["seed"])})
+    assert describe_config(config) == gathered.settings
+
+
+def test_an_ablation_is_a_table(gathered, tmp_path):
+    row = {"modalities": ["text", "audio"], "fusion": "<gated>", "seeds": [0, 1]}
+    row |= {"emotion_f1": [0.5, 0.6], "sentiment_f1": [0.7, 0.7]}
+    path = tmp_path / "ablation.json"
+    path.write_text(json.dumps({"rows": [row]}))
+    words = Reader(render_page([gathered], split="dev", ablation=read_ablation(path))).words
+    assert "text + audio <gated> 2 0.550 ± 0.071 0.700 ± 0.000" in words
+    path.write_text('{"rows": [{"modalities": 3}]}')
+    with pytest.raises(InputError, match=r"ablation\.json: not what meld ablate writes"):
+        read_ablation(path)
+
+
+def test_a_still_is_a_small_jpeg_and_a_missing_clip_has_none(corpus):
+    keys = [ClipKey("test", 0, 0), ClipKey("test", 999, 0)]
+    stills = read_stills(corpus, keys)
+    assert set(stills) == {keys[0]}
+    content = stills[keys[0]]
+    assert content.startswith(b"\xff\xd8\xff")
+    assert len(content) < 40_000
+    import torch
+    from torchvision.io import decode_jpeg
+
+    shape = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)).shape
+    assert tuple(shape) == (3, WIDTH * 9 // 16, WIDTH)
+
+
+def test_nothing_is_measured_where_the_page_cannot_be_written(folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    runs = (folder / RUN_NAME,)
+    for out in (tmp_path, tmp_path / "file" / "report.html"):
+        with pytest.raises(StorageError, match="cannot write"):
+            write_html_report(HtmlReportConfig(runs=runs, out=out))
+    out = tmp_path / "report.html"
+    with pytest.raises(InputError, match="no such folder; --data"):
+        write_html_report(HtmlReportConfig(runs=runs, out=out, data=tmp_path / "none"))
+    assert not list((folder / RUN_NAME).glob("test-looks*"))
+
+
+def test_the_command_line_writes_a_page_or_says_in_one_line_why_not(meld, folder, tmp_path):
+    out = tmp_path / "new" / "report.html"
+    finished = meld("report", folder / RUN_NAME, "--split", "dev", "--out", out)
+    assert finished.status == 0, finished.err
+    assert str(out) in finished.out
+    assert RUN_NAME in Reader(out.read_text()).words
+    for arguments, status in (
+        ([folder / RUN_NAME, "--split", "dev", "--out", tmp_path], 5),
+        ([tmp_path], 4),
+    ):
+        refused = meld("report", *arguments)
+        assert refused.status == status, refused.err
+        assert len(refused.err.splitlines()) == 1
+        assert refused.err.startswith("meld: error: ")
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    reason="no Chromium to open the page with",
+)
+def test_a_browser_shows_the_page(page, tmp_path):
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    )
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    shown = subprocess.run(
+        [browser, *options, "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "What is taken for what" in shown.stdout
+    assert "run1-confusion" in shown.stdout
+    assert "<svg" in shown.stdout
