@@ -56,6 +56,11 @@ class EvaluationSplit(StrEnum):
     test = "test"
 
 
+class MeasuredSplit(StrEnum):
+    dev = "dev"
+    test = "test"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -66,6 +71,19 @@ class PrecisionChoice(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class FusionChoice(StrEnum):
+    late = "late"
+    early = "early"
+    hybrid = "hybrid"
+    gated = "gated"
+    attention = "attention"
+
+
+class ContextChoice(StrEnum):
+    none = "none"
+    dialogue = "dialogue"
 
 
 class InputChoice(StrEnum):
@@ -87,6 +105,23 @@ Features = Annotated[
 ]
 WeightsDir = Annotated[
     Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
+]
+InputKindOption = Annotated[
+    InputChoice | None,
+    typer.Option("--input", help="Raw features or 128-d embeddings.  [default: raw]"),
+]
+FusionOption = Annotated[
+    FusionChoice | None, typer.Option("--fusion", help="How modalities meet.  [default: late]")
+]
+ContextOption = Annotated[
+    ContextChoice | None,
+    typer.Option(
+        "--context",
+        help="dialogue: each utterance sees the features of those said before it.  [default: none]",
+    ),
+]
+FutureOption = Annotated[
+    bool, typer.Option("--future", help="With --context dialogue: those said after it as well.")
 ]
 ModalityNames = Annotated[
     str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
@@ -306,9 +341,10 @@ def info(
 def train_fusion(
     features: Features = None,
     modalities: ModalityNames = None,
-    input: Annotated[
-        InputChoice | None, typer.Option(help="Raw features or 128-d embeddings.  [default: raw]")
-    ] = None,
+    input_kind: InputKindOption = None,
+    fusion: FusionOption = None,
+    context: ContextOption = None,
+    future: FutureOption = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.  [default: a new one under runs/]")
     ] = None,
@@ -321,22 +357,19 @@ def train_fusion(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the late fusion model on the cached features; dev chooses the epoch."""
+    """Train a fusion model on the cached features; dev chooses the epoch."""
     options = _given(
         features=features,
         modalities=_modalities(modalities),
-        input=input and input.value,
+        input=input_kind and input_kind.value,
         out=out,
         seed=seed,
         device=device and device.value,
         overwrite=overwrite or None,
     )
-    settings = _read_settings(config)
-    settings = {
-        **settings,
-        **options,
-        "fit": {**_table(settings, "fit"), **_given(epochs=epochs)},
-    }
+    settings = _training_settings(
+        config, options, fusion=fusion, context=context, future=future, epochs=epochs
+    )
 
     from fusion.report import render_report
     from fusion.train import TrainConfig
@@ -573,6 +606,119 @@ def report(
     print(f"{config.out}: {', '.join(each.name for each in reports)} on {config.split}")
 
 
+@app.command(
+    epilog="Examples: `meld crossval`   "
+    "`meld crossval --modalities text --context dialogue --folds 5 --seeds 5 --out crossval.json`"
+)
+@_reports_errors
+def crossval(
+    features: Features = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts that the dialogues are dealt to.  [default: 5]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings per fold.  [default: 5]")] = None,
+    modalities: ModalityNames = None,
+    input_kind: InputKindOption = None,
+    fusion: FusionOption = None,
+    context: ContextOption = None,
+    future: FutureOption = False,
+    seed: Annotated[int | None, typer.Option(help="Of the folds.  [default: 0]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.  [default: none]")] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cross-validate on train and dev: folds of dialogues x seeds, all trained together.
+
+    Every row is measured by trainings that saw nothing of its dialogue. Test is not looked at.
+    """
+    options = _given(
+        features=features,
+        folds=folds,
+        seeds=seeds,
+        modalities=_modalities(modalities),
+        input=input_kind and input_kind.value,
+        seed=seed,
+        out=out,
+        device=device and device.value,
+    )
+    settings = _training_settings(
+        config, options, fusion=fusion, context=context, future=future, epochs=epochs
+    )
+
+    from fusion.crossval import CrossvalConfig, render_crossval
+    from fusion.crossval import crossval as run_crossval
+
+    crossval_config = CrossvalConfig.from_mapping(settings)
+    with _progress("epochs") as advance:
+        report = run_crossval(crossval_config, advance)
+    if as_json:
+        _print_json(json.loads(report.to_json()))
+        return
+    _print_rich(render_crossval(report))
+    print(f"{report.seconds:.1f} s" + (f"; written: {out}" if out else ""))
+
+
+@app.command(
+    epilog="Examples: `meld ablate --out runs/ablation`   "
+    "`meld ablate --fusion late,gated --seeds 3`   "
+    "`meld report RUN --ablation runs/ablation/ablation.json`"
+)
+@_reports_errors
+def ablate(
+    features: Features = None,
+    modalities: ModalityNames = None,
+    fusion: Annotated[
+        str | None, typer.Option(help="Comma-separated fusion types.  [default: all five]")
+    ] = None,
+    context: ContextOption = None,
+    future: FutureOption = False,
+    input_kind: InputKindOption = None,
+    split: Annotated[
+        MeasuredSplit | None,
+        typer.Option(help="What is measured on; test counts as one look.  [default: dev]"),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings per cell.  [default: 5]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results.  [default: runs/ablation]")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train every subset of modalities with every fusion type: one table and one plot.
+
+    Stopped at any time, the same command goes on where it was.
+    """
+    names = None if fusion is None else tuple(part.strip() for part in fusion.split(","))
+    options = _given(
+        features=features,
+        modalities=_modalities(modalities),
+        fusions=names,
+        input=input_kind and input_kind.value,
+        split=split and split.value,
+        seeds=seeds,
+        out=out,
+        device=device and device.value,
+    )
+    settings = _training_settings(config, options, context=context, future=future, epochs=epochs)
+
+    from fusion.ablation import AblateConfig, render_ablation
+    from fusion.ablation import ablate as run_ablation
+
+    with _progress("cells") as advance:
+        result = run_ablation(AblateConfig.from_mapping(settings), advance)
+    if as_json:
+        _print_json(json.loads(result.to_json()))
+        return
+    _print_rich(render_ablation(result))
+    print(
+        f"{result.out}: ablation.json and ablation.png; {result.reused} cells stood there already"
+    )
+
+
 @app.command(epilog="Example: `meld demo --out demo`")
 @_reports_errors
 def demo(
@@ -644,6 +790,28 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: no valid TOML: {error}") from error
+
+
+def _training_settings(
+    config: Path | None,
+    options: dict[str, Any],
+    *,
+    fusion: FusionChoice | None = None,
+    context: ContextChoice | None = None,
+    future: bool = False,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """The file's settings, with the command line's over them: `[model]` and `[fit]` as well."""
+    settings = _read_settings(config)
+    model = _given(
+        fusion=fusion and fusion.value, context=context and context.value, future=future or None
+    )
+    return {
+        **settings,
+        **options,
+        "model": {**_table(settings, "model"), **model},
+        "fit": {**_table(settings, "fit"), **_given(epochs=epochs)},
+    }
 
 
 def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:

@@ -93,6 +93,14 @@ def accuracy_of(confusions: NDArray[np.generic]) -> NDArray[np.float64]:
     return right / np.maximum(counts.sum(axis=(-2, -1)), 1)
 
 
+def macro_f1_of(confusions: NDArray[np.generic]) -> NDArray[np.float64]:
+    """[..., true, predicted] -> [...]: plain mean over all classes; one that never occurs has 0."""
+    counts = np.asarray(confusions, dtype=np.float64)
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    f1 = 2 * right / np.maximum(counts.sum(axis=-1) + counts.sum(axis=-2), 1)
+    return f1.mean(axis=-1)
+
+
 def draw_weights(num_dialogues: int, *, samples: int = SAMPLES, seed: int = 0) -> Labels:
     """int64 [samples, dialogues]: how often each dialogue is in each sample; rows sum to
     `num_dialogues`. The same arguments give the same draws."""

@@ -1,11 +1,12 @@
 """One split's features and labels as whole tensors, checked before anything trains on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.losses import UNLABELLED
@@ -60,6 +61,30 @@ class FusionData:
         """Where each row stands in its dialogue."""
         return Turns.of(self.keys, self.speaker)
 
+    def take(self, rows: NDArray[np.int64]) -> "FusionData":
+        """Some rows, in the given order."""
+        index = torch.as_tensor(rows)
+        return replace(
+            self,
+            features={name: values[index] for name, values in self.features.items()},
+            present=self.present[index],
+            emotion=self.emotion[index],
+            sentiment=self.sentiment[index],
+            keys=tuple(self.keys[row] for row in rows),
+            text=tuple(self.text[row] for row in rows),
+            speaker=tuple(self.speaker[row] for row in rows),
+        )
+
+    def select(self, modalities: Sequence[Modality]) -> "FusionData":
+        """The same rows with fewer modalities; an absent row of them stays a row."""
+        columns = [self.modalities.index(name) for name in modalities]
+        return replace(
+            self,
+            modalities=tuple(modalities),
+            features={name: v for name, v in self.features.items() if name in modalities},
+            present=self.present[:, columns],
+        )
+
 
 def load_split(
     features: Path, split: Split, *, modalities: Sequence[Modality] | None, input: InputKind
@@ -82,6 +107,37 @@ def load_split(
         raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
     _check_features(data, path)
     return data
+
+
+def pool_splits(splits: Sequence[FusionData]) -> FusionData:
+    """Their rows one after another; keys still say where each comes from.
+
+    Raises RecipeMismatch where they were not made alike.
+    """
+    first = splits[0]
+    for other in splits[1:]:
+        check_recipe(first.recipe, first.projection_hash, other)
+    names = [name for name in first.modalities if any(name in each.features for each in splits)]
+    return replace(
+        first,
+        features={
+            name: torch.cat([_or_zeros(each, name, splits) for each in splits]) for name in names
+        },
+        present=torch.cat([each.present for each in splits]),
+        emotion=torch.cat([each.emotion for each in splits]),
+        sentiment=torch.cat([each.sentiment for each in splits]),
+        keys=tuple(key for each in splits for key in each.keys),
+        text=tuple(text for each in splits for text in each.text),
+        speaker=tuple(name for each in splits for name in each.speaker),
+    )
+
+
+def _or_zeros(data: FusionData, modality: Modality, splits: Sequence[FusionData]) -> Tensor:
+    """A modality that is absent in all rows of one split has no tensor there."""
+    if modality in data.features:
+        return data.features[modality]
+    like = next(each.features[modality] for each in splits if modality in each.features)
+    return like.new_zeros(len(data), *like.shape[1:])
 
 
 def check_trainable(train: FusionData, dev: FusionData) -> None:

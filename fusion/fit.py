@@ -7,8 +7,10 @@ DataLoader over the same tensors takes nearly twice as long, one over cache rows
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -127,28 +129,44 @@ def fit(
         dev=Rows.prepare(model, dev, device),
         seed=seed,
     )
-    with one_thread():
-        return fit_together([training], config, lambda _, result: on_epoch(result))[0]
+    return fit_together([training], config, lambda _, result: on_epoch(result))[0]
 
 
 def fit_together(
     trainings: Sequence[Training],
     config: FitConfig,
     on_epoch: Callable[[int, EpochResult], None] = lambda number, result: None,
+    *,
+    cores: int = 1,
 ) -> list[FitResult]:
     """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which.
 
     All take as many steps an epoch as the one with most rows needs; where they have alike many
     rows, that is what each would take alone. Raises UsageError where a loss is no longer a number.
+
+    cores: so many batched models, one thread each. Two threads on one batched model would wait for
+        each other after every small kernel, on a busy machine for most of the time.
     """
-    loop = _Loop(trainings, config)
-    while not loop.is_done():
-        for number, result in loop.run_epoch():
-            on_epoch(number, result)
-    for log_of, training in zip(loop.logs, trainings, strict=True):
-        training.model.load_state_dict(log_of.best_weights, strict=False)
-        training.model.eval()
-    return [FitResult(history=tuple(each.history), best=each.best) for each in loop.logs]
+    steps = max(config.steps(len(training.train)) for training in trainings)
+    groups = [range(start, len(trainings), cores) for start in range(min(cores, len(trainings)))]
+    # Made one after another: drawing the masks' shapes borrows the process's random generator.
+    loops = [_Loop([trainings[number] for number in group], config, steps) for group in groups]
+
+    def run(group: range, loop: _Loop) -> None:
+        torch.set_num_threads(1)  # holds for the calling thread
+        while not loop.is_done():
+            for number, result in loop.run_epoch():
+                on_epoch(group[number], result)
+
+    with one_thread(), ThreadPoolExecutor(len(groups)) as pool:
+        for done in [
+            pool.submit(run, group, loop) for group, loop in zip(groups, loops, strict=True)
+        ]:
+            done.result()
+    results: dict[int, FitResult] = {}
+    for group, loop in zip(groups, loops, strict=True):
+        results |= zip(group, loop.finish(), strict=True)
+    return [results[number] for number in range(len(trainings))]
 
 
 class _Log:
@@ -172,15 +190,16 @@ class _Log:
 
 
 class _Loop:
-    def __init__(self, trainings: Sequence[Training], config: FitConfig) -> None:
-        self.trainings, self.config = trainings, config
+    """Some trainings as one batched model."""
+
+    def __init__(self, trainings: Sequence[Training], config: FitConfig, steps: int) -> None:
+        self.trainings, self.config, self.steps = trainings, config, steps
         self.logs = [_Log() for _ in trainings]
         model, rows = trainings[0].model, trainings[0].train
         self.device = rows.present.device
         self.with_context = model.context is not None
         self.side_by_side = SideBySide([training.train for training in trainings])
         self.together = Together([training.model for training in trainings])
-        self.steps = max(config.steps(len(training.train)) for training in trainings)
         self.generators = [torch.Generator().manual_seed(t.seed) for t in trainings]
         one_row = rows.pick(torch.zeros(1, dtype=torch.int64))
         self.masks = MaskSource.of(model, lambda: fuse_rows(model, one_row))
@@ -216,6 +235,13 @@ class _Loop:
                 weights = partial(self.together.weights_of, number)
                 log_of.add(result, weights, self.config.patience)
                 yield number, result
+
+    def finish(self) -> list[FitResult]:
+        """Gives each model its best epoch's weights."""
+        for log_of, training in zip(self.logs, self.trainings, strict=True):
+            training.model.load_state_dict(log_of.best_weights, strict=False)
+            training.model.eval()
+        return [FitResult(history=tuple(each.history), best=each.best) for each in self.logs]
 
     def _step(self, indices: Sequence[Tensor]) -> Tensor:
         """indices: each training's rows -> float32 [trainings], the losses, on the CPU"""
@@ -288,6 +314,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def num_cores() -> int:
+    """This process may use so many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def drop_modalities(

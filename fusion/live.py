@@ -118,6 +118,11 @@ def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]
             f"{source.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
             "features: meld train-fusion --input raw"
         )
+    if start.dims.model.context != "none":
+        raise UsageError(
+            f"{source.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips one by "
+            "one; start from a run without, on features of meld extract --context K"
+        )
     if source.modalities is not None and set(source.modalities) != set(names):
         raise UsageError(
             f"--modalities {','.join(source.modalities)}: {source.run} was trained on "

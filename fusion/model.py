@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.dropout import Dropout
-from fusion.joins import JOINS, FusionType
+from fusion.joins import JOINS, AttentionJoin, FusionType
 from fusion.turns import DialogueContext, Turns
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
@@ -55,6 +55,11 @@ class ModelConfig:
         for name in ("projection", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.fusion == "attention" and self.projection % AttentionJoin.heads:
+            raise ValueError(
+                f"attention needs a projection divisible by {AttentionJoin.heads}, not "
+                f"{self.projection}"
+            )
         for name in ("feature_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")

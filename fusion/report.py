@@ -185,7 +185,7 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
         figure.suptitle(f"{report.run} on {report.split} ({describe_presence(report)})", size=11)
     paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
     for figure, path in zip((confusion, classes), paths, strict=True):
-        _save(figure, path)
+        save_figure(figure, path)
     return paths
 
 
@@ -207,10 +207,10 @@ def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> N
         axis.axvline(best.epoch, color="#888888", linestyle=":", label=f"kept: epoch {best.epoch}")
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _tidy(axis)
+        tidy(axis)
         axis.legend(frameon=False)
     figure.suptitle(title, size=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def read_history(path: Path) -> list[EpochResult]:
@@ -266,17 +266,17 @@ def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
         f"{name}: weighted F1 {head.model.weighted_f1:.3f}, "
         f"majority {head.majority.weighted_f1:.3f}"
     )
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False, loc="upper left", ncols=2)
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
     axis.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     content = io.BytesIO()

@@ -48,12 +48,7 @@ class TrainConfig:
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
-        if self.modalities is not None:
-            if not self.modalities or len(set(self.modalities)) != len(self.modalities):
-                raise ValueError(f"modalities: each once and at least one: {self.modalities}")
-            unknown = [name for name in self.modalities if name not in MODALITIES]
-            if unknown:
-                raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
+        check_modalities(self.modalities)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
 
@@ -61,6 +56,17 @@ class TrainConfig:
     def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
         return build_config(cls, values)
+
+
+def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
+    """Raises ValueError unless None, or each at most once and at least one."""
+    if modalities is None:
+        return
+    if not modalities or len(set(modalities)) != len(modalities):
+        raise ValueError(f"modalities: each once and at least one: {modalities}")
+    unknown = [name for name in modalities if name not in MODALITIES]
+    if unknown:
+        raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,328 @@
+"""`meld ablate`: every subset of modalities x every fusion type x seeds, as one table and a plot.
+
+Each cell of the table is a file that appears whole, so a run that was stopped goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fusion.bootstrap import Interval, mean_interval
+from fusion.checkpoint import write_whole
+from fusion.data import FusionData, check_recipe, check_trainable, load_split
+from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
+from fusion.joins import JOINS, FusionType
+from fusion.looks import describe_looks, record_look
+from fusion.metrics import Labels, weighted_f1
+from fusion.model import InputKind, ModelConfig
+from fusion.report import save_figure, tidy
+from fusion.rows import Rows
+from fusion.subsets import choose_subsets
+from fusion.train import build_model, check_modalities, choose_device
+from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
+from pipeline.settings import build_config, describe_config
+
+RESULT = "ablation.json"
+
+OnProgress = Callable[[int, int], None]  # cells done, cells in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """split: what is measured on. dev also chose the epochs, which flatters all cells alike; test
+    is looked at once, and that is written down in `out`.
+
+    fusions: None takes all; model.fusion is not used
+    """
+
+    features: Path = Path("features")
+    modalities: tuple[Modality, ...] | None = None
+    fusions: tuple[FusionType, ...] | None = None
+    input: InputKind = "raw"
+    split: Literal["dev", "test"] = "dev"
+    seeds: int = 5
+    out: Path = Path("runs/ablation")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        check_modalities(self.modalities)
+        for name in self.fusions or ():
+            if name not in JOINS:
+                raise ValueError(f"fusions are {', '.join(JOINS)}, not {name!r}")
+        if self.fusions is not None and len(set(self.fusions)) != len(self.fusions):
+            raise ValueError(f"each fusion once, not {', '.join(self.fusions)}")
+        if self.fusions == ():
+            raise ValueError("at least one fusion")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, not {self.seeds}")
+        if self.split not in ("dev", "test"):
+            raise ValueError(f"split must be dev or test, not {self.split!r}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "AblateConfig":
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
+        return build_config(cls, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One subset with one fusion: weighted F1 of each seed; intervals of their means over other
+    dialogues, None where there is one dialogue or no label."""
+
+    modalities: tuple[Modality, ...]
+    fusion: FusionType
+    emotion_f1: tuple[float, ...]
+    sentiment_f1: tuple[float, ...]
+    emotion_interval: Interval | None
+    sentiment_interval: Interval | None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.modalities)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
+        """Raises KeyError, TypeError or ValueError where `values` is no such thing."""
+        intervals = {
+            name: None if values[name] is None else Interval(**values[name])
+            for name in ("emotion_interval", "sentiment_interval")
+        }
+        return cls(
+            modalities=tuple(values["modalities"]),
+            fusion=values["fusion"],
+            emotion_f1=tuple(map(float, values["emotion_f1"])),
+            sentiment_f1=tuple(map(float, values["sentiment_f1"])),
+            **intervals,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationReport:
+    """cells: subset by subset, the smallest first. reused: so many stood there already."""
+
+    out: Path
+    split: str
+    rows: int
+    seeds: int
+    fingerprint: str
+    random_modalities: tuple[Modality, ...]
+    cells: tuple[Cell, ...]
+    reused: int
+    test_looks: int
+
+    def to_json(self) -> str:
+        """As `ablation.json`: only what a repeated run says again."""
+        cells = [dataclasses.asdict(cell) for cell in self.cells]
+        values = {
+            "split": self.split,
+            "rows_measured": self.rows,
+            "seeds": self.seeds,
+            "fingerprint": self.fingerprint,
+            "random_modalities": self.random_modalities,
+            "test_looks": self.test_looks,
+            "rows": cells,
+        }
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> AblationReport:
+    """Raises UsageError, InputError, StorageError or RecipeMismatch."""
+    train, dev, measured = _load(config)
+    cells = [
+        (subset, fusion)
+        for subset in choose_subsets(train.modalities)
+        for fusion in config.fusions or tuple(JOINS)
+    ]
+    settings = _settings_hash(config, train)
+    done: list[Cell] = []
+    reused = 0
+    _make_folder(config.out / "cells")
+    looks = record_look(config.out, "ablate") if config.split == "test" else 0
+    for number, (subset, fusion) in enumerate(cells):
+        on_progress(number, len(cells))
+        path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{settings[:12]}.json"
+        cell = _read_cell(path)
+        if cell is None:
+            parts = [data.select(subset) for data in (train, dev, measured)]
+            cell = _measure_cell(config, fusion, *parts)
+            write_whole(path, json.dumps(dataclasses.asdict(cell), indent=2).encode())
+        else:
+            reused += 1
+        done.append(cell)
+    on_progress(len(cells), len(cells))
+    report = AblationReport(
+        out=config.out,
+        split=config.split,
+        rows=len(measured),
+        seeds=config.seeds,
+        fingerprint=train.recipe.fingerprint,
+        random_modalities=tuple(
+            name for name in train.recipe.random_modalities if name in train.modalities
+        ),
+        cells=tuple(done),
+        reused=reused,
+        test_looks=looks,
+    )
+    write_whole(config.out / RESULT, report.to_json().encode())
+    _plot(report, config.out / "ablation.png")
+    return report
+
+
+def _load(config: AblateConfig) -> tuple[FusionData, FusionData, FusionData]:
+    """train, dev, and what is measured on"""
+    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
+    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
+    check_trainable(train, dev)
+    if config.split == "dev":
+        return train, dev, dev
+    test = load_split(config.features, "test", modalities=train.modalities, input=config.input)
+    check_recipe(train.recipe, train.projection_hash, test)
+    return train, dev, test
+
+
+def _settings_hash(config: AblateConfig, train: FusionData) -> str:
+    """Of all that decides a cell but its own modalities and fusion."""
+    settings = describe_config(replace(config, out=Path(), modalities=None, fusions=None))
+    labels = [str((key, text)) for key, text in zip(train.keys, train.text, strict=True)]
+    told = [
+        settings,
+        train.recipe.fingerprint,
+        train.projection_hash,
+        labels,
+        train.emotion.tolist(),
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {folder}: {error}") from error
+
+
+def _read_cell(path: Path) -> Cell | None:
+    """None where it is still to be made."""
+    try:
+        return Cell.from_dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CacheCorrupt(f"{path}: no cell of an ablation ({error!r}); delete it") from error
+
+
+def _measure_cell(
+    config: AblateConfig,
+    fusion: FusionType,
+    train: FusionData,
+    dev: FusionData,
+    measured: FusionData,
+) -> Cell:
+    device = choose_device(config.device)
+    model = replace(config.model, fusion=fusion)
+    models = [build_model(train, model, seed=seed).to(device) for seed in range(config.seeds)]
+    rows, chosen = (Rows.prepare(models[0], data, device) for data in (train, dev))
+    trainings = [
+        Training(model=each, train=rows, dev=chosen, seed=seed) for seed, each in enumerate(models)
+    ]
+    fit_together(trainings, config.fit, cores=num_cores())
+    seen = chosen if measured is dev else Rows.prepare(models[0], measured, device)
+    outputs = [predict(each, seen) for each in models]
+    emotion = np.stack([each.emotion_logits.argmax(1).cpu().numpy() for each in outputs])
+    sentiment = np.stack([each.sentiment_logits.argmax(1).cpu().numpy() for each in outputs])
+    dialogue = measured.turns.dialogue.numpy()
+    true = (measured.emotion.numpy(), measured.sentiment.numpy())
+    return Cell(
+        modalities=train.modalities,
+        fusion=fusion,
+        emotion_f1=_scores(true[0], emotion),
+        sentiment_f1=_scores(true[1], sentiment),
+        emotion_interval=mean_interval(true[0], emotion, dialogue, len(EMOTIONS)),
+        sentiment_interval=mean_interval(true[1], sentiment, dialogue, len(SENTIMENTS)),
+    )
+
+
+def _scores(true: Labels, predicted: Labels) -> tuple[float, ...]:
+    """Empty where there are no labels."""
+    scores = [weighted_f1(true, labels) for labels in predicted]
+    return tuple(score for score in scores if score is not None)
+
+
+def render_ablation(report: AblationReport) -> RenderableType:
+    table = Table(
+        title=f"weighted F1 on {report.split}, {report.seeds} seeds: mean [95 % interval] ± seeds",
+        title_justify="left",
+    )
+    for column in ("modalities", "fusion", "emotion", "sentiment"):
+        table.add_column(column)
+    best = max(report.cells, key=lambda cell: np.mean(cell.emotion_f1 or [0.0]))
+    for number, cell in enumerate(report.cells):
+        first = number == 0 or report.cells[number - 1].modalities != cell.modalities
+        table.add_row(
+            cell.name if first else "",
+            cell.fusion,
+            _told(cell.emotion_f1, cell.emotion_interval),
+            _told(cell.sentiment_f1, cell.sentiment_interval),
+            style="bold" if cell is best else "",
+        )
+    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    if report.split == "dev":
+        lines.append("dev also chose the epochs, which flatters every row alike")
+    else:
+        lines.append(describe_looks(report.test_looks).replace("this run", f"{report.out}"))
+    return Group(table, *lines)
+
+
+def _told(scores: Sequence[float], bounds: Interval | None) -> str:
+    if not scores:
+        return "no labels"
+    between = "" if bounds is None else f" [{bounds.low:.3f}, {bounds.high:.3f}]"
+    return f"{np.mean(scores):.3f}{between} ± {np.std(scores):.3f}"
+
+
+def _plot(report: AblationReport, path: Path) -> None:
+    """A group of bars per subset, one bar per fusion; whiskers are the intervals."""
+    subsets = list(dict.fromkeys(cell.name for cell in report.cells))
+    fusions = list(dict.fromkeys(cell.fusion for cell in report.cells))
+    figure = Figure(figsize=(2.5 + 1.6 * len(subsets), 4.6))
+    axis = figure.subplots()
+    width = 0.8 / len(fusions)
+    for place, fusion in enumerate(fusions):
+        cells = [cell for cell in report.cells if cell.fusion == fusion and cell.emotion_f1]
+        means = np.array([np.mean(cell.emotion_f1) for cell in cells])
+        bounds = np.array(
+            [
+                (mean, mean)
+                if cell.emotion_interval is None
+                else (cell.emotion_interval.low, cell.emotion_interval.high)
+                for mean, cell in zip(means, cells, strict=True)
+            ]
+        ).reshape(-1, 2)
+        axis.bar(
+            [subsets.index(cell.name) + (place - (len(fusions) - 1) / 2) * width for cell in cells],
+            means,
+            width,
+            yerr=np.maximum([means - bounds[:, 0], bounds[:, 1] - means], 0),
+            capsize=2,
+            label=fusion,
+        )
+    axis.set_xticks(range(len(subsets)), subsets, rotation=20, ha="right")
+    axis.set_ylabel("emotion weighted F1")
+    axis.set_title(f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues")
+    tidy(axis)
+    axis.legend(frameon=False, ncols=len(fusions), loc="lower center", bbox_to_anchor=(0.5, 1.08))
+    save_figure(figure, path)
