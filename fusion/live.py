@@ -120,8 +120,8 @@ def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]
         )
     if start.dims.model.context != "none":
         raise UsageError(
-            f"{source.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips one by "
-            "one; start from a run without, on features of meld extract --context K"
+            f"{source.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips "
+            "one by one; start from a run without, on features of meld extract --context K"
         )
     if source.modalities is not None and set(source.modalities) != set(names):
         raise UsageError(

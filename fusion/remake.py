@@ -49,15 +49,16 @@ def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     from fusion.finetune import FinetuneConfig  # brings the encoders with it
 
     del data  # the settings name it
-    start = ["--features", str(checkpoint.settings.get("features"))]
-    command, settings = _command(
-        ["meld", "finetune", "--end-to-end", "--out", str(run)]
-        + (start if checkpoint.settings.get("features") else []),
-        checkpoint.settings,
-        describe_config(FinetuneConfig()),
-        config="finetune.toml",
+    settings = dict(checkpoint.settings)
+    if settings.get("run") == str(run.absolute() / "start"):
+        settings["run"] = None  # it was trained on the way, and will be again
+    words = ["meld", "finetune", "--end-to-end", "--out", str(run)]
+    if settings.get("features"):
+        words += ["--features", str(settings["features"])]
+    command, tables = _command(
+        words, settings, describe_config(FinetuneConfig()), config="finetune.toml"
     )
-    return Remake(commands=(command,), files={"finetune.toml": settings} if settings else {})
+    return Remake(commands=(command,), files={"finetune.toml": tables} if tables else {})
 
 
 def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[str, str]:

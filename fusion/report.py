@@ -106,13 +106,15 @@ def _trust_tables(report: EvalReport) -> list[Table]:
 
 
 def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
+    """Before and after: the temperature for the first two columns, joint decoding for the last."""
     table = Table(title="probabilities, and both heads decoded together", title_justify="left")
+    table.caption_justify = "left"
     table.caption = (
-        f"{joint.contradictions:.1%} of rows have an emotion and a sentiment that never meet in "
-        f"train; decoded together none has, and {joint.rows_changed} rows change"
+        f"{joint.contradictions:.1%} of rows: emotion and sentiment never meet in train; "
+        f"decoded together: none, {joint.rows_changed} rows change"
     )
     table.add_column("")
-    for column in ("ECE", "NLL", "temperature", "ECE then", "NLL then", "F1 apart", "F1 together"):
+    for column in ("ECE", "NLL", "temperature", "weighted F1"):
         table.add_column(column, justify="right")
     heads = (
         ("emotion", calibration.emotion, joint.emotion_f1, joint.emotion_f1_joint),
@@ -120,15 +122,13 @@ def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
     )
     for name, head, apart, together in heads:
         if head is not None:
-            fitted = (
-                f"{head.temperature.value:.2f}" if head.temperature.fitted else "1 (not fitted)"
-            )
+            fitted = f"{head.temperature.value:.2f}" if head.temperature.fitted else "1, not fitted"
             table.add_row(
                 name,
-                _number(head.before.ece),
-                _number(head.before.nll),
+                f"{head.before.ece:.3f} → {head.after.ece:.3f}",
+                f"{head.before.nll:.3f} → {head.after.nll:.3f}",
                 fitted,
-                *map(_number, (head.after.ece, head.after.nll, apart, together)),
+                f"{_number(apart)} → {_number(together)}",
             )
     return table
 
@@ -136,12 +136,11 @@ def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
 def _subsets_table(subsets: Sequence[SubsetScores]) -> Table:
     table = Table(title="when only these are there", title_justify="left")
     table.add_column("")
-    for column in ("emotion F1", "sentiment F1", "emotion ECE", "sentiment ECE", "rows with any"):
+    for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows"):
         table.add_column(column, justify="right")
     for each in subsets:
         numbers = (each.emotion_f1, each.sentiment_f1, each.emotion_ece, each.sentiment_ece)
-        seen = f"{each.rows_seen} of {each.rows}"
-        table.add_row(" + ".join(each.modalities), *map(_number, numbers), seen)
+        table.add_row("+".join(each.modalities), *map(_number, numbers), str(each.rows))
     return table
 
 

@@ -21,7 +21,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "fastapi": ("serving",),
 }
 HEAVY = frozenset(
-    "torch torchvision numpy ray h5py av transformers pandas sklearn matplotlib".split()
+    "torch torchvision numpy scipy ray h5py av transformers pandas sklearn matplotlib "
+    "jinja2".split()
 )
 
 

@@ -439,6 +439,19 @@ def test_the_run_owns_its_encoders_and_says_so(place: Path, unbroken: FinetuneRe
         read_encoders(place / "run")
 
 
+def test_the_run_has_a_decoding_of_its_own_dev_predictions(
+    place: Path, unbroken: FinetuneResult
+) -> None:
+    own, start = read_checkpoint(unbroken.run).decoding, read_checkpoint(place / "run").decoding
+    assert own is not None
+    assert start is not None
+    assert own.allowed == start.allowed  # the same train split
+    assert (own.emotion, own.sentiment) != (start.emotion, start.sentiment)
+    assert unbroken.dev.calibration is not None
+    assert unbroken.dev.calibration.emotion is not None
+    assert unbroken.dev.calibration.emotion.temperature == own.emotion
+
+
 def test_features_of_its_encoders_give_what_fine_tuning_measured(
     place: Path, tmp_path: Path, unbroken: FinetuneResult
 ) -> None:

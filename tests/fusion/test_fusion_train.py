@@ -7,6 +7,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console, RenderableType
@@ -192,6 +193,42 @@ def test_random_weights_are_named_wherever_a_result_is_shown(run):
     assert "video: RANDOM WEIGHTS" in text
     assert "always neutral" in text or "always" in text
     assert json.loads((run / "metrics.json").read_text())["dev"]["random_modalities"] == ["video"]
+
+
+def test_a_report_says_how_far_to_believe_it_and_what_missing_modalities_cost(run):
+    report = evaluate(EvaluateConfig(run=run))
+    decoding = read_checkpoint(run).decoding
+    assert decoding is not None
+    assert report.calibration.emotion.temperature == decoding.emotion
+    assert decoding.emotion.rows == 80  # all of dev
+    assert sum(each.rows for each in report.calibration.emotion.before.bins) == 90
+    assert report.calibration.sentiment.after.nll < report.calibration.sentiment.before.nll
+    assert report.joint.emotion_f1 == pytest.approx(report.emotion.model.weighted_f1)
+    assert np.array(decoding.allowed).sum() == 7  # the planted corpus: one sentiment per emotion
+    assert [each.modalities for each in report.subsets] == [
+        ("text",),
+        ("video",),
+        ("text", "video"),
+    ]
+    written = json.loads((run / "evaluation-test.json").read_text())
+    assert written["subsets"][1]["modalities"] == ["video"]
+    assert written["joint"]["contradictions"] == report.joint.contradictions
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(run):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_report(evaluate(EvaluateConfig(run=run))))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("temperature", "decoded together: none", "when only these are there"):
+        assert words in " ".join(shown.split())
+    assert "…" not in shown.split("emotion, per class")[0]
+
+
+def test_a_run_without_a_decoding_is_measured_all_the_same(run):
+    rewrite_config(run, decoding=None)
+    report = evaluate(EvaluateConfig(run=run))
+    assert (report.calibration, report.joint) == (None, None)
+    assert len(report.subsets) == 3
 
 
 def test_embeddings_train_as_well(write_split, config):

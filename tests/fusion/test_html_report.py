@@ -1,7 +1,7 @@
 """One page about runs: complete by itself, true to the numbers, deaf to what a corpus says."""
 
+import base64
 import dataclasses
-import html
 import json
 import re
 import shlex
@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from fusion.checkpoint import read_checkpoint
+from fusion.finetune import FinetuneConfig
 from fusion.fit import FitConfig
 from fusion.html_report import HtmlReportConfig, read_ablation, render_page, write_html_report
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
+from fusion.remake import remake
 from fusion.run_report import RunReport, gather
 from fusion.stills import WIDTH, read_stills
 from fusion.train import TrainConfig, train_fusion
+from fusion.tuning import TuneConfig
 from pipeline.cache import write_cache
 from pipeline.errors import InputError, StorageError
 from pipeline.schema import ClipKey
-from pipeline.settings import describe_config
+from pipeline.settings import build_config, describe_config
 
 VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
 HOSTILE = (
@@ -42,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, plant_cache) -> Path:
     """Planted caches whose texts attack a page, and a run on them whose name does too."""
     folder = tmp_path_factory.mktemp("report")
     for split, rows in (("train", 300), ("dev", 80), ("test", 90)):
-        cache = plant_cache(split, rows, modalities=["text", "video"], carriers=["text"])
+        options = {"modalities": ["text", "video"], "carriers": ["text"], "strength": 1.0}
+        cache = plant_cache(split, rows, **options)
         texts = [HOSTILE[row % len(HOSTILE)] for row in range(rows)]
         speakers = ["<b>Joey"] * rows
         cache = dataclasses.replace(cache, text=texts, speaker=speakers)
@@ -154,13 +159,22 @@ def test_random_weights_stand_out(page):
 
 def test_what_a_corpus_or_a_path_says_is_text_and_nothing_else(gathered, page):
     read = Reader(page)
-    assert "script" not in read.tags
-    assert "i" not in re.findall(r"<(i|b)>", page)  # of the run's name and the speaker
-    assert RUN_NAME in read.words
-    assert html.escape(RUN_NAME) in page
-    assert "<script>alert" not in page
-    assert "{{ 7 * 7 }}" in read.words or "7 * 7" not in read.words
-    assert " 49 " not in read.words or "7 * 7" in read.words
+    shown = {mistake.text for mistake in gathered.evaluation.errors.mistakes}
+    assert shown == set(HOSTILE)
+    assert all(" ".join(text.split()) in read.words for text in (*HOSTILE, RUN_NAME, "<b>Joey"))
+    assert "<script>" not in page
+    assert not re.search(r"<b>(Joey|')|<i>first|<img", page)
+
+
+def test_a_mistake_is_shown_with_its_frame(gathered):
+    shown, *_ = gathered.evaluation.errors.mistakes
+    run = dataclasses.replace(gathered, stills={shown.key: b"\xff\xd8 a picture"})
+    page = render_page([run], split="dev")
+    [picture] = re.findall(
+        r'<img src="data:image/jpeg;base64,([^"]+)" alt="A frame of ([^"]+)"', page
+    )
+    assert base64.b64decode(picture[0]) == b"\xff\xd8 a picture"
+    assert picture[1] == str(shown.key)
 
 
 def test_what_was_not_measured_has_no_section(gathered):
@@ -172,10 +186,10 @@ def test_what_was_not_measured_has_no_section(gathered):
         history=(),
         shapley=None,
         evaluation=dataclasses.replace(
-            gathered.evaluation, calibration=None, joint=None, subsets=(), leakage=None
+            gathered.evaluation, calibration=None, joint=None, subsets=(), leakage=None, errors=None
         ),
     )
-    measured = {"training", "decides", "subsets", "calibration", "joint", "leakage"}
+    measured = set("training decides subsets calibration joint leakage errors mistakes".split())
     assert sections(gathered) >= measured
     assert sections(bare) == sections(gathered) - measured
     assert {"classes", "confusion", "recipe", "settings", "again"} <= sections(bare)
@@ -221,6 +235,32 @@ def test_the_commands_give_the_settings_again(gathered, folder):
     given = {name[2:]: value for name, value in options.items()}
     config = TrainConfig.from_mapping({**values, **given, "seed": int(given["seed"])})
     assert describe_config(config) == gathered.settings
+
+
+def test_the_command_of_a_finetuned_run_gives_its_settings_again(folder, tmp_path):
+    begun = FinetuneConfig(
+        run=tmp_path / "start",  # trained on the way
+        data=tmp_path / "data",
+        features=folder / "features",
+        unfreeze=("text",),
+        seed=3,
+        tune=TuneConfig(micro_batch_size=4),
+    )
+    checkpoint = dataclasses.replace(
+        read_checkpoint(folder / RUN_NAME), finetuned=("text",), settings=describe_config(begun)
+    )
+    made = remake(checkpoint, tmp_path, data=None)
+    [command] = made.commands
+    words = shlex.split(command)
+    assert words[:3] == ["meld", "finetune", "--end-to-end"]
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    assert "--run" not in options
+    assert options["--unfreeze"] == "text"
+    assert options["--seed"] == "3"
+    assert options["--features"] == str(folder / "features")
+    assert options["--data"] == str(tmp_path / "data")
+    tables = tomllib.loads(made.files[options["--config"]])
+    assert build_config(TuneConfig, tables["tune"]) == begun.tune
 
 
 def test_an_ablation_is_a_table(gathered, tmp_path):
