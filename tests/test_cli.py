@@ -13,7 +13,7 @@ Meld = Callable[..., Any]
 
 COMMANDS = (
     *("sample", "extract", "info", "train-fusion", "finetune"),
-    *("evaluate", "compare", "report", "demo"),
+    *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
 )
 
 
@@ -188,3 +188,34 @@ def test_missing_weights_are_named_with_the_ways_to_get_them(
     assert "r3d_18-b3b3357e.pth" in finished.err
     assert "--weights video=random" in finished.err
     assert not (tmp_path / "features" / "dev.h5").exists()
+
+
+def test_crossval_and_ablate_run_on_the_small_corpus(
+    meld: Meld, features: Path, tmp_path: Path
+) -> None:
+    quick = ("--features", features, "--seeds", 1, "--epochs", 2, "--json")
+    crossed = meld("crossval", *quick, "--folds", 2, "--modalities", "text,audio")
+    assert crossed.status == 0, crossed.err
+    assert crossed.json["emotion"][0]["name"] == "weighted F1"
+    ablated = meld(
+        "ablate", *quick, "--fusion", "late,gated", "--modalities", "text", "--out", tmp_path / "a"
+    )
+    assert ablated.status == 0, ablated.err
+    assert [row["fusion"] for row in ablated.json["rows"]] == ["late", "gated"]
+
+
+def test_every_fusion_and_the_dialogue_are_options_of_training(
+    meld: Meld, features: Path, tmp_path: Path
+) -> None:
+    options = ("--fusion", "gated", "--context", "dialogue", "--future", "--epochs", 1, "--json")
+    run = tmp_path / "run"
+    trained = meld("train-fusion", "--features", features, *options, "--out", run)
+    assert trained.status == 0, trained.err
+    model = json.loads((run / "config.json").read_text())["dims"]["model"]
+    assert (model["fusion"], model["context"], model["future"]) == ("gated", "dialogue", True)
+    measured = meld("evaluate", run, "--json")
+    assert measured.status == 0, measured.err
+    refused = meld("finetune", "--end-to-end", "--run", run, "--data", tmp_path)
+    assert refused.status == 2
+    assert "sees whole dialogues" in refused.err
+    assert meld("train-fusion", "--features", features, "--future").status == 2
