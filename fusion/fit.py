@@ -8,6 +8,7 @@ DataLoader over the same tensors takes nearly twice as long, one over cache rows
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,17 +153,22 @@ def fit_together(
     # Made one after another: drawing the masks' shapes borrows the process's random generator.
     loops = [_Loop([trainings[number] for number in group], config, steps) for group in groups]
 
+    stop = threading.Event()
+
     def run(group: range, loop: _Loop) -> None:
         torch.set_num_threads(1)  # holds for the calling thread
-        while not loop.is_done():
+        while not loop.is_done() and not stop.is_set():
             for number, result in loop.run_epoch():
                 on_epoch(group[number], result)
 
-    with one_thread(), ThreadPoolExecutor(len(groups)) as pool:
-        for done in [
-            pool.submit(run, group, loop) for group, loop in zip(groups, loops, strict=True)
-        ]:
-            done.result()
+    with one_thread(), ThreadPoolExecutor(max(1, len(groups) - 1)) as pool:
+        try:
+            others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
+            run(groups[0], loops[0])  # here, where Ctrl-C arrives
+            for other in others:
+                other.result()
+        finally:
+            stop.set()  # after an error in one, nobody waits for the rest
     results: dict[int, FitResult] = {}
     for group, loop in zip(groups, loops, strict=True):
         results |= zip(group, loop.finish(), strict=True)

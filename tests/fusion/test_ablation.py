@@ -40,8 +40,8 @@ def test_every_subset_with_every_fusion_and_the_planted_order(config: AblateConf
     assert len(scores) == 7 * 2
     for fusion in ("late", "gated"):
         assert scores["video", fusion] < 0.3
-        assert scores["text + audio", fusion] > scores["text", fusion] > 0.4
-        assert scores["text + audio", fusion] > scores["audio", fusion]
+        assert scores["text+audio", fusion] > scores["text", fusion] > 0.4
+        assert scores["text+audio", fusion] > scores["audio", fusion]
     assert (config.out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert all(cell.emotion_interval is not None for cell in report.cells)
     assert report.random_modalities == ("video",)
