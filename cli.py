@@ -989,9 +989,16 @@ def _show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
 
     _print_rich(render_report(result.dev))
     print(
-        f"{result.run}: best epoch {result.best.epoch} of {len(result.history)}, "
+        f"{result.run}: {_tell_best(result)}, "
         f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
     )
+
+
+def _tell_best(result: "FinetuneResult") -> str:
+    epochs = len(result.history) - 1
+    if result.best.epoch == 0:
+        return f"none of {epochs} epochs was better on dev than the start, which was kept"
+    return f"best epoch {result.best.epoch} of {epochs}"
 
 
 def _show_evaluation(report: "EvalReport", run: Path, as_json: bool, *, errors: bool) -> None:

@@ -128,7 +128,10 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """parity: largest difference of logits before step 1; seconds: of training alone."""
+    """parity: largest difference of logits before step 1; seconds: of training alone.
+
+    history: begins with epoch 0, the start; where that is the best, it is what the run holds
+    """
 
     run: Path
     start: Path
@@ -144,7 +147,7 @@ class FinetuneResult:
             "run": str(self.run),
             "start": str(self.start),
             "best": dataclasses.asdict(self.best),
-            "epochs": len(self.history),
+            "epochs": len(self.history) - 1,
             "seconds": self.seconds,
             "parity": self.parity,
             "plan": dataclasses.asdict(self.plan),

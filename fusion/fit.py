@@ -75,11 +75,13 @@ class FitConfig:
 class EpochResult:
     """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels.
 
+    Fine-tuning also has an epoch 0: what it started from, with no train_loss.
+
     score: their mean, by which the best epoch is chosen
     """
 
     epoch: int
-    train_loss: float
+    train_loss: float | None
     dev_loss: float
     dev_emotion_f1: float | None
     dev_sentiment_f1: float | None

@@ -194,7 +194,13 @@ def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> N
     losses, scores = figure.subplots(1, 2)
     epochs = [each.epoch for each in history]
     best = max(history, key=lambda each: each.score)
-    losses.plot(epochs, [each.train_loss for each in history], label="train", color=_MODEL)
+    trained = [each for each in history if each.train_loss is not None]
+    losses.plot(
+        [each.epoch for each in trained],
+        [each.train_loss for each in trained],
+        label="train",
+        color=_MODEL,
+    )
     losses.plot(epochs, [each.dev_loss for each in history], label="dev", color="#d1783c")
     losses.set_ylabel("loss (both heads)")
     for name, color in (("emotion", _MODEL), ("sentiment", "#4d9a5b")):

@@ -27,7 +27,12 @@ def _losses(run: RunReport) -> Markup:
     return draw_lines(
         [
             Series(
-                name="train", points=tuple((each.epoch, each.train_loss) for each in run.history)
+                name="train",
+                points=tuple(
+                    (each.epoch, each.train_loss)
+                    for each in run.history
+                    if each.train_loss is not None
+                ),
             ),
             Series(
                 name="dev",

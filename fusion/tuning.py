@@ -141,16 +141,20 @@ class Tuning:
         self.model.eval()
 
     def _train(self, on_step: Callable[[StepResult], None]) -> None:
+        if not self.history:
+            self._keep(self._measure(epoch=0, seconds=0.0))  # what any epoch has to beat
         while not self._is_done():
             started = time.perf_counter()
             self._train_epoch(on_step)
-            result = self._measure(time.perf_counter() - started)
-            self.history.append(result)
-            if result is self.best:
-                self.progress.save_best(self.model, self.worker)
-            self.progress.write_history(self.history, self.worker)
+            self._keep(self._measure(epoch=self.epoch, seconds=time.perf_counter() - started))
             self.epoch, self.step, self.losses = self.epoch + 1, 0, []
             self._save()
+
+    def _keep(self, result: EpochResult) -> None:
+        self.history.append(result)
+        if result is self.best:
+            self.progress.save_best(self.model, self.worker)
+        self.progress.write_history(self.history, self.worker)
 
     @property
     def best(self) -> EpochResult:
@@ -161,9 +165,7 @@ class Tuning:
             return True
         # The heads' own epochs are a preparation: nobody's patience is tried by them.
         first = self.config.head_epochs + 1
-        return bool(self.history) and (
-            self.epoch - 1 - max(self.best.epoch, first) >= self.config.patience
-        )
+        return self.epoch - 1 - max(self.best.epoch, first) >= self.config.patience
 
     def _train_epoch(self, on_step: Callable[[StepResult], None]) -> None:
         self.model.let_encoders_learn(self.epoch > self.config.head_epochs)
@@ -276,7 +278,7 @@ class Tuning:
 
     # --------------------------------------------------------------------------- measuring
 
-    def _measure(self, seconds: float) -> EpochResult:
+    def _measure(self, *, epoch: int, seconds: float) -> EpochResult:
         output = predict_raw(
             self.model,
             self.dev,
@@ -288,8 +290,8 @@ class Tuning:
         emotion = _f1(data.emotion, output.emotion_logits)
         sentiment = _f1(data.sentiment, output.sentiment_logits)
         return EpochResult(
-            epoch=self.epoch,
-            train_loss=sum(self.losses) / len(self.train),
+            epoch=epoch,
+            train_loss=sum(self.losses) / len(self.train) if epoch else None,
             dev_loss=float(self.loss(output, data.emotion, data.sentiment)),
             dev_emotion_f1=emotion,
             dev_sentiment_f1=sentiment,

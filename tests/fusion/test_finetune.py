@@ -250,7 +250,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(
     in_parts = finetune(
         config_for(place, tmp_path / "run", tune=replace(STEADY, micro_batch_size=3))
     )
-    for one, other in zip(unbroken.history, in_parts.history, strict=True):
+    for one, other in zip(unbroken.history[1:], in_parts.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.dev_loss == pytest.approx(other.dev_loss, abs=1e-4)
 
@@ -420,7 +420,8 @@ def test_two_ray_train_workers_have_the_loss_curve_of_one(
 ) -> None:
     told: list[StepResult] = []
     two = finetune(config_for(place, tmp_path / "run", workers=2), on_step=told.append)
-    for one, other in zip(unbroken.history, two.history, strict=True):
+    assert len(two.history) == len(unbroken.history)
+    for one, other in zip(unbroken.history[1:], two.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert one.dev_loss == pytest.approx(other.dev_loss, abs=1e-4)
     assert not (tmp_path / "run" / "checkpoints" / "ray").exists()
@@ -520,4 +521,18 @@ def test_progress_on_disk_is_whole_or_not_there(place: Path, unbroken: FinetuneR
     state = progress.load_last()
     assert state is not None
     assert state["epoch"] == STEADY.epochs + 1
-    assert len(state["history"]) == STEADY.epochs
+    assert [each["epoch"] for each in state["history"]] == list(range(STEADY.epochs + 1))
+
+
+def test_the_start_is_kept_where_no_epoch_is_better(place: Path, tmp_path: Path) -> None:
+    """Rates at which every epoch forgets what the start knew."""
+    rates = LearningRates(text=0.5, heads=0.5)
+    wild = replace(STEADY, learning_rates=rates, epochs=2)
+    result = finetune(config_for(place, tmp_path / "run", tune=wild))
+    assert [each.epoch for each in result.history] == [0, 1, 2]
+    assert result.best.epoch == 0
+    assert result.history[0].train_loss is None
+    start = read_checkpoint(result.start).model.state_dict()
+    kept = read_checkpoint(result.run).model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in start.items())
+    assert result.dev.score == pytest.approx(result.history[0].score)
