@@ -8,13 +8,13 @@ DataLoader over the same tensors takes nearly twice as long, one over cache rows
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Event, Lock
 
 import torch
 from torch import Tensor
@@ -142,35 +142,40 @@ def fit_together(
     *,
     cores: int = 1,
 ) -> list[FitResult]:
-    """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which.
+    """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which, one call
+    at a time.
 
     All take as many steps an epoch as the one with most rows needs; where they have alike many
     rows, that is what each would take alone. Raises UsageError where a loss is no longer a number.
 
     cores: so many batched models, one thread each. Two threads on one batched model would wait for
-        each other after every small kernel, on a busy machine for most of the time.
+        each other after every small kernel, on a busy machine for most of the time. Which
+        trainings share a batched model decides the last bits.
     """
     steps = max(config.steps(len(training.train)) for training in trainings)
     groups = [range(start, len(trainings), cores) for start in range(min(cores, len(trainings)))]
     # Made one after another: drawing the masks' shapes borrows the process's random generator.
-    loops = [_Loop([trainings[number] for number in group], config, steps) for group in groups]
-
-    stop = threading.Event()
+    stop, one_at_a_time = Event(), Lock()
+    loops = [
+        _Loop([trainings[number] for number in group], config, steps, stop) for group in groups
+    ]
 
     def run(group: range, loop: _Loop) -> None:
         torch.set_num_threads(1)  # holds for the calling thread
-        while not loop.is_done() and not stop.is_set():
-            for number, result in loop.run_epoch():
-                on_epoch(group[number], result)
-
-    with one_thread(), ThreadPoolExecutor(max(1, len(groups) - 1)) as pool:
         try:
-            others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
-            run(groups[0], loops[0])  # here, where Ctrl-C arrives
-            for other in others:
-                other.result()
-        finally:
-            stop.set()  # after an error in one, nobody waits for the rest
+            while not loop.is_done():
+                for number, result in loop.run_epoch():
+                    with one_at_a_time:
+                        on_epoch(group[number], result)
+        except BaseException:  # Ctrl-C as well
+            stop.set()
+            raise
+
+    with one_thread(), ThreadPoolExecutor(len(groups)) as pool:
+        others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
+        run(groups[0], loops[0])  # here, where Ctrl-C arrives
+        for other in others:
+            other.result()
     results: dict[int, FitResult] = {}
     for group, loop in zip(groups, loops, strict=True):
         results |= zip(group, loop.finish(), strict=True)
@@ -200,8 +205,10 @@ class _Log:
 class _Loop:
     """Some trainings as one batched model."""
 
-    def __init__(self, trainings: Sequence[Training], config: FitConfig, steps: int) -> None:
-        self.trainings, self.config, self.steps = trainings, config, steps
+    def __init__(
+        self, trainings: Sequence[Training], config: FitConfig, steps: int, stop: Event
+    ) -> None:
+        self.trainings, self.config, self.steps, self.stop = trainings, config, steps, stop
         self.logs = [_Log() for _ in trainings]
         model, rows = trainings[0].model, trainings[0].train
         self.device = rows.present.device
@@ -222,7 +229,11 @@ class _Loop:
         self.epoch = 0
 
     def is_done(self) -> bool:
-        return self.epoch == self.config.epochs or all(each.stopped for each in self.logs)
+        return (
+            self.stop.is_set()
+            or self.epoch == self.config.epochs
+            or all(each.stopped for each in self.logs)
+        )
 
     def run_epoch(self) -> Iterator[tuple[int, EpochResult]]:
         """Yields (training, result) for each that has not stopped."""
@@ -236,6 +247,8 @@ class _Loop:
         ]
         total = torch.zeros(len(self.trainings))
         for indices in zip(*each_ones, strict=True):
+            if self.stop.is_set():
+                return
             total += self._step(indices) * torch.tensor([len(index) for index in indices])
         for number, (training, log_of) in enumerate(zip(self.trainings, self.logs, strict=True)):
             if not log_of.stopped:

@@ -1,6 +1,8 @@
 """Trainings side by side give what each would give alone."""
 
 import dataclasses
+import signal
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from fusion.data import FusionData
 from fusion.dropout import Dropout, MaskSource, random_bytes
-from fusion.fit import FitConfig, Training, fit_together, predict
+from fusion.fit import EpochResult, FitConfig, Training, fit_together, predict
 from fusion.joins import JOINS, FusionType
 from fusion.model import ModelConfig
 from fusion.rows import Rows
@@ -105,3 +107,21 @@ def test_a_mask_that_nobody_hands_in_is_drawn() -> None:
     dropout = Dropout(0.5)
     assert 0.3 < (dropout(torch.ones(1000)) == 0).float().mean() < 0.7
     assert torch.equal(dropout.eval()(torch.ones(10)), torch.ones(10))
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_interruption_ends_all_within_a_step(cores: int, load_planted: Callable) -> None:
+    """As Ctrl-C does: it reaches the waiting thread, never those that train."""
+    train, dev = load_planted("train", 200), load_planted("dev", 60)
+    trainings = [make_training(train, dev, ModelConfig(), seed=seed) for seed in range(2)]
+    config = dataclasses.replace(CONFIG, epochs=100_000, patience=100_000)
+    main, seen = threading.get_ident(), []
+
+    def interrupt(number: int, result: EpochResult) -> None:
+        seen.append(number)
+        if len(seen) == 3:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_together(trainings, config, interrupt, cores=cores)
+    assert len(seen) < 100
