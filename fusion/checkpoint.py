@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fusion.decoding import Decoding
 from fusion.model import FusionDims, FusionModel
-from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
+from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError, UsageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
@@ -124,6 +124,29 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def check_out(out: Path, *, begins: bytes) -> None:
+    """Before minutes of work for it: makes the folder of `out` and checks that it can be written.
+
+    begins: how every file of its kind begins; what begins otherwise is not replaced
+
+    Raises StorageError, or UsageError where something else stands there.
+    """
+    if out.is_dir():
+        raise StorageError(f"cannot write {out}: it is a folder; --out takes a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        head = b""
+        if out.exists():
+            with out.open("rb") as file:
+                head = file.read(len(begins))
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error}") from error
+    if head and head != begins:
+        raise UsageError(f"{out} is another kind of file, and stays; name another --out")
+    if not os.access(out.parent, os.W_OK):
+        raise StorageError(f"cannot write {out}: no permission in {out.parent}")
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -10,6 +10,7 @@ caches of train (and dev) -> rows in folds, whole dialogues
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from fusion.bootstrap import (
     mean_interval,
     weighted_f1_of,
 )
-from fusion.checkpoint import write_whole
+from fusion.checkpoint import check_out, write_whole
 from fusion.data import FusionData, load_split, pool_splits
 from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
 from fusion.losses import UNLABELLED
@@ -38,7 +39,7 @@ from fusion.metrics import Labels
 from fusion.model import InputKind, ModelConfig
 from fusion.rows import Rows
 from fusion.train import build_model, check_modalities, choose_device
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MismatchError
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 
@@ -150,7 +151,9 @@ class Fold:
 
 
 def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) -> CrossvalReport:
-    """Raises UsageError, InputError, StorageError or RecipeMismatch."""
+    """Raises UsageError, InputError, StorageError or MismatchError."""
+    if config.out is not None:
+        check_out(config.out, begins=b'{\n  "dialogues": ')
     data = load_pooled(config)
     folds = make_folds(data, config.folds, seed=config.seed)
     started = time.perf_counter()
@@ -176,11 +179,19 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
 
 
 def load_pooled(config: CrossvalConfig) -> FusionData:
+    """Raises MismatchError where the features have seen the labels of train already."""
     parts: list[FusionData] = []
     for split in config.splits:
         wanted = parts[0].modalities if parts else config.modalities
         parts.append(load_split(config.features, split, modalities=wanted, input=config.input))
-    return pool_splits(parts)
+    data = pool_splits(parts)
+    tuned = [spec.modality for spec in data.recipe.encoders if spec.weights == "finetuned"]
+    if "train" in config.splits and set(tuned) & set(data.modalities):
+        raise MismatchError(
+            f"{config.features}: these encoders ({', '.join(tuned)}) were fine-tuned on the labels "
+            "of train, so no fold of it is unseen; cross-validate features of frozen encoders"
+        )
+    return data
 
 
 def make_folds(data: FusionData, folds: int, *, seed: int) -> list[Fold]:
@@ -194,18 +205,46 @@ def make_folds(data: FusionData, folds: int, *, seed: int) -> list[Fold]:
         )
     labels = data.emotion.numpy()
     made = []
-    for rest, measure in _split(labels, dialogue, folds, seed):
+    for number, (rest, measure) in enumerate(_split(labels, dialogue, folds, seed), start=1):
         among = min(_CHOOSING, len(np.unique(dialogue[rest])))
-        train, choose = next(iter(_split(labels[rest], dialogue[rest], among, seed)))
-        made.append(Fold(train=rest[train], choose=rest[choose], measure=measure))
+        if among < 2:
+            raise InputError(
+                f"fold {number} of {folds} leaves one dialogue, which cannot both train and choose "
+                "the epoch; ask for more --folds, or take more dialogues"
+            )
+        train, choose = _split(labels[rest], dialogue[rest], among, seed)[0]
+        fold = Fold(train=rest[train], choose=rest[choose], measure=measure)
+        _check_fold(data, fold, f"fold {number} of {folds}")
+        made.append(fold)
     return made
+
+
+def _check_fold(data: FusionData, fold: Fold, name: str) -> None:
+    """Raises InputError where there is nothing to learn from, or nothing to choose by."""
+    train = data.take(fold.train)
+    for column, modality in enumerate(train.modalities):
+        if not train.present[:, column].any():
+            raise InputError(
+                f"{name}: {modality} is absent in all {len(train)} rows to train on; leave it out "
+                "with --modalities, or ask for other --folds"
+            )
+    for part, use in ((train, "train on"), (data.take(fold.choose), "choose the epoch by")):
+        if not part.has_labels:
+            raise InputError(
+                f"{name}: none of the {len(part)} rows to {use} has a label; ask for other --folds"
+            )
 
 
 def _split(
     labels: Labels, dialogue: Labels, folds: int, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    if np.unique(labels, return_counts=True)[1].max() < folds:
+        labels = np.zeros_like(labels)  # no class has enough rows to be spread
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels)), labels, dialogue))
+    with warnings.catch_warnings():
+        # It warns of a class with fewer rows than there are folds: rare emotions are that.
+        warnings.simplefilter("ignore", UserWarning)
+        return list(splitter.split(np.zeros(len(labels)), labels, dialogue))
 
 
 def _predict_unseen(
@@ -297,6 +336,8 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
                 style="bold" if metric.name == "weighted F1" else "",
             )
     lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    if report.settings["input"] == "embedding":
+        lines.append("the 128-d embeddings are a projection fitted on all of train, without labels")
     lines.append(
         "every row is predicted by trainings that saw nothing of its dialogue; the interval says "
         "how far other dialogues would move the mean"

@@ -57,6 +57,11 @@ class FusionData:
         return len(self.keys)
 
     @property
+    def has_labels(self) -> bool:
+        """Of either kind, in any row."""
+        return bool(((self.emotion != UNLABELLED) | (self.sentiment != UNLABELLED)).any())
+
+    @property
     def turns(self) -> Turns:
         """Where each row stands in its dialogue."""
         return Turns.of(self.keys, self.speaker)
@@ -103,7 +108,7 @@ def load_split(
             "or train on raw features"
         )
     data = _to_tensors(read_cache(path, modalities=chosen, want=(input,)), chosen, input)
-    if not ((data.emotion != UNLABELLED) | (data.sentiment != UNLABELLED)).any():
+    if not data.has_labels:
         raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
     _check_features(data, path)
     return data

@@ -8,7 +8,6 @@ import base64
 import json
 import logging
 import math
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fusion.checkpoint import write_whole
+from fusion.checkpoint import check_out, write_whole
 from fusion.compare import Comparison, compare_predictions, match_rows
 from fusion.metrics import HeadReport
 from fusion.run_charts import draw_charts
 from fusion.run_report import RunReport, gather
-from pipeline.errors import InputError, MismatchError, StorageError
+from pipeline.errors import InputError, MismatchError
 from pipeline.schema import SPLITS, Split
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def write_html_report(
 ) -> tuple[RunReport, ...]:
     """Measures the runs and writes the page.
 
-    Raises StorageError where it cannot be written, and what reading the runs raises.
+    Raises StorageError or UsageError where it cannot be written, and what reading the runs raises.
     """
     _check_paths(config)
     ablation = read_ablation(config.ablation) if config.ablation else ()
@@ -155,15 +154,7 @@ def _command(config: HtmlReportConfig) -> str:
 
 def _check_paths(config: HtmlReportConfig) -> None:
     """Before minutes of work, and before test is looked at for nothing."""
-    out = config.out
-    if out.is_dir():
-        raise StorageError(f"cannot write {out}: it is a folder; --out takes a file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error}") from error
-    if not os.access(out.parent, os.W_OK):
-        raise StorageError(f"cannot write {out}: no permission in {out.parent}")
+    check_out(config.out, begins=b"<!doctype html>")
     if config.data is not None and not config.data.is_dir():
         raise InputError(f"{config.data}: no such folder; --data takes the folder with the clips")
 

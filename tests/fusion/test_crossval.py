@@ -20,7 +20,13 @@ from fusion.fit import FitConfig
 from fusion.metrics import weighted_f1
 from fusion.model import ModelConfig
 from pipeline.cache import FeatureCache, write_cache
-from pipeline.errors import InputError, RecipeMismatch, UsageError
+from pipeline.errors import (
+    InputError,
+    MismatchError,
+    RecipeMismatch,
+    StorageError,
+    UsageError,
+)
 from pipeline.schema import EMOTIONS
 
 QUICK = FitConfig(epochs=10, learning_rate=3e-3, batch_size=32)
@@ -158,3 +164,90 @@ def test_scores_of_a_seed_are_those_of_its_rows_together(config: CrossvalConfig)
     assert f1.by_seed[0] != pytest.approx(np.mean(f1.by_training), abs=1e-6)
     assert f1.by_seed[0] == pytest.approx(np.mean(f1.by_training), abs=0.05)
     assert weighted_f1(np.array([0, 1]), np.array([0, 1])) == 1
+
+
+def test_features_of_encoders_that_saw_the_labels_of_train_are_refused(
+    config: CrossvalConfig,
+    write_split: Callable[..., FeatureCache],
+    planted_recipe: Callable,
+) -> None:
+    recipe = planted_recipe(["text", "audio"])
+    text, audio = recipe.encoders
+    tuned = dataclasses.replace(
+        recipe, encoders=(dataclasses.replace(text, weights="finetuned"), audio)
+    )
+    write_split("train", 60, recipe=tuned)
+    write_split("dev", 60, recipe=tuned)
+    with pytest.raises(MismatchError, match="fine-tuned on the labels of train"):
+        crossval(config)
+    load_pooled(dataclasses.replace(config, modalities=("audio",)))  # that encoder was not
+    load_pooled(dataclasses.replace(config, splits=("dev",)))
+
+
+def test_a_modality_that_a_fold_never_sees_is_refused(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    """Its standardisation would be no numbers, and so would every prediction."""
+    for split, rows in (("train", 300), ("dev", 60)):
+        cache = plant_cache(split, rows)
+        present = {"text": np.ones(rows, np.bool_), "audio": np.arange(rows) < 2}
+        if split == "dev":
+            present["audio"][:] = False
+        write_cache(config.features / f"{split}.h5", dataclasses.replace(cache, present=present))
+    with pytest.raises(InputError, match=r"fold . of 3: audio is absent in all"):
+        crossval(config)
+
+
+def test_an_epoch_is_never_chosen_on_rows_without_labels(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    for split, rows in (("train", 300), ("dev", 60)):
+        cache = plant_cache(split, rows)
+        labels = {
+            name: [label if row % 60 < 5 else "" for row, label in enumerate(getattr(cache, name))]
+            for name in ("emotion", "sentiment")
+        }
+        write_cache(config.features / f"{split}.h5", dataclasses.replace(cache, **labels))
+    with pytest.raises(InputError, match=r"rows to (train on|choose the epoch by) has a label"):
+        crossval(config)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("rows", "folds"), [(25, 5), (20, 2), (60, 12)])
+def test_few_rows_are_dealt_by_dialogue_alone_without_a_librarys_warning(
+    rows: int, folds: int, config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", rows)
+    write_split("dev", 10)
+    made = make_folds(load_pooled(config), folds, seed=0)
+    assert sorted(np.concatenate([fold.measure for fold in made])) == list(range(rows + 10))
+    assert all(len(part) for fold in made for part in (fold.train, fold.choose, fold.measure))
+
+
+def test_a_fold_that_leaves_one_dialogue_is_told_in_one_line(
+    config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 10)
+    write_split("dev", 5)
+    with pytest.raises(InputError, match="leaves one dialogue"):
+        crossval(dataclasses.replace(config, folds=2))
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [(".", StorageError), ("features/train.h5", UsageError), ("features/dev.h5/x", StorageError)],
+)
+def test_nothing_is_trained_where_the_result_cannot_be_written(
+    out: str, error: type[Exception], config: CrossvalConfig, tmp_path: Path
+) -> None:
+    before = (config.features / "train.h5").read_bytes()
+    with pytest.raises(error):
+        crossval(dataclasses.replace(config, out=tmp_path / out), lambda *_: pytest.fail("trained"))
+    assert (config.features / "train.h5").read_bytes() == before
+
+
+def test_a_result_replaces_an_earlier_one(config: CrossvalConfig, tmp_path: Path) -> None:
+    once = dataclasses.replace(config, seeds=1, folds=2, out=tmp_path / "deep" / "crossval.json")
+    crossval(once)
+    crossval(once)
+    assert json.loads((tmp_path / "deep" / "crossval.json").read_text())["seeds"] == 1
