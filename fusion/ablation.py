@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from fusion.bootstrap import Interval, mean_interval
 from fusion.checkpoint import write_whole
@@ -94,9 +95,12 @@ class Cell:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
-        """Raises KeyError, TypeError or ValueError where `values` is no such thing."""
+        """Raises AttributeError, KeyError, TypeError or ValueError where `values` is no such
+        thing."""
         intervals = {
-            name: None if values[name] is None else Interval(**values[name])
+            name: None
+            if values[name] is None
+            else Interval(**{bound: float(value) for bound, value in values[name].items()})
             for name in ("emotion_interval", "sentiment_interval")
         }
         return cls(
@@ -145,15 +149,15 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         for subset in choose_subsets(train.modalities)
         for fusion in config.fusions or tuple(JOINS)
     ]
-    settings = _settings_hash(config, train)
+    hashes = _hash_cells(config, (train, dev, measured))
     done: list[Cell] = []
     reused = 0
     _make_folder(config.out / "cells")
     looks = record_look(config.out, "ablate") if config.split == "test" else 0
     for number, (subset, fusion) in enumerate(cells):
         on_progress(number, len(cells))
-        path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{settings[:12]}.json"
-        cell = _read_cell(path)
+        path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
+        cell = _read_cell(path, subset, fusion)
         if cell is None:
             parts = [data.select(subset) for data in (train, dev, measured)]
             cell = _measure_cell(config, fusion, *parts)
@@ -192,18 +196,33 @@ def _load(config: AblateConfig) -> tuple[FusionData, FusionData, FusionData]:
     return train, dev, test
 
 
-def _settings_hash(config: AblateConfig, train: FusionData) -> str:
-    """Of all that decides a cell but its own modalities and fusion."""
-    settings = describe_config(replace(config, out=Path(), modalities=None, fusions=None))
-    labels = [str((key, text)) for key, text in zip(train.keys, train.text, strict=True)]
-    told = [
-        settings,
-        train.recipe.fingerprint,
-        train.projection_hash,
-        labels,
-        train.emotion.tolist(),
+def _hash_cells(
+    config: AblateConfig, splits: Sequence[FusionData]
+) -> dict[tuple[Modality, ...], str]:
+    """Of each subset: all that decides its cells but the fusion. Settings, rows and features."""
+    unsaid = replace(config, out=Path(), features=Path(), modalities=None, fusions=None)
+    rows = [
+        [list(map(str, data.keys)), data.speaker, data.emotion.tolist(), data.sentiment.tolist()]
+        for data in splits
     ]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    made = [splits[0].recipe.fingerprint, splits[0].projection_hash]
+    told = json.dumps([describe_config(unsaid), made, rows], sort_keys=True)
+    modalities = splits[0].modalities
+    features = {name: [_hash_features(data, name) for data in splits] for name in modalities}
+    return {
+        subset: hashlib.sha256(
+            json.dumps([told, *(features[name] for name in subset)]).encode()
+        ).hexdigest()
+        for subset in choose_subsets(modalities)
+    }
+
+
+def _hash_features(data: FusionData, modality: Modality) -> str:
+    present = data.present[:, data.modalities.index(modality)]
+    digest = hashlib.sha256(present.numpy().tobytes())
+    if modality in data.features:
+        digest.update(data.features[modality].numpy().data)
+    return digest.hexdigest()
 
 
 def _make_folder(folder: Path) -> None:
@@ -213,15 +232,25 @@ def _make_folder(folder: Path) -> None:
         raise StorageError(f"cannot make {folder}: {error}") from error
 
 
-def _read_cell(path: Path) -> Cell | None:
+def _read_cell(path: Path, subset: tuple[Modality, ...], fusion: FusionType) -> Cell | None:
     """None where it is still to be made."""
     try:
-        return Cell.from_dict(json.loads(path.read_bytes()))
+        cell = Cell.from_dict(json.loads(path.read_bytes()))
+        if (cell.modalities, cell.fusion) != (subset, fusion):
+            raise ValueError(f"it is of {cell.name}, {cell.fusion}")
+        return cell
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CacheCorrupt(f"{path}: no cell of an ablation ({error!r}); delete it") from error
 
 
@@ -284,14 +313,15 @@ def render_ablation(report: AblationReport) -> RenderableType:
         lines.append("dev also chose the epochs, which flatters every row alike")
     else:
         lines.append(describe_looks(report.test_looks).replace("this run", f"{report.out}"))
-    return Group(table, *lines)
+    return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
 
 
 def _told(scores: Sequence[float], bounds: Interval | None) -> str:
     if not scores:
         return "no labels"
     between = "" if bounds is None else f" [{bounds.low:.3f}, {bounds.high:.3f}]"
-    return f"{np.mean(scores):.3f}{between} ± {np.std(scores):.3f}"
+    spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.3f}{between}{spread}"
 
 
 def _plot(report: AblationReport, path: Path) -> None:

@@ -330,7 +330,7 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
                 f"{head}: {metric.name}",
                 f"{metric.mean:.3f}",
                 "too few dialogues" if bounds is None else f"{bounds.low:.3f} to {bounds.high:.3f}",
-                f"{metric.over_seeds:.3f}",
+                f"{metric.over_seeds:.3f}" if report.seeds > 1 else "-",
                 f"{metric.over_folds:.3f}",
                 f"{metric.majority:.3f}",
                 style="bold" if metric.name == "weighted F1" else "",

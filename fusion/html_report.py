@@ -54,8 +54,9 @@ class HtmlReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """Trainings that differ in their seed alone; one score a seed."""
+    """Trainings that differ in their seed alone, measured on `split`; one score a seed."""
 
+    split: str
     modalities: str
     fusion: str
     emotion_f1: tuple[float, ...]
@@ -128,19 +129,20 @@ def render_page(
 def read_ablation(path: Path) -> tuple[AblationRow, ...]:
     """Raises InputError where it is no such file."""
     try:
-        rows = json.loads(path.read_bytes())["rows"]
+        told = json.loads(path.read_bytes())
         return tuple(
             AblationRow(
+                split=str(told["split"]),
                 modalities=" + ".join(map(str, row["modalities"])),
                 fusion=str(row["fusion"]),
                 emotion_f1=tuple(map(float, row["emotion_f1"])),
                 sentiment_f1=tuple(map(float, row["sentiment_f1"])),
             )
-            for row in rows
+            for row in told["rows"]
         )
     except OSError as error:
         raise InputError(f"--ablation {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
 
 
@@ -176,7 +178,9 @@ def _scale(runs: Sequence[RunReport]) -> tuple[float, float]:
         for head in (run.evaluation.emotion, run.evaluation.sentiment)
         for value in (head.model.weighted_f1, head.majority.weighted_f1, *_bounds(head))
     ]
-    return max(0.0, math.floor(10 * min(values)) / 10), min(1.0, math.ceil(10 * max(values)) / 10)
+    low, high = math.floor(10 * min(values)) / 10, min(1.0, math.ceil(10 * max(values)) / 10)
+    low = min(low, high - 0.1)  # where all are the same
+    return (low, high) if low >= 0 else (0.0, 0.1)
 
 
 def _differences(runs: Sequence[RunReport]) -> list[Comparison | None]:
@@ -201,7 +205,7 @@ def _bounds(head: HeadReport) -> tuple[float, ...]:
 def _mean_spread(values: Sequence[float]) -> str:
     if not values:
         return "none"
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    spread = f" ± {np.std(values):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 
 

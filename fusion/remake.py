@@ -103,13 +103,13 @@ def _command(
     lines: list[str] = []
     for name, value in differing.items():
         if isinstance(value, Mapping):
-            known = default.get(name)
-            lines += _toml(name, value, known if isinstance(known, Mapping) else {})
+            lines += _toml(name, value, default.get(name))
     return shlex.join([*words, "--config", config] if lines else words), "\n".join(lines)
 
 
-def _toml(table: str, values: Mapping[str, Any], default: Mapping[str, Any]) -> Iterator[str]:
+def _toml(table: str, values: Mapping[str, Any], default: Any) -> Iterator[str]:
     """Lines for what differs from the default. JSON's scalars and lists are TOML's."""
+    default = default if isinstance(default, Mapping) else {}
     plain = [
         f"{name} = {json.dumps(value)}"
         for name, value in values.items()
@@ -119,4 +119,4 @@ def _toml(table: str, values: Mapping[str, Any], default: Mapping[str, Any]) -> 
         yield from (f"[{table}]", *plain)
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _toml(f"{table}.{name}", value, default.get(name) or {})
+            yield from _toml(f"{table}.{name}", value, default.get(name))

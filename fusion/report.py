@@ -4,8 +4,10 @@ Plots are drawn on figures of their own (no pyplot), so nothing global is touche
 is needed.
 """
 
+import dataclasses
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def render_report(report: EvalReport) -> RenderableType:
 
 
 def describe_presence(report: EvalReport) -> str:
-    """ "text 100 %, video 98 % (video: RANDOM WEIGHTS)" """
+    """ "text 100%, video 98% (video: RANDOM WEIGHTS)" """
     shares = [
         f"{each.modality} {each.rows / max(report.rows, 1):.0%}"
         + (f" ({each.modality}: RANDOM WEIGHTS)" if each.random_weights else "")
@@ -61,7 +63,7 @@ def describe_presence(report: EvalReport) -> str:
 def _summary_table(report: EvalReport) -> Table:
     heads = {"emotion": report.emotion, "sentiment": report.sentiment}
     table = Table(
-        title=f"{report.run}, {report.split}",
+        title=Text(f"{report.run}, {report.split}", style="table.title"),  # [ ] is no markup here
         title_justify="left",
         caption_justify="left",
         pad_edge=False,  # so that it fits into 80 columns
@@ -181,7 +183,8 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
         axes = figure.subplots(1, 2, width_ratios=[each[2] + 2 for each in heads])
         for axis, (name, head, _) in zip(axes, heads, strict=True):
             draw(axis, name, head)
-        figure.suptitle(f"{report.run} on {report.split} ({describe_presence(report)})", size=11)
+        title = f"{report.run} on {report.split} ({describe_presence(report)})"
+        figure.suptitle(title, size=11, parse_math=False)  # a folder's name may hold $
     paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
     for figure, path in zip((confusion, classes), paths, strict=True):
         save_figure(figure, path)
@@ -214,7 +217,7 @@ def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> N
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axis)
         axis.legend(frameon=False)
-    figure.suptitle(title, size=11)
+    figure.suptitle(title, size=11, parse_math=False)
     save_figure(figure, path)
 
 
@@ -222,10 +225,14 @@ def read_history(path: Path) -> list[EpochResult]:
     """`history.jsonl` of a run. Raises CacheCorrupt or StorageError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [EpochResult(**json.loads(line)) for line in lines]
+        history = [EpochResult(**json.loads(line)) for line in lines]
+        for value in (value for each in history for value in dataclasses.astuple(each)):
+            if value is not None and type(value) not in (int, float):
+                raise TypeError(f"{value!r} is no number")
+        return history
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: not a training history ({error})") from error
 
 
@@ -285,5 +292,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
+    with warnings.catch_warnings():
+        # A folder's name in letters that the font lacks: boxes, and nothing to be told of.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(content, format="png", dpi=130)
     write_whole(path, content.getvalue())

@@ -1,5 +1,6 @@
 """The ablation: each cell once, and what was planted stands in the table."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fusion.ablation import AblateConfig, ablate, render_ablation
 from fusion.fit import FitConfig
 from fusion.html_report import read_ablation
 from fusion.looks import count_looks
 from fusion.model import ModelConfig
-from pipeline.cache import FeatureCache
+from pipeline.cache import FeatureCache, write_cache
 from pipeline.errors import CacheCorrupt, UsageError
+from pipeline.schema import Split
 
 
 @pytest.fixture
@@ -72,6 +75,34 @@ def test_other_settings_or_features_use_no_old_cell(
     assert ablate(few).reused == 0
 
 
+@pytest.mark.parametrize("what", ["emotion", "sentiment", "speaker", "present", "raw"])
+@pytest.mark.parametrize("split", ["dev", "train"])
+def test_what_a_cell_was_measured_on_is_part_of_it(
+    what: str, split: Split, config: AblateConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    few = replace(config, modalities=("text",), fusions=("late",), seeds=1)
+    ablate(few)
+    rows = {"train": 240, "dev": 80}[split]
+    cache = plant_cache(split, rows, modalities=("text", "video", "audio"), strength=4.0)
+    value = getattr(cache, what)
+    if isinstance(value, dict):
+        column = value["text"].copy()
+        column[-1] = 0
+        changed: object = {**value, "text": column}
+    else:
+        changed = [*value[:-1], "" if what != "speaker" else "Ross"]
+    write_cache(few.features / f"{split}.h5", replace(cache, **{what: changed}))
+    assert ablate(few).reused == 0
+    assert ablate(few).reused == 1
+
+
+def test_features_that_were_moved_use_the_old_cells(config: AblateConfig) -> None:
+    few = replace(config, modalities=("text",), fusions=("late",), seeds=1)
+    ablate(few)
+    moved = few.features.rename(few.features.with_name("moved"))
+    assert ablate(replace(few, features=moved)).reused == 1
+
+
 def test_looking_at_test_is_written_down(config: AblateConfig) -> None:
     few = replace(config, modalities=("text",), fusions=("late",))
     assert ablate(few).test_looks == 0
@@ -85,15 +116,36 @@ def test_the_report_page_reads_what_is_written(config: AblateConfig) -> None:
     rows = read_ablation(config.out / "ablation.json")
     assert [row.modalities for row in rows] == ["text", "audio", "text + audio"]
     assert rows[-1].emotion_f1 == report.cells[-1].emotion_f1
+    assert {row.split for row in rows} == {"dev"}
 
 
 def test_a_damaged_cell_is_named(config: AblateConfig) -> None:
     few = replace(config, modalities=("text",), fusions=("late",))
     ablate(few)
     cell = next((config.out / "cells").iterdir())
-    cell.write_text(json.dumps({"modalities": ["text"]}))
-    with pytest.raises(CacheCorrupt, match=cell.name):
-        ablate(few)
+    whole = json.loads(cell.read_bytes())
+    for damage in (
+        {"modalities": ["text"]},
+        [],
+        {**whole, "modalities": ["audio"]},
+        {**whole, "fusion": "gated"},
+        {**whole, "emotion_interval": 5},
+        {**whole, "emotion_interval": {"value": "x", "low": 0, "high": 1}},
+        {**whole, "emotion_f1": [10**400]},
+    ):
+        cell.write_text(json.dumps(damage))
+        with pytest.raises(CacheCorrupt, match=cell.name):
+            ablate(few)
+
+
+def test_a_folders_name_is_no_markup(config: AblateConfig) -> None:
+    out = config.out.with_name("x[") / "red]y"
+    few = replace(config, modalities=("text",), fusions=("late",), seeds=1, split="test", out=out)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_ablation(ablate(few)))
+    told = console.export_text()
+    assert f"test was looked at once with {out}" in told
+    assert "±" not in told.splitlines()[4]  # one seed has no spread
 
 
 @pytest.mark.parametrize(

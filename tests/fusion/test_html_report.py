@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fusion.bootstrap import Interval
 from fusion.checkpoint import read_checkpoint
 from fusion.finetune import FinetuneConfig
 from fusion.fit import FitConfig
@@ -20,12 +21,13 @@ from fusion.html_report import HtmlReportConfig, read_ablation, render_page, wri
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
 from fusion.remake import remake
+from fusion.report import read_history
 from fusion.run_report import RunReport, gather
 from fusion.stills import WIDTH, read_stills
 from fusion.train import TrainConfig, train_fusion
 from fusion.tuning import TuneConfig
 from pipeline.cache import write_cache
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.schema import ClipKey
 from pipeline.settings import build_config, describe_config
 
@@ -224,6 +226,44 @@ def test_runs_on_other_rows_have_no_difference(gathered):
     assert "+0.000" not in Reader(render_page([gathered, other], split="dev")).words
 
 
+@pytest.mark.parametrize("f1", [0.0, 1.0])
+def test_runs_that_score_all_alike_have_a_scale(gathered, f1):
+    """Of a split with one emotion both the model and the majority are right everywhere."""
+
+    def same(head):
+        scores = dataclasses.replace(head.model, weighted_f1=f1)
+        bounds = Interval(value=f1, low=f1, high=f1)
+        return dataclasses.replace(head, model=scores, majority=scores, weighted_f1_interval=bounds)
+
+    evaluation = dataclasses.replace(
+        gathered.evaluation,
+        emotion=same(gathered.evaluation.emotion),
+        sentiment=same(gathered.evaluation.sentiment),
+    )
+    run = dataclasses.replace(gathered, evaluation=evaluation)
+    assert f"{f1:.3f}" in Reader(render_page([run, run], split="dev")).words
+
+
+@pytest.mark.parametrize("settings", [{"model": {"fusion": {"x": 1}}}, {"seed": {"x": 1}}, {}])
+def test_settings_of_another_shape_are_shown_all_the_same(gathered, folder, settings):
+    checkpoint = read_checkpoint(folder / RUN_NAME)
+    checkpoint = dataclasses.replace(checkpoint, settings=settings)
+    made = remake(checkpoint, folder / RUN_NAME, data=None)
+    assert made.commands[-1].startswith("meld train-fusion")
+
+
+def test_a_history_that_holds_no_numbers_is_named(tmp_path):
+    epoch = dict.fromkeys(("epoch", "train_loss", "dev_loss", "score", "seconds"), 1)
+    epoch |= {"dev_emotion_f1": 0.5, "dev_sentiment_f1": None, "learning_rate": 0.1}
+    path = tmp_path / "history.jsonl"
+    path.write_text(json.dumps(epoch))
+    assert read_history(path)[0].dev_sentiment_f1 is None
+    for damage in ("[]", json.dumps({**epoch, "train_loss": "x"}), "[" * 100_000):
+        path.write_text(damage)
+        with pytest.raises(CacheCorrupt, match=r"history\.jsonl: not a training history"):
+            read_history(path)
+
+
 def test_the_commands_give_the_settings_again(gathered, folder):
     [extract, train] = gathered.remake.commands
     assert shlex.split(extract)[:2] == ["meld", "extract"]
@@ -267,12 +307,15 @@ def test_an_ablation_is_a_table(gathered, tmp_path):
     row = {"modalities": ["text", "audio"], "fusion": "<gated>", "seeds": [0, 1]}
     row |= {"emotion_f1": [0.5, 0.6], "sentiment_f1": [0.7, 0.7]}
     path = tmp_path / "ablation.json"
-    path.write_text(json.dumps({"rows": [row]}))
-    words = Reader(render_page([gathered], split="dev", ablation=read_ablation(path))).words
-    assert "text + audio <gated> 2 0.550 ± 0.071 0.700 ± 0.000" in words
-    path.write_text('{"rows": [{"modalities": 3}]}')
-    with pytest.raises(InputError, match=r"ablation\.json: not what meld ablate writes"):
-        read_ablation(path)
+    path.write_text(json.dumps({"split": "dev", "rows": [row]}))
+    words = Reader(render_page([gathered], split="test", ablation=read_ablation(path))).words
+    assert "text + audio <gated> 2 0.550 ± 0.050 0.700 ± 0.000" in words  # as meld ablate says
+    assert "weighted F1 on dev, mean" in words  # whatever the page is on
+    too_large = json.dumps({"split": "dev", "rows": [{**row, "emotion_f1": [10**400]}]})
+    for damage in ('{"split": "dev", "rows": [{"modalities": 3}]}', too_large):
+        path.write_text(damage)
+        with pytest.raises(InputError, match=r"ablation\.json: not what meld ablate writes"):
+            read_ablation(path)
 
 
 def test_a_still_is_a_small_jpeg_and_a_missing_clip_has_none(corpus):
@@ -295,6 +338,12 @@ def test_nothing_is_measured_where_the_page_cannot_be_written(folder, tmp_path):
     for out in (tmp_path, tmp_path / "file" / "report.html"):
         with pytest.raises(StorageError, match="cannot write"):
             write_html_report(HtmlReportConfig(runs=runs, out=out))
+    cache = folder / "features" / "train.h5"
+    before = cache.read_bytes()
+    for out in (cache, folder / RUN_NAME / "config.json"):
+        with pytest.raises(UsageError, match="another kind of file"):
+            write_html_report(HtmlReportConfig(runs=runs, out=out))
+    assert cache.read_bytes() == before
     out = tmp_path / "report.html"
     with pytest.raises(InputError, match="no such folder; --data"):
         write_html_report(HtmlReportConfig(runs=runs, out=out, data=tmp_path / "none"))
