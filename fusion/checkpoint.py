@@ -94,7 +94,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             projection_hash=config["projection_hash"],
             emotion_counts=_counts(config["label_counts"]["emotion"]),
             sentiment_counts=_counts(config["label_counts"]["sentiment"]),
-            settings=config["settings"],
+            settings=_settings(config["settings"]),
             features=Path(config["features"]),
             finetuned=_modalities(config["finetuned"]),
             data=None if config["data"] is None else Path(config["data"]),
@@ -175,6 +175,12 @@ def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
         raise ValueError(f"label counts {values!r} are no counts")
     return tuple(values)
+
+
+def _settings(values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"settings {values!r} are no table")
+    return values
 
 
 def _modalities(values: Any) -> tuple[Modality, ...]:

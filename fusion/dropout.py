@@ -82,7 +82,7 @@ class MaskSource:
         masks, start = {}, 0
         for site in self.sites:
             part = random[:, :, start : start + site.width]
-            dropped = round(site.chance * 256)
+            dropped = min(round(site.chance * 256), 255)
             mask = (part >= dropped).to(torch.float32).mul_(256 / (256 - dropped))
             masks[site.buffer] = mask.view(*random.shape[:2], *site.shape)
             start += site.width

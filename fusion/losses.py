@@ -1,5 +1,6 @@
 """What training minimises: cross-entropy of both heads, rare classes weighing more."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,9 @@ class LossConfig:
             raise ValueError(f"class_weight_power must be in [0, 2]: {self.class_weight_power}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-        if min(self.emotion_weight, self.sentiment_weight) < 0:
-            raise ValueError("emotion_weight and sentiment_weight must not be negative")
+        for name in ("emotion_weight", "sentiment_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
         if self.emotion_weight + self.sentiment_weight == 0:
             raise ValueError("one of emotion_weight and sentiment_weight must be above 0")
 

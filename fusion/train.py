@@ -93,8 +93,8 @@ def train_fusion(
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
-    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=[config.features])
     model = build_model(train, config.model, seed=config.seed).to(device)
+    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=[config.features])
     with closing(_EpochLog(run)) as epoch_log:
 
         def follow(result: EpochResult) -> None:
@@ -169,7 +169,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionModel:
-    """A fresh model for train's features, standardisation taken from them."""
+    """A fresh model for train's features, standardisation taken from them.
+
+    Raises UsageError where it is too large for this machine.
+    """
     dims = FusionDims(
         modalities=tuple(
             ModalityDims(
@@ -182,8 +185,14 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionM
         input=train.input,
         model=config,
     )
-    with seeded(seed):
-        model = FusionModel(dims)
+    try:
+        with seeded(seed):
+            model = FusionModel(dims)
+    except RuntimeError as error:  # PyTorch's word for too little memory
+        raise UsageError(
+            f"a model of hidden = {config.hidden}, projection = {config.projection} cannot be "
+            f"built: {str(error).splitlines()[0]}"
+        ) from error
     model.fit_standardisation(train.features, train.present)
     return model
 

@@ -72,3 +72,6 @@ def test_settings_out_of_range_are_refused():
         LossConfig(label_smoothing=1.0)
     with pytest.raises(ValueError, match="above 0"):
         LossConfig(emotion_weight=0, sentiment_weight=0)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="sentiment_weight must be finite"):
+            LossConfig(sentiment_weight=wrong)

@@ -347,6 +347,29 @@ def test_dims_that_ask_for_all_memory_are_refused_before_taking_it(run):
         read_checkpoint(run)
 
 
+def test_a_run_whose_settings_are_no_table_is_refused(run):
+    rewrite_config(run, settings=5)
+    with pytest.raises(CacheCorrupt, match="settings 5 are no table"):
+        read_checkpoint(run)
+
+
+def test_a_model_too_large_to_build_is_one_line_and_costs_no_earlier_run(config, run):
+    huge = dataclasses.replace(config, overwrite=True, model=ModelConfig(hidden=10**12))
+    with pytest.raises(UsageError, match=r"hidden = 1000000000000.*cannot be built") as raised:
+        train_fusion(huge)
+    assert len(str(raised.value).splitlines()) == 1
+    read_checkpoint(run)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [r"a$\foo$b", "\u60c5\u611f", "[red]run"])
+def test_a_run_may_be_called_what_a_folder_may_be_called(config, name):
+    out = config.features.parent / name
+    quick = dataclasses.replace(config, out=out, fit=dataclasses.replace(QUICK, epochs=1))
+    result = train_fusion(quick)
+    assert f"{name}, dev" in shown(render_report(result.dev))
+
+
 def test_settings_come_from_tables_and_round_trip_through_the_run(run, trained):
     built = TrainConfig.from_mapping(
         {

@@ -96,6 +96,14 @@ def test_masks_drop_the_asked_share_and_keep_the_mean() -> None:
     assert not torch.equal(mask[0, :30], mask[1, :30])
 
 
+def test_a_chance_next_to_one_is_still_a_chance() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 1000), Dropout(0.999))
+    source = MaskSource.of(model, lambda: model(torch.zeros(1, 4)))
+    mask = source.draw([50], 50, [torch.Generator().manual_seed(0)])["1.mask"]
+    assert (mask == 0).float().mean() == pytest.approx(255 / 256, abs=0.01)
+    assert mask.mean() == pytest.approx(1, abs=0.1)
+
+
 def test_random_bytes_take_all_values_alike() -> None:
     counts = torch.bincount(random_bytes(256_000, torch.Generator().manual_seed(0)).int())
     assert len(counts) == 256
