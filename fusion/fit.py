@@ -167,15 +167,18 @@ def fit_together(
                 for number, result in loop.run_epoch():
                     with one_at_a_time:
                         on_epoch(group[number], result)
-        except BaseException:  # Ctrl-C as well
+        except Exception:
             stop.set()
             raise
 
     with one_thread(), ThreadPoolExecutor(len(groups)) as pool:
-        others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
-        run(groups[0], loops[0])  # here, where Ctrl-C arrives
-        for other in others:
-            other.result()
+        try:
+            others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
+            run(groups[0], loops[0])  # here, where Ctrl-C arrives
+            for other in others:
+                other.result()
+        finally:
+            stop.set()  # the pool waits for what still runs
     results: dict[int, FitResult] = {}
     for group, loop in zip(groups, loops, strict=True):
         results |= zip(group, loop.finish(), strict=True)
