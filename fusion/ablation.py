@@ -66,8 +66,8 @@ class AblateConfig:
             raise ValueError(f"each fusion once, not {', '.join(self.fusions)}")
         if self.fusions == ():
             raise ValueError("at least one fusion")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, not {self.seeds}")
+        if not 1 <= self.seeds <= 1000:  # all of them are in memory at once
+            raise ValueError(f"seeds must be in 1 to 1000, not {self.seeds}")
         if self.split not in ("dev", "test"):
             raise ValueError(f"split must be dev or test, not {self.split!r}")
 

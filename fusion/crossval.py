@@ -75,8 +75,10 @@ class CrossvalConfig:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
-        if self.folds < 2 or self.seeds < 1:
-            raise ValueError(f"at least 2 folds and 1 seed, not {self.folds} and {self.seeds}")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, not {self.folds}")
+        if not 1 <= self.seeds <= 1000:  # all of them are in memory at once
+            raise ValueError(f"seeds must be in 1 to 1000, not {self.seeds}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), not {self.seed}")
         if not self.splits or not set(self.splits) <= {"train", "dev"}:

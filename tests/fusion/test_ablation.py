@@ -155,6 +155,7 @@ def test_a_folders_name_is_no_markup(config: AblateConfig) -> None:
         {"fusions": ()},
         {"fusions": ("late", "late")},
         {"seeds": 0},
+        {"seeds": 10**12},
         {"split": "train"},
     ],
 )

@@ -150,7 +150,15 @@ def test_more_folds_than_dialogues_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"folds": 1}, {"seeds": 0}, {"splits": ()}, {"seed": -1}, {"modalities": ("smell",)}]
+    "wrong",
+    [
+        {"folds": 1},
+        {"seeds": 0},
+        {"seeds": 10**12},
+        {"splits": ()},
+        {"seed": -1},
+        {"modalities": ("smell",)},
+    ],
 )
 def test_settings_without_meaning_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
