@@ -40,8 +40,8 @@ OnProgress = Callable[[int, int], None]  # cells done, cells in all
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """split: what is measured on. dev also chose the epochs, which flatters all cells alike; test
-    is looked at once, and that is written down in `out`.
+    """split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
+        run that measures on test counts as one look, written down in `out`
 
     fusions: None takes all; model.fusion is not used
     """

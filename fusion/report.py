@@ -101,7 +101,10 @@ def _trust_tables(report: EvalReport) -> list[Table]:
     modalities are missing; each only where it was measured and has something to say."""
     tables = []
     if report.calibration is not None and report.joint is not None:
-        tables.append(_calibration_table(report.calibration, report.joint))
+        table = _calibration_table(report.calibration, report.joint)
+        if report.split == "dev":
+            table.caption = f"{table.caption}; both were fitted on these rows, which flatters them"
+        tables.append(table)
     if len(report.subsets) > 1:
         tables.append(_subsets_table(report.subsets))
     return tables
@@ -138,11 +141,11 @@ def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
 def _subsets_table(subsets: Sequence[SubsetScores]) -> Table:
     table = Table(title="when only these are there", title_justify="left")
     table.add_column("")
-    for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows"):
+    for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows seen"):
         table.add_column(column, justify="right")
     for each in subsets:
         numbers = (each.emotion_f1, each.sentiment_f1, each.emotion_ece, each.sentiment_ece)
-        table.add_row("+".join(each.modalities), *map(_number, numbers), str(each.rows))
+        table.add_row("+".join(each.modalities), *map(_number, numbers), str(each.rows_seen))
     return table
 
 
