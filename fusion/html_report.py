@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fusion.bootstrap import Interval
 from fusion.checkpoint import check_out, write_whole
 from fusion.compare import Comparison, compare_predictions, match_rows
 from fusion.metrics import HeadReport
@@ -54,13 +55,18 @@ class HtmlReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """Trainings that differ in their seed alone, measured on `split`; one score a seed."""
+    """Trainings that differ in their seed alone, measured on `split`; one score a seed.
+
+    Intervals are of the means, other dialogues being drawn; None where there was one dialogue.
+    """
 
     split: str
     modalities: str
     fusion: str
     emotion_f1: tuple[float, ...]
     sentiment_f1: tuple[float, ...]
+    emotion_interval: Interval | None
+    sentiment_interval: Interval | None
 
     @property
     def emotion_mean(self) -> float:
@@ -137,6 +143,8 @@ def read_ablation(path: Path) -> tuple[AblationRow, ...]:
                 fusion=str(row["fusion"]),
                 emotion_f1=tuple(map(float, row["emotion_f1"])),
                 sentiment_f1=tuple(map(float, row["sentiment_f1"])),
+                emotion_interval=_interval(row["emotion_interval"]),
+                sentiment_interval=_interval(row["sentiment_interval"]),
             )
             for row in told["rows"]
         )
@@ -144,6 +152,12 @@ def read_ablation(path: Path) -> tuple[AblationRow, ...]:
         raise InputError(f"--ablation {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
+
+
+def _interval(bounds: Mapping[str, float] | None) -> Interval | None:
+    if bounds is None:
+        return None
+    return Interval(**{name: float(bounds[name]) for name in ("value", "low", "high")})
 
 
 def _command(config: HtmlReportConfig) -> str:

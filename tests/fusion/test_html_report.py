@@ -305,11 +305,14 @@ def test_the_command_of_a_finetuned_run_gives_its_settings_again(folder, tmp_pat
 
 def test_an_ablation_is_a_table(gathered, tmp_path):
     row = {"modalities": ["text", "audio"], "fusion": "<gated>", "seeds": [0, 1]}
-    row |= {"emotion_f1": [0.5, 0.6], "sentiment_f1": [0.7, 0.7]}
+    row |= {"emotion_f1": [0.5, 0.6], "sentiment_f1": [0.7, 0.7], "sentiment_interval": None}
+    row |= {"emotion_interval": {"value": 0.55, "low": 0.4, "high": 0.65}}
     path = tmp_path / "ablation.json"
     path.write_text(json.dumps({"split": "dev", "rows": [row]}))
     words = Reader(render_page([gathered], split="test", ablation=read_ablation(path))).words
-    assert "text + audio <gated> 2 0.550 ± 0.050 0.700 ± 0.000" in words  # as meld ablate says
+    assert (
+        "text + audio <gated> 2 0.550 ± 0.050 0.400 to 0.650 0.700 ± 0.000 -" in words
+    )  # as meld ablate says
     assert "weighted F1 on dev, mean" in words  # whatever the page is on
     too_large = json.dumps({"split": "dev", "rows": [{**row, "emotion_f1": [10**400]}]})
     for damage in ('{"split": "dev", "rows": [{"modalities": 3}]}', too_large):
