@@ -259,3 +259,16 @@ def test_a_result_replaces_an_earlier_one(config: CrossvalConfig, tmp_path: Path
     crossval(once)
     crossval(once)
     assert json.loads((tmp_path / "deep" / "crossval.json").read_text())["seeds"] == 1
+
+
+def test_the_command_prints_one_json_object(config: CrossvalConfig) -> None:
+    from typer.testing import CliRunner
+
+    from cli import app
+
+    options = ["--folds", "3", "--seeds", "1", "--epochs", "2", "--fusion", "gated", "--json"]
+    done = CliRunner().invoke(app, ["crossval", "--features", str(config.features), *options])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["emotion"][0]["name"] == "weighted F1"
+    assert told["settings"]["model"]["fusion"] == "gated"

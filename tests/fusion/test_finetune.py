@@ -536,3 +536,15 @@ def test_the_start_is_kept_where_no_epoch_is_better(place: Path, tmp_path: Path)
     kept = read_checkpoint(result.run).model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in start.items())
     assert result.dev.score == pytest.approx(result.history[0].score)
+
+
+def test_a_run_that_sees_whole_dialogues_is_not_fine_tuned(place: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        features=place / "features",
+        out=tmp_path / "run",
+        fit=FitConfig(epochs=1),
+        model=ModelConfig(context="dialogue"),
+    )
+    train_fusion(config)
+    with pytest.raises(UsageError, match="sees whole dialogues"):
+        opened(place, run=tmp_path / "run")
