@@ -149,8 +149,8 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             print(
-                "meld: interrupted (an extraction goes on where it stopped, a fine-tuning with "
-                "--resume)",
+                "meld: interrupted (an extraction and an ablation go on where they stopped, a "
+                "fine-tuning with --resume)",
                 file=sys.stderr,
             )
             raise typer.Exit(EXIT_INTERRUPTED) from error

@@ -154,8 +154,8 @@ def fit_together(
     """
     steps = max(config.steps(len(training.train)) for training in trainings)
     groups = [range(start, len(trainings), cores) for start in range(min(cores, len(trainings)))]
-    # Made one after another: drawing the masks' shapes borrows the process's random generator.
     stop, one_at_a_time = Event(), Lock()
+    # Made one after another: drawing the masks' shapes borrows the process's random generator.
     loops = [
         _Loop([trainings[number] for number in group], config, steps, stop) for group in groups
     ]
@@ -167,7 +167,7 @@ def fit_together(
                 for number, result in loop.run_epoch():
                     with one_at_a_time:
                         on_epoch(group[number], result)
-        except Exception:
+        except Exception:  # told by whoever waits for this thread
             stop.set()
             raise
 
