@@ -86,6 +86,11 @@ class ContextChoice(StrEnum):
     dialogue = "dialogue"
 
 
+class TestClipsChoice(StrEnum):
+    fixed = "fixed"
+    legacy = "legacy"
+
+
 class InputChoice(StrEnum):
     raw = "raw"
     embedding = "embedding"
@@ -237,6 +242,13 @@ def extract(
             "reads before each.  [default: 0]"
         ),
     ] = None,
+    test_clips: Annotated[
+        TestClipsChoice | None,
+        typer.Option(
+            help="132 of MELD's test clips exist twice: fixed reads the corrected cuts, legacy the "
+            "plain names that most papers used.  [default: fixed]"
+        ),
+    ] = None,
     encoders: Annotated[
         Path | None,
         typer.Option(
@@ -270,10 +282,11 @@ def extract(
     chosen = _given(text=text, video=video, audio=audio, context=context, weights_dir=weights_dir)
     chosen |= _weights(weights)
     if encoders is not None:
-        if chosen or precision:
+        if chosen or precision or test_clips:
             raise UsageError(
-                f"--encoders {encoders}: brings its encoders and precision; leave out "
-                "--text, --video, --audio, --weights, --weights-dir, --context and --precision"
+                f"--encoders {encoders}: brings its encoders, precision and decode settings; leave "
+                "out --text, --video, --audio, --weights, --weights-dir, --context, --test-clips "
+                "and --precision"
             )
         chosen = {"run": encoders}
     options = _given(
@@ -282,6 +295,7 @@ def extract(
         modalities=_modalities(modalities),
         device=device and device.value,
         precision=precision and precision.value,
+        test_clips=test_clips and test_clips.value,
         workers=workers,
         address=address,
         overwrite=overwrite or None,
@@ -913,6 +927,7 @@ def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
         )
     for spec in plan.recipe.encoders:
         print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")
+    _print_test_clips(plan.recipe.test_clips)
     print(f"on {plan.device}; recipe {plan.recipe.fingerprint[:12]}; nothing was done")
 
 
@@ -936,12 +951,18 @@ def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
     for reason, count in count_failures(failures).items():
         print(f"  {count} x {reason}")
     _print_random(report.recipe.random_modalities)
+    _print_test_clips(report.recipe.test_clips)
     if report.explained_variance is None:
         print("128-d embeddings follow when the train split is extracted")
     else:
         kept = ", ".join(f"{name} {share:.3f}" for name, share in report.explained_variance.items())
         print(f"variance kept by the 128-d embeddings: {kept}")
     print(f"{report.seconds:.1f} s")
+
+
+def _print_test_clips(test_clips: str | None) -> None:
+    if test_clips is not None:
+        print(f"test clips: {test_clips}")
 
 
 def _print_random(modalities: tuple[str, ...]) -> None:
@@ -968,7 +989,8 @@ def _show_info(described: "CacheInfo", as_json: bool) -> None:
         decode = described.recipe.decode
         print(
             f"  decoded: {decode.num_frames} frames {decode.frame_height}x{decode.frame_width}, "
-            f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s"
+            f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s, "
+            f"test clips {decode.test_clips}"
         )
     print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
     for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):

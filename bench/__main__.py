@@ -86,7 +86,9 @@ def _parse() -> argparse.Namespace:
 
 def _locate(data: Path) -> list[LocatedClip]:
     corpus = read_corpus(data, None)
-    return [clip for split, rows in corpus.items() for clip in locate_clips(data, split, rows)]
+    return [
+        clip for split, rows in corpus.items() for clip in locate_clips(data, split, rows, "fixed")
+    ]
 
 
 def _bert_base_shape(folder: Path) -> Path:

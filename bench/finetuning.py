@@ -82,7 +82,7 @@ def _time_reading(live: LiveData, data: Path) -> tuple[float, float]:
     store_s = time.perf_counter() - started_s
     decode = live.recipe.decode
     assert decode is not None
-    clips = locate_clips(data, "train", read_corpus(data, ("train",))["train"])
+    clips = locate_clips(data, "train", read_corpus(data, ("train",))["train"], "fixed")
     started_s = time.perf_counter()
     for clip in clips:
         decode_clip(clip, decode, ("video", "audio"))

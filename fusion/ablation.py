@@ -30,6 +30,7 @@ from fusion.rows import Rows
 from fusion.subsets import choose_subsets
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 
@@ -122,6 +123,7 @@ class AblationReport:
     seeds: int
     fingerprint: str
     random_modalities: tuple[Modality, ...]
+    test_clips: TestClips | None
     cells: tuple[Cell, ...]
     reused: int
     test_looks: int
@@ -135,6 +137,7 @@ class AblationReport:
             "seeds": self.seeds,
             "fingerprint": self.fingerprint,
             "random_modalities": self.random_modalities,
+            "test_clips": self.test_clips,
             "test_looks": self.test_looks,
             "rows": cells,
         }
@@ -175,6 +178,7 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         random_modalities=tuple(
             name for name in train.recipe.random_modalities if name in train.modalities
         ),
+        test_clips=train.recipe.test_clips,
         cells=tuple(done),
         reused=reused,
         test_looks=looks,
@@ -312,6 +316,7 @@ def render_ablation(report: AblationReport) -> RenderableType:
     if report.split == "dev":
         lines.append("dev also chose the epochs, which flatters every row alike")
     else:
+        lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
         lines.append(describe_looks(report.test_looks).replace("this run", f"{report.out}"))
     return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
 

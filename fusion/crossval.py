@@ -40,6 +40,7 @@ from fusion.model import InputKind, ModelConfig
 from fusion.rows import Rows
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import InputError, MismatchError
+from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 
@@ -133,6 +134,7 @@ class CrossvalReport:
     seeds: int
     modalities: tuple[Modality, ...]
     random_modalities: tuple[Modality, ...]
+    test_clips: TestClips | None
     fingerprint: str
     seconds: float
     settings: Mapping[str, Any]
@@ -169,6 +171,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         random_modalities=tuple(
             name for name in data.recipe.random_modalities if name in data.modalities
         ),
+        test_clips=data.recipe.test_clips,
         fingerprint=data.recipe.fingerprint,
         seconds=time.perf_counter() - started,
         settings=describe_config(config),

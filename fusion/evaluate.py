@@ -206,6 +206,7 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
             checkpoint.sentiment_counts,
             dialogue=predictions.dialogue,
         ),
+        test_clips=checkpoint.recipe.test_clips,
         calibration=None if decoding is None else _calibration(decoding, predictions),
         joint=None if decoding is None else score_joint(decoding, predictions),
     )

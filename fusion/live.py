@@ -256,7 +256,7 @@ def _open_store(
     )
     return prepare_store(
         split,
-        locate_clips(source.data, split, utterances),
+        locate_clips(source.data, split, utterances, start.recipe.decode.test_clips),
         config,
         Cluster(workers=num_cores(), address=source.address),
         watch.on_decoded,

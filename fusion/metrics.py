@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from fusion.bootstrap import Interval, accuracy_of, interval
 from fusion.calibration import HeadCalibration
 from fusion.losses import UNLABELLED
+from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
 
 if TYPE_CHECKING:  # they are measured with what stands here
@@ -121,6 +122,7 @@ class SubsetScores:
 class EvalReport:
     """One run on one split. `fingerprint` is that of the features' recipe.
 
+    test_clips: which cuts of MELD's test clips the features are of; None where they are of no clip
     calibration, joint: None for a run without a `Decoding`
     subsets:            every choice of the run's modalities; empty where it was not measured
     test_looks: how often test was looked at with this run, this time included; 0 for other splits
@@ -135,6 +137,7 @@ class EvalReport:
     presence: tuple[ModalityPresence, ...]
     emotion: HeadReport
     sentiment: HeadReport
+    test_clips: TestClips | None = None
     calibration: Calibration | None = None
     joint: JointScores | None = None
     subsets: tuple[SubsetScores, ...] = ()

@@ -65,6 +65,7 @@ def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[
     """The command and its TOML, "" where it needs none."""
     words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
     words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
+    words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     lines = []
     default = DecodeConfig()
     for name in ("num_frames", "channel", "max_duration_s"):

@@ -27,6 +27,7 @@ from fusion.leakage import render_leakage
 from fusion.looks import describe_looks
 from fusion.metrics import Calibration, EvalReport, HeadReport, JointScores, SubsetScores
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.recipe import TestClips
 
 _MODEL, _MAJORITY = "#2f6fab", "#c3c8cf"
 _BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"
@@ -51,13 +52,18 @@ def render_report(report: EvalReport) -> RenderableType:
 
 
 def describe_presence(report: EvalReport) -> str:
-    """ "text 100%, video 98% (video: RANDOM WEIGHTS)" """
+    """ "text 100%, video 98% (video: RANDOM WEIGHTS); test clips fixed" """
     shares = [
         f"{each.modality} {each.rows / max(report.rows, 1):.0%}"
         + (f" ({each.modality}: RANDOM WEIGHTS)" if each.random_weights else "")
         for each in report.presence
     ]
-    return ", ".join(shares)
+    return ", ".join(shares) + describe_test_clips(report.test_clips)
+
+
+def describe_test_clips(test_clips: TestClips | None) -> str:
+    """ "; test clips fixed", or nothing where no clip was read."""
+    return "" if test_clips is None else f"; test clips {test_clips}"
 
 
 def _summary_table(report: EvalReport) -> Table:

@@ -85,6 +85,9 @@ def gather(
     checkpoint, rows = measured.checkpoint, measured.data
     errors, clips = measured.report.errors, data or checkpoint.data
     shown = [mistake.key for mistake in errors.mistakes] if errors is not None else []
+    stills: dict[ClipKey, bytes] = {}
+    if clips is not None and clips.is_dir():
+        stills = read_stills(clips, shown, checkpoint.recipe.test_clips or "fixed")
     return RunReport(
         path=run,
         evaluation=measured.report,
@@ -94,7 +97,7 @@ def gather(
         remake=remake(checkpoint, run, data=data),
         versions=_versions(run),
         history=_history(run),
-        stills=read_stills(clips, shown) if clips is not None and clips.is_dir() else {},
+        stills=stills,
         # With one modality there is nothing to share out.
         shapley=explain_modalities(checkpoint, rows) if len(rows.modalities) > 1 else None,
     )

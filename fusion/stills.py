@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clips import locate_clips
+from pipeline.recipe import TestClips
 from pipeline.schema import SPLITS, ClipKey, Utterance
 
 WIDTH = 288  # twice what the page shows, for dense screens
 _QUALITY = 70  # about 8 kB a picture
 
 
-def read_stills(data: Path, keys: Sequence[ClipKey]) -> dict[ClipKey, bytes]:
+def read_stills(data: Path, keys: Sequence[ClipKey], test_clips: TestClips) -> dict[ClipKey, bytes]:
     """JPEG of the middle of each clip; a clip that is missing or does not decode has no key.
 
     Raises InputError where a folder of clips cannot be listed.
@@ -24,7 +25,7 @@ def read_stills(data: Path, keys: Sequence[ClipKey]) -> dict[ClipKey, bytes]:
     stills = {}
     for split in SPLITS:
         wanted = [Utterance(key=key, text="") for key in keys if key.split == split]
-        for clip in locate_clips(data, split, wanted) if wanted else []:
+        for clip in locate_clips(data, split, wanted, test_clips) if wanted else []:
             picture = decode_still(clip, width=WIDTH)
             if picture is not None:
                 stills[clip.utterance.key] = _jpeg(picture)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import AnnotationError, InputError
+from pipeline.layout import annotations_name, find_annotations
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 
 REQUIRED_COLUMNS = ("Dialogue_ID", "Utterance_ID", "Utterance", "Emotion", "Sentiment")
@@ -55,15 +56,6 @@ def parse_time_s(text: str) -> float:
     return whole + (float(f"0.{fraction}") if fraction else 0.0)
 
 
-def find_annotations(data: Path, split: Split) -> Path | None:
-    """The split's CSV: flat beside the folders, or in the split's own folder as unpacked."""
-    name = f"{split}_sent_emo.csv"
-    for folder in (data, data / split, data / "MELD.Raw", data / "MELD.Raw" / split):
-        if (folder / name).is_file():
-            return folder / name
-    return None
-
-
 def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, list[Utterance]]:
     """Utterances per split, in file order. `splits=None` takes every split that has a CSV.
 
@@ -72,11 +64,14 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
         AnnotationError: a CSV is not readable; the file, rows and column are named.
     """
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder; --data takes the folder with the MELD CSVs")
+        raise InputError(
+            f"{data}: no such folder; --data takes the folder with the MELD CSVs (meld download "
+            "gets it)"
+        )
     found = {split: find_annotations(data, split) for split in splits or SPLITS}
     missing = [split for split, path in found.items() if path is None]
     if splits is not None and missing:
-        raise InputError(f"{data}: no {missing[0]}_sent_emo.csv here or in {missing[0]}/")
+        raise InputError(f"{data}: no {annotations_name(missing[0])} here or in {missing[0]}/")
     if len(missing) == len(found):
         raise InputError(f"{data}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv")
     return {

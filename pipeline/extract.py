@@ -30,7 +30,7 @@ from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import frame_size
 from pipeline.errors import StorageError, UsageError
 from pipeline.parallel import Cluster, encode_shards, num_cores
-from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision
+from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
 from pipeline.resume import check_existing, clean_up_after_a_kill
 from pipeline.schema import (
     MODALITIES,
@@ -67,6 +67,7 @@ class ExtractConfig:
     num_frames: int = 16
     channel: ChannelPolicy = "front_centre"
     max_duration_s: float = 30.0
+    test_clips: TestClips = "fixed"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     workers: int | None = None
@@ -275,6 +276,7 @@ def _decode_config(config: ExtractConfig) -> DecodeConfig:
             frame_width=width,
             channel=config.channel,
             max_duration_s=config.max_duration_s,
+            test_clips=config.test_clips,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -285,7 +287,7 @@ def _locate(
 ) -> list[LocatedClip]:
     if recipe.decode is None:
         return [LocatedClip(utterance=utterance) for utterance in utterances]
-    return locate_clips(config.data, split, utterances)
+    return locate_clips(config.data, split, utterances, recipe.decode.test_clips)
 
 
 # ----------------------------------------------------------------------------------- working

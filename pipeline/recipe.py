@@ -18,17 +18,20 @@ REVISION = 2
 Precision = Literal["float32", "bfloat16"]
 WeightsKind = Literal["pretrained", "random", "none", "finetuned"]
 ChannelPolicy = Literal["front_centre", "downmix"]
+TestClips = Literal["fixed", "legacy"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """How a media file becomes frames and a waveform.
+    """Which media file is read, and how it becomes frames and a waveform.
 
     Frames are spread evenly over the utterance by presentation time and scaled to
     `frame_height` x `frame_width` (the video encoder's preset, before its crop).
     `channel`: MELD's sound is 5.1 in 88 % of its clips, and there the front centre carries the
     dialogue; stereo and mono are averaged in either case.
     Only the first `max_duration_s` seconds count: MELD has mis-cut clips of up to 305 s.
+    `test_clips`: 132 of MELD's test clips exist twice. "fixed" reads the corrected cuts
+    (`final_videos_test*`), "legacy" the plain names, as most published numbers did.
     """
 
     num_frames: int = 16
@@ -37,6 +40,7 @@ class DecodeConfig:
     sample_rate_hz: int = 16_000
     channel: ChannelPolicy = "front_centre"
     max_duration_s: float = 30.0
+    test_clips: TestClips = "fixed"
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_height", "frame_width", "sample_rate_hz"):
@@ -107,6 +111,11 @@ class FeatureRecipe:
         return tuple(spec.modality for spec in self.encoders if spec.is_random)
 
     @property
+    def test_clips(self) -> TestClips | None:
+        """Which cuts of MELD's test clips were read; None where no clip was."""
+        return None if self.decode is None else self.decode.test_clips
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the recipe's canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -121,8 +130,11 @@ class FeatureRecipe:
         encoders = tuple(
             EncoderSpec(**{**spec, "layers": tuple(spec["layers"])}) for spec in values["encoders"]
         )
-        decode = None if values["decode"] is None else DecodeConfig(**values["decode"])
-        return cls(encoders=encoders, decode=decode, revision=values["revision"])
+        return cls(
+            encoders=encoders,
+            decode=None if values["decode"] is None else _read_decode(values["decode"]),
+            revision=values["revision"],
+        )
 
     def differences(self, other: "FeatureRecipe") -> list[str]:
         """One entry per differing field, `self` first: ["text.name: minilm != bert"]."""
@@ -132,6 +144,13 @@ class FeatureRecipe:
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name, "absent") != theirs.get(name, "absent")
         ]
+
+
+def _read_decode(values: dict[str, Any]) -> DecodeConfig:
+    lacking = {field.name for field in dataclasses.fields(DecodeConfig)} - values.keys()
+    if lacking:  # a default here would be a guess at what that version did
+        raise ValueError(f"written by another version: no decode.{', '.join(sorted(lacking))}")
+    return DecodeConfig(**values)
 
 
 def _flat(recipe: FeatureRecipe) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import av
 
 from pipeline.errors import InputError, MeldError, StorageError, UsageError
+from pipeline.layout import MEDIA_FOLDERS, annotations_name, clip_stem
 from pipeline.sample.accidents import (
     MIN_DIALOGUES,
     PlantedAccident,
@@ -32,11 +33,6 @@ from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
 from pipeline.sample.tables import annotations_csv, carriers_csv
 from pipeline.schema import SPLITS, ClipKey, Split
 
-MEDIA_FOLDERS: dict[Split, str] = {
-    "train": "train_splits",
-    "dev": "dev_splits_complete",
-    "test": "output_repeated_splits_test",
-}
 SETTINGS_FILE = "sample.json"
 CARRIERS_FILE = "carriers.csv"
 
@@ -110,7 +106,7 @@ def make_sample(
 
 
 def media_path(root: Path, key: ClipKey) -> Path:
-    return root / MEDIA_FOLDERS[key.split] / f"dia{key.dialogue_id}_utt{key.utterance_id}.mp4"
+    return root / MEDIA_FOLDERS[key.split] / f"{clip_stem(key)}.mp4"
 
 
 def _claim_folder(config: SampleConfig) -> None:
@@ -203,7 +199,7 @@ def _write_tables(
     for split in SPLITS:
         rows = [plan for plan in plans if plan.key.split == split]
         table = annotations_csv(rows, texts, durations_s)
-        _write_whole(root / f"{split}_sent_emo.csv", table)
+        _write_whole(root / annotations_name(split), table)
     _write_whole(root / CARRIERS_FILE, carriers_csv(plans))
 
 

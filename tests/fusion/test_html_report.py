@@ -323,7 +323,7 @@ def test_an_ablation_is_a_table(gathered, tmp_path):
 
 def test_a_still_is_a_small_jpeg_and_a_missing_clip_has_none(corpus):
     keys = [ClipKey("test", 0, 0), ClipKey("test", 999, 0)]
-    stills = read_stills(corpus, keys)
+    stills = read_stills(corpus, keys, "fixed")
     assert set(stills) == {keys[0]}
     content = stills[keys[0]]
     assert content.startswith(b"\xff\xd8\xff")

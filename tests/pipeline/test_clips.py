@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.clips import locate_clips
 from pipeline.errors import InputError
+from pipeline.recipe import TestClips
 from pipeline.schema import ClipKey, Split, Utterance
 
 
@@ -21,12 +22,12 @@ def touch(path: Path) -> Path:
     return path
 
 
-def locate_one(data: Path, split: Split) -> Path | None:
-    [clip] = locate_clips(data, split, [utterance(split)])
+def locate_one(data: Path, split: Split, test_clips: TestClips = "fixed") -> Path | None:
+    [clip] = locate_clips(data, split, [utterance(split)], test_clips)
     return clip.path
 
 
-@pytest.mark.parametrize("root", ["", "MELD.Raw"])
+@pytest.mark.parametrize("root", ["", "MELD.Raw", "MELD-RAW/MELD.Raw"])
 @pytest.mark.parametrize(
     ("split", "folder"),
     [
@@ -57,6 +58,17 @@ def test_the_corrected_cut_is_taken_for_test_clips_only(tmp_path: Path) -> None:
     assert locate_one(tmp_path, "test") == tmp_path / "test/final_videos_testdia0_utt0.mp4"
 
 
+def test_legacy_takes_the_plain_name_even_beside_a_corrected_cut(tmp_path: Path) -> None:
+    plain = touch(tmp_path / "test/dia0_utt0.mp4")
+    touch(tmp_path / "test/final_videos_testdia0_utt0.mp4")
+    assert locate_one(tmp_path, "test", "legacy") == plain
+
+
+def test_legacy_does_not_fall_back_to_the_corrected_cut(tmp_path: Path) -> None:
+    touch(tmp_path / "test/final_videos_testdia0_utt0.mp4")
+    assert locate_one(tmp_path, "test", "legacy") is None
+
+
 def test_a_test_clip_without_corrected_cut_is_the_plain_one(tmp_path: Path) -> None:
     touch(tmp_path / "test/final_videos_testdia1_utt0.mp4")
     assert locate_one(tmp_path, "test") is None
@@ -73,14 +85,14 @@ def test_apple_double_files_are_no_clips(tmp_path: Path) -> None:
 
 def test_a_missing_clip_says_where_it_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "dev_splits_complete").mkdir()
-    [clip] = locate_clips(tmp_path, "dev", [utterance("dev", 110, 7)])
+    [clip] = locate_clips(tmp_path, "dev", [utterance("dev", 110, 7)], "fixed")
     assert clip.path is None
     for part in ("dia110_utt7.mp4", "dev_splits_complete", str(tmp_path)):
         assert part in clip.missing
 
 
 def test_a_corpus_without_any_folder_is_all_absences(tmp_path: Path) -> None:
-    clips = locate_clips(tmp_path, "train", [utterance("train", 0, i) for i in range(3)])
+    clips = locate_clips(tmp_path, "train", [utterance("train", 0, i) for i in range(3)], "fixed")
     assert [clip.path for clip in clips] == [None] * 3
 
 
@@ -126,7 +138,7 @@ def test_clips_come_in_the_order_of_utterances_and_paths_are_absolute(
         touch(tmp_path / f"train/dia2_utt{number}.mp4")
     monkeypatch.chdir(tmp_path)
     wanted = [utterance("train", 2, number) for number in (3, 0, 2, 1)]
-    clips = locate_clips(Path(), "train", wanted)
+    clips = locate_clips(Path(), "train", wanted, "fixed")
     assert [clip.utterance for clip in clips] == wanted
     assert [clip.path for clip in clips] == [
         tmp_path / f"train/dia2_utt{number}.mp4" for number in (3, 0, 2, 1)

@@ -57,7 +57,8 @@ def test_features_are_those_of_the_encoders_run_by_hand(corpus: Path, features: 
     choices = [choose_encoder(name, ENCODERS, precision) for name in MODALITIES]
     rows = read_corpus(corpus, ("dev",))["dev"][:2]  # one shard
     clips = [
-        decode_clip(clip, recipe.decode, MODALITIES) for clip in locate_clips(corpus, "dev", rows)
+        decode_clip(clip, recipe.decode, MODALITIES)
+        for clip in locate_clips(corpus, "dev", rows, "fixed")
     ]
     by_hand = encode_clips(Encoders(choices, recipe.decode), clips)
     cache = read_cache(features / "dev.h5")
@@ -168,7 +169,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
 def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
     corpus: Path, tmp_path: Path, meld: Meld
 ) -> None:
-    victim = locate_clips(corpus, "dev", read_corpus(corpus, ("dev",))["dev"])[1].path
+    victim = locate_clips(corpus, "dev", read_corpus(corpus, ("dev",))["dev"], "fixed")[1].path
     assert victim is not None
     # Every Python that starts with this folder on its path dies on decoding the victim.
     (tmp_path / "sitecustomize.py").write_text(

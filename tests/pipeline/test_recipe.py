@@ -35,6 +35,7 @@ DECODE_CHANGES = {
     "sample_rate_hz": 8000,
     "channel": "downmix",
     "max_duration_s": 15.0,
+    "test_clips": "legacy",
 }
 SPEC_CHANGES = {
     "name": "other",

@@ -33,7 +33,7 @@ SILENT_ROW = 1
 @pytest.fixture(scope="module")
 def clips(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[LocatedClip]:
     """The train clips of the small corpus, one of them without sound."""
-    clips = locate_clips(corpus, "train", read_corpus(corpus, ("train",))["train"])
+    clips = locate_clips(corpus, "train", read_corpus(corpus, ("train",))["train"], "fixed")
     loud = clips[SILENT_ROW].path
     assert loud is not None
     silent = tmp_path_factory.mktemp("silent") / loud.name

@@ -1,0 +1,49 @@
+"""Where MELD's files lie: as MELD.Raw unpacks, one folder a split deeper, as Kaggle packs it, or
+plain. The only place that knows folder and file names."""
+
+import re
+from pathlib import Path
+
+from pipeline.schema import ClipKey, Split
+
+MEDIA_FOLDERS: dict[Split, str] = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
+# Kaggle's copy of the archive has two folders around it.
+_ROOTS = ("", "MELD.Raw", "MELD-RAW/MELD.Raw")
+# Of the test clips, 132 exist twice; the corrected cut has this before its plain name.
+CORRECTED_PREFIX = "final_videos_test"
+_CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia(0|[1-9]\d{{0,8}})_utt(0|[1-9]\d{{0,8}})")
+
+
+def annotations_name(split: Split) -> str:
+    return f"{split}_sent_emo.csv"
+
+
+def clip_stem(key: ClipKey) -> str:
+    return f"dia{key.dialogue_id}_utt{key.utterance_id}"
+
+
+def parse_clip_stem(stem: str, split: Split) -> tuple[ClipKey, bool] | None:
+    """Whose clip a file is by its name without extension, and whether it is a corrected cut, which
+    test alone has; None for any other name."""
+    match = _CLIP_STEM.fullmatch(stem)
+    if match is None or (match[1] and split != "test"):
+        return None
+    return ClipKey(split, int(match[2]), int(match[3])), bool(match[1])
+
+
+def find_annotations(data: Path, split: Split) -> Path | None:
+    """The split's CSV: flat beside the folders, or in the split's own folder as unpacked."""
+    name = annotations_name(split)
+    folders = [data / root / part for root in _ROOTS for part in ("", split)]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def find_media_folders(data: Path, split: Split) -> list[Path]:
+    """The folders there are for a split's clips, the one that wins first."""
+    parts = (MEDIA_FOLDERS[split], f"{split}/{MEDIA_FOLDERS[split]}", split)
+    folders = [data / root / part for root in _ROOTS for part in parts]
+    return [folder for folder in folders if folder.is_dir()]
