@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from fusion.finetune import FinetuneResult
     from fusion.metrics import EvalReport
     from fusion.tuning import StepResult
+    from pipeline.download.download import DownloadReport
     from pipeline.extract import ExtractPlan, ExtractReport
     from pipeline.info import CacheInfo
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+# Where no bar is shown, so that a log of hours is not silent.
+_SAY_EVERY_S = 60.0
 
 app = typer.Typer(
     name="meld",
@@ -154,8 +158,8 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             print(
-                "meld: interrupted (an extraction and an ablation go on where they stopped, a "
-                "fine-tuning with --resume)",
+                "meld: interrupted (a download, an extraction and an ablation go on where they "
+                "stopped, a fine-tuning with --resume)",
                 file=sys.stderr,
             )
             raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -201,6 +205,64 @@ def sample(
     print(f"{result.root}: {rows} clips")
     for item in result.accidents:
         print(f"  planted {item.kind}: {item.key} ({item.what})")
+
+
+@app.command(
+    epilog="Examples: `meld download`   `meld download --from MELD.Raw.tar.gz`   "
+    "`meld download --from unpacked/MELD.Raw` (used in place)   `meld download --splits dev,test`"
+)
+@_reports_errors
+def download(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for CSVs and clips.  [default: data]")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Another address of MELD.Raw.tar.gz.  [default: the public ones]"),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="The archive, or a folder with it or with what it unpacks to, Kaggle's copy "
+            "included; an unpacked folder is linked, not copied.",
+        ),
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Comma-separated subset of train,dev,test.")
+    ] = None,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Leave the fetched archive in --out.")
+    ] = False,
+    sha256: Annotated[
+        str | None,
+        typer.Option(help="Checksum of another archive than the published one."),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get MELD's clips and annotations: fetch, verify and unpack 10.9 GB, or use a copy.
+
+    Stopped at any time, the same command goes on. Needs some 23 GB of disk until it is done, 12 GB
+    after.
+    """
+    options = _given(
+        out=out,
+        url=url,
+        source=source,
+        splits=_splits(splits),
+        keep_archive=keep_archive or None,
+        sha256=sha256,
+    )
+
+    from pipeline.download.config import DownloadConfig
+    from pipeline.download.download import download as run_download
+    from pipeline.settings import build_config
+
+    download_config = build_config(DownloadConfig, {**_read_settings(config), **options})
+    with _byte_progress() as advance:
+        report = run_download(download_config, advance)
+    _show_download(report, as_json)
 
 
 @app.command(
@@ -776,6 +838,16 @@ def _modalities(names: str | None, option: str = "--modalities") -> tuple[str, .
     return tuple(name for name in MODALITIES if name in wanted)
 
 
+def _splits(names: str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in list(EvaluationSplit)]
+    if unknown or not wanted:
+        raise UsageError(f"--splits {names}: a comma-separated subset of train, dev, test")
+    return tuple(split.value for split in EvaluationSplit if split.value in wanted)
+
+
 def _weights(text: str | None) -> dict[str, str]:
     """ "random" -> both; "video=random,text=pretrained" -> each."""
     if text is None:
@@ -908,6 +980,52 @@ def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
         yield advance
 
 
+@contextmanager
+def _byte_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Around long reading and writing: bytes, rate and time left, as a bar on a terminal, as a
+    line a minute elsewhere. Yields advance(stage, bytes done, bytes in all)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        speed_estimate_period=60,
+    )
+    stage_of: dict[str, Any] = {}
+    said_s = time.monotonic()
+
+    def advance(stage: str, done: int, total: int | None) -> None:
+        nonlocal said_s
+        if stage not in stage_of:
+            for earlier in stage_of.values():
+                bar.remove_task(earlier)
+            stage_of.clear()
+            stage_of[stage] = bar.add_task(stage, total=total, completed=done)
+        bar.update(stage_of[stage], completed=done, total=total)
+        if not console.is_terminal and time.monotonic() - said_s > _SAY_EVERY_S:
+            said_s = time.monotonic()
+            _say(f"{stage}: {done / 1e9:.2f} of {f'{total / 1e9:.2f}' if total else '?'} GB")
+
+    with bar:
+        yield advance
+
+
 def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
     values = {
         "fingerprint": plan.recipe.fingerprint,
@@ -929,6 +1047,26 @@ def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
         print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")
     _print_test_clips(plan.recipe.test_clips)
     print(f"on {plan.device}; recipe {plan.recipe.fingerprint[:12]}; nothing was done")
+
+
+def _show_download(report: "DownloadReport", as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    for split, clips in report.clips.items():
+        how = "used where it lies" if split in report.linked else ""
+        how = "was there" if split in report.there else how
+        print(f"{split}: {clips:,} clips{f', {how}' if how else ''}")
+    if report.found is not None:
+        found = report.found
+        print(
+            f"{found.corrected} corrected cuts of test clips; dropped: {found.apple_double:,} "
+            f"AppleDouble files, {found.others:,} others"
+            + (f" such as {found.first_other!r}" if found.others else "")
+        )
+    if report.sha256:
+        print(f"from {report.origin}, SHA-256 {report.sha256}")
+    print(f"{report.out}: {report.seconds:.0f} s; next: meld doctor --data {report.out}")
 
 
 def _show_extraction(report: "ExtractReport", as_json: bool) -> None:

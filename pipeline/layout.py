@@ -35,15 +35,20 @@ def parse_clip_stem(stem: str, split: Split) -> tuple[ClipKey, bool] | None:
     return ClipKey(split, int(match[2]), int(match[3])), bool(match[1])
 
 
+def roots(data: Path) -> list[Path]:
+    """The folders under which a copy of the archive may begin, the one that wins first."""
+    return [data / root for root in _ROOTS]
+
+
 def find_annotations(data: Path, split: Split) -> Path | None:
     """The split's CSV: flat beside the folders, or in the split's own folder as unpacked."""
     name = annotations_name(split)
-    folders = [data / root / part for root in _ROOTS for part in ("", split)]
+    folders = [root / part for root in roots(data) for part in ("", split)]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def find_media_folders(data: Path, split: Split) -> list[Path]:
     """The folders there are for a split's clips, the one that wins first."""
     parts = (MEDIA_FOLDERS[split], f"{split}/{MEDIA_FOLDERS[split]}", split)
-    folders = [data / root / part for root in _ROOTS for part in parts]
+    folders = [root / part for root in roots(data) for part in parts]
     return [folder for folder in folders if folder.is_dir()]

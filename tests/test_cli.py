@@ -12,7 +12,7 @@ from pipeline.cache import read_header
 Meld = Callable[..., Any]
 
 COMMANDS = (
-    *("sample", "extract", "info", "train-fusion", "finetune"),
+    *("download", "sample", "extract", "info", "train-fusion", "finetune"),
     *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
 )
 

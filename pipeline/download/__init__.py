@@ -1,0 +1,1 @@
+"""MELD.Raw, fetched, verified and unpacked; or a copy that is there already, used in place."""

@@ -1,0 +1,46 @@
+"""What `meld download` is asked for. Every default is written here and nowhere else."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pipeline.download.fetch import Patience
+from pipeline.errors import UsageError
+from pipeline.schema import SPLITS, Split
+
+Stage = Literal["fetching", "checking", "unpacking"]
+OnBytes = Callable[[Stage, int, int | None], None]  # bytes done, bytes in all where known
+
+# Under `out`: what is unfinished.
+WORK_FOLDER = ".download"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig:
+    """Where MELD comes from and goes to.
+
+    url:    another address of the archive than the public ones
+    source: a file or folder that is there already, instead of any address (`--from`)
+    sha256: of another archive than the published one
+    """
+
+    out: Path = Path("data")
+    url: str | None = None
+    source: Path | None = None
+    splits: tuple[Split, ...] = SPLITS
+    keep_archive: bool = False
+    sha256: str | None = None
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.source is not None:
+            raise UsageError("--url and --from: an address or a file, not both")
+        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
+            raise UsageError(f"--url {self.url}: takes an address like https://...")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
+            raise UsageError(f"--sha256 {self.sha256}: takes 64 hexadecimal digits")
+        if not self.splits:
+            raise UsageError("--splits: at least one of train, dev, test")

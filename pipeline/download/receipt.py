@@ -1,0 +1,70 @@
+"""`meld.json` beside the clips: which archive they came from, and what of it is complete."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.clips import index_clips
+from pipeline.errors import StorageError
+from pipeline.layout import annotations_name, parse_clip_stem
+from pipeline.schema import SPLITS, Split
+
+RECEIPT = "meld.json"
+_MADE_BY = "meld download"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """origin, sha256: of what was unpacked last. clips: files of each complete split."""
+
+    origin: str = ""
+    sha256: str = ""
+    clips: Mapping[Split, int] = field(default_factory=dict)
+
+    def is_complete(self, out: Path, split: Split) -> bool:
+        """Whether all that was unpacked is there still."""
+        return (
+            split in self.clips
+            and (out / annotations_name(split)).is_file()
+            and len(clip_files(out, split)) == self.clips[split]
+        )
+
+    def to_json(self) -> str:
+        values = {
+            "made_by": _MADE_BY,
+            "origin": self.origin,
+            "sha256": self.sha256,
+            "clips": dict(self.clips),
+        }
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def read_receipt(path: Path) -> Receipt:
+    """An empty one where there is none that can be read: then everything is looked at anew."""
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        if values["made_by"] != _MADE_BY:
+            return Receipt()
+        clips = {split: int(values["clips"][split]) for split in SPLITS if split in values["clips"]}
+        return Receipt(origin=str(values["origin"]), sha256=str(values["sha256"]), clips=clips)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Receipt()
+
+
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    """Whole or not at all. Raises StorageError."""
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        part.write_text(receipt.to_json(), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+def clip_files(out: Path, split: Split) -> list[Path]:
+    """Files that are named like a clip, corrected cuts included. Raises InputError where a folder
+    cannot be listed."""
+    files = index_clips(out, split).items()
+    return [path for stem, path in files if parse_clip_stem(stem, split) is not None]

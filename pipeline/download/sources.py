@@ -1,0 +1,129 @@
+"""Where the archives are had from: a file or folder that was given, one that was kept, or the
+network; with the checksum compared, whichever it is."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.download.archive import ArchiveError
+from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
+from pipeline.download.fetch import Expected, fetch, hash_file
+from pipeline.download.unpack import inner_archive
+from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.layout import roots
+from pipeline.published import ARCHIVE_BYTES, ARCHIVE_NAME, ARCHIVE_SHA256, ARCHIVE_URLS
+from pipeline.schema import Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archives:
+    """What is to be unpacked.
+
+    origin:  an address, or the path that was given
+    sha256s: of each path
+    fetched: they are ours, and not needed once they are unpacked
+    """
+
+    paths: tuple[Path, ...]
+    origin: str
+    sha256s: tuple[str, ...]
+    fetched: bool
+
+
+def get_archives(
+    config: DownloadConfig,
+    splits: Sequence[Split],
+    on_bytes: OnBytes,
+    check_space: Callable[[int, int], None],
+) -> Archives:
+    """Args:
+        check_space: told, before anything is written, how many bytes are to be fetched and how
+            many the archives have; may raise.
+
+    Raises:
+        InputError: what was given is no archive of MELD's.
+        DownloadFailed: no address gave the right file.
+        StorageError: the disk.
+    """
+    kept = config.out / ARCHIVE_NAME
+    if config.source is None and not kept.is_file():
+        return _fetch(config, on_bytes, check_space)
+    given = config.source or kept
+    paths = _find(given, splits)
+    check_space(0, sum(path.stat().st_size for path in paths))
+    sha256s = tuple(_check(path, config, on_bytes, alone=len(paths) == 1) for path in paths)
+    return Archives(paths=paths, origin=str(given), sha256s=sha256s, fetched=False)
+
+
+def _fetch(
+    config: DownloadConfig, on_bytes: OnBytes, check_space: Callable[[int, int], None]
+) -> Archives:
+    sha256 = config.sha256 or ARCHIVE_SHA256
+    size = ARCHIVE_BYTES if sha256 == ARCHIVE_SHA256 else None
+    part = config.out / WORK_FOLDER / f"{sha256[:12]}.part"
+
+    def check(total: int) -> None:
+        check_space(max(total - (part.stat().st_size if part.exists() else 0), 0), total)
+
+    if size is not None:
+        check(size)
+    origin = fetch(
+        (config.url,) if config.url is not None else ARCHIVE_URLS,
+        part,
+        Expected(sha256=sha256, size=size),
+        patience=config.patience,
+        on_bytes=partial(on_bytes, "fetching"),
+        on_checked=partial(on_bytes, "checking"),
+        on_size=check,
+    )
+    return Archives(paths=(part,), origin=origin, sha256s=(sha256,), fetched=True)
+
+
+def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
+    """The archive itself, the one in the folder, or those it was unpacked to."""
+    if not source.exists():
+        raise InputError(f"--from {source}: no such file or folder")
+    if not source.is_dir():
+        return (source,)
+    folders = roots(source)
+    whole = [folder / ARCHIVE_NAME for folder in folders if (folder / ARCHIVE_NAME).is_file()]
+    if whole:
+        return (whole[0],)
+    inner = {
+        split: folder / inner_archive(split)
+        for split in splits
+        for folder in reversed(folders)
+        if (folder / inner_archive(split)).is_file()
+    }
+    lacking = [split for split in splits if split not in inner]
+    if lacking:
+        raise InputError(
+            f"--from {source}: for {', '.join(lacking)} there is neither a CSV with a folder of "
+            f"clips, nor {inner_archive(lacking[0])}, nor {ARCHIVE_NAME}; leave a split out with "
+            "--splits"
+        )
+    return tuple(inner.values())
+
+
+def _check(path: Path, config: DownloadConfig, on_bytes: OnBytes, *, alone: bool) -> str:
+    """The archive's SHA-256, which is the one asked for, or the published one where it is known."""
+    if config.sha256 is not None and not alone:
+        raise UsageError("--sha256 is of one archive, and the folder has several")
+    try:
+        size = path.stat().st_size
+        found = hash_file(path, partial(on_bytes, "checking"))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    wanted = config.sha256 or (ARCHIVE_SHA256 if size == ARCHIVE_BYTES else None)
+    if wanted is None:
+        logger.warning(
+            "%s: not the published archive (%s bytes, not %s); taken as it is",
+            path, f"{size:,}", f"{ARCHIVE_BYTES:,}",
+        )  # fmt: skip
+    elif found != wanted.lower():
+        raise ArchiveError(f"{path}: damaged: its SHA-256 is {found}, not {wanted}")
+    return found

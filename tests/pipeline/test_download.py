@@ -1,0 +1,562 @@
+"""`meld download`, whole: an imitation of the real archive, copies that are there already, and
+kills at any point. The server, the sockets and the kills are real."""
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import locks
+from pipeline.download.config import DownloadConfig
+from pipeline.download.download import DownloadReport, download
+from pipeline.errors import CacheBusy, InputError, StorageError, UsageError
+from pipeline.layout import MEDIA_FOLDERS
+from pipeline.schema import SPLITS, Split
+
+ROOT = Path(__file__).resolve().parents[2]
+Meld = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An archive in the shape of MELD.Raw.tar.gz, and what has to become of it."""
+
+    path: Path
+    sha256: str
+    files: Mapping[str, bytes]  # by their path under --out
+    apple_double: int
+    others: int
+
+    def of(self, *splits: Split) -> dict[str, bytes]:
+        begins = tuple(name for split in splits for name in (MEDIA_FOLDERS[split], f"{split}_sent"))
+        return {name: each for name, each in self.files.items() if name.startswith(begins)}
+
+
+def pack(files: Mapping[str, bytes | None]) -> bytes:
+    """A .tar.gz; None is a folder."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            archive.addfile(member, io.BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+def imitate_meld(path: Path) -> Packed:
+    """Nested archives, the train CSV inside train.tar.gz, corrected cuts beside plain ones,
+    AppleDouble files and folders, .DS_Store, a README; scaled down."""
+    rng = random.Random(1)
+    names = {
+        "train": [f"dia{d}_utt{u}" for d in range(60) for u in range(5)],
+        "dev": [f"dia{d}_utt{u}" for d in range(12) for u in range(3)],
+        "test": [f"dia{d}_utt{u}" for d in range(20) for u in range(4)],
+    }
+    names["test"] += [f"final_videos_test{name}" for name in names["test"][:13]]
+    wanted: dict[str, bytes] = {}
+    outer: dict[str, bytes | None] = {"MELD.Raw/": None, "MELD.Raw/README.txt": b"Read me"}
+    apple_double, others = 0, 1
+    for split in SPLITS:
+        folder = MEDIA_FOLDERS[split]
+        packed: dict[str, bytes | None] = {f"{folder}/": None, f"._{folder}": b"\0\5\x16\7"}
+        for name in names[split]:
+            content = rng.randbytes(rng.randrange(1, 10_000))
+            packed[f"{folder}/{name}.mp4"] = wanted[f"{folder}/{name}.mp4"] = content
+        doubled = names[split][::7]
+        packed |= {f"{folder}/._{name}.mp4": b"\0\5\x16\7" for name in doubled}
+        apple_double += 1 + len(doubled)
+        packed |= {f"{folder}/.DS_Store": b"Bud1", f"{folder}/dia1_utt1 copy.mp4": b"no clip"}
+        others += 2
+        csv_name, csv = f"{split}_sent_emo.csv", f"Dialogue_ID,{split}\r\n".encode()
+        wanted[csv_name] = csv
+        if split == "train":
+            packed[csv_name] = csv
+        else:
+            outer[f"MELD.Raw/{csv_name}"] = csv
+        outer[f"MELD.Raw/{split}.tar.gz"] = pack(packed)
+    path.write_bytes(pack(outer))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Packed(path, sha256, wanted, apple_double, others)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return imitate_meld(tmp_path_factory.mktemp("packed") / "some.tar.gz")
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file under `out`, but for our own notes."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "meld.json" and ".download" not in path.parts
+    }
+
+
+def left_behind(out: Path) -> list[str]:
+    return [path.name for path in (out / ".download").iterdir() if path.name != "lock"]
+
+
+def get(out: Path, source: Path | None = None, **options: Any) -> DownloadReport:
+    return download(DownloadConfig(out=out, source=source, **options))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+# ------------------------------------------------------------------------------ from an archive
+
+
+def test_the_archive_is_unpacked_to_exactly_what_is_wanted(packed: Packed, out: Path) -> None:
+    report = get(out, packed.path)
+    assert tree(out) == packed.files
+    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert report.sha256 == packed.sha256
+    assert report.found is not None
+    assert report.found.corrected == 13
+    assert report.found.apple_double == packed.apple_double
+    assert report.found.others == packed.others
+    assert report.found.first_other == "MELD.Raw/README.txt"
+    assert left_behind(out) == []
+
+
+def test_only_the_splits_that_were_asked_for_are_unpacked(packed: Packed, out: Path) -> None:
+    get(out, packed.path, splits=("dev",))
+    assert tree(out) == packed.of("dev")
+    get(out, packed.path, splits=("dev", "test"))
+    assert tree(out) == packed.of("dev", "test")
+
+
+def test_a_second_run_finds_everything_there(packed: Packed, out: Path) -> None:
+    get(out, packed.path)
+    report = get(out)
+    assert report.there == SPLITS
+    assert report.found is None
+    assert report.sha256 == packed.sha256
+
+
+def test_a_clip_that_was_lost_since_is_put_back(packed: Packed, out: Path) -> None:
+    get(out, packed.path)
+    (out / "train_splits/dia3_utt1.mp4").unlink()
+    report = get(out, packed.path)
+    assert report.there == ("dev", "test")
+    assert tree(out) == packed.files
+
+
+def test_one_inner_archive_can_be_given_alone(packed: Packed, out: Path, tmp_path: Path) -> None:
+    folder = unpack_outer(packed, tmp_path)
+    get(out, folder / "train.tar.gz", splits=("train",))
+    assert tree(out) == packed.of("train")
+
+
+def test_an_archive_without_a_split_is_refused(packed: Packed, out: Path, tmp_path: Path) -> None:
+    folder = unpack_outer(packed, tmp_path)
+    with pytest.raises(InputError, match=r"train\.tar\.gz: has no dev_sent_emo\.csv"):
+        get(out, folder / "train.tar.gz", splits=("train", "dev"))
+
+
+def test_a_wrong_checksum_is_refused_before_anything_is_written(packed: Packed, out: Path) -> None:
+    with pytest.raises(InputError, match=f"its SHA-256 is {packed.sha256}, not 0000"):
+        get(out, packed.path, sha256="0" * 64)
+    assert tree(out) == {}
+    get(out, packed.path, sha256=packed.sha256.upper())
+    assert tree(out) == packed.files
+
+
+def test_an_archive_of_the_published_size_needs_the_published_checksum(
+    packed: Packed, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = packed.path.stat().st_size
+    monkeypatch.setattr("pipeline.download.sources.ARCHIVE_BYTES", size)
+    with pytest.raises(InputError, match="damaged: its SHA-256 is"):
+        get(out, packed.path)
+
+
+def test_a_foreign_file_in_the_place_is_refused_and_stays(packed: Packed, out: Path) -> None:
+    clip = out / "dev_splits_complete/dia0_utt0.mp4"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"my own cut")
+    with pytest.raises(InputError, match="has clips of dev already, and not from meld download"):
+        get(out, packed.path)
+    assert clip.read_bytes() == b"my own cut"
+
+
+def test_a_clip_that_was_replaced_since_stays_until_it_is_moved_away(
+    packed: Packed, out: Path
+) -> None:
+    get(out, packed.path)
+    clip, lost = out / "train_splits/dia3_utt1.mp4", out / "train_splits/dia3_utt2.mp4"
+    clip.write_bytes(b"mended by hand")
+    lost.unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"dia3_utt1\.mp4: is there already and differs"):
+            get(out, packed.path)
+        assert clip.read_bytes() == b"mended by hand"
+    clip.unlink()
+    get(out, packed.path)
+    assert tree(out) == packed.files
+
+
+def test_csvs_that_are_there_already_stay(packed: Packed, out: Path) -> None:
+    """Many have those from GitHub: newer than the archive's, and the same once they are read."""
+    out.mkdir()
+    (out / "dev_sent_emo.csv").write_bytes(b"from GitHub")
+    get(out, packed.path)
+    assert tree(out) == {**packed.files, "dev_sent_emo.csv": b"from GitHub"}
+
+
+def test_nothing_is_written_through_a_link(packed: Packed, out: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "train_splits").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="a link or a file, where a folder is to be"):
+        get(out, packed.path)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_too_little_space_is_found_before_anything_is_written(
+    packed: Packed, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1_000_000))
+    with pytest.raises(StorageError, match=r"GiB of disk are needed .* are free"):
+        get(out, packed.path)
+    assert tree(out) == {}
+    get(out, packed.path, splits=("dev",))
+    assert tree(out) == packed.of("dev")
+
+
+def test_for_the_real_archive_23_gb_are_wanted_before_the_first_byte(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 20 * 2**30))
+    with pytest.raises(StorageError, match=r"21\.3 GiB of disk are needed \(10\.1 GiB to fetch"):
+        get(out)
+    assert left_behind(out) == []
+
+
+def test_two_downloads_to_one_folder_do_not_mix(packed: Packed, out: Path) -> None:
+    with locks.hold(out / ".download/lock", "it"), pytest.raises(CacheBusy, match="process"):
+        get(out, packed.path)
+
+
+def test_what_an_interrupted_run_left_is_replaced_where_it_is_damaged(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    """After a power loss a file may have its name and its length and not its bytes."""
+    names = ("train_splits/dia3_utt1.mp4", "train_splits/dia4_utt1.mp4", "dev_sent_emo.csv")
+    whole = packed.files[names[0]]
+    stage = write_tree(out / ".download/unpacked", packed.files)
+    (stage / names[0]).write_bytes(whole[:1] + bytes(len(whole) - 1))
+    (stage / names[1]).write_bytes(packed.files[names[1]] + b"more")
+    (stage / names[2]).write_bytes(b"")
+    (stage / "train_splits/dia999_utt0.mp4").write_bytes(b"of another archive")
+    get(out, packed.path)
+    assert tree(out) == packed.files
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_run_that_died_between_checking_and_moving_is_finished_without_the_archive(
+    packed: Packed, out: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    replace, moves = Path.replace, 0
+
+    def die_after_some(path: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += path.parent.name == "unpacked"
+        if moves > done and path.parent.name == "unpacked":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.replace", die_after_some)
+        with pytest.raises(KeyboardInterrupt):
+            get(out, packed.path)
+    assert get(out).there == SPLITS
+    assert tree(out) == packed.files
+    assert left_behind(out) == []
+
+
+# ------------------------------------------------------------------- from what is unpacked already
+
+
+def unpack_outer(packed: Packed, to: Path) -> Path:
+    with tarfile.open(packed.path) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                path = to / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.read())
+    return to / "MELD.Raw"
+
+
+def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def kaggle_names(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    moved = {}
+    for name, content in files.items():
+        split = next(s for s in SPLITS if name.startswith((MEDIA_FOLDERS[s], f"{s}_sent")))
+        deeper = name.endswith(".mp4") or split == "train"
+        moved[f"MELD-RAW/MELD.Raw/{f'{split}/' if deeper else ''}{name}"] = content
+    return moved
+
+
+def test_an_unpacked_tree_is_used_in_place(packed: Packed, out: Path, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "mine", packed.files)
+    report = get(out, source)
+    assert report.linked == SPLITS
+    assert (out / "train_splits").resolve() == source / "train_splits"
+    assert (out / "train_sent_emo.csv").read_bytes() == packed.files["train_sent_emo.csv"]
+    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert get(out, source).linked == SPLITS
+    assert get(out).linked == SPLITS
+
+
+@pytest.mark.parametrize("begin", ["", "MELD-RAW", "MELD-RAW/MELD.Raw"])
+def test_the_kaggle_layout_is_recognised_wherever_one_points(
+    packed: Packed, out: Path, tmp_path: Path, begin: str
+) -> None:
+    source = write_tree(tmp_path / "kaggle", kaggle_names(packed.files))
+    report = get(out, source / begin)
+    assert report.linked == SPLITS
+    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert (out / "dev_splits_complete/dia0_utt0.mp4").is_file()
+
+
+def test_a_half_unpacked_archive_is_unpacked_the_rest_of_the_way(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    get(out, unpack_outer(packed, tmp_path))
+    assert tree(out) == packed.files
+
+
+def test_a_folder_with_the_archive_in_it_is_as_good_as_the_archive(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    shutil.copy(packed.path, tmp_path / "MELD.Raw.tar.gz")
+    get(out, tmp_path)
+    assert tree(out) == packed.files
+
+
+def test_splits_may_come_in_different_shapes(packed: Packed, out: Path, tmp_path: Path) -> None:
+    source = unpack_outer(packed, tmp_path)
+    write_tree(source, packed.of("dev"))
+    report = get(out, source)
+    assert report.linked == ("dev",)
+    assert report.found is not None
+    assert report.found.clips == {"train": 300, "test": 93}
+
+
+def test_a_folder_without_a_split_is_refused_with_what_was_looked_for(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    source = write_tree(tmp_path / "mine", packed.of("dev", "test"))
+    with pytest.raises(InputError, match=r"for train there is neither .* train\.tar\.gz"):
+        get(out, source)
+    assert get(out, source, splits=("dev", "test")).linked == ("dev", "test")
+
+
+def test_a_folder_used_in_place_may_be_out_itself(packed: Packed, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "data", packed.files)
+    report = get(source, source)
+    assert report.linked == SPLITS
+    assert tree(source) == packed.files
+
+
+def test_clips_that_are_there_are_no_reason_to_fetch_ten_gigabytes(
+    packed: Packed, out: Path
+) -> None:
+    write_tree(out, packed.files)
+    with pytest.raises(InputError, match=r"has clips of train already.*--from"):
+        get(out)
+
+
+def test_a_file_in_the_place_of_a_link_is_refused(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    source = write_tree(tmp_path / "mine", packed.files)
+    write_tree(out, {"train_sent_emo.csv": b"mine"})
+    with pytest.raises(InputError, match=r"train_sent_emo\.csv: is there already"):
+        get(out, source)
+    assert (out / "train_sent_emo.csv").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"url": "http://a", "source": Path("b")}, "not both"),
+        ({"url": "ftp://a"}, "takes an address"),
+        ({"sha256": "abc"}, "64 hexadecimal digits"),
+        ({"splits": ()}, "at least one"),
+    ],
+)
+def test_contradictions_are_usage_errors(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        DownloadConfig(**options)
+
+
+def test_what_is_not_there_is_an_input_error(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        get(out, tmp_path / "nothing")
+
+
+# ------------------------------------------------------------------- over the network, and killed
+
+
+class SlowServer:
+    """Knows ranges, and takes about a second for the imitation."""
+
+    def __init__(self, content: bytes) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(content) - start))
+                if start:
+                    told = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                    self.send_header("Content-Range", told)
+                self.end_headers()
+                try:
+                    for at in range(start, len(content), 32768):
+                        self.wfile.write(content[at : at + 32768])
+                        time.sleep(0.01)
+                except ConnectionError:
+                    pass  # the client was killed
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/MELD.Raw.tar.gz"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def address(packed: Packed) -> Iterator[str]:
+    server = SlowServer(packed.path.read_bytes())
+    yield server.url
+    server.close()
+
+
+def test_the_command_fetches_checks_and_unpacks(
+    packed: Packed, address: str, out: Path, meld: Meld
+) -> None:
+    command = ("download", "--out", out, "--url", address, "--sha256", packed.sha256)
+    finished = meld(*command, "--json", "--keep-archive")
+    assert finished.status == 0, finished.err
+    assert finished.json["clips"] == {"train": 300, "dev": 36, "test": 93}
+    assert finished.json["unpacked"]["corrected_cuts"] == 13
+    assert finished.json["unpacked"]["apple_double_dropped"] == packed.apple_double
+    archive = tree(out).pop("MELD.Raw.tar.gz")
+    assert hashlib.sha256(archive).hexdigest() == packed.sha256
+    assert {name: each for name, each in tree(out).items() if name != "MELD.Raw.tar.gz"} == (
+        packed.files
+    )
+    assert json.loads((out / "meld.json").read_text())["origin"] == address
+    again = meld(*command)
+    assert again.status == 0
+    assert "train: 300 clips, was there" in again.out
+
+
+def test_an_archive_that_was_kept_is_not_fetched_again(packed: Packed, out: Path) -> None:
+    out.mkdir()
+    shutil.copy(packed.path, out / "MELD.Raw.tar.gz")
+    get(out, sha256=packed.sha256)
+    assert set(tree(out)) == {*packed.files, "MELD.Raw.tar.gz"}
+
+
+def test_a_failed_fetch_has_status_5_and_one_line(packed: Packed, out: Path, meld: Meld) -> None:
+    config = out.parent / "impatient.toml"
+    config.write_text("[patience]\nattempts = 1\n")
+    finished = meld("download", "--out", out, "--url", "http://127.0.0.1:9/x", "--config", config)
+    assert finished.status == 5
+    assert finished.err.splitlines()[-1].startswith("meld: error: the archive could not be had")
+
+
+def test_a_wrong_split_has_status_2(meld: Meld) -> None:
+    finished = meld("download", "--splits", "train,tset")
+    assert finished.status == 2
+    assert "train, dev, test" in finished.err
+
+
+KILLS = 20
+
+
+def test_killed_at_twenty_points_it_ends_with_the_same_files(
+    packed: Packed, address: str, tmp_path: Path
+) -> None:
+    """Ten kills while bytes arrive, ten while clips are unpacked; then nothing is disturbed."""
+    rng = random.Random(20261122)
+    size = packed.path.stat().st_size
+    kills = 0
+    for number in range(KILLS // 4):
+        out = tmp_path / f"data{number}"
+        arrived = sorted(rng.sample(range(1, size - 65536), 2))
+        placed = sorted(rng.sample(range(1, len(packed.files) - 20), 2))
+        kills += sum(killed_when(out, packed, address, fetched, least) for least in arrived)
+        kills += sum(killed_when(out, packed, address, unpacked, least) for least in placed)
+        finished = start(out, packed, address)
+        assert finished.wait(120) == 0
+        assert tree(out) == packed.files
+        assert left_behind(out) == []
+    assert kills == KILLS
+
+
+def fetched(out: Path) -> int:
+    return sum(path.stat().st_size for path in (out / ".download").glob("*.part"))
+
+
+def unpacked(out: Path) -> int:
+    stage = out / ".download/unpacked"
+    return sum(len(list((stage / folder).glob("*.mp4"))) for folder in MEDIA_FOLDERS.values())
+
+
+def start(out: Path, packed: Packed, address: str) -> "subprocess.Popen[bytes]":
+    words = ["download", "--out", str(out), "--url", address, "--sha256", packed.sha256]
+    return subprocess.Popen([sys.executable, "-m", "cli", *words], cwd=ROOT)
+
+
+def killed_when(
+    out: Path, packed: Packed, address: str, count: Callable[[Path], int], least: int
+) -> bool:
+    """Whether the run was killed when it had come so far, and had not finished by then."""
+    running = start(out, packed, address)
+    deadline = time.monotonic() + 60
+    while running.poll() is None and count(out) < least:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    running.send_signal(signal.SIGKILL)
+    return running.wait() == -signal.SIGKILL
