@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotations import (
-    find_annotations,
     normalise_text,
     parse_time_s,
     read_annotations,
@@ -15,7 +14,8 @@ from pipeline.annotations import (
     with_context,
 )
 from pipeline.errors import AnnotationError, InputError
-from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Split
+from pipeline.layout import find_annotations
+from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "meld"
 needs_meld = pytest.mark.skipif(
@@ -78,15 +78,44 @@ def test_real_text_holds_nothing_a_tokenizer_would_delete() -> None:
 
 
 @needs_meld
-def test_the_older_copy_with_control_characters_reads_as_the_same_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_older_copy_with_control_characters_reads_as_the_same_text(
+    split: Split, tmp_path: Path
+) -> None:
     """Older copies hold the cp1252 bytes of the quotes as C1 control characters."""
-    text = (REAL / "dev_sent_emo.csv").read_text(encoding="utf-8")
+    name = f"{split}_sent_emo.csv"
+    text = (REAL / name).read_text(encoding="utf-8")
     older = text.translate({ord(new): bytes([byte]).decode("latin-1") for new, byte in _CP1252})
     assert older != text
-    (tmp_path / "dev_sent_emo.csv").write_text(older, encoding="utf-8")
-    assert read_annotations(tmp_path / "dev_sent_emo.csv", "dev") == read_annotations(
-        REAL / "dev_sent_emo.csv", "dev"
+    (tmp_path / name).write_text(older, encoding="utf-8")
+    as_published = read_annotations(REAL / name, split)
+    as_copied = read_annotations(tmp_path / name, split)
+    assert as_copied == as_published
+    assert "".join(row.text for row in as_copied).encode() == (
+        "".join(row.text for row in as_published).encode()
     )
+
+
+def test_both_generations_of_a_planted_text_are_byte_identical(write_csv: WriteCsv) -> None:
+    new = "“Y’know… caf\u00e9—that’s ‘it’\u00a0– right?”"
+    older = new.translate({ord(each): bytes([byte]).decode("latin-1") for each, byte in _CP1252})
+    texts = [
+        read_annotations(write_csv(f"0,0,{text},joy,positive"), "train")[0].text
+        for text in (new, older)
+    ]
+    read = "\"Y'know... café-that's 'it' - right?\""
+    assert texts[0].encode() == texts[1].encode() == read.encode()
+
+
+def test_ids_may_have_gaps_and_a_window_may_have_no_length(write_csv: WriteCsv) -> None:
+    path = write_csv(
+        "3,1,Hi,joy,positive,0:00:01,0:00:02",
+        "3,5,Ho,joy,positive,00:00:02,00:00:02",
+        header=f"{HEADER},StartTime,EndTime",
+    )
+    utterances = read_annotations(path, "train")
+    assert [row.key[1:] for row in utterances] == [(3, 1), (3, 5)]
+    assert [row.end_s - row.start_s for row in utterances] == [1, 0]
 
 
 _CP1252 = [(char, char.encode("cp1252")[0]) for char in "‘’“”…—–"]
