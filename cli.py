@@ -386,6 +386,73 @@ def extract(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+@app.command(
+    epilog="Examples: `meld doctor --data data`   `meld doctor --deep --html checked.html`"
+)
+@_reports_errors
+def doctor(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the CSVs and split folders.  [default: data]")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode everything, instead of reading headers.")
+    ] = False,
+    test_clips: Annotated[
+        TestClipsChoice | None,
+        typer.Option(
+            help="132 of MELD's test clips exist twice: fixed looks at the corrected cuts, legacy "
+            "at the plain names.  [default: fixed]"
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="The page to write.  [default: doctor.html]")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Where caches would go; only its disk counts.  [default: features]"),
+    ] = None,
+    weights_dir: WeightsDir = None,
+    workers: Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a corpus and this machine: what is missing, broken, mis-cut, and is it known?
+
+    Exit status 0: nothing, or only what is published about MELD. 3: something is new. Writes a
+    page with frames of the odd clips; changes nothing else and downloads nothing.
+    """
+    from pipeline.doctor.examine import DoctorConfig, examine, look_around
+    from pipeline.settings import build_config
+
+    options = _given(
+        data=data,
+        deep=deep or None,
+        test_clips=test_clips and test_clips.value,
+        html=html,
+        features=features,
+        weights_dir=weights_dir,
+        workers=workers,
+    )
+    config = build_config(DoctorConfig, options)
+    machine = look_around(config)
+    if not as_json:
+        from pipeline.doctor.tables import render_corpus, render_machine
+
+        _print_rich(render_machine(machine))
+    try:
+        with _progress("looking at clips", note="odd") as advance:
+            report = examine(config, machine, advance)
+    except MeldError as error:
+        if as_json:  # what could be looked at was
+            _print_json({"machine": machine.to_dict(), "error": str(error)})
+        raise
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print_rich(render_corpus(report))
+    if not report.is_healthy:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
 @app.command(epilog="Example: `meld info features/train.h5 --verify`")
 @_reports_errors
 def info(

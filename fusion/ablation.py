@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion.bootstrap import Interval, mean_interval
-from fusion.checkpoint import write_whole
 from fusion.data import FusionData, check_recipe, check_trainable, load_split
 from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
 from fusion.joins import JOINS, FusionType
@@ -33,6 +32,7 @@ from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
+from pipeline.whole_files import write_whole
 
 RESULT = "ablation.json"
 

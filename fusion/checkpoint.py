@@ -8,9 +8,7 @@ test-looks.jsonl    how often test was looked at; outlives the run it counts
 """
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,9 +22,10 @@ from torch import Tensor
 
 from fusion.decoding import Decoding
 from fusion.model import FusionDims, FusionModel
-from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError, UsageError
+from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
+from pipeline.whole_files import write_whole
 
 FORMAT = "meld-fusion"
 FORMAT_VERSION = 2
@@ -109,44 +108,6 @@ def read_checkpoint(run: Path) -> Checkpoint:
     model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     model.eval()
     return checkpoint
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that it is there whole or not at all. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise StorageError(f"cannot write {path}: {error}") from error
-
-
-def check_out(out: Path, *, begins: bytes) -> None:
-    """Before minutes of work for it: makes the folder of `out` and checks that it can be written.
-
-    begins: how every file of its kind begins; what begins otherwise is not replaced
-
-    Raises StorageError, or UsageError where something else stands there.
-    """
-    if out.is_dir():
-        raise StorageError(f"cannot write {out}: it is a folder; --out takes a file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        head = b""
-        if out.exists():
-            with out.open("rb") as file:
-                head = file.read(len(begins))
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error}") from error
-    if head and head != begins:
-        raise UsageError(f"{out} is another kind of file, and stays; name another --out")
-    if not os.access(out.parent, os.W_OK):
-        raise StorageError(f"cannot write {out}: no permission in {out.parent}")
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

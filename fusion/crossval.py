@@ -31,7 +31,6 @@ from fusion.bootstrap import (
     mean_interval,
     weighted_f1_of,
 )
-from fusion.checkpoint import check_out, write_whole
 from fusion.data import FusionData, load_split, pool_splits
 from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
 from fusion.losses import UNLABELLED
@@ -43,6 +42,7 @@ from pipeline.errors import InputError, MismatchError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
+from pipeline.whole_files import check_out, write_whole
 
 METRICS: dict[str, Scoring] = {
     "weighted F1": weighted_f1_of,

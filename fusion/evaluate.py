@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusion.calibration import calibrate
-from fusion.checkpoint import Checkpoint, read_checkpoint, write_whole
+from fusion.checkpoint import Checkpoint, read_checkpoint
 from fusion.data import FusionData, check_recipe, load_split
 from fusion.decoding import Decoding, score_joint
 from fusion.error_analysis import analyse_errors
@@ -27,6 +27,7 @@ from fusion.rows import Rows
 from fusion.subsets import score_subsets
 from pipeline.errors import MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import SPLITS, Split
+from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 

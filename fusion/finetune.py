@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint, write_whole
+from fusion.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint
 from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.endtoend import EndToEnd
 from fusion.evaluate import report_of
@@ -37,6 +37,7 @@ from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
 from pipeline.settings import build_config, describe_config
+from pipeline.whole_files import write_whole
 
 # May differ between a run and its --resume: none of them changes what is trained.
 _FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")

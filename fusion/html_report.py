@@ -4,29 +4,26 @@ Everything that comes from a corpus, a path or a file is hostile to a page: the 
 all of it, and the page forbids itself to load or run anything.
 """
 
-import base64
 import json
 import logging
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fusion.bootstrap import Interval
-from fusion.checkpoint import check_out, write_whole
 from fusion.compare import Comparison, compare_predictions, match_rows
 from fusion.metrics import HeadReport
 from fusion.run_charts import draw_charts
 from fusion.run_report import RunReport, gather
 from pipeline.errors import InputError, MismatchError
+from pipeline.pages import BEGINS, page_environment
 from pipeline.schema import SPLITS, Split
+from pipeline.whole_files import check_out, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -101,20 +98,12 @@ def render_page(
     command: str = "",
 ) -> str:
     """command: which makes the page again."""
-    environment = Environment(
-        loader=PackageLoader("fusion", "report_page"),
-        autoescape=True,  # whatever a template is called
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("fusion", "report_page")
     environment.filters.update(
         number=lambda value: f"{value:.3f}",
         signed=lambda value: f"{value:+z.3f}".replace("-", "−"),
         score=lambda value: "–" if value is None else f"{value:.3f}",
-        thousands=lambda count: f"{count:,}",
         percent=lambda share: f"{share:.0%}",
-        data_uri=lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
         mean_spread=_mean_spread,
         flat=_flat,
     )
@@ -127,8 +116,6 @@ def render_page(
         charts=[draw_charts(run) for run in runs],
         scale=_scale(runs),
         differences=_differences(runs),
-        today=date.today().isoformat(),
-        version=version("meld"),
     )
 
 
@@ -170,7 +157,7 @@ def _command(config: HtmlReportConfig) -> str:
 
 def _check_paths(config: HtmlReportConfig) -> None:
     """Before minutes of work, and before test is looked at for nothing."""
-    check_out(config.out, begins=b"<!doctype html>")
+    check_out(config.out, begins=BEGINS)
     if config.data is not None and not config.data.is_dir():
         raise InputError(f"{config.data}: no such folder; --data takes the folder with the clips")
 

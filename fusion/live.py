@@ -243,8 +243,9 @@ def _open_store(
     # Both, whichever is unfrozen: the next wish must not decode everything once more.
     media = tuple(name for name in start.recipe.modalities if name != "text")
     # Opens a decoder and Ray: only where clips are to be decoded.
-    from pipeline.parallel import Cluster, num_cores
+    from pipeline.parallel import Cluster
     from pipeline.prepare import bytes_needed, prepare_store
+    from pipeline.resources import num_cores
     from pipeline.store import StoreConfig
 
     config = StoreConfig(

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from fusion.checkpoint import write_whole
 from fusion.fit import EpochResult
 from fusion.train import HISTORY
 from fusion.workers import Worker
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
+from pipeline.whole_files import write_whole
 
 FOLDER = "checkpoints"
 

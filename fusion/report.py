@@ -21,13 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion.bootstrap import Interval
-from fusion.checkpoint import write_whole
 from fusion.fit import EpochResult
 from fusion.leakage import render_leakage
 from fusion.looks import describe_looks
 from fusion.metrics import Calibration, EvalReport, HeadReport, JointScores, SubsetScores
 from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.recipe import TestClips
+from pipeline.whole_files import write_whole
 
 _MODEL, _MAJORITY = "#2f6fab", "#c3c8cf"
 _BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"

@@ -14,10 +14,10 @@ from fusion.predictions import Predictions
 from fusion.remake import Remake, remake
 from fusion.report import read_history
 from fusion.shapley import ModalityShares, explain_modalities
-from fusion.stills import read_stills
 from fusion.train import HISTORY
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipKey, Split
+from pipeline.stills import read_stills
 
 OnProgress = Callable[[int, int, int], None]
 

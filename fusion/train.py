@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint, write_whole
+from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint
 from fusion.data import FusionData, check_trainable, load_split
 from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.evaluate import measure, predict_rows, report_of
@@ -26,6 +26,7 @@ from fusion.report import plot_history, plot_report
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
+from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 

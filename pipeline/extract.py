@@ -29,8 +29,9 @@ from pipeline.encoders.choice import (
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import frame_size
 from pipeline.errors import StorageError, UsageError
-from pipeline.parallel import Cluster, encode_shards, num_cores
+from pipeline.parallel import Cluster, encode_shards
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
+from pipeline.resources import num_cores
 from pipeline.resume import check_existing, clean_up_after_a_kill
 from pipeline.schema import (
     MODALITIES,

@@ -2,7 +2,7 @@
 Ray; another engine would replace this file.
 
     tasks -> decode (Ray tasks, half a core each) -> encode (actors, all torch threads) -> driver
-    tasks -> decode (Ray tasks, a core each) -> driver
+    tasks -> decode, or any work on single clips (Ray tasks, a core each) -> driver
 
 A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
 every bit of the result, does not depend on what was finished before a restart.
@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
@@ -25,6 +26,7 @@ from pipeline.decode.clip import decode_clip
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.errors import MeldError, UsageError
 from pipeline.recipe import DecodeConfig
+from pipeline.resources import OBJECT_STORE_BYTES
 from pipeline.schema import (
     ClipFailure,
     ClipFeatures,
@@ -36,10 +38,10 @@ from pipeline.schema import (
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 MAX_ATTEMPTS_PER_CLIP = 2
 MAX_ROUNDS = 3
-# Room for decoded shards on their way (a clip is about 1 MB); more would only be memory.
-_OBJECT_STORE_BYTES = 512 * 1024 * 1024
 # Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
 # settings measured, because the decoders fill what the encoder leaves idle.
 _DECODE_CPUS_BESIDE_ENCODER = 0.5
@@ -83,12 +85,29 @@ class ShardFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedShard:
+class WorkedShard(Generic[Result]):
     """A task of which the media were read: one entry of `clips` per clip, in order."""
 
     split: Split
     index: int
-    clips: tuple[DecodedClip, ...]
+    clips: tuple[Result, ...]
+
+
+DecodedShard = WorkedShard[DecodedClip]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWork(Generic[Result]):
+    """What is done with each clip, in a worker.
+
+    do:      never raises for a bad clip
+    give_up: the result for a clip that killed its workers, given the message that says so
+    what:    the work in words, as in "decoding it"
+    """
+
+    do: Callable[[LocatedClip], Result]
+    give_up: Callable[[LocatedClip, str], Result]
+    what: str
 
 
 def encode_shards(
@@ -113,7 +132,8 @@ def encode_shards(
         dataset = _tasks(left)
         if decode is not None:
             modalities = [choice.spec.modality for choice in choices]
-            dataset = _decoded(dataset, left, decode, modalities, _DECODE_CPUS_BESIDE_ENCODER)
+            work = _decoding(decode, modalities)
+            dataset = _worked_on(dataset, left, work, _DECODE_CPUS_BESIDE_ENCODER)
         return _encoded(dataset, choices, decode, cluster)
 
     # The encoder needs a core, the decoders another: one core would be a deadlock.
@@ -132,9 +152,21 @@ def decode_shards(
         UsageError: the cluster is not to be reached.
         MeldError: workers died in a way that no clip explains.
     """
+    yield from work_on_shards(tasks, _decoding(decode, modalities), cluster)
+
+
+def work_on_shards(
+    tasks: Sequence[ShardTask], work: ClipWork[Result], cluster: Cluster
+) -> Iterator[WorkedShard[Result]]:
+    """Any work on single clips, a core each: shards as they are finished, in any order.
+
+    Raises:
+        UsageError: the cluster is not to be reached.
+        MeldError: workers died in a way that no clip explains.
+    """
 
     def build(left: Sequence[ShardTask]) -> "ray.data.Dataset":
-        return _decoded(_tasks(left), left, decode, modalities, num_cpus=1)
+        return _worked_on(_tasks(left), left, work, num_cpus=1)
 
     yield from _run_to_the_end(tasks, build, replace(cluster, device="cpu"), least_cpus=1)
 
@@ -192,13 +224,6 @@ def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
         ray.shutdown()
 
 
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     settings: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
@@ -208,7 +233,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
             "num_cpus": max(cluster.workers, least_cpus),
             "num_gpus": cluster.gpus if cluster.device == "cuda" else 0,
             "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": OBJECT_STORE_BYTES,
         }
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -235,19 +260,18 @@ def _tasks(tasks: Sequence[ShardTask]) -> "ray.data.Dataset":
     return ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
 
 
-def _decoded(
+def _worked_on(
     dataset: "ray.data.Dataset",
     tasks: Sequence[ShardTask],
-    decode: DecodeConfig,
-    modalities: Sequence[Modality],
+    work: ClipWork[Any],
     num_cpus: float,
 ) -> "ray.data.Dataset":
     attempts: Any = ray.remote(num_cpus=0)(_AttemptLedger).remote()
     return dataset.map_batches(
-        _decode_shard,
+        _work_on_shard,
         batch_size=1,
         batch_format="numpy",
-        fn_kwargs={"decode": decode, "modalities": list(modalities), "attempts": attempts},
+        fn_kwargs={"work": work, "attempts": attempts},
         num_cpus=num_cpus,
         # Each clip can kill a worker `MAX_ATTEMPTS_PER_CLIP` times before it is given up.
         max_retries=MAX_ATTEMPTS_PER_CLIP * max(len(task.clips) for task in tasks),
@@ -303,29 +327,41 @@ class _AttemptLedger:
         self._unfinished.pop(key, None)
 
 
-def _decode_shard(
-    batch: dict[str, Any], decode: DecodeConfig, modalities: list[Modality], attempts: Any
-) -> dict[str, Any]:
-    """Ray Data stage: one ShardTask in, one DecodedShard out."""
+def _work_on_shard(batch: dict[str, Any], work: ClipWork[Any], attempts: Any) -> dict[str, Any]:
+    """Ray Data stage: one ShardTask in, one WorkedShard out."""
     task: ShardTask = batch["item"][0]
-    clips: list[DecodedClip] = []
+    results: list[Any] = []
     finished = None
     for clip in task.clips:
-        key = clip.utterance.key
+        # The path as well: one utterance may have several files.
+        key = (clip.utterance.key, str(clip.path))
         earlier = ray.get(attempts.begin.remote(key, finished))
-        if earlier < MAX_ATTEMPTS_PER_CLIP:
-            clips.append(decode_clip(clip, decode, modalities))
-        else:
-            clips.append(_killer(clip, modalities))
+        results.append(
+            work.do(clip)
+            if earlier < MAX_ATTEMPTS_PER_CLIP
+            else work.give_up(
+                clip, f"{clip.path}: {work.what} killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
+            )
+        )
         finished = key
     # Or the shard's last clip would seem to have killed whoever loses the finished shard.
     ray.get(attempts.finish.remote(finished))
-    shard = DecodedShard(split=task.split, index=task.index, clips=tuple(clips))
+    shard = WorkedShard(split=task.split, index=task.index, clips=tuple(results))
     return {"item": _one_object(shard)}
 
 
-def _killer(clip: LocatedClip, modalities: Sequence[Modality]) -> DecodedClip:
-    message = f"{clip.path}: decoding it killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
+def _decoding(decode: DecodeConfig, modalities: Sequence[Modality]) -> ClipWork[DecodedClip]:
+    modalities = list(modalities)
+    return ClipWork(
+        do=partial(decode_clip, config=decode, modalities=modalities),
+        give_up=partial(_give_up_decoding, modalities=modalities),
+        what="decoding it",
+    )
+
+
+def _give_up_decoding(
+    clip: LocatedClip, message: str, modalities: Sequence[Modality]
+) -> DecodedClip:
     return DecodedClip(
         utterance=clip.utterance,
         failures=tuple(

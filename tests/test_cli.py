@@ -11,10 +11,7 @@ from pipeline.cache import read_header
 
 Meld = Callable[..., Any]
 
-COMMANDS = (
-    *("download", "sample", "extract", "info", "train-fusion", "finetune"),
-    *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
-)
+COMMANDS = (*("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),)
 
 
 @pytest.fixture(scope="module")

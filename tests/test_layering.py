@@ -212,6 +212,16 @@ def test_describing_a_cache_imports_no_decoder_and_no_ray(
     assert list(ways_to(imports, modules, "pipeline.info", {"av", "ray", "torch"})) == []
 
 
+def test_looking_at_a_corpus_waits_for_ray_only_where_everything_is_decoded(
+    imports: list[Import], modules: set[str]
+) -> None:
+    start = "pipeline.doctor.examine"
+    assert list(ways_to(imports, modules, start, {"ray", "torch"})) == []
+    assert ("pipeline.doctor.inspection", "pipeline.parallel") in {
+        (each.module, each.wanted) for each in imports
+    }
+
+
 def test_packages_begin_with_a_docstring_and_nothing_else() -> None:
     for module, path in module_files(ROOT).items():
         if path.name == "__init__.py":

@@ -7,8 +7,9 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
+from pipeline.decode.container import MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.packets import MEDIA_ERRORS, Packets, reason
+from pipeline.decode.packets import Packets
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 

@@ -11,8 +11,9 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from pipeline.decode.container import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.packets import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, Packets, reason
+from pipeline.decode.packets import Packets
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 

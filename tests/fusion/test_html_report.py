@@ -23,13 +23,13 @@ from fusion.model import ModelConfig
 from fusion.remake import remake
 from fusion.report import read_history
 from fusion.run_report import RunReport, gather
-from fusion.stills import WIDTH, read_stills
 from fusion.train import TrainConfig, train_fusion
 from fusion.tuning import TuneConfig
 from pipeline.cache import write_cache
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.schema import ClipKey
 from pipeline.settings import build_config, describe_config
+from pipeline.stills import WIDTH, read_stills
 
 VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
 HOSTILE = (

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.parallel import ShardFeatures
 from pipeline.recipe import EncoderSpec, FeatureRecipe
+from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
 from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
 from pipeline.shards import SplitWork
 
@@ -68,3 +69,10 @@ def encode_planted() -> EncodeShard:
         )
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def corrupt_corpus(tmp_path_factory: pytest.TempPathFactory) -> SampleResult:
+    """A generated corpus with every accident of the real one planted. Not to be written to."""
+    out = tmp_path_factory.mktemp("corrupt") / "data"
+    return make_sample(SampleConfig(out=out, dialogues=8, corrupt=True))

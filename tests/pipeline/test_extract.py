@@ -177,18 +177,19 @@ def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
         "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
         "    import pipeline.decode.clip as decode\n"
         "    kind = decode.decode_clip\n"
-        "    def deadly(clip, *rest):\n"
+        "    def deadly(clip, **rest):\n"
         f"        if clip.path and clip.path.name == {victim.name!r}:\n"
         f"            open({str(tmp_path / 'attempts')!r}, 'a').write('x')\n"
         "            os.kill(os.getpid(), 9)\n"
-        "        return kind(clip, *rest)\n"
+        "        return kind(clip, **rest)\n"
         "    decode.decode_clip = deadly\n"
     )
     finished = meld(
         *("extract", "--split", "dev", "--data", corpus, "--features", tmp_path / "features"),
         *ENCODER_OPTIONS,
         "--json",
-        PYTHONPATH=str(tmp_path),
+        # Workers run this checkout, whichever is installed.
+        PYTHONPATH=os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])]),
     )
     assert finished.status == 3, finished.err
     assert (tmp_path / "attempts").read_text() == "xx"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.clips import locate_clips
 from pipeline.recipe import TestClips
-from pipeline.schema import SPLITS, ClipKey, Utterance
+from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
 
 WIDTH = 288  # twice what the page shows, for dense screens
 _QUALITY = 70  # about 8 kB a picture
@@ -19,17 +19,23 @@ def read_stills(data: Path, keys: Sequence[ClipKey], test_clips: TestClips) -> d
 
     Raises InputError where a folder of clips cannot be listed.
     """
-    # Here, so that a report without clips needs no decoder.
-    from pipeline.decode.clip import decode_still
-
     stills = {}
     for split in SPLITS:
         wanted = [Utterance(key=key, text="") for key in keys if key.split == split]
         for clip in locate_clips(data, split, wanted, test_clips) if wanted else []:
-            picture = decode_still(clip, width=WIDTH)
-            if picture is not None:
-                stills[clip.utterance.key] = _jpeg(picture)
+            still = read_still(clip)
+            if still is not None:
+                stills[clip.utterance.key] = still
     return stills
+
+
+def read_still(clip: LocatedClip) -> bytes | None:
+    """JPEG of the middle of a clip; None where there is no picture to be had."""
+    # Here, so that a report without clips needs no decoder.
+    from pipeline.decode.clip import decode_still
+
+    picture = decode_still(clip, width=WIDTH)
+    return None if picture is None else _jpeg(picture)
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

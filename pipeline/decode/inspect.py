@@ -1,0 +1,302 @@
+"""What a media file is, without the features it is wanted for: the headers, or every packet."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+from av.error import FFmpegError
+
+from pipeline.decode.container import (
+    MAX_PACKET_BYTES,
+    MEDIA_ERRORS,
+    TRUNCATION_SLACK_S,
+    check_file,
+    find_stream,
+    open_container,
+    reason,
+)
+from pipeline.errors import ClipError
+from pipeline.schema import ClipKey, LocatedClip
+
+# MELD's longest clip has 7,312 pictures; a slow core decodes 50 of them a second at the least.
+MAX_SECONDS_DEEP = 300.0
+
+Stream = Literal["video", "audio"]
+_STREAMS: tuple[Stream, ...] = ("video", "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """num_frames: as decoded, or as the container declares it; None where it does not."""
+
+    codec: str
+    length_s: float
+    num_frames: int | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    codec: str
+    length_s: float
+    channels: int
+    rate_hz: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with a file, or with one of its streams.
+
+    code: as in a `ClipFailure` of extraction ("unreadable", "no_audio", "truncated", ...)
+    """
+
+    stream: Stream | None
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInspection:
+    """One media file. A stream that is not there, or not to be read, is None.
+
+    bad_packets: that could not be decoded, pictures that came out damaged included; 0 unless deep
+    """
+
+    key: ClipKey
+    path: Path | None
+    deep: bool
+    picture: Picture | None = None
+    sound: Sound | None = None
+    bad_packets: int = 0
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def length_s(self) -> float | None:
+        """Of the picture, or of the sound where there is no picture."""
+        stream = self.picture or self.sound
+        return None if stream is None else stream.length_s
+
+    @property
+    def is_readable(self) -> bool:
+        return self.picture is not None or self.sound is not None
+
+
+def inspect_clip(clip: LocatedClip, *, deep: bool) -> ClipInspection:
+    """Reads the headers of a clip, and if `deep` decodes all of its picture and sound.
+
+    Headers promise what may not be there: of a broken file only its cut-off end shows in them.
+    Never raises for a bad file: what is wrong becomes a `Problem`.
+    """
+    try:
+        path = check_file(clip)
+        with open_container(path) as container:
+            return _inspect(container, clip, path, deep)
+    except ClipError as error:
+        return unreadable(clip, error, deep=deep)
+    except MEDIA_ERRORS as error:
+        return unreadable(clip, ClipError("unreadable", f"{clip.path}: {reason(error)}"), deep=deep)
+
+
+def unreadable(clip: LocatedClip, error: ClipError, *, deep: bool) -> ClipInspection:
+    """Of a file from which nothing is to be had."""
+    problem = Problem(stream=None, code=error.code, message=error.message)
+    return ClipInspection(key=clip.utterance.key, path=clip.path, deep=deep, problems=(problem,))
+
+
+def _inspect(
+    container: "av.container.InputContainer", clip: LocatedClip, path: Path, deep: bool
+) -> ClipInspection:
+    streams, problems = _find_streams(container)
+    problems += _cut_off(container, streams, path)
+    lengths_s = {name: _declared_length_s(container, stream) for name, stream in streams.items()}
+    num_frames = _declared_frames(streams, lengths_s)
+    bad_packets = 0
+    if deep and streams:
+        decoded = _decode_all(container, streams)
+        problems += _what_is_broken(decoded, lengths_s, is_cut_off=_has(problems, "truncated"))
+        lengths_s = {name: each.length_s for name, each in decoded.items()}
+        num_frames = decoded["video"].num_decoded if "video" in decoded else None
+        bad_packets = sum(each.num_bad for each in decoded.values())
+        streams = {name: stream for name, stream in streams.items() if decoded[name].num_decoded}
+    return ClipInspection(
+        key=clip.utterance.key,
+        path=path,
+        deep=deep,
+        picture=_picture(streams, lengths_s, num_frames),
+        sound=_sound(streams, lengths_s),
+        bad_packets=bad_packets,
+        problems=tuple(problems),
+    )
+
+
+# ------------------------------------------------------------------------------------- headers
+
+
+def _find_streams(
+    container: "av.container.InputContainer",
+) -> tuple[dict[Stream, "av.stream.Stream"], list[Problem]]:
+    streams: dict[Stream, av.stream.Stream] = {}
+    problems = []
+    for name in _STREAMS:
+        try:
+            streams[name] = find_stream(container, name)
+        except ClipError as error:
+            problems.append(Problem(stream=name, code=error.code, message=error.message))
+    return streams, problems
+
+
+def _cut_off(
+    container: "av.container.InputContainer",
+    streams: Mapping[Stream, "av.stream.Stream"],
+    path: Path,
+) -> list[Problem]:
+    """An MP4 file's index tells where each packet lies: the last must lie within the file."""
+    if "mp4" not in container.format.name:
+        return []
+    size = path.stat().st_size
+    indices = [stream.index_entries for stream in streams.values()]
+    ends = [index[len(index) - 1] for index in indices if len(index)]
+    wanted = max((last.pos + last.size for last in ends), default=0)
+    if wanted <= size:
+        return []
+    message = f"{size:,} of at least {wanted:,} bytes are there"
+    return [Problem(stream=None, code="truncated", message=message)]
+
+
+def _declared_length_s(
+    container: "av.container.InputContainer", stream: "av.stream.Stream"
+) -> float:
+    if stream.duration and stream.time_base:
+        return max(float(stream.duration * stream.time_base), 0.0)
+    # Matroska tells it for the file only: that of its longest stream.
+    return max((container.duration or 0) / av.time_base, 0.0)
+
+
+def _declared_frames(
+    streams: Mapping[Stream, "av.stream.Stream"], lengths_s: Mapping[Stream, float]
+) -> int | None:
+    if "video" not in streams:
+        return None
+    if streams["video"].frames:
+        return int(streams["video"].frames)
+    rate = streams["video"].average_rate  # Matroska and AVI count no pictures
+    return round(lengths_s["video"] * float(rate)) if rate and lengths_s["video"] else None
+
+
+def _picture(
+    streams: Mapping[Stream, "av.stream.Stream"],
+    lengths_s: Mapping[Stream, float],
+    num_frames: int | None,
+) -> Picture | None:
+    if "video" not in streams:
+        return None
+    context = streams["video"].codec_context
+    return Picture(
+        codec=context.name,
+        length_s=lengths_s["video"],
+        num_frames=num_frames,
+        width=context.width,
+        height=context.height,
+    )
+
+
+def _sound(
+    streams: Mapping[Stream, "av.stream.Stream"], lengths_s: Mapping[Stream, float]
+) -> Sound | None:
+    if "audio" not in streams:
+        return None
+    context = streams["audio"].codec_context
+    return Sound(
+        codec=context.name,
+        length_s=lengths_s["audio"],
+        channels=context.channels,
+        rate_hz=context.rate or 0,
+    )
+
+
+def _has(problems: list[Problem], code: str) -> bool:
+    return any(problem.code == code for problem in problems)
+
+
+# -------------------------------------------------------------------------------- every packet
+
+
+@dataclass(kw_only=True)
+class _Decoded:
+    """What came out of one stream so far; times in seconds, of its packets."""
+
+    num_decoded: int = 0
+    num_packets: int = 0
+    num_bad: int = 0
+    first_s: float | None = None
+    last_s: float = 0.0
+
+    @property
+    def length_s(self) -> float:
+        return 0.0 if self.first_s is None else max(self.last_s - self.first_s, 0.0)
+
+    def note_time(self, packet: av.Packet) -> None:
+        tick = packet.pts if packet.pts is not None else packet.dts
+        if tick is None or packet.time_base is None:
+            return
+        start_s = float(tick * packet.time_base)
+        self.first_s = start_s if self.first_s is None else min(self.first_s, start_s)
+        self.last_s = max(self.last_s, start_s + float((packet.duration or 0) * packet.time_base))
+
+
+def _decode_all(
+    container: "av.container.InputContainer", streams: Mapping[Stream, "av.stream.Stream"]
+) -> dict[Stream, _Decoded]:
+    """Raises ClipError where a budget is spent; nothing that was decoded is kept."""
+    deadline = time.monotonic() + MAX_SECONDS_DEEP
+    decoded = {name: _Decoded() for name in streams}
+    by_index = {stream.index: decoded[name] for name, stream in streams.items()}
+    num_bytes = 0
+    for stream in streams.values():
+        stream.codec_context.thread_count = 1  # many processes decode side by side
+    # A file whose packets end too early is told by its length.
+    with contextlib.suppress(FFmpegError):
+        for packet in container.demux(list(streams.values())):
+            _decode_packet(packet, by_index[packet.stream.index])
+            num_bytes += packet.size
+            if num_bytes > MAX_PACKET_BYTES:
+                raise ClipError("too_large", f"more than {MAX_PACKET_BYTES >> 20} MiB of packets")
+            if time.monotonic() > deadline:
+                raise ClipError("timeout", f"not decoded within {MAX_SECONDS_DEEP:.0f} s")
+    return decoded
+
+
+def _decode_packet(packet: av.Packet, decoded: _Decoded) -> None:
+    if packet.size:  # 0: the flush at the end
+        decoded.num_packets += 1
+        decoded.note_time(packet)
+    try:
+        for frame in packet.decode():
+            decoded.num_decoded += 1
+            decoded.num_bad += bool(frame.is_corrupt)
+    except (FFmpegError, ValueError):  # ValueError: not the layout or size it began with
+        decoded.num_bad += 1
+
+
+def _what_is_broken(
+    decoded: Mapping[Stream, _Decoded], declared_s: Mapping[Stream, float], *, is_cut_off: bool
+) -> list[Problem]:
+    problems = []
+    for name, each in decoded.items():
+        what = {"video": "pictures", "audio": "sound"}[name]
+        if not each.num_decoded:
+            code = {"video": "no_frames", "audio": "no_samples"}[name]
+            message = f"none of {each.num_packets} {name} packets could be decoded"
+            problems.append(Problem(stream=name, code=code, message=message))
+        elif each.num_bad:
+            message = f"{each.num_bad} of {each.num_packets} {name} packets are broken"
+            problems.append(Problem(stream=name, code="bad_packets", message=message))
+        if not is_cut_off and declared_s[name] - each.length_s > TRUNCATION_SLACK_S:
+            message = f"{each.length_s:.1f} s of {declared_s[name]:.1f} s of {what} are there"
+            problems.append(Problem(stream=name, code="truncated", message=message))
+    return problems

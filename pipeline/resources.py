@@ -1,0 +1,75 @@
+"""What this process may use of the machine it runs on; None where the system does not tell."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+# Ray's object store: room for decoded shards on their way (a clip is about 1 MB); more would only
+# be memory.
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+
+_MEMORY_INFO = Path("/proc/meminfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Bytes of a disk or of memory; None: the system does not tell."""
+
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory() -> Space:
+    """Main memory, as far as a container lets this process have it."""
+    told = _memory_info()
+    total, free = told.get("MemTotal"), told.get("MemAvailable")
+    if total is None and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _memory_limit()
+    if total is not None and limit is not None and limit < total:
+        total, free = limit, None if free is None else min(free, limit)
+    return Space(total_bytes=total, free_bytes=free)
+
+
+def shared_memory() -> Space | None:
+    """Where Ray's object store lies on Linux; None where there is no such thing."""
+    return disk(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
+
+
+def disk(folder: Path) -> Space:
+    """The disk of a folder, or of the folder that it would be made in."""
+    folder = folder.absolute()
+    there = next(at for at in (folder, *folder.parents) if at.exists())
+    try:
+        usage = shutil.disk_usage(there)
+    except OSError:
+        return Space(total_bytes=None, free_bytes=None)
+    return Space(total_bytes=usage.total, free_bytes=usage.free)
+
+
+def _memory_info() -> dict[str, int]:
+    """Bytes by name; empty where there is no such file, as on macOS."""
+    try:
+        lines = _MEMORY_INFO.read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if len(words) == 3}
+
+
+def _memory_limit() -> int | None:
+    try:
+        text = _MEMORY_LIMIT.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None  # "max" is no limit
