@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.clips import index_clips
-from pipeline.errors import StorageError
 from pipeline.layout import annotations_name, parse_clip_stem
 from pipeline.schema import SPLITS, Split
+from pipeline.whole_files import write_whole
 
 RECEIPT = "meld.json"
 _MADE_BY = "meld download"
@@ -55,12 +55,7 @@ def read_receipt(path: Path) -> Receipt:
 
 def write_receipt(path: Path, receipt: Receipt) -> None:
     """Whole or not at all. Raises StorageError."""
-    part = path.with_name(f".{path.name}.tmp")
-    try:
-        part.write_text(receipt.to_json(), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+    write_whole(path, receipt.to_json().encode())
 
 
 def clip_files(out: Path, split: Split) -> list[Path]:
