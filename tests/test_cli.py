@@ -11,7 +11,10 @@ from pipeline.cache import read_header
 
 Meld = Callable[..., Any]
 
-COMMANDS = (*("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),)
+COMMANDS = (
+    *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
+    *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def _rows_table(report: DoctorReport) -> Table:
     splits = [split for split in report.splits if split.facts is not None]
     table = _table(f"corpus {report.data}", "", *(split.split for split in splits))
     facts = [split.facts for split in splits if split.facts is not None]
-    table.add_row("whose rows", *("MELD's" if each.meld else "another's" for each in facts))
+    table.add_row("rows are", *("MELD's" if each.meld else "not MELD's" for each in facts))
     for title, name in (
         ("rows annotated", "rows"),
         ("dialogues", "dialogues"),
