@@ -16,9 +16,10 @@ import torch
 
 from fusion.crossval import CrossvalConfig, load_pooled, make_folds
 from fusion.data import FusionData
-from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
+from fusion.fit import FitConfig, Training, fit_together, predict
 from fusion.rows import Rows
 from fusion.train import build_model
+from pipeline.resources import num_cores
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fusion.bootstrap import Interval, mean_interval
 from fusion.data import FusionData, check_recipe, check_trainable, load_split
-from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
+from fusion.fit import FitConfig, Training, fit_together, predict
 from fusion.joins import JOINS, FusionType
 from fusion.looks import describe_looks, record_look
 from fusion.metrics import Labels, weighted_f1
@@ -30,6 +30,7 @@ from fusion.subsets import choose_subsets
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.recipe import TestClips
+from pipeline.resources import num_cores
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 from pipeline.whole_files import write_whole

@@ -32,7 +32,7 @@ from fusion.bootstrap import (
     weighted_f1_of,
 )
 from fusion.data import FusionData, load_split, pool_splits
-from fusion.fit import FitConfig, Training, fit_together, num_cores, predict
+from fusion.fit import FitConfig, Training, fit_together, predict
 from fusion.losses import UNLABELLED
 from fusion.metrics import Labels
 from fusion.model import InputKind, ModelConfig
@@ -40,6 +40,7 @@ from fusion.rows import Rows
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import InputError, MismatchError
 from pipeline.recipe import TestClips
+from pipeline.resources import num_cores
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 from pipeline.whole_files import check_out, write_whole
