@@ -5,6 +5,7 @@ be instant. Defaults live in the configs; an option that was not given is not pa
 """
 
 import functools
+import io
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from pipeline.errors import MeldError, StorageError, UsageError
+from pipeline.telling import one_line
 
 if TYPE_CHECKING:
     from fusion.compare import Comparison
@@ -139,6 +141,8 @@ ModalityNames = Annotated[
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths may have bytes that are no characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -151,10 +155,10 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
         try:
             command(*args, **kwargs)
         except MeldError as error:
-            print(f"meld: error: {error}", file=sys.stderr)
+            print(f"meld: error: {one_line(str(error))}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from error
         except PermissionError as error:
-            print(f"meld: error: {error.filename}: no permission", file=sys.stderr)
+            print(f"meld: error: {one_line(str(error.filename))}: no permission", file=sys.stderr)
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             print(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import CacheBusy, StorageError
 from pipeline.schema import Split
+from pipeline.telling import without_secrets
 
 
 def hold_split(features: Path, split: Split) -> AbstractContextManager[None]:
@@ -54,7 +55,7 @@ def _myself() -> dict[str, str | int]:
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
 
 

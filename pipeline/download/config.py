@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pipeline.download.fetch import Patience
 from pipeline.errors import UsageError
 from pipeline.schema import SPLITS, Split
+from pipeline.telling import without_secrets
 
 Stage = Literal["fetching", "checking", "unpacking"]
 OnBytes = Callable[[Stage, int, int | None], None]  # bytes done, bytes in all where known
@@ -38,9 +39,19 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         if self.url is not None and self.source is not None:
             raise UsageError("--url and --from: an address or a file, not both")
-        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
-            raise UsageError(f"--url {self.url}: takes an address like https://...")
+        if self.url is not None and not _is_address(self.url):
+            raise UsageError(
+                f"--url {without_secrets(self.url)}: takes an address like https://..."
+            )
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise UsageError(f"--sha256 {self.sha256}: takes 64 hexadecimal digits")
         if not self.splits:
             raise UsageError("--splits: at least one of train, dev, test")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half a bracket
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)

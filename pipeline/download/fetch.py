@@ -18,6 +18,7 @@ import requests
 import urllib3
 
 from pipeline.errors import StorageError
+from pipeline.telling import one_line, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ _LONGEST_WAIT_S = 30.0
 _LEAST_BYTES_PER_S = 1024
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GZIP_MAGIC = b"\x1f\x8b"
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d+|\*)/(\d+|\*)")
+_SHOWN_CHARS = 200
 
 
 class DownloadFailed(StorageError):
@@ -99,7 +101,7 @@ def fetch(
             source.complete()
             return url
         except _WrongFile as problem:
-            problems.append(f"{url}: {problem}")
+            problems.append(f"{without_secrets(url)}: {_tell(problem)}")
             logger.warning("%s", problems[-1])
         except OSError as error:
             raise StorageError(f"{part}: cannot be written: {error.strerror or error}") from error
@@ -183,7 +185,8 @@ class _Source:
                         f"gave up after {failures} attempts ({_tell(error)})"
                     ) from error
                 wait_s = min(self._patience.wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
-                logger.warning("%s: %s; again in %.0f s", self._url, _tell(error), wait_s)
+                told = f"{without_secrets(self._url)}: {_tell(error)}"
+                logger.warning("%s; again in %.0f s", told, wait_s)
                 time.sleep(wait_s)
 
     def _request(self) -> None:
@@ -196,12 +199,21 @@ class _Source:
         headers = {"Accept-Encoding": "identity", "User-Agent": f"meld/{version('meld')}"}
         if have and self._ask_for_ranges:
             headers["Range"] = f"bytes={have}-"
-        timeout = (_CONNECT_S, self._patience.stall_s)
-        with requests.get(self._url, headers=headers, stream=True, timeout=timeout) as response:
+        with self._ask(headers) as response:
             start, total = self._read_headers(response, have)
             if start == total:
                 return
             self._receive(response, start, total)
+
+    def _ask(self, headers: dict[str, str]) -> requests.Response:
+        timeout = (_CONNECT_S, self._patience.stall_s)
+        try:
+            return requests.get(self._url, headers=headers, stream=True, timeout=timeout)
+        except requests.RequestException:
+            raise
+        # A redirection to what is no address; certificates that are configured and not there.
+        except (ValueError, OSError) as error:
+            raise _WrongFile(f"cannot be asked ({error})") from error
 
     def _read_headers(self, response: requests.Response, have: int) -> tuple[int, int | None]:
         """Where the reply begins, and how long the whole file is."""
@@ -224,6 +236,8 @@ class _Source:
             total = self._expected.size
         elif self._expected.size not in (None, total):
             raise _WrongFile(f"has {total:,} bytes, the archive {self._expected.size:,}")
+        if total == 0:
+            raise _WrongFile("has no bytes")
         if total is not None:
             self._on_size(total)
         return start, total
@@ -280,12 +294,13 @@ def _to_int(text: str | None) -> int | None:
 
 
 def _tell(error: Exception) -> str:
-    """The innermost reason: the outer ones are wrapping."""
+    """The innermost reason, as the outer ones are wrapping; servers may have worded it."""
     reason: BaseException = error
     while True:
         inner = getattr(reason, "reason", None) or next(
             (arg for arg in reason.args if isinstance(arg, BaseException)), None
         )
         if not isinstance(inner, BaseException) or inner is reason:
-            return str(reason) or type(reason).__name__
+            told = one_line(without_secrets(str(reason))).strip() or type(reason).__name__
+            return told if len(told) <= _SHOWN_CHARS else f"{told[:_SHOWN_CHARS]}..."
         reason = inner

@@ -15,6 +15,7 @@ from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.layout import roots
 from pipeline.published import ARCHIVE_BYTES, ARCHIVE_NAME, ARCHIVE_SHA256, ARCHIVE_URLS
 from pipeline.schema import Split
+from pipeline.telling import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def get_archives(
 def _fetch(
     config: DownloadConfig, on_bytes: OnBytes, check_space: Callable[[int, int], None]
 ) -> Archives:
-    sha256 = config.sha256 or ARCHIVE_SHA256
+    sha256 = (config.sha256 or ARCHIVE_SHA256).lower()
     size = ARCHIVE_BYTES if sha256 == ARCHIVE_SHA256 else None
     part = config.out / WORK_FOLDER / f"{sha256[:12]}.part"
 
@@ -80,6 +81,7 @@ def _fetch(
         on_checked=partial(on_bytes, "checking"),
         on_size=check,
     )
+    origin = without_secrets(origin)
     return Archives(paths=(part,), origin=origin, sha256s=(sha256,), fetched=True)
 
 
@@ -88,6 +90,8 @@ def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
     if not source.exists():
         raise InputError(f"--from {source}: no such file or folder")
     if not source.is_dir():
+        if not source.is_file():  # of a pipe or a device, reading may never end
+            raise InputError(f"--from {source}: is neither a file nor a folder")
         return (source,)
     folders = roots(source)
     whole = [folder / ARCHIVE_NAME for folder in folders if (folder / ARCHIVE_NAME).is_file()]

@@ -39,6 +39,7 @@ class Reply:
         length: int | None = None,
         chunked: bool = False,
         headers: dict[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
         self.content = content
         self.status = status
@@ -50,6 +51,7 @@ class Reply:
         self.length = length
         self.chunked = chunked
         self.headers = headers or {}
+        self.reason = reason
 
     def answer(self, handler: BaseHTTPRequestHandler, stop: threading.Event) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
@@ -65,7 +67,9 @@ class Reply:
             headers["Transfer-Encoding"] = "chunked"
         else:
             headers["Content-Length"] = str(len(body) if self.length is None else self.length)
-        handler.send_response(self.status or status)
+        if self.reason is not None:
+            status = 404
+        handler.send_response(self.status or status, self.reason)
         for name, value in {**headers, **self.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
@@ -277,6 +281,11 @@ def test_a_damaged_beginning_is_found_and_all_of_it_fetched_anew(serve: Serve, p
         (Reply(headers={"Content-Encoding": "gzip"}), "another encoding"),
         (Reply(status=503), "gave up after 3 attempts .*503"),
         (Reply(length=len(CONTENT) * 2), "bytes, the archive"),
+        (Reply(status=302, headers={"Location": "http://[::1"}), "cannot be asked"),
+        (Reply(status=302, headers={"Location": "\xff\xfe"}), "cannot be asked"),
+        (Reply(status=302, headers={"Location": "file:///etc/passwd"}), "No connection adapters"),
+        (Reply(reason="gone\rmeld: all is well \x1b[2J"), r"gone\\rmeld.*\\x1b"),
+        (Reply(reason="x" * 60_000), r"x{100}\.\.\."),
     ],
 )
 def test_what_is_no_such_file_is_refused_in_one_line(
@@ -284,7 +293,8 @@ def test_what_is_no_such_file_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(DownloadFailed, match=words) as caught:
         get(part, serve(reply))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
     assert "--from" in str(caught.value)
     assert not part.exists() or CONTENT.startswith(part.read_bytes()) or reply.chunked
 
@@ -305,6 +315,7 @@ def test_a_file_sent_without_a_length_is_whole(serve: Serve, part: Path) -> None
         Reply(status=206, headers={"Content-Range": "none of your business"}),
         Reply(status=206, headers={"Content-Range": f"bytes 60000-{len(CONTENT)}/*"}),
         Reply(status=416, headers={"Content-Range": f"bytes */{len(CONTENT)}"}),
+        Reply(status=206, headers={"Content-Range": f"bytes {'1' * 5000}-2/3"}),
     ],
 )
 def test_an_odd_answer_about_ranges_costs_nothing_that_has_arrived(
@@ -344,6 +355,22 @@ def test_nothing_is_written_where_the_size_is_refused(serve: Serve, part: Path) 
     with pytest.raises(StorageError, match=f"{len(CONTENT)} bytes are too many"):
         get(part, serve(Reply()), on_size=refuse)
     assert not part.exists()
+
+
+def test_an_empty_file_is_refused_where_no_size_is_known(serve: Serve, part: Path) -> None:
+    with pytest.raises(DownloadFailed, match="has no bytes"):
+        get(part, serve(Reply(content=b"")), size=None)
+
+
+def test_certificates_that_are_configured_and_not_there_are_no_matter_of_the_disk(
+    part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")
+    server = Server([Reply()])
+    server.close()
+    server.url = server.url.replace("http:", "https:")
+    with pytest.raises(DownloadFailed, match=r"cannot be asked .*CA certificate bundle"):
+        get(part, server)
 
 
 def test_an_address_where_nobody_listens_is_named(part: Path) -> None:
