@@ -38,10 +38,11 @@ def index_clips(data: Path, split: Split) -> dict[str, Path]:
     Raises:
         InputError: a folder of clips cannot be listed.
     """
-    return _index_files(find_media_folders(data, split))
+    return index_files(find_media_folders(data, split))
 
 
-def _index_files(folders: list[Path]) -> dict[str, Path]:
+def index_files(folders: Sequence[Path]) -> dict[str, Path]:
+    """`index_clips` of these folders alone."""
     files: dict[str, Path] = {}
     for folder in folders:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import locks
-from pipeline.download.adopt import adopt_split, is_linked, is_unpacked
+from pipeline.download.adopt import adopt_splits, is_linked, is_unpacked
 from pipeline.download.archive import ArchiveError
 from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
 from pipeline.download.place import Placer
@@ -138,8 +138,7 @@ def _link_unpacked(config: DownloadConfig) -> tuple[Split, ...]:
     if not config.source.is_dir():
         return ()
     unpacked = tuple(split for split in config.splits if is_unpacked(config.source, split))
-    for split in unpacked:
-        adopt_split(config.source, split, config.out)
+    adopt_splits(config.source, unpacked, config.out)
     return unpacked
 
 
