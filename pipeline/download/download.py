@@ -9,6 +9,7 @@ unpacked are recognised.
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,14 @@ from pipeline.download.archive import ArchiveError
 from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
 from pipeline.download.place import Placer
 from pipeline.download.publish import publish
-from pipeline.download.receipt import RECEIPT, Receipt, clip_files, read_receipt, write_receipt
+from pipeline.download.receipt import (
+    RECEIPT,
+    Receipt,
+    clip_files,
+    part_of,
+    read_receipt,
+    write_receipt,
+)
 from pipeline.download.sources import Archives, get_archives
 from pipeline.download.unpack import Found, Unpacker
 from pipeline.errors import InputError, StorageError
@@ -85,10 +93,20 @@ def download(config: DownloadConfig, on_bytes: OnBytes = lambda *_: None) -> Dow
         StorageError: too little free space, found before anything is written; the disk.
         CacheBusy: another download to the same folder is running.
     """
+    try:
+        return _download(config, on_bytes)
+    except OSError as error:  # which no step could say more of
+        where = error.filename or config.out
+        raise StorageError(f"{where}: {error.strerror or error}") from error
+
+
+def _download(config: DownloadConfig, on_bytes: OnBytes) -> DownloadReport:
     started_s = time.monotonic()
     _make_folder(config.out)
     work = config.out / WORK_FOLDER
+    _refuse_odd(work, work / "lock")
     with locks.hold(work / "lock", f"{config.out}"):
+        _refuse_odd(config.out / RECEIPT, part_of(config.out / RECEIPT), *work.rglob("*"))
         _publish_verified(config.out)  # by a run that was killed right before
         receipt = read_receipt(config.out / RECEIPT)
         linked = _link_unpacked(config)
@@ -100,11 +118,11 @@ def download(config: DownloadConfig, on_bytes: OnBytes = lambda *_: None) -> Dow
             _refuse_foreign(config.out, left, receipt)
             archives = get_archives(config, left, on_bytes, partial(_check_space, config.out, left))
             found = _unpack(config, archives, left, on_bytes)
+            if config.keep_archive and archives.fetched:  # before a next run could tidy it up
+                _keep(archives, config.out)
             _write_receipt(work / _VERIFIED, archives, work / _STAGE, left)
             _publish_verified(config.out)
             receipt = read_receipt(config.out / RECEIPT)
-            if config.keep_archive and archives.fetched:
-                _keep(archives, config.out)
         if found is not None or there == SPLITS:  # else a part may still be wanted
             _tidy_up(work)
     return DownloadReport(
@@ -142,9 +160,29 @@ def _link_unpacked(config: DownloadConfig) -> tuple[Split, ...]:
     return unpacked
 
 
+def _refuse_odd(*paths: Path) -> None:
+    """Through a link, what is ours alone would be written elsewhere; a pipe or a device never
+    ends."""
+    for path in paths:
+        mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise InputError(
+                f"{path}: a link, pipe or device, where a file or folder of meld download's own is "
+                "to be; remove it"
+            )
+
+
 def _refuse_foreign(out: Path, splits: Sequence[Split], receipt: Receipt) -> None:
     """Before anything is fetched for a place that is taken."""
+    if (out / RECEIPT).exists() and receipt == Receipt():
+        raise InputError(
+            f"{out / RECEIPT}: is there already, and not from meld download; move it away, or "
+            "choose another --out"
+        )
     for split in splits:
+        annotations = out / annotations_name(split)
+        if os.path.lexists(annotations) and not annotations.is_file():
+            raise InputError(f"{annotations}: is no file; move it away, or choose another --out")
         folder = out / MEDIA_FOLDERS[split]
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise InputError(
@@ -239,5 +277,6 @@ def _keep(archives: Archives, out: Path) -> None:
 def _tidy_up(work: Path) -> None:
     """What is finished needs none of it; also that of a run that was killed just before."""
     for path in (*work.glob("*.part"), work / "writing"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():  # none of ours
+            path.unlink(missing_ok=True)
     shutil.rmtree(work / _STAGE, ignore_errors=True)

@@ -49,8 +49,13 @@ def read_receipt(path: Path) -> Receipt:
             return Receipt()
         clips = {split: int(values["clips"][split]) for split in SPLITS if split in values["clips"]}
         return Receipt(origin=str(values["origin"]), sha256=str(values["sha256"]), clips=clips)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return Receipt()
+
+
+def part_of(path: Path) -> Path:
+    """Where a receipt is written before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:

@@ -7,6 +7,7 @@ MELD.Raw.tar.gz
         train_splits/dia0_utt0.mp4 ...
 """
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ _BYTES_PER_ARCHIVE_BYTE = 4
 _BYTES_BESIDES = 64 << 20
 # MELD has 13,848 clips and some 2,060 AppleDouble files.
 _MAX_ENTRIES = 50_000
+# Writing failed, not reading.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # The longest mis-cut clip, of 305 s, is far below.
 _MAX_FILE_BYTES = 1 << 30
 
@@ -89,7 +92,7 @@ class Unpacker:
                 f"{archive}: {error}; this is not the archive that MELD's authors published"
             ) from error
         except OSError as error:
-            where = error.filename or archive
+            where = error.filename or (self._stage if error.errno in _FULL else archive)
             raise StorageError(f"{where}: {error.strerror or error}") from error
 
     def _take(self, member: Member, budget: Budget, *, may_nest: bool) -> None:

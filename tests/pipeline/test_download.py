@@ -4,6 +4,7 @@ kills at any point. The server, the sockets and the kills are real."""
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -413,6 +414,8 @@ def test_a_file_in_the_place_of_a_link_is_refused(
     [
         ({"url": "http://a", "source": Path("b")}, "not both"),
         ({"url": "ftp://a"}, "takes an address"),
+        ({"url": "http://["}, "takes an address"),
+        ({"url": "https://"}, "takes an address"),
         ({"sha256": "abc"}, "64 hexadecimal digits"),
         ({"splits": ()}, "at least one"),
     ],
@@ -425,6 +428,158 @@ def test_contradictions_are_usage_errors(options: dict[str, Any], words: str) ->
 def test_what_is_not_there_is_an_input_error(out: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         get(out, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("shape", ["empty", "half there", "of other files"])
+def test_of_two_copies_of_a_split_the_fuller_one_is_used(
+    packed: Packed, out: Path, tmp_path: Path, shape: str
+) -> None:
+    source = write_tree(tmp_path / "kaggle", kaggle_names(packed.files))
+    flat = source / "MELD-RAW/MELD.Raw/train_splits"
+    flat.mkdir()
+    if shape != "empty":
+        name = "dia0_utt0.mp4" if shape == "half there" else "readme.txt"
+        (flat / name).write_bytes(b"x")
+    assert get(out, source).clips == {"train": 300, "dev": 36, "test": 93}
+
+
+def test_a_folder_without_clips_is_no_unpacked_split(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    source = write_tree(tmp_path / "mine", packed.of("dev"))
+    shutil.rmtree(source / "dev_splits_complete")
+    (source / "dev_splits_complete").mkdir()
+    with pytest.raises(InputError, match="for dev there is neither"):
+        get(out, source, splits=("dev",))
+
+
+def test_where_one_link_cannot_be_made_none_is(packed: Packed, out: Path, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "mine", packed.files)
+    write_tree(out, {"test_sent_emo.csv": b"mine"})
+    with pytest.raises(InputError, match=r"test_sent_emo\.csv: is there already"):
+        get(out, source)
+    assert tree(out) == {"test_sent_emo.csv": b"mine"}
+    assert not (out / "train_splits").is_symlink()
+
+
+# ------------------------------------------------------------------------ odd things in the way
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_can_be_read_for_ever_is_no_archive(out: Path, tmp_path: Path, kind: str) -> None:
+    source = Path("/dev/zero")
+    if kind == "pipe":
+        source = tmp_path / "pipe"
+        os.mkfifo(source)
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        get(out, source)
+
+
+def test_names_that_no_file_can_have_are_told_in_one_line(packed: Packed, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="name too long"):
+        get(tmp_path / ("x" * 300), packed.path)
+    with pytest.raises(StorageError, match="name too long"):
+        get(tmp_path / "data", tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".download/lock",
+        ".download/writing",
+        ".download/verified.json",
+        ".download/.verified.json.tmp",
+        ".download/unpacked",
+        ".download/unpacked/train_splits",
+        ".download/unpacked/train_splits/dia0_utt0.mp4",
+        "meld.json",
+        ".meld.json.tmp",
+    ],
+)
+def test_nothing_of_ours_is_written_through_a_link_or_into_a_pipe(
+    packed: Packed, out: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"thesis")
+    (out / name).parent.mkdir(parents=True)
+    if kind == "link":
+        (out / name).symlink_to(precious)
+    else:
+        os.mkfifo(out / name)
+    with pytest.raises(InputError, match=r"a link, pipe or device, .* remove it"):
+        get(out, packed.path)
+    assert precious.read_bytes() == b"thesis"
+    (out / name).unlink()
+    get(out, packed.path)
+    assert tree(out) == packed.files
+
+
+def test_a_linked_work_folder_is_refused(packed: Packed, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    out.mkdir()
+    (out / ".download").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"\.download: a link"):
+        get(out, packed.path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"my": "notes"}', "[]", "not even JSON", ""])
+def test_a_meld_json_of_somebody_else_stays(packed: Packed, out: Path, content: str) -> None:
+    write_tree(out, {"meld.json": content.encode()})
+    with pytest.raises(InputError, match=r"meld\.json: is there already, and not from meld"):
+        get(out, packed.path)
+    assert (out / "meld.json").read_text() == content
+
+
+@pytest.mark.parametrize("count", ["1e999", "NaN", "null", '"many"', "9" * 5000])
+def test_a_receipt_with_impossible_numbers_is_none(packed: Packed, out: Path, count: str) -> None:
+    text = '{"made_by": "meld download", "origin": "", "sha256": "", "clips": {"dev": %s}}'
+    write_tree(out, {".download/verified.json": (text % count).encode()})
+    get(out, packed.path)
+    assert tree(out) == packed.files
+
+
+def test_a_folder_in_the_place_of_a_csv_is_refused(packed: Packed, out: Path) -> None:
+    (out / "dev_sent_emo.csv").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"dev_sent_emo\.csv: is no file"):
+        get(out, packed.path)
+
+
+def test_a_foreign_folder_among_what_is_unfinished_does_no_harm(packed: Packed, out: Path) -> None:
+    (out / ".download/old.part").mkdir(parents=True)
+    get(out, packed.path)
+    assert left_behind(out) == ["old.part"]
+
+
+def test_a_full_disk_is_told_of_the_folder_that_is_full(
+    packed: Packed, out: Path, meld: Meld
+) -> None:
+    """A limit on what a file may have stands for the disk."""
+    command = [sys.executable, "-m", "cli", "download", "--out", out, "--from", packed.path]
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 4; exec "$@"', "limited", *map(str, command)]
+    finished = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 5
+    assert f"{out}/.download/unpacked: File too large" in finished.stderr.splitlines()[-1]
+    get(out, packed.path)
+    assert tree(out) == packed.files
+
+
+def test_a_path_with_a_line_break_is_told_in_one_line(meld: Meld, tmp_path: Path) -> None:
+    finished = meld("download", "--out", tmp_path / "data", "--from", f"{tmp_path}/a\nb\x1b[2J")
+    assert finished.status == 4
+    assert len(finished.err.splitlines()) == 1
+    assert r"/a\nb\x1b[2J: no such file" in finished.err
+
+
+def test_a_path_that_is_no_text_can_be_printed(packed: Packed, meld: Meld, tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"\xff.tar.gz")
+    shutil.copy(packed.path, source)
+    finished = meld(
+        "download", "--out", tmp_path / "data", "--from", source, PYTHONIOENCODING="utf-8:strict"
+    )
+    assert finished.status == 0, finished.err
+    assert r"/\udcff.tar.gz, SHA-256" in finished.out
 
 
 # ------------------------------------------------------------------- over the network, and killed
@@ -489,6 +644,44 @@ def test_the_command_fetches_checks_and_unpacks(
     again = meld(*command)
     assert again.status == 0
     assert "train: 300 clips, was there" in again.out
+
+
+def test_the_checksum_may_be_written_in_capitals(packed: Packed, address: str, out: Path) -> None:
+    get(out, url=address, sha256=packed.sha256.upper())
+    assert tree(out) == packed.files
+
+
+def test_keys_in_an_address_are_neither_kept_nor_shown(
+    packed: Packed, address: str, out: Path, meld: Meld
+) -> None:
+    url = address.replace("http://", "http://bob:hunter2@") + "?token=hunter2"
+    finished = meld("download", "--out", out, "--url", url, "--sha256", packed.sha256)
+    assert finished.status == 0, finished.err
+    config = out.parent / "impatient.toml"
+    config.write_text("[patience]\nattempts = 1\n")
+    dead = "http://bob:hunter2@127.0.0.1:9/x?token=hunter2"
+    failed = meld("download", "--out", out.parent / "b", "--url", dead, "--config", config)
+    assert "http://127.0.0.1:9/x: gave up" in failed.err
+    assert "hunter2" not in finished.out + finished.err + failed.err
+    written = [path.read_text() for path in (out / "meld.json", *out.glob(".download/*"))]
+    assert json.loads(written[0])["origin"] == address
+    assert not any("hunter2" in text for text in written)
+
+
+@pytest.mark.parametrize("dies_at", ["_write_receipt", "_publish_verified"])
+def test_an_archive_to_be_kept_is_kept_even_if_the_run_dies_late(
+    packed: Packed, address: str, out: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
+) -> None:
+    def die(*_: Any) -> None:
+        if (out / ".download/unpacked").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"pipeline.download.download.{dies_at}", die)
+        with pytest.raises(KeyboardInterrupt):
+            get(out, url=address, sha256=packed.sha256, keep_archive=True)
+    get(out, url=address, sha256=packed.sha256, keep_archive=True)
+    assert (out / "MELD.Raw.tar.gz").read_bytes() == packed.path.read_bytes()
 
 
 def test_an_archive_that_was_kept_is_not_fetched_again(packed: Packed, out: Path) -> None:
