@@ -9,7 +9,7 @@ MELD.Raw.tar.gz
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,9 +84,10 @@ class Unpacker:
             size = archive.stat().st_size
             budget = Budget(size * _BYTES_PER_ARCHIVE_BYTE + _BYTES_BESIDES, _MAX_ENTRIES)
             with archive.open("rb") as file:
+                may_nest = _inner_split(archive.name) is None
                 for member in read_members(file, budget):
-                    self._take(member, budget, may_nest=_inner_split(archive.name) is None)
-                    on_bytes(file.tell(), size)
+                    for _ in self._take(member, budget, may_nest=may_nest):
+                        on_bytes(file.tell(), size)
         except BadArchive as error:
             raise ArchiveError(
                 f"{archive}: {error}; this is not the archive that MELD's authors published"
@@ -95,7 +96,8 @@ class Unpacker:
             where = error.filename or (self._stage if error.errno in _FULL else archive)
             raise StorageError(f"{where}: {error.strerror or error}") from error
 
-    def _take(self, member: Member, budget: Budget, *, may_nest: bool) -> None:
+    def _take(self, member: Member, budget: Budget, *, may_nest: bool) -> Iterator[None]:
+        """Yields after each member, those of an archive inside included."""
         name = member.parts[-1] if member.parts else ""
         if any(part.startswith(".") for part in member.parts):
             self._drop(member, apple_double=name.startswith("._"))
@@ -104,9 +106,10 @@ class Unpacker:
                 raise BadArchive(f"{shown(name)} lies in an archive inside the archive")
             if split in self._splits:
                 for inner in read_members(member.content, budget):
-                    self._take(inner, budget, may_nest=False)
+                    yield from self._take(inner, budget, may_nest=False)
         else:
             self._take_file(member, name)
+        yield
 
     def _take_file(self, member: Member, name: str) -> None:
         split = _split_of_annotations(name) or _split_of_folder(member)

@@ -139,6 +139,16 @@ def test_the_archive_is_unpacked_to_exactly_what_is_wanted(packed: Packed, out: 
     assert left_behind(out) == []
 
 
+def test_unpacking_tells_how_far_it_is_inside_of_inner_archives(packed: Packed, out: Path) -> None:
+    """Of the real archive, one inner archive is most of it."""
+    told: list[tuple[str, int, int | None]] = []
+    download(DownloadConfig(out=out, source=packed.path), lambda *bytes_: told.append(bytes_))
+    done = [num_bytes for stage, num_bytes, _ in told if stage == "unpacking"]
+    assert done == sorted(done)
+    assert len(done) > 400
+    assert len(set(done)) > 10
+
+
 def test_only_the_splits_that_were_asked_for_are_unpacked(packed: Packed, out: Path) -> None:
     get(out, packed.path, splits=("dev",))
     assert tree(out) == packed.of("dev")
