@@ -9,7 +9,7 @@ from pipeline.errors import StorageError, UsageError
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that it is there whole or not at all. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -20,6 +20,11 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it gets its own name."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:

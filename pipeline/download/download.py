@@ -23,20 +23,14 @@ from pipeline.download.archive import ArchiveError
 from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
 from pipeline.download.place import Placer
 from pipeline.download.publish import publish
-from pipeline.download.receipt import (
-    RECEIPT,
-    Receipt,
-    clip_files,
-    part_of,
-    read_receipt,
-    write_receipt,
-)
+from pipeline.download.receipt import RECEIPT, Receipt, clip_files, read_receipt
 from pipeline.download.sources import Archives, get_archives
 from pipeline.download.unpack import Found, Unpacker
 from pipeline.errors import InputError, StorageError
 from pipeline.layout import MEDIA_FOLDERS, annotations_name, find_annotations
 from pipeline.published import ARCHIVE_NAME, PUBLISHED
 from pipeline.schema import SPLITS, Split
+from pipeline.whole_files import temporary_name, write_whole
 
 # Under the work folder: where archives are unpacked, and the receipt of what is verified there.
 _STAGE = "unpacked"
@@ -106,12 +100,15 @@ def _download(config: DownloadConfig, on_bytes: OnBytes) -> DownloadReport:
     work = config.out / WORK_FOLDER
     _refuse_odd(work, work / "lock")
     with locks.hold(work / "lock", f"{config.out}"):
-        _refuse_odd(config.out / RECEIPT, part_of(config.out / RECEIPT), *work.rglob("*"))
+        written = config.out / RECEIPT
+        _refuse_odd(written, temporary_name(written), *work.rglob("*"))
         _publish_verified(config.out)  # by a run that was killed right before
-        receipt = read_receipt(config.out / RECEIPT)
+        receipt = read_receipt(written)
         linked = _link_unpacked(config)
         others = [split for split in config.splits if split not in linked]
-        there = tuple(split for split in others if receipt.is_complete(config.out, split))
+        there = tuple(
+            split for split in others if receipt and receipt.is_complete(config.out, split)
+        )
         left = [split for split in others if split not in there]
         found = None
         if left:
@@ -122,16 +119,17 @@ def _download(config: DownloadConfig, on_bytes: OnBytes) -> DownloadReport:
                 _keep(archives, config.out)
             _write_receipt(work / _VERIFIED, archives, work / _STAGE, left)
             _publish_verified(config.out)
-            receipt = read_receipt(config.out / RECEIPT)
-        if found is not None or there == SPLITS:  # else a part may still be wanted
+            receipt = read_receipt(written)
+        may_want_a_part = found is None and there != SPLITS
+        if not may_want_a_part:
             _tidy_up(work)
     return DownloadReport(
         out=config.out,
         linked=linked,
         there=there,
         clips={split: len(clip_files(config.out, split)) for split in config.splits},
-        origin=receipt.origin if others else "",
-        sha256=receipt.sha256 if others else "",
+        origin=receipt.origin if receipt and others else "",
+        sha256=receipt.sha256 if receipt and others else "",
         found=found,
         seconds=time.monotonic() - started_s,
     )
@@ -172,9 +170,9 @@ def _refuse_odd(*paths: Path) -> None:
             )
 
 
-def _refuse_foreign(out: Path, splits: Sequence[Split], receipt: Receipt) -> None:
+def _refuse_foreign(out: Path, splits: Sequence[Split], receipt: Receipt | None) -> None:
     """Before anything is fetched for a place that is taken."""
-    if (out / RECEIPT).exists() and receipt == Receipt():
+    if (out / RECEIPT).exists() and receipt is None:
         raise InputError(
             f"{out / RECEIPT}: is there already, and not from meld download; move it away, or "
             "choose another --out"
@@ -189,7 +187,8 @@ def _refuse_foreign(out: Path, splits: Sequence[Split], receipt: Receipt) -> Non
                 f"{folder}: a link or a file, where a folder is to be; remove it, or choose "
                 "another --out"
             )
-        if split not in receipt.clips and clip_files(out, split):
+        is_ours = receipt is not None and split in receipt.clips
+        if not is_ours and clip_files(out, split):
             raise InputError(
                 f"{out}: has clips of {split} already, and not from meld download; use them as "
                 f"they are (--from {out}), or choose another --out"
@@ -253,17 +252,18 @@ def _write_receipt(path: Path, archives: Archives, stage: Path, splits: Sequence
         clips={split: len(clip_files(stage, split)) for split in splits},
     )
     os.sync()
-    write_receipt(path, receipt)
+    write_whole(path, receipt.to_json().encode())
 
 
 def _publish_verified(out: Path) -> None:
     work = out / WORK_FOLDER
     verified = read_receipt(work / _VERIFIED)
-    if not verified.clips:
+    if verified is None:
         return
     publish(work / _STAGE, out, tuple(verified.clips))
     earlier = read_receipt(out / RECEIPT)
-    write_receipt(out / RECEIPT, replace(verified, clips={**earlier.clips, **verified.clips}))
+    clips = {**(earlier.clips if earlier else {}), **verified.clips}
+    write_whole(out / RECEIPT, replace(verified, clips=clips).to_json().encode())
     (work / _VERIFIED).unlink()
 
 

@@ -27,6 +27,8 @@ OnBytes = Callable[[int, int | None], None]  # there, in all (None: the server d
 _CHUNK_BYTES = 1 << 20
 _CONNECT_S = 10.0
 _LONGEST_WAIT_S = 30.0
+# A server that is asked too often may say when to come again; for hours nobody waits.
+_LONGEST_RETRY_AFTER_S = 300
 # Less than this is as good as nothing: MELD would take four months.
 _LEAST_BYTES_PER_S = 1024
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -66,7 +68,11 @@ class Patience:
 
 
 class _TryAgain(Exception):
-    """The connection or the server failed in a way that may pass."""
+    """The connection or the server failed in a way that may pass, in `after_s` if it says so."""
+
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class _WrongFile(Exception):
@@ -96,7 +102,15 @@ def fetch(
     """
     problems = []
     for url in urls:
-        source = _Source(url, part, expected, patience, on_bytes, on_checked, on_size)
+        source = _Source(
+            url=url,
+            part=part,
+            expected=expected,
+            patience=patience,
+            on_bytes=on_bytes,
+            on_checked=on_checked,
+            on_size=on_size,
+        )
         try:
             source.complete()
             return url
@@ -122,56 +136,49 @@ def hash_file(path: Path, on_bytes: OnBytes = lambda *_: None) -> str:
     return digest.hexdigest()
 
 
+@dataclass(kw_only=True)
 class _Source:
-    """One address, and the part file that it fills."""
+    """One address, and the part file that it fills; fields as `fetch` takes them."""
 
-    def __init__(
-        self,
-        url: str,
-        part: Path,
-        expected: Expected,
-        patience: Patience,
-        on_bytes: OnBytes,
-        on_checked: OnBytes,
-        on_size: Callable[[int], None],
-    ) -> None:
-        self._url = url
-        self._part = part
-        self._expected = expected
-        self._patience = patience
-        self._on_bytes = on_bytes
-        self._on_checked = on_checked
-        self._on_size = on_size
-        self._ask_for_ranges = True
+    url: str
+    part: Path
+    expected: Expected
+    patience: Patience
+    on_bytes: OnBytes
+    on_checked: OnBytes
+    on_size: Callable[[int], None]
+    asks_for_ranges: bool = True
 
     def complete(self) -> None:
         """Raises _WrongFile; OSError from the disk."""
         resumed = self._have() > 0
+        if resumed and self.expected.size is None and self._is_right():
+            return  # complete, and the server need not be there any more
         self._fill()
         if self._is_right():
             return
-        self._part.unlink()
+        self.part.unlink()
         if not resumed:
             self._refuse_sum()
         # The wrong bytes may be older than this address's.
         logger.warning("what had arrived before is damaged; fetching all of it again")
         self._fill()
         if not self._is_right():
-            self._part.unlink()
+            self.part.unlink()
             self._refuse_sum()
 
     def _refuse_sum(self) -> NoReturn:
-        raise _WrongFile(f"sent a file whose SHA-256 is not {self._expected.sha256[:12]}...")
+        raise _WrongFile(f"sent a file whose SHA-256 is not {self.expected.sha256[:12]}...")
 
     def _is_right(self) -> bool:
-        return hash_file(self._part, self._on_checked) == self._expected.sha256
+        return hash_file(self.part, self.on_checked) == self.expected.sha256
 
     def _have(self) -> int:
-        return self._part.stat().st_size if self._part.exists() else 0
+        return self.part.stat().st_size if self.part.exists() else 0
 
     def _fill(self) -> None:
         most, failures = self._have(), 0
-        while self._expected.size is None or self._have() != self._expected.size:
+        while self.expected.size is None or self._have() != self.expected.size:
             try:
                 self._request()
                 return
@@ -179,25 +186,27 @@ class _Source:
                 failures = 1 if self._have() > most else failures + 1
                 most = max(most, self._have())
                 if isinstance(error, requests.exceptions.InvalidURL) or failures >= (
-                    self._patience.attempts
+                    self.patience.attempts
                 ):
                     raise _WrongFile(
                         f"gave up after {failures} attempts ({_tell(error)})"
                     ) from error
-                wait_s = min(self._patience.wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
-                told = f"{without_secrets(self._url)}: {_tell(error)}"
+                wait_s = min(self.patience.wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
+                if isinstance(error, _TryAgain):
+                    wait_s = max(wait_s, error.after_s)
+                told = f"{without_secrets(self.url)}: {_tell(error)}"
                 logger.warning("%s; again in %.0f s", told, wait_s)
                 time.sleep(wait_s)
 
     def _request(self) -> None:
         """One request, to its end. Raises _TryAgain, _WrongFile or what requests raises."""
         have = self._have()
-        if self._expected.size is not None and have > self._expected.size:
-            self._part.unlink()
+        if self.expected.size is not None and have > self.expected.size:
+            self.part.unlink()
             have = 0
         # Of a compressed transfer, ranges would be of other bytes.
         headers = {"Accept-Encoding": "identity", "User-Agent": f"meld/{version('meld')}"}
-        if have and self._ask_for_ranges:
+        if have and self.asks_for_ranges:
             headers["Range"] = f"bytes={have}-"
         with self._ask(headers) as response:
             start, total = self._read_headers(response, have)
@@ -206,9 +215,9 @@ class _Source:
             self._receive(response, start, total)
 
     def _ask(self, headers: dict[str, str]) -> requests.Response:
-        timeout = (_CONNECT_S, self._patience.stall_s)
+        timeout = (_CONNECT_S, self.patience.stall_s)
         try:
-            return requests.get(self._url, headers=headers, stream=True, timeout=timeout)
+            return requests.get(self.url, headers=headers, stream=True, timeout=timeout)
         except requests.RequestException:
             raise
         # A redirection to what is no address; certificates that are configured and not there.
@@ -219,7 +228,8 @@ class _Source:
         """Where the reply begins, and how long the whole file is."""
         status = response.status_code
         if status in _TRY_AGAIN:
-            raise _TryAgain(f"answers {status} {response.reason}")
+            after_s = min(_to_int(response.headers.get("Retry-After")) or 0, _LONGEST_RETRY_AFTER_S)
+            raise _TryAgain(f"answers {status} {response.reason}", after_s)
         if status not in (200, 206, 416):
             raise _WrongFile(f"answers {status} {response.reason}")
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -233,24 +243,24 @@ class _Source:
             if start > have or (status == 416 and total != have):
                 self._forgo_ranges(f"has no bytes from {have:,} on")
         if total is None:
-            total = self._expected.size
-        elif self._expected.size not in (None, total):
-            raise _WrongFile(f"has {total:,} bytes, the archive {self._expected.size:,}")
+            total = self.expected.size
+        elif self.expected.size not in (None, total):
+            raise _WrongFile(f"has {total:,} bytes, the archive {self.expected.size:,}")
         if total == 0:
             raise _WrongFile("has no bytes")
         if total is not None:
-            self._on_size(total)
+            self.on_size(total)
         return start, total
 
     def _forgo_ranges(self, why: str) -> NoReturn:
         """What is there stays: it is recognised while it comes again."""
-        self._ask_for_ranges = False
+        self.asks_for_ranges = False
         raise _TryAgain(why)
 
     def _receive(self, response: requests.Response, start: int, total: int | None) -> None:
-        self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._part.touch()
-        with self._part.open("r+b") as file:
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.part.touch()
+        with self.part.open("r+b") as file:
             file.seek(start)
             for chunk in self._chunks(response):
                 if file.tell() == 0 and not chunk.startswith(_GZIP_MAGIC[: len(chunk)]):
@@ -258,13 +268,13 @@ class _Source:
                 _write_or_recognise(file, chunk)
                 if total is not None and file.tell() > total:
                     raise _WrongFile(f"sends more than the {total:,} bytes of the archive")
-                self._on_bytes(file.tell(), total)
+                self.on_bytes(file.tell(), total)
             if total is not None and file.tell() < total:
                 raise _TryAgain(f"ended {total - file.tell():,} bytes too early")
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         """What arrives, as it arrives; raises _TryAgain where that is hardly anything."""
-        window_s = self._patience.stall_s
+        window_s = self.patience.stall_s
         began, arrived = time.monotonic(), 0
         # Not `iter_content`: it waits for whole pieces, and loses the last one of a cut connection.
         while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):

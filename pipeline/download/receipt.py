@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.clips import index_clips
 from pipeline.layout import annotations_name, parse_clip_stem
 from pipeline.schema import SPLITS, Split
-from pipeline.whole_files import write_whole
 
 RECEIPT = "meld.json"
 _MADE_BY = "meld download"
@@ -41,26 +40,16 @@ class Receipt:
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def read_receipt(path: Path) -> Receipt:
-    """An empty one where there is none that can be read: then everything is looked at anew."""
+def read_receipt(path: Path) -> Receipt | None:
+    """None where there is none that can be read: then everything is looked at anew."""
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         if values["made_by"] != _MADE_BY:
-            return Receipt()
+            return None
         clips = {split: int(values["clips"][split]) for split in SPLITS if split in values["clips"]}
         return Receipt(origin=str(values["origin"]), sha256=str(values["sha256"]), clips=clips)
     except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
-        return Receipt()
-
-
-def part_of(path: Path) -> Path:
-    """Where a receipt is written before it gets its name."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def write_receipt(path: Path, receipt: Receipt) -> None:
-    """Whole or not at all. Raises StorageError."""
-    write_whole(path, receipt.to_json().encode())
+        return None
 
 
 def clip_files(out: Path, split: Split) -> list[Path]:

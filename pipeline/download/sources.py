@@ -51,12 +51,14 @@ def get_archives(
         StorageError: the disk.
     """
     kept = config.out / ARCHIVE_NAME
-    if config.source is None and not kept.is_file():
+    if config.source is None and (config.url is not None or not kept.is_file()):
         return _fetch(config, on_bytes, check_space)
     given = config.source or kept
     paths = _find(given, splits)
     check_space(0, sum(path.stat().st_size for path in paths))
-    sha256s = tuple(_check(path, config, on_bytes, alone=len(paths) == 1) for path in paths)
+    if config.sha256 is not None and len(paths) > 1:
+        raise UsageError("--sha256 is of one archive, and the folder has several")
+    sha256s = tuple(_check(path, config, on_bytes) for path in paths)
     return Archives(paths=paths, origin=str(given), sha256s=sha256s, fetched=False)
 
 
@@ -113,21 +115,24 @@ def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
     return tuple(inner.values())
 
 
-def _check(path: Path, config: DownloadConfig, on_bytes: OnBytes, *, alone: bool) -> str:
-    """The archive's SHA-256, which is the one asked for, or the published one where it is known."""
-    if config.sha256 is not None and not alone:
-        raise UsageError("--sha256 is of one archive, and the folder has several")
+def _check(path: Path, config: DownloadConfig, on_bytes: OnBytes) -> str:
+    """The archive's SHA-256, which is the one asked for, or the published one where it can only
+    be that archive: by its size, or because it was not given but found in `out`."""
     try:
         size = path.stat().st_size
         found = hash_file(path, partial(on_bytes, "checking"))
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    wanted = config.sha256 or (ARCHIVE_SHA256 if size == ARCHIVE_BYTES else None)
+    is_published = size == ARCHIVE_BYTES or config.source is None
+    wanted = config.sha256 or (ARCHIVE_SHA256 if is_published else None)
     if wanted is None:
         logger.warning(
             "%s: not the published archive (%s bytes, not %s); taken as it is",
             path, f"{size:,}", f"{ARCHIVE_BYTES:,}",
         )  # fmt: skip
     elif found != wanted.lower():
-        raise ArchiveError(f"{path}: damaged: its SHA-256 is {found}, not {wanted}")
+        raise ArchiveError(
+            f"{path}: damaged: its SHA-256 is {found}, not {wanted}; get it anew, or name the "
+            "checksum of another archive with --sha256"
+        )
     return found

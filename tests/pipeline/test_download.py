@@ -701,6 +701,22 @@ def test_an_archive_that_was_kept_is_not_fetched_again(packed: Packed, out: Path
     assert set(tree(out)) == {*packed.files, "MELD.Raw.tar.gz"}
 
 
+def test_a_kept_archive_that_is_damaged_is_told_not_taken(packed: Packed, out: Path) -> None:
+    out.mkdir()
+    (out / "MELD.Raw.tar.gz").write_bytes(packed.path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"MELD\.Raw\.tar\.gz: damaged: .* get it anew"):
+        get(out)
+
+
+def test_an_address_that_is_named_is_asked_whatever_was_kept(
+    packed: Packed, address: str, out: Path
+) -> None:
+    out.mkdir()
+    (out / "MELD.Raw.tar.gz").write_bytes(b"")
+    get(out, url=address, sha256=packed.sha256)
+    assert set(tree(out)) == {*packed.files, "MELD.Raw.tar.gz"}
+
+
 def test_a_failed_fetch_has_status_5_and_one_line(packed: Packed, out: Path, meld: Meld) -> None:
     config = out.parent / "impatient.toml"
     config.write_text("[patience]\nattempts = 1\n")

@@ -304,6 +304,21 @@ def test_a_server_that_was_busy_is_asked_again(serve: Serve, part: Path) -> None
     assert part.read_bytes() == CONTENT
 
 
+def test_a_server_that_says_when_to_come_again_is_waited_for(serve: Serve, part: Path) -> None:
+    began = time.monotonic()
+    get(part, serve(Reply(status=429, headers={"Retry-After": "1"}), Reply()))
+    assert part.read_bytes() == CONTENT
+    assert time.monotonic() - began > 1
+
+
+def test_a_complete_file_of_unknown_size_needs_no_server(part: Path) -> None:
+    part.write_bytes(CONTENT)
+    server = Server([Reply()])
+    server.close()
+    get(part, server, size=None)
+    assert part.read_bytes() == CONTENT
+
+
 def test_a_file_sent_without_a_length_is_whole(serve: Serve, part: Path) -> None:
     get(part, serve(Reply(chunked=True)), size=None)
     assert part.read_bytes() == CONTENT
