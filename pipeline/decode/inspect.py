@@ -118,7 +118,9 @@ def _inspect(
     bad_packets = 0
     if deep and streams:
         decoded = _decode_all(container, streams)
-        problems += _what_is_broken(decoded, lengths_s, is_cut_off=_has(problems, "truncated"))
+        problems += _what_is_broken(
+            decoded, streams, lengths_s, is_cut_off=_has(problems, "truncated")
+        )
         lengths_s = {name: each.length_s for name, each in decoded.items()}
         num_frames = decoded["video"].num_decoded if "video" in decoded else None
         bad_packets = sum(each.num_bad for each in decoded.values())
@@ -284,8 +286,13 @@ def _decode_packet(packet: av.Packet, decoded: _Decoded) -> None:
 
 
 def _what_is_broken(
-    decoded: Mapping[Stream, _Decoded], declared_s: Mapping[Stream, float], *, is_cut_off: bool
+    decoded: Mapping[Stream, _Decoded],
+    streams: Mapping[Stream, "av.stream.Stream"],
+    declared_s: Mapping[Stream, float],
+    *,
+    is_cut_off: bool,
 ) -> list[Problem]:
+    longest_s = max(each.length_s for each in decoded.values())
     problems = []
     for name, each in decoded.items():
         what = {"video": "pictures", "audio": "sound"}[name]
@@ -296,7 +303,9 @@ def _what_is_broken(
         elif each.num_bad:
             message = f"{each.num_bad} of {each.num_packets} {name} packets are broken"
             problems.append(Problem(stream=name, code="bad_packets", message=message))
-        if not is_cut_off and declared_s[name] - each.length_s > TRUNCATION_SLACK_S:
+        # A length that is told for the file only is promised of its longest stream.
+        kept_s = each.length_s if streams[name].duration else longest_s
+        if not is_cut_off and declared_s[name] - kept_s > TRUNCATION_SLACK_S:
             message = f"{each.length_s:.1f} s of {declared_s[name]:.1f} s of {what} are there"
             problems.append(Problem(stream=name, code="truncated", message=message))
     return problems

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from pipeline.decode import inspect
@@ -86,6 +88,25 @@ def test_damage_in_the_middle_is_found_by_decoding_alone(healthy: Path, tmp_path
     deep = look(damaged, deep=True)
     assert {code for _, code in codes(deep)} == {"bad_packets"}
     assert deep.bad_packets > 0
+
+
+def test_sound_that_ends_before_the_picture_is_not_cut_off(tmp_path: Path) -> None:
+    """Matroska tells one length, that of the longest stream."""
+    path = tmp_path / "dia0_utt0.mkv"
+    with av.open(str(path), "w") as file:
+        picture, sound = file.add_stream("mpeg4", rate=24), file.add_stream("pcm_s16le", rate=8000)
+        picture.width, picture.height, sound.layout = 64, 64, "mono"
+        for n in range(48):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.pts = n
+            file.mux(picture.encode(frame))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        samples.rate, samples.pts = 8000, 0
+        file.mux([*sound.encode(samples), *picture.encode(), *sound.encode()])
+    assert look(path, deep=True).problems == ()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 4])
+    assert "truncated" in {code for _, code in codes(look(path, deep=True))}
 
 
 def plant_loop(path: Path) -> None:
