@@ -30,7 +30,7 @@ _PLAIN = str.maketrans(
         "…": "...", "—": "-", "–": "-", "\u00a0": " ",
     }
 )  # fmt: skip
-_TIME = re.compile(r"(\d+):(\d{2}):(\d{2})(?:[,.](\d+))?")
+_TIME = re.compile(r"(\d{1,9}):(\d{2}):(\d{2})(?:[,.](\d+))?")
 
 
 def normalise_text(text: str) -> str:
@@ -63,12 +63,16 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
         InputError: the folder or a split that was asked for is not there.
         AnnotationError: a CSV is not readable; the file, rows and column are named.
     """
-    if not data.is_dir():
+    try:
+        is_folder = data.is_dir()
+        found = {split: find_annotations(data, split) for split in splits or SPLITS}
+    except OSError as error:
+        raise InputError(f"{data}: cannot be looked into: {error.strerror}") from error
+    if not is_folder:
         raise InputError(
             f"{data}: no such folder; --data takes the folder with the MELD CSVs (meld download "
             "gets it)"
         )
-    found = {split: find_annotations(data, split) for split in splits or SPLITS}
     missing = [split for split, path in found.items() if path is None]
     if splits is not None and missing:
         raise InputError(f"{data}: no {annotations_name(missing[0])} here or in {missing[0]}/")

@@ -164,7 +164,9 @@ def test_times_are_seconds(text: str, seconds: float) -> None:
     assert parse_time_s(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "12", "1:2:3", "-0:00:01", "0:00:0x", "0:00:01,"])
+@pytest.mark.parametrize(
+    "text", ["", "12", "1:2:3", "-0:00:01", "0:00:0x", "0:00:01,", f"{'9' * 400}:00:00"]
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no time like"):
         parse_time_s(text)
@@ -285,6 +287,8 @@ def test_an_absent_split_or_folder_is_named(tmp_path: Path) -> None:
         read_corpus(tmp_path, ("train", "dev"))
     with pytest.raises(InputError, match="no such folder"):
         read_corpus(tmp_path / "nowhere", None)
+    with pytest.raises(InputError, match="File name too long"):
+        read_corpus(tmp_path / ("a" * 300), None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no train_sent_emo\.csv"):
         read_corpus(tmp_path / "empty", None)
