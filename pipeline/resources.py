@@ -49,7 +49,8 @@ def shared_memory() -> Space | None:
 def disk(folder: Path) -> Space:
     """The disk of a folder, or of the folder that it would be made in."""
     folder = folder.absolute()
-    there = next(at for at in (folder, *folder.parents) if at.exists())
+    # Path.exists raises where a name is too long or a folder is closed.
+    there = next(at for at in (folder, *folder.parents) if os.path.exists(at))  # noqa: PTH110
     try:
         usage = shutil.disk_usage(there)
     except OSError:

@@ -35,9 +35,12 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
 
     Raises StorageError, or UsageError where something else stands there.
     """
-    if out.is_dir():
-        raise StorageError(f"cannot write {out}: it is a folder; {option} takes a file")
     try:
+        if out.is_dir():
+            raise StorageError(f"cannot write {out}: it is a folder; {option} takes a file")
+        # To open a pipe would wait for ever; in the place of a device no file may come.
+        if out.exists() and not out.is_file():
+            raise UsageError(f"{out} is no regular file, and stays; name another {option}")
         out.parent.mkdir(parents=True, exist_ok=True)
         head = b""
         if out.exists():
