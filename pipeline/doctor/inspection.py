@@ -14,6 +14,8 @@ OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, those 
 
 # A shard is what is told of at once, and what a deadly clip makes Ray begin again.
 _CLIPS_PER_SHARD = 8
+# More do not read faster, and the system lets no process have as many as it asks for.
+_MAX_THREADS = 32
 
 
 def inspect_clips(
@@ -37,7 +39,7 @@ def inspect_clips(
 def _read_headers(clips: Sequence[LocatedClip], workers: int) -> Iterator[ClipInspection]:
     """FFmpeg leaves Python's lock while it reads, so threads do; Ray takes longer to start than
     they take for thousands of clips."""
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(max_workers=min(workers, _MAX_THREADS)) as pool:
         futures = [pool.submit(inspect_clip, clip, deep=False) for clip in clips]
         try:
             for future in as_completed(futures):

@@ -143,10 +143,11 @@ def _lines(findings: Sequence[Finding], shown: int) -> Iterator[Text]:
 def _verdict(report: DoctorReport) -> Text:
     new = sum(not finding.is_known for finding in report.findings)
     known = len(report.findings) - new
+    page = printable(str(report.page))
     if new:
-        return Text(f"{new:,} new findings, {known:,} known: {report.page}", style="bold red")
+        return Text(f"{new:,} new findings, {known:,} known: {page}", style="bold red")
     told = f"nothing new; {known:,} known findings" if known else "nothing found"
-    return Text(f"{told}: {report.page}", style="bold green")
+    return Text(f"{told}: {page}", style="bold green")
 
 
 def _table(title: str, *columns: str) -> Table:

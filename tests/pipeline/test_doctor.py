@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from rich.console import Console
 
 from pipeline import resources
 from pipeline.annotations import read_annotations
-from pipeline.decode.inspect import ClipInspection, Picture, Sound
+from pipeline.clips import index_clips
+from pipeline.decode.inspect import ClipInspection, Picture, Sound, inspect_clip
 from pipeline.doctor import page
 from pipeline.doctor.annotations import count_rows, window_s
 from pipeline.doctor.examine import DoctorConfig, examine, look_around
@@ -214,6 +217,36 @@ def test_strange_things_among_the_clips_are_told_and_nothing_hangs(
     told = "\n".join(shown(render_corpus(report)))
     assert "holiday\\x1b[31m.mp4" in told
     assert "\x1b" not in told
+
+
+def test_an_extras_path_is_told_once_and_however_many_workers_start_few_threads(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    for n in range(60):
+        (data / "train_splits" / f"dia999_utt{n}.mp4").write_text("<html>404")
+    threads = set()
+
+    def look(clip: LocatedClip, *, deep: bool) -> ClipInspection:
+        threads.add(threading.get_ident())
+        time.sleep(0.3)
+        return inspect_clip(clip, deep=deep)
+
+    monkeypatch.setattr("pipeline.doctor.inspection.inspect_clip", look)
+    report = run_doctor(data, tmp_path, workers=100_000)
+    assert len(threads) <= 32
+    assert len(report.findings) == 60
+    assert not any(str(data) in finding.message for finding in report.findings)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(corpus: Path, tmp_path: Path) -> None:
+    shutil.copy(corpus / "train_sent_emo.csv", tmp_path)
+    (tmp_path / "MELD.Raw").symlink_to("a" * 300)
+    with pytest.raises(InputError, match="File name too long"):
+        run_doctor(tmp_path, tmp_path)
+    with pytest.raises(InputError, match="File name too long"):
+        index_clips(tmp_path, "train")
 
 
 # --- known and new: rows that are MELD's, as far as the planted publication goes
@@ -623,6 +656,27 @@ def test_another_file_in_the_place_of_the_page_stays(corpus: Path, tmp_path: Pat
         examine(DoctorConfig(data=corpus, html=tmp_path), NOWHERE)
 
 
+def test_what_is_no_regular_file_is_never_the_page_and_nothing_hangs(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """A page put in the place of a device such as /dev/null would harm the machine."""
+    pipe = tmp_path / "pipe.html"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="no regular file"):
+        examine(DoctorConfig(data=corpus, html=pipe), NOWHERE)
+    assert pipe.is_fifo()
+    with pytest.raises(StorageError, match="File name too long"):
+        examine(DoctorConfig(data=corpus, html=tmp_path / f"{'a' * 300}.html"), NOWHERE)
+
+
+def test_the_name_of_the_page_moves_no_cursor(corpus: Path, tmp_path: Path) -> None:
+    page_path = tmp_path / os.fsdecode(b"\xff\x1b[31m.html")
+    report = examine(DoctorConfig(data=corpus, html=page_path), NOWHERE)
+    told = "\n".join(shown(render_corpus(report)))
+    assert "\x1b" not in told
+    told.encode()  # a terminal takes all of it
+
+
 def test_tables_fit_eighty_columns_and_long_lists_say_how_many_more(
     corrupt_corpus: SampleResult, tmp_path: Path
 ) -> None:
@@ -669,7 +723,8 @@ def test_without_a_corpus_the_machine_is_told_and_then_what_is_wrong(
     assert not (tmp_path / "doctor.html").exists()
 
 
-def test_the_machine_is_looked_at_without_a_corpus(tmp_path: Path) -> None:
-    machine = look_around(DoctorConfig(data=tmp_path / "not" / "yet"))
+@pytest.mark.parametrize("data", [Path("not/yet"), Path("a" * 300)])
+def test_the_machine_is_looked_at_without_a_corpus(tmp_path: Path, data: Path) -> None:
+    machine = look_around(DoctorConfig(data=tmp_path / data))
     assert machine.cores >= 1
     assert all(space.free_bytes for space in machine.disks.values())
