@@ -63,12 +63,8 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
         InputError: the folder or a split that was asked for is not there.
         AnnotationError: a CSV is not readable; the file, rows and column are named.
     """
-    try:
-        is_folder = data.is_dir()
-        found = {split: find_annotations(data, split) for split in splits or SPLITS}
-    except OSError as error:
-        raise InputError(f"{data}: cannot be looked into: {error.strerror}") from error
-    if not is_folder:
+    found = {split: find_annotations(data, split) for split in splits or SPLITS}
+    if not data.is_dir():
         raise InputError(
             f"{data}: no such folder; --data takes the folder with the MELD CSVs (meld download "
             "gets it)"

@@ -2,8 +2,11 @@
 plain. The only place that knows folder and file names."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import InputError
 from pipeline.schema import ClipKey, Split
 
 MEDIA_FOLDERS: dict[Split, str] = {
@@ -41,14 +44,31 @@ def roots(data: Path) -> list[Path]:
 
 
 def find_annotations(data: Path, split: Split) -> Path | None:
-    """The split's CSV: flat beside the folders, or in the split's own folder as unpacked."""
+    """The split's CSV: flat beside the folders, or in the split's own folder as unpacked.
+
+    Raises InputError where a folder cannot be looked into.
+    """
     name = annotations_name(split)
     folders = [root / part for root in roots(data) for part in ("", split)]
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    with _looking():
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def find_media_folders(data: Path, split: Split) -> list[Path]:
-    """The folders there are for a split's clips, the one that wins first."""
+    """The folders there are for a split's clips, the one that wins first.
+
+    Raises InputError where a folder cannot be looked into.
+    """
     parts = (MEDIA_FOLDERS[split], f"{split}/{MEDIA_FOLDERS[split]}", split)
     folders = [root / part for root in roots(data) for part in parts]
-    return [folder for folder in folders if folder.is_dir()]
+    with _looking():
+        return [folder for folder in folders if folder.is_dir()]
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    """Asking what a path is fails where a folder is closed or a name too long."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be looked into: {error.strerror}") from error

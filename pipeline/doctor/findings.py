@@ -70,11 +70,3 @@ class Finding:
             "count": self.count,
             "message": self.message,
         }
-
-
-def printable(text: str) -> str:
-    """For a terminal: what is no letter, sign or space is shown by its code, so that no file's
-    name moves the cursor or turns the line around."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )

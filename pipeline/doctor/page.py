@@ -1,5 +1,6 @@
 """The report as one HTML page, with a frame of the clips that are odd."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipeline.stills import read_still
 from pipeline.whole_files import write_whole
 
 MAX_STILLS = 60
+# A clip that is slow to decode costs up to a minute; a page is worth no more than a few.
+MAX_SECONDS_FOR_STILLS = 120.0
 # A page of more is of no use to a reader; the JSON has all.
 MAX_CARDS = 300
 MAX_LINES = 2000
@@ -47,7 +50,8 @@ def render_page(report: DoctorReport, stills: Mapping[Path, bytes]) -> str:
 
 
 def read_stills_of_odd_clips(findings: Sequence[Finding]) -> dict[Path, bytes]:
-    """Of at most `MAX_STILLS` clips: those with something new first, then one of each kind, ..."""
+    """Of at most `MAX_STILLS` clips, and as many as can be had in `MAX_SECONDS_FOR_STILLS`: those
+    with something new first, then one of each kind, ..."""
     unseen = {finding.path for finding in findings if finding.kind in _NO_PICTURE}
     nth: Counter[tuple[bool, str]] = Counter()
     ranked: list[tuple[bool, int, Path, LocatedClip]] = []
@@ -60,8 +64,9 @@ def read_stills_of_odd_clips(findings: Sequence[Finding]) -> dict[Path, bytes]:
             ranked.append((finding.is_known, rank, path, clip))
     ranked.sort(key=lambda each: each[:2])
     stills: dict[Path, bytes] = {}
+    deadline = time.monotonic() + MAX_SECONDS_FOR_STILLS
     for _, _, path, clip in ranked:
-        if len(stills) == MAX_STILLS:
+        if len(stills) == MAX_STILLS or time.monotonic() > deadline:
             break
         still = None if path in stills else read_still(clip)
         if still is not None:

@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.doctor.findings import KINDS, Finding, printable
+from pipeline.doctor.findings import KINDS, Finding
 from pipeline.doctor.machine import Machine, gib
 from pipeline.doctor.report import Counts, DoctorReport, SplitReport
 from pipeline.published import PUBLISHED
 from pipeline.resources import Space
+from pipeline.telling import one_line
 
 # Of one kind; all are in the JSON and on the page.
 _SHOWN_NEW, _SHOWN_KNOWN = 5, 2
@@ -25,7 +26,7 @@ def render_machine(machine: Machine) -> RenderableType:
         "shared memory", _space(machine.shared_memory) if machine.shared_memory else "none here"
     )
     for folder, space in machine.disks.items():
-        table.add_row(Text(f"disk of {printable(folder)}"), _space(space))
+        table.add_row(Text(f"disk of {one_line(folder)}"), _space(space))
     table.add_row("GPU", Text("; ".join(machine.gpus) or "none that PyTorch finds"))
     for encoder in machine.encoders:
         state = f"there ({encoder.where})" if encoder.is_default else "there"
@@ -33,13 +34,13 @@ def render_machine(machine: Machine) -> RenderableType:
             state = "NOT HERE" if encoder.is_default else "not here"
         if encoder.modality == "audio":
             state = encoder.where
-        table.add_row(Text(f"{encoder.modality}: {encoder.name}"), Text(printable(state)))
+        table.add_row(Text(f"{encoder.modality}: {encoder.name}"), Text(one_line(state)))
     for extra in machine.extras:
         lacks = f"lacks {', '.join(extra.missing)}; get it with: {extra.command}"
         table.add_row(f"extra {extra.name}", Text(lacks if extra.missing else "there"))
     notes = [*machine.concerns]
     notes += [each.how for each in machine.encoders if not each.is_present]
-    return Group(table, *(Text(f"  {printable(note)}", style="yellow") for note in notes))
+    return Group(table, *(Text(f"  {one_line(note)}", style="yellow") for note in notes))
 
 
 def render_corpus(report: DoctorReport) -> RenderableType:
@@ -132,9 +133,9 @@ def _lines(findings: Sequence[Finding], shown: int) -> Iterator[Text]:
         of_kind = [finding for finding in findings if finding.kind == kind]
         for finding in of_kind[:shown]:
             line = Text(f"  {title}: ")
-            line.append(f"{printable(finding.subject)}", style="bold")
+            line.append(f"{one_line(finding.subject)}", style="bold")
             why = f" ({finding.known_why})" if finding.is_known else ""
-            line.append(f": {printable(finding.message)}{why}")
+            line.append(f": {one_line(finding.message)}{why}")
             yield line
         if len(of_kind) > shown:
             yield Text(f"  {title}: and {len(of_kind) - shown:,} more", style="dim")
@@ -143,7 +144,7 @@ def _lines(findings: Sequence[Finding], shown: int) -> Iterator[Text]:
 def _verdict(report: DoctorReport) -> Text:
     new = sum(not finding.is_known for finding in report.findings)
     known = len(report.findings) - new
-    page = printable(str(report.page))
+    page = one_line(str(report.page))
     if new:
         return Text(f"{new:,} new findings, {known:,} known: {page}", style="bold red")
     told = f"nothing new; {known:,} known findings" if known else "nothing found"
@@ -152,7 +153,7 @@ def _verdict(report: DoctorReport) -> Text:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=Text(printable(title), style="table.title"),  # [ ] is no markup here
+        title=Text(one_line(title), style="table.title"),  # [ ] is no markup here
         title_justify="left",
         pad_edge=False,
         show_header=any(columns),
