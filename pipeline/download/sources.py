@@ -74,7 +74,7 @@ def _fetch(
 
     if size is not None:
         check(size)
-    origin = fetch(
+    address = fetch(
         (config.url,) if config.url is not None else ARCHIVE_URLS,
         part,
         Expected(sha256=sha256, size=size),
@@ -83,8 +83,7 @@ def _fetch(
         on_checked=partial(on_bytes, "checking"),
         on_size=check,
     )
-    origin = without_secrets(origin)
-    return Archives(paths=(part,), origin=origin, sha256s=(sha256,), fetched=True)
+    return Archives(paths=(part,), origin=without_secrets(address), sha256s=(sha256,), fetched=True)
 
 
 def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
