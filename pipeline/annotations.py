@@ -65,8 +65,9 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
     """
     found = {split: find_annotations(data, split) for split in splits or SPLITS}
     if not data.is_dir():
+        found_there = "a file" if data.exists() else "no such folder"
         raise InputError(
-            f"{data}: no such folder; --data takes the folder with the MELD CSVs (meld download "
+            f"{data}: {found_there}; --data takes the folder with the MELD CSVs (meld download "
             "gets it)"
         )
     missing = [split for split, path in found.items() if path is None]

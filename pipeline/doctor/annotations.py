@@ -21,7 +21,7 @@ class AnnotationFacts:
 
     meld:         the split of MELD whose rows these are exactly; None for any other corpus
     gap_dialogues, gap_ids: dialogues in which utterance ids are left out, and how many ids
-    zero_windows: rows whose end is their start, and tell no length
+    zero_windows: rows with time stamps, whose end is not after their start
     overlong, too_short: rows whose own time stamps make their clips so
     emotions, sentiments: rows by label; unlabelled rows are not counted
     """
@@ -52,7 +52,8 @@ def count_rows(rows: Sequence[Utterance]) -> AnnotationFacts:
     for row in rows:
         ids[row.key.dialogue_id].append(row.key.utterance_id)
     gaps = [max(each) + 1 - len(each) for each in ids.values()]
-    windows = [window_s(row) for row in rows]
+    # A corpus without time stamps has 0 for both.
+    windows = [window_s(row) for row in rows if row.start_s or row.end_s]
     lengths = [each for each in windows if each is not None]
     emotions = Counter(row.emotion for row in rows)
     sentiments = Counter(row.sentiment for row in rows)

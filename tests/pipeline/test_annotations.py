@@ -285,6 +285,9 @@ def test_an_absent_split_or_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "train_sent_emo.csv").write_text(f"{HEADER}\n{ROW}\n")
     with pytest.raises(InputError, match=r"dev_sent_emo\.csv"):
         read_corpus(tmp_path, ("train", "dev"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: a file; --data takes the folder"):
+        read_corpus(tmp_path / "file", None)
     with pytest.raises(InputError, match="no such folder"):
         read_corpus(tmp_path / "nowhere", None)
     with pytest.raises(InputError, match="File name too long"):

@@ -442,6 +442,15 @@ def test_both_cuts_of_a_clip_are_found_and_the_chosen_one_is_read(tmp_path: Path
         assert (files.unannotated, files.foreign, files.apple_double) == ((), (), 1)
 
 
+def test_rows_without_time_stamps_have_no_length_to_be_judged() -> None:
+    rows = [
+        Utterance(key=ClipKey("train", 0, number), text="Hi", start_s=start_s, end_s=end_s)
+        for number, (start_s, end_s) in enumerate([(0, 0), (5, 5), (5, 5.1), (5, 30)])
+    ]
+    facts = count_rows(rows)
+    assert (facts.zero_windows, facts.too_short, facts.overlong) == (1, 2, 1)
+
+
 # --- the real CSVs
 
 
