@@ -314,10 +314,10 @@ def render_ablation(report: AblationReport) -> RenderableType:
             style="bold" if cell is best else "",
         )
     lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
     if report.split == "dev":
         lines.append("dev also chose the epochs, which flatters every row alike")
     else:
-        lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
         lines.append(describe_looks(report.test_looks).replace("this run", f"{report.out}"))
     return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
 

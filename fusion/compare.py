@@ -24,6 +24,7 @@ from fusion.losses import UNLABELLED
 from fusion.metrics import Labels, weighted_f1
 from fusion.predictions import Predictions
 from pipeline.errors import MismatchError
+from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 
 _ROWS = (
@@ -82,7 +83,10 @@ class HeadComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """test_looks_a, test_looks_b: this time included; 0 for other splits."""
+    """test_looks_a, test_looks_b: this time included; 0 for other splits.
+
+    test_clips_a, test_clips_b: which cuts of MELD's test clips each reads; None where it reads none
+    """
 
     run_a: str
     run_b: str
@@ -95,6 +99,8 @@ class Comparison:
     sentiment: HeadComparison
     test_looks_a: int = 0
     test_looks_b: int = 0
+    test_clips_a: TestClips | None = None
+    test_clips_b: TestClips | None = None
 
     def to_json(self) -> str:
         values = dataclasses.asdict(self)
@@ -109,7 +115,7 @@ def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) ->
     Raises MismatchError where the rows are not the same, and what `evaluate` raises.
     """
     sides = (config.run_a, config.features_a), (config.run_b, config.features_b)
-    a, b = (
+    (a, clips_a), (b, clips_b) = (
         _predict(EvaluateConfig(run=run, split=config.split, features=features), on_progress)
         for run, features in sides
     )
@@ -120,12 +126,21 @@ def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) ->
         if config.run_b.resolve() != config.run_a.resolve():
             looks_b = record_look(config.run_b, "compare")
     compared = compare_predictions(a, b, samples=config.samples, seed=config.seed)
-    return dataclasses.replace(compared, test_looks_a=looks_a, test_looks_b=looks_b)
+    return dataclasses.replace(
+        compared,
+        test_looks_a=looks_a,
+        test_looks_b=looks_b,
+        test_clips_a=clips_a,
+        test_clips_b=clips_b,
+    )
 
 
-def _predict(config: EvaluateConfig, on_progress: OnProgress) -> Predictions:
+def _predict(
+    config: EvaluateConfig, on_progress: OnProgress
+) -> tuple[Predictions, TestClips | None]:
     checkpoint, data = open_split(config, on_progress)
-    return predict_rows(checkpoint, data, run=name_of(config.run))
+    predictions = predict_rows(checkpoint, data, run=name_of(config.run))
+    return predictions, checkpoint.recipe.test_clips
 
 
 def match_rows(a: Predictions, b: Predictions) -> Predictions:
@@ -247,6 +262,8 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     for name, *cells in zip(_ROWS, *columns, strict=True):
         table.add_row(name, *map(Text, cells))  # "[...]" is no markup here
     lines = [Text(f"{name}: {each.verdict}", style="bold") for name, each in heads.items()]
+    sides = (("A", comparison.test_clips_a), ("B", comparison.test_clips_b))
+    lines += [Text(f"{side}: test clips {clips}") for side, clips in sides if clips is not None]
     if comparison.split == "test":
         looks = (("A", comparison.test_looks_a), ("B", comparison.test_looks_b))
         lines += [Text(f"{side}: {describe_looks(count)}") for side, count in looks]

@@ -342,6 +342,7 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
                 style="bold" if metric.name == "weighted F1" else "",
             )
     lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
     if report.settings["input"] == "embedding":
         lines.append("the 128-d embeddings are a projection fitted on all of train, without labels")
     lines.append(

@@ -65,7 +65,6 @@ def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[
     """The command and its TOML, "" where it needs none."""
     words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
     words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
-    words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     lines = []
     default = DecodeConfig()
     for name in ("num_frames", "channel", "max_duration_s"):
@@ -84,6 +83,7 @@ def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[
             if spec.modality == "text" and spec.layers != tuple(range(len(spec.layers))):
                 lines += ["[encoders]", f"text_layers = {json.dumps(spec.layers)}"]
         words += ["--precision", recipe.encoders[0].precision]
+        words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     words += ["--config", "extract.toml"] if lines else []
     return shlex.join(words), "\n".join(lines)
 

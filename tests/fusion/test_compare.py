@@ -162,6 +162,10 @@ def test_a_run_that_sees_more_is_found_better_whatever_the_recipes(place):
     assert count_looks(place / "good") == 0
     values = json.loads(found.to_json())
     assert values["emotion"]["verdict"] == found.emotion.verdict
+    assert (values["test_clips_a"], values["test_clips_b"]) == ("fixed", "fixed")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_comparison(found))
+    assert "A: test clips fixed" in console.file.getvalue()
 
 
 def test_comparing_on_test_is_a_look_with_both(place):

@@ -186,6 +186,13 @@ def test_scores_stand_with_their_intervals_and_the_majority_beside_them(run):
     assert values["weighted_f1_interval"] == dataclasses.asdict(bounds)
 
 
+def test_which_test_clips_were_read_is_told_wherever_a_result_is_shown(run):
+    report = evaluate(EvaluateConfig(run=run))
+    assert json.loads(report.to_json())["test_clips"] == report.test_clips == "fixed"
+    assert "test clips fixed" in shown(render_report(report))
+    assert json.loads((run / "metrics.json").read_text())["dev"]["test_clips"] == "fixed"
+
+
 def test_random_weights_are_named_wherever_a_result_is_shown(run):
     report = evaluate(EvaluateConfig(run=run))
     assert report.random_modalities == ("video",)

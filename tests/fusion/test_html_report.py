@@ -277,6 +277,36 @@ def test_the_commands_give_the_settings_again(gathered, folder):
     assert describe_config(config) == gathered.settings
 
 
+def test_legacy_test_clips_are_warned_of_and_asked_for_again(gathered, folder):
+    assert "(fixed)" in Reader(render_page([gathered], split="dev")).words
+    assert "--test-clips fixed" in gathered.remake.commands[0]
+    checkpoint = read_checkpoint(folder / RUN_NAME)
+    decode = dataclasses.replace(checkpoint.recipe.decode, test_clips="legacy")
+    recipe = dataclasses.replace(checkpoint.recipe, decode=decode)
+    checkpoint = dataclasses.replace(checkpoint, recipe=recipe)
+    assert "--test-clips legacy" in remake(checkpoint, folder, data=None).commands[0]
+    run = dataclasses.replace(
+        gathered,
+        recipe=recipe,
+        evaluation=dataclasses.replace(gathered.evaluation, test_clips="legacy"),
+    )
+    words = Reader(render_page([run, run], split="dev")).words
+    assert "Test clips: legacy." in words
+    assert "test clips: legacy" in words
+
+
+def test_features_of_a_finetuned_run_bring_their_own_test_clips(folder):
+    """`meld extract --encoders` refuses --test-clips."""
+    checkpoint = read_checkpoint(folder / RUN_NAME)
+    encoders = tuple(
+        dataclasses.replace(spec, weights="finetuned") for spec in checkpoint.recipe.encoders
+    )
+    recipe = dataclasses.replace(checkpoint.recipe, encoders=encoders)
+    made = remake(dataclasses.replace(checkpoint, recipe=recipe), folder, data=None)
+    assert "--encoders" in made.commands[0]
+    assert "--test-clips" not in made.commands[0]
+
+
 def test_the_command_of_a_finetuned_run_gives_its_settings_again(folder, tmp_path):
     begun = FinetuneConfig(
         run=tmp_path / "start",  # trained on the way

@@ -131,6 +131,32 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, tmp_path: Pat
     assert not (tmp_path / "features").exists()
 
 
+def test_the_test_clips_that_were_asked_for_are_read_and_never_mixed(
+    corpus: Path, features: Path, tmp_path: Path
+) -> None:
+    """With corrected cuts alone, legacy finds no clip of test."""
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    for clip in (data / "output_repeated_splits_test").glob("dia*.mp4"):
+        clip.rename(clip.with_name(f"final_videos_test{clip.name}"))
+    legacy = {"test_clips": "legacy", "splits": ("test",)}
+    planned = plan(config_for(data, tmp_path / "features", **legacy))
+    assert planned.recipe.test_clips == "legacy"
+    assert planned.clips_missing == planned.rows
+    fixed = plan(config_for(data, tmp_path / "features", splits=("test",)))
+    assert fixed.clips_missing == {"test": 0}
+    assert fixed.recipe.differences(planned.recipe) == ["decode.test_clips: fixed != legacy"]
+    with pytest.raises(RecipeMismatch, match=r"decode\.test_clips: fixed != legacy"):
+        plan(config_for(corpus, features, **legacy))
+
+
+def test_a_finetuned_runs_test_clips_are_not_for_choosing(meld: Meld) -> None:
+    options = ("--encoders", "runs/none", "--test-clips", "legacy")
+    finished = meld("extract", "--split", "all", *options)
+    assert finished.status == 2
+    assert "--test-clips" in finished.err
+
+
 @pytest.mark.slow
 def test_dev_before_train_is_completed_when_train_arrives(
     corpus: Path, features: Path, tmp_path: Path
