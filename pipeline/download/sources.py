@@ -19,6 +19,9 @@ from pipeline.telling import without_secrets
 
 logger = logging.getLogger(__name__)
 
+# Kaggle hands its copy out so.
+_ZIP_MAGIC = b"PK\x03\x04"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Archives:
@@ -93,6 +96,8 @@ def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
     if not source.is_dir():
         if not source.is_file():  # of a pipe or a device, reading may never end
             raise InputError(f"--from {source}: is neither a file nor a folder")
+        if _begins(source, _ZIP_MAGIC):
+            raise InputError(f"--from {source}: a zip; unpack it, and pass the folder with --from")
         return (source,)
     folders = roots(source)
     whole = [folder / ARCHIVE_NAME for folder in folders if (folder / ARCHIVE_NAME).is_file()]
@@ -112,6 +117,11 @@ def _find(source: Path, splits: Sequence[Split]) -> tuple[Path, ...]:
             "--splits"
         )
     return tuple(inner.values())
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _check(path: Path, config: DownloadConfig, on_bytes: OnBytes) -> str:

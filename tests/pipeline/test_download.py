@@ -435,6 +435,13 @@ def test_contradictions_are_usage_errors(options: dict[str, Any], words: str) ->
         DownloadConfig(**options)
 
 
+def test_a_zip_as_kaggle_packs_it_is_to_be_unpacked_first(out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "archive.zip"
+    path.write_bytes(b"PK\x03\x04" + bytes(600))
+    with pytest.raises(InputError, match="a zip; unpack it, and pass the folder"):
+        get(out, path)
+
+
 def test_what_is_not_there_is_an_input_error(out: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         get(out, tmp_path / "nothing")

@@ -159,7 +159,6 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "no archive": (lambda: b"<!doctype html><p>Not found", "damaged"),
     "nothing": (lambda: b"", "damaged|ends too early"),
     "packed nothing": (lambda: gzip.compress(b""), "damaged|ends too early"),
-    "a zip": (lambda: b"PK\x03\x04" + bytes(600), "damaged"),
 }
 
 
