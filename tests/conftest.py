@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,11 @@ from fusion.fit import one_thread
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
+
+
+# A shell's background jobs ignore SIGINT, and all that they start does too: tests of Ctrl-C would
+# then wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
