@@ -17,7 +17,6 @@ from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
 
-
 # A shell's background jobs ignore SIGINT, and all that they start does too: tests of Ctrl-C would
 # then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
