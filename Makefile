@@ -21,7 +21,7 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained
 	$(BIN)/meld demo --out demo
 
-test: $(READY) ## the tests that must always pass, about 10 minutes of CPU
+test: $(READY) ## the tests that must always pass, about 20 minutes of CPU
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
