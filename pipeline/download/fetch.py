@@ -119,10 +119,11 @@ def fetch(
             logger.warning("%s", problems[-1])
         except OSError as error:
             raise StorageError(f"{part}: cannot be written: {error.strerror or error}") from error
+    kept = "what has arrived is kept" if part.exists() else "nothing of it is kept"
     raise DownloadFailed(
-        f"the archive could not be had ({'; '.join(problems)}); what has arrived is kept: run the "
-        "same command again, name another address with --url, or get the file in another way and "
-        "pass it with --from"
+        f"the archive could not be had ({'; '.join(problems)}); {kept}: run the same command "
+        "again, name another address with --url, or get the file in another way and pass it with "
+        "--from"
     )
 
 

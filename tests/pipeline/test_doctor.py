@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -75,7 +76,7 @@ def accused(findings: Sequence[Finding]) -> set[tuple[str, str]]:
 
 
 def shown(*renderables: Any) -> list[str]:
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(*renderables)
     return console.export_text().splitlines()
 
