@@ -217,9 +217,14 @@ class _Source:
             self._receive(response, start, total)
 
     def _ask(self, headers: dict[str, str]) -> requests.Response:
-        timeout = (_CONNECT_S, self.patience.stall_s)
         try:
-            return requests.get(self.url, headers=headers, stream=True, timeout=timeout)
+            return requests.get(
+                self.url,
+                headers=headers,
+                stream=True,
+                timeout=(_CONNECT_S, self.patience.stall_s),
+                hooks={"response": _leave_redirection_unread},
+            )
         except requests.RequestException:
             raise
         # A redirection to what is no address; certificates that are configured and not there.
@@ -284,6 +289,12 @@ class _Source:
                 if arrived < window_s * _LEAST_BYTES_PER_S:
                     raise _TryAgain(f"sent only {arrived:,} bytes in {window_s:.0f} s")
                 began, arrived = time.monotonic(), 0
+
+
+def _leave_redirection_unread(response: requests.Response, **_: object) -> None:
+    """requests would read all that comes with a redirection, and that may have no end."""
+    if response.is_redirect:
+        response.raw.close()
 
 
 def _write_or_recognise(file: IO[bytes], chunk: bytes) -> None:

@@ -371,6 +371,15 @@ def test_a_redirection_is_followed(serve: Serve, part: Path) -> None:
     assert part.read_bytes() == CONTENT
 
 
+def test_nobody_waits_for_what_a_redirection_says_beside_its_address(
+    serve: Serve, part: Path
+) -> None:
+    good = serve(Reply())
+    away = serve(Reply(status=302, stall_after=10, headers={"Location": good.url}))
+    get(part, away)
+    assert part.read_bytes() == CONTENT
+
+
 def test_nothing_is_written_where_the_size_is_refused(serve: Serve, part: Path) -> None:
     def refuse(total: int) -> None:
         raise StorageError(f"{total} bytes are too many")
