@@ -1,6 +1,13 @@
-"""One frame of a clip as a small JPEG, for people who want to see what a row is."""
+"""One frame of a clip as a small JPEG, for people who want to see what a row is.
 
-from collections.abc import Sequence
+Decoded in a process of its own: a file that crashes the decoder costs its picture, not the report.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +16,8 @@ from numpy.typing import NDArray
 from pipeline.clips import locate_clips
 from pipeline.recipe import TestClips
 from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
+
+logger = logging.getLogger(__name__)
 
 WIDTH = 288  # twice what the page shows, for dense screens
 _QUALITY = 70  # about 8 kB a picture
@@ -19,14 +28,11 @@ def read_stills(data: Path, keys: Sequence[ClipKey], test_clips: TestClips) -> d
 
     Raises InputError where a folder of clips cannot be listed.
     """
-    stills = {}
+    clips: list[LocatedClip] = []
     for split in SPLITS:
         wanted = [Utterance(key=key, text="") for key in keys if key.split == split]
-        for clip in locate_clips(data, split, wanted, test_clips) if wanted else []:
-            still = read_still(clip)
-            if still is not None:
-                stills[clip.utterance.key] = still
-    return stills
+        clips += locate_clips(data, split, wanted, test_clips) if wanted else []
+    return {clip.utterance.key: still for clip, still in each_still(clips) if still is not None}
 
 
 def read_still(clip: LocatedClip) -> bytes | None:
@@ -36,6 +42,31 @@ def read_still(clip: LocatedClip) -> bytes | None:
 
     picture = decode_still(clip, width=WIDTH)
     return None if picture is None else _jpeg(picture)
+
+
+def each_still(
+    clips: Iterable[LocatedClip], read: Callable[[LocatedClip], bytes | None] = read_still
+) -> Generator[tuple[LocatedClip, bytes | None], None, None]:
+    """One after another, as they are asked for; None where there is no picture to be had.
+
+    read: runs in the other process
+    """
+    pool: ProcessPoolExecutor | None = None
+    try:
+        for clip in clips:
+            if pool is None:
+                # Not a fork: this process may have threads, of Ray and of PyTorch.
+                context = multiprocessing.get_context("spawn")
+                pool = ProcessPoolExecutor(1, mp_context=context)
+            try:
+                still = pool.submit(read, clip).result()
+            except BrokenProcessPool:
+                logger.warning("%s: decoding a frame of it killed the process", clip.path)
+                pool, still = None, None
+            yield clip, still
+    finally:
+        if pool is not None:
+            pool.shutdown()
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.doctor.findings import KINDS, Finding
@@ -10,7 +11,7 @@ from pipeline.doctor.machine import gib
 from pipeline.doctor.report import DoctorReport
 from pipeline.pages import page_environment
 from pipeline.schema import LocatedClip, Utterance
-from pipeline.stills import read_still
+from pipeline.stills import each_still
 from pipeline.whole_files import write_whole
 
 MAX_STILLS = 60
@@ -50,8 +51,20 @@ def render_page(report: DoctorReport, stills: Mapping[Path, bytes]) -> str:
 
 
 def read_stills_of_odd_clips(findings: Sequence[Finding]) -> dict[Path, bytes]:
-    """Of at most `MAX_STILLS` clips, and as many as can be had in `MAX_SECONDS_FOR_STILLS`: those
-    with something new first, then one of each kind, ..."""
+    """Of at most `MAX_STILLS` clips, and as many as can be had in `MAX_SECONDS_FOR_STILLS`."""
+    stills: dict[Path, bytes] = {}
+    deadline = time.monotonic() + MAX_SECONDS_FOR_STILLS
+    with closing(each_still(_most_telling_first(findings))) as read:
+        for clip, still in read:
+            if still is not None and clip.path is not None:
+                stills[clip.path] = still
+            if len(stills) == MAX_STILLS or time.monotonic() > deadline:
+                break
+    return stills
+
+
+def _most_telling_first(findings: Sequence[Finding]) -> list[LocatedClip]:
+    """Each clip with a picture once: those with something new first, then one of each kind, ..."""
     unseen = {finding.path for finding in findings if finding.kind in _NO_PICTURE}
     nth: Counter[tuple[bool, str]] = Counter()
     ranked: list[tuple[bool, int, Path, LocatedClip]] = []
@@ -63,15 +76,10 @@ def read_stills_of_odd_clips(findings: Sequence[Finding]) -> dict[Path, bytes]:
             clip = LocatedClip(utterance=Utterance(key=key, text=""), path=path)
             ranked.append((finding.is_known, rank, path, clip))
     ranked.sort(key=lambda each: each[:2])
-    stills: dict[Path, bytes] = {}
-    deadline = time.monotonic() + MAX_SECONDS_FOR_STILLS
+    first: dict[Path, LocatedClip] = {}
     for _, _, path, clip in ranked:
-        if len(stills) == MAX_STILLS or time.monotonic() > deadline:
-            break
-        still = None if path in stills else read_still(clip)
-        if still is not None:
-            stills[path] = still
-    return stills
+        first.setdefault(path, clip)
+    return list(first.values())
 
 
 def _by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:

@@ -640,7 +640,7 @@ def test_what_is_known_is_listed_and_markup_from_outside_is_text() -> None:
 
 def test_frames_are_few_and_begin_with_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_STILLS", 3)
-    monkeypatch.setattr(page, "read_still", lambda clip: b"picture")
+    monkeypatch.setattr(page, "each_still", lambda clips: ((clip, b"picture") for clip in clips))
 
     def finding(n: int, kind: str, why: str) -> Finding:
         key = ClipKey("train", 0, n)

@@ -1,0 +1,45 @@
+"""Frames for people to look at, decoded where a crash does no harm."""
+
+import importlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.schema import ClipKey, LocatedClip, Utterance
+from pipeline.stills import each_still
+
+READER = """
+import os
+
+def read(clip):
+    if clip.path.name == "crashes.mp4":
+        os.abort()
+    return None if clip.path.name == "blank.mp4" else clip.path.name.encode()
+"""
+
+
+def clip(name: str) -> LocatedClip:
+    return LocatedClip(utterance=Utterance(key=ClipKey("dev", 0, 0), text=""), path=Path(name))
+
+
+def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "crashing_reader.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    read = importlib.import_module("crashing_reader").read
+
+    names = ["a.mp4", "crashes.mp4", "blank.mp4", "b.mp4", "crashes.mp4"]
+    with caplog.at_level(logging.WARNING):
+        stills = [(each.path.name, still) for each, still in each_still(map(clip, names), read)]
+    assert stills == [
+        ("a.mp4", b"a.mp4"),
+        ("crashes.mp4", None),
+        ("blank.mp4", None),
+        ("b.mp4", b"b.mp4"),
+        ("crashes.mp4", None),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "crashes.mp4: decoding a frame of it killed the process"
+    ] * 2
