@@ -36,7 +36,7 @@ from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
-from pipeline.settings import build_config, describe_config
+from pipeline.settings import build_config, describe_config, merge_settings
 from pipeline.whole_files import write_whole
 
 # May differ between a run and its --resume: none of them changes what is trained.
@@ -95,7 +95,7 @@ class FinetuneConfig:
             return config
         assert config.out is not None
         begun = build_config(cls, ProgressFolder(config.out).read_settings())
-        both = _with_whole_paths(build_config(cls, _merge(describe_config(begun), values)))
+        both = _with_whole_paths(build_config(cls, merge_settings(describe_config(begun), values)))
         differing = [
             f"{name}: {getattr(begun, name)} != {getattr(both, name)}"
             for name in vars(begun)
@@ -114,17 +114,6 @@ def _with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
     names = ("run", "data", "features", "store", "out", "weights_dir")
     paths = {name: getattr(config, name) for name in names}
     return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        inner = merged.get(name)
-        if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            merged[name] = _merge(inner, value)
-        else:
-            merged[name] = value
-    return merged
 
 
 @dataclass(frozen=True, kw_only=True)

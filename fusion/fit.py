@@ -74,7 +74,7 @@ class FitConfig:
 class EpochResult:
     """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels.
 
-    Fine-tuning also has an epoch 0: what it started from, with no train_loss.
+    Where training starts from a trained model, that is epoch 0, with no train_loss.
 
     score: their mean, by which the best epoch is chosen
     """
@@ -101,12 +101,15 @@ class Training:
 
     model: fitted to train's features (`fit_standardisation`), on the device of both rows
     seed:  decides everything random that comes after the first weights
+    is_trained: the model is worth keeping as it is: it is measured as epoch 0, and every epoch
+        has to beat it
     """
 
     model: FusionModel
     train: Rows
     dev: Rows
     seed: int
+    is_trained: bool = False
 
 
 def fit(
@@ -116,12 +119,13 @@ def fit(
     config: FitConfig,
     *,
     seed: int,
+    is_trained: bool = False,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
 ) -> FitResult:
     """Trains `model` in place, on its device, and leaves it with the best epoch's weights.
 
-    `model` must have been fitted to train's features (`fit_standardisation`). `seed` decides
-    everything random; on one machine's CPU the same seed gives the same bits.
+    `model` and `is_trained` as in `Training`. `seed` decides everything random; on one machine's
+    CPU the same seed gives the same bits.
     Raises UsageError as soon as the loss is no longer a number.
     """
     device = next(model.parameters()).device
@@ -130,6 +134,7 @@ def fit(
         train=Rows.prepare(model, train, device),
         dev=Rows.prepare(model, dev, device),
         seed=seed,
+        is_trained=is_trained,
     )
     return fit_together([training], config, lambda _, result: on_epoch(result))[0]
 
@@ -162,10 +167,9 @@ def fit_together(
     def run(group: range, loop: _Loop) -> None:
         torch.set_num_threads(1)  # holds for the calling thread
         try:
-            while not loop.is_done():
-                for number, result in loop.run_epoch():
-                    with one_at_a_time:
-                        on_epoch(group[number], result)
+            for number, result in loop.run():
+                with one_at_a_time:
+                    on_epoch(group[number], result)
         except Exception:  # told by whoever waits for this thread
             stop.set()
             raise
@@ -230,14 +234,22 @@ class _Loop:
         )
         self.epoch = 0
 
-    def is_done(self) -> bool:
+    def run(self) -> Iterator[tuple[int, EpochResult]]:
+        """Yields (training, result) for each start that counts, then for each epoch."""
+        for number, training in enumerate(self.trainings):
+            if training.is_trained:
+                yield number, self._keep(number, None, time.perf_counter())
+        while not self._is_done():
+            yield from self._run_epoch()
+
+    def _is_done(self) -> bool:
         return (
             self.stop.is_set()
             or self.epoch == self.config.epochs
             or all(each.stopped for each in self.logs)
         )
 
-    def run_epoch(self) -> Iterator[tuple[int, EpochResult]]:
+    def _run_epoch(self) -> Iterator[tuple[int, EpochResult]]:
         """Yields (training, result) for each that has not stopped."""
         self.epoch += 1
         started = time.perf_counter()
@@ -254,10 +266,8 @@ class _Loop:
             total += self._step(indices) * torch.tensor([len(index) for index in indices])
         for number, (training, log_of) in enumerate(zip(self.trainings, self.logs, strict=True)):
             if not log_of.stopped:
-                result = self._measure(number, float(total[number]) / len(training.train), started)
-                weights = partial(self.together.weights_of, number)
-                log_of.add(result, weights, self.config.patience)
-                yield number, result
+                train_loss = float(total[number]) / len(training.train)
+                yield number, self._keep(number, train_loss, started)
 
     def finish(self) -> list[FitResult]:
         """Gives each model its best epoch's weights."""
@@ -299,7 +309,13 @@ class _Loop:
             )
         return losses
 
-    def _measure(self, number: int, train_loss: float, started: float) -> EpochResult:
+    def _keep(self, number: int, train_loss: float | None, started: float) -> EpochResult:
+        result = self._measure(number, train_loss, started)
+        weights = partial(self.together.weights_of, number)
+        self.logs[number].add(result, weights, self.config.patience)
+        return result
+
+    def _measure(self, number: int, train_loss: float | None, started: float) -> EpochResult:
         training = self.trainings[number]
         training.model.load_state_dict(self.together.weights_of(number), strict=False)
         dev = training.dev

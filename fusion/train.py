@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, write_checkpoint
-from fusion.data import FusionData, check_trainable, load_split
+from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_checkpoint, write_checkpoint
+from fusion.data import FusionData, check_recipe, check_trainable, load_split
 from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.evaluate import measure, predict_rows, report_of
 from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
@@ -23,9 +23,10 @@ from fusion.losses import count_labels
 from fusion.metrics import EvalReport
 from fusion.model import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
 from fusion.report import plot_history, plot_report
+from fusion.start import settings_of_start, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
-from pipeline.settings import build_config, describe_config
+from pipeline.settings import build_config, describe_config, merge_settings
 from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,15 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """modalities: None takes all that the caches have; out: None makes a name under runs/."""
+    """start: a trained run to go on from, on features made as its own were; None begins anew
+
+    modalities: None takes all that the caches have; out: None makes a name under runs/.
+    """
 
     features: Path = Path("features")
     modalities: tuple[Modality, ...] | None = None
     input: InputKind = "raw"
+    start: Path | None = None
     out: Path | None = None
     overwrite: bool = False
     seed: int = 0
@@ -55,8 +60,13 @@ class TrainConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
-        return build_config(cls, values)
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. What is not said is the
+        start's, where there is one. Raises UsageError, and what reading the start raises."""
+        config = build_config(cls, values)
+        if config.start is None:
+            return config
+        inherited = settings_of_start(read_checkpoint(config.start).dims)
+        return build_config(cls, merge_settings(inherited, values))
 
 
 def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
@@ -72,7 +82,10 @@ def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """seconds: of training alone; `train` and `dev` are measured with the best epoch's weights."""
+    """seconds: of training alone; `train` and `dev` are measured with the best epoch's weights.
+
+    best_epoch: 0 where training had a start and nothing was better on dev
+    """
 
     run: Path
     epochs: int
@@ -90,12 +103,18 @@ def train_fusion(
     Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
     """
     device = choose_device(config.device)
+    start = None if config.start is None else read_checkpoint(config.start)
     train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
-    model = build_model(train, config.model, seed=config.seed).to(device)
-    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=[config.features])
+    model = build_model(train, config.model, seed=config.seed)
+    if start is not None:
+        check_recipe(start.recipe, start.projection_hash, train)
+        take_weights(model, start.model)
+    model = model.to(device)
+    inputs = [path for path in (config.features, config.start) if path is not None]
+    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
     with closing(_EpochLog(run)) as epoch_log:
 
         def follow(result: EpochResult) -> None:
@@ -103,12 +122,20 @@ def train_fusion(
             on_epoch(result)
 
         started = time.perf_counter()
-        fitted = fit(model, train, dev, config.fit, seed=config.seed, on_epoch=follow)
+        fitted = fit(
+            model,
+            train,
+            dev,
+            config.fit,
+            seed=config.seed,
+            is_trained=start is not None,
+            on_epoch=follow,
+        )
         seconds = time.perf_counter() - started
     checkpoint = _with_decoding(_describe_run(config, model, train), train, dev)
     result = TrainResult(
         run=run,
-        epochs=len(fitted.history),
+        epochs=fitted.history[-1].epoch,
         best_epoch=fitted.best.epoch,
         seconds=seconds,
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),

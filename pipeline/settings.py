@@ -38,6 +38,18 @@ def describe_config(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; `above` wins."""
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            merged[name] = merge_settings(inner, value)
+        else:
+            merged[name] = value
+    return merged
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return describe_config(value)
