@@ -4,6 +4,8 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+# Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .PHONY: help demo test test-all check bench clean
 
@@ -22,10 +24,10 @@ demo: $(READY) ## generated corpus -> features -> trained models -> what fusion 
 	$(BIN)/meld demo --out demo
 
 test: $(READY) ## the tests that must always pass, about 20 minutes of CPU
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: $(READY) ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,21 +1,23 @@
 """A small generated corpus and the command line, for tests that run the real thing."""
 
+import fcntl
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from fusion.fit import one_thread
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, extract
-from pipeline.sample.corpus import SampleConfig, make_sample
+from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
 
 # A shell's background jobs ignore SIGINT, and all that they start does too: tests of Ctrl-C would
 # then wait for ever.
@@ -36,6 +38,11 @@ class Finished:
 
 
 Meld = Callable[..., Finished]
+Made = TypeVar("Made")
+
+
+class MadeOnce(Protocol):
+    def __call__(self, name: str, make: Callable[[Path], Made]) -> Made: ...
 
 
 @pytest.fixture(scope="session")
@@ -58,26 +65,53 @@ def meld() -> Meld:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three generated dialogues, one a split: real H.264 and AAC."""
-    out = tmp_path_factory.mktemp("corpus") / "data"
-    return make_sample(SampleConfig(out=out, dialogues=3, seed=5)).root
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """made_once("name", make) is what `make(folder)` returned to the first of the processes that
+    share the tests among them (pytest-xdist); the others wait for it."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def once(name: str, make: Callable[[Path], Made]) -> Made:
+        kept = root / f"{name}.pickle"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                kept.write_bytes(pickle.dumps(make(root / name)))
+        made: Made = pickle.loads(kept.read_bytes())
+        return made
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def features(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All splits of the small corpus, extracted in one unbroken run."""
-    folder = tmp_path_factory.mktemp("features")
-    report = extract(
-        ExtractConfig(
+def sample(made_once: MadeOnce) -> SampleResult:
+    """Three generated dialogues, one a split: real H.264 and AAC. Not to be written to."""
+    return made_once(
+        "sample",
+        lambda folder: make_sample(SampleConfig(out=folder, dialogues=3, seed=5, workers=2)),
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus(sample: SampleResult) -> Path:
+    return sample.root
+
+
+@pytest.fixture(scope="session")
+def features(corpus: Path, made_once: MadeOnce) -> Path:
+    """All splits of the small corpus, extracted in one unbroken run. Not to be written to."""
+
+    def make(folder: Path) -> Path:
+        config = ExtractConfig(
             data=corpus,
             features=folder,
             encoders=EncoderRequest(text="minilm", video_weights="random"),
             rows_per_shard=2,
         )
-    )
-    assert report.num_failures == 0
-    return folder
+        assert extract(config).num_failures == 0
+        return folder
+
+    return made_once("features", make)
 
 
 @pytest.fixture(scope="module")

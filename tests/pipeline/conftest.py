@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.parallel import ShardFeatures
 from pipeline.recipe import EncoderSpec, FeatureRecipe
+from pipeline.sample.accidents import MIN_DIALOGUES
 from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
 from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
 from pipeline.shards import SplitWork
@@ -72,7 +73,11 @@ def encode_planted() -> EncodeShard:
 
 
 @pytest.fixture(scope="session")
-def corrupt_corpus(tmp_path_factory: pytest.TempPathFactory) -> SampleResult:
+def corrupt_corpus(made_once: Callable[..., SampleResult]) -> SampleResult:
     """A generated corpus with every accident of the real one planted. Not to be written to."""
-    out = tmp_path_factory.mktemp("corrupt") / "data"
-    return make_sample(SampleConfig(out=out, dialogues=8, corrupt=True))
+    return made_once(
+        "corrupt",
+        lambda folder: make_sample(
+            SampleConfig(out=folder, dialogues=MIN_DIALOGUES, seed=1, corrupt=True)
+        ),
+    )

@@ -24,8 +24,7 @@ from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import CacheBusy, RecipeMismatch
 from pipeline.extract import ExtractConfig, extract, plan
 from pipeline.projection import read_projections
-from pipeline.sample.accidents import MIN_DIALOGUES
-from pipeline.sample.corpus import SampleConfig, make_sample
+from pipeline.sample.corpus import SampleResult
 from pipeline.schema import MODALITIES, SPLITS
 
 Meld = Callable[..., Any]
@@ -229,13 +228,11 @@ def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
 
 
 def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
-    tmp_path: Path, meld: Meld
+    corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld
 ) -> None:
-    sample = make_sample(
-        SampleConfig(out=tmp_path / "data", dialogues=MIN_DIALOGUES, seed=1, corrupt=True)
-    )
     finished = meld(
-        *("extract", "--split", "all", "--data", sample.root, "--features", tmp_path / "features"),
+        *("extract", "--split", "all", "--data", corrupt_corpus.root),
+        *("--features", tmp_path / "features"),
         *ENCODER_OPTIONS,
         "--json",
     )
@@ -255,12 +252,12 @@ def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row
         "overlong": ("overlong", "overlong"),
     }
     expected = {}
-    for accident in sample.accidents:
+    for accident in corrupt_corpus.accidents:
         codes = expected_codes.get(accident.kind, (None, None))
         for modality, code in zip(("video", "audio"), codes, strict=True):
             if code is not None:
                 expected[str(accident.key), modality] = code
-    assert set(expected_codes) <= {item.kind for item in sample.accidents}
+    assert set(expected_codes) <= {item.kind for item in corrupt_corpus.accidents}
     # The last packet before a cut may be half a packet.
     without_halves = {key: codes - {"bad_packets"} for key, codes in found.items()}
     assert without_halves == {key: {code} for key, code in expected.items()}

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -43,23 +44,20 @@ ACCIDENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def calls() -> list[tuple[int, int]]:
-    """What `sample` reports while it is made."""
-    return []
+@dataclass
+class Again:
+    """The small corpus made once more, and what making it reported."""
+
+    root: Path
+    calls: list[tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[int, int]]) -> SampleResult:
-    out = tmp_path_factory.mktemp("sample") / "corpus"
-    config = SampleConfig(out=out, dialogues=3, seed=5, workers=2)
-    return make_sample(config, lambda done, total: calls.append((done, total)))
-
-
-@pytest.fixture(scope="module")
-def corrupt(tmp_path_factory: pytest.TempPathFactory) -> SampleResult:
-    out = tmp_path_factory.mktemp("corrupt") / "corpus"
-    return make_sample(SampleConfig(out=out, dialogues=8, seed=1, corrupt=True))
+def again(tmp_path_factory: pytest.TempPathFactory) -> Again:
+    made = Again(root=tmp_path_factory.mktemp("again"), calls=[])
+    config = SampleConfig(out=made.root, dialogues=3, seed=5, workers=1)
+    make_sample(config, lambda done, total: made.calls.append((done, total)))
+    return made
 
 
 def rows_of(root: Path, split: str) -> list[dict[str, str]]:
@@ -234,10 +232,9 @@ def test_the_face_moves(sample: SampleResult) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
-    sample: SampleResult, tmp_path: Path
+    sample: SampleResult, again: Again
 ) -> None:
-    make_sample(SampleConfig(out=tmp_path, dialogues=3, seed=5, workers=1))
-    assert digests(tmp_path) == digests(sample.root)
+    assert digests(again.root) == digests(sample.root)
 
 
 def test_another_seed_gives_another_corpus(sample: SampleResult, tmp_path: Path) -> None:
@@ -248,11 +245,9 @@ def test_another_seed_gives_another_corpus(sample: SampleResult, tmp_path: Path)
     assert (tmp_path / "other.mp4").read_bytes() != first.read_bytes()
 
 
-def test_progress_counts_every_clip_once(
-    calls: list[tuple[int, int]], sample: SampleResult
-) -> None:
+def test_progress_counts_every_clip_once(sample: SampleResult, again: Again) -> None:
     total = sum(sample.rows.values())
-    assert calls == [(done, total) for done in range(1, total + 1)]
+    assert again.calls == [(done, total) for done in range(1, total + 1)]
 
 
 # --- refusals
@@ -293,12 +288,16 @@ def test_impossible_settings_are_refused(settings: dict[str, int], message: str)
 # --- accidents
 
 
-def test_each_kind_of_accident_is_planted_on_a_row_of_its_own(corrupt: SampleResult) -> None:
-    assert {planted.kind for planted in corrupt.accidents} == ACCIDENTS
-    assert len({planted.key for planted in corrupt.accidents}) == len(corrupt.accidents)
-    kept = json.loads((corrupt.root / "sample.json").read_text(encoding="utf-8"))["accidents"]
+def test_each_kind_of_accident_is_planted_on_a_row_of_its_own(corrupt_corpus: SampleResult) -> None:
+    assert {planted.kind for planted in corrupt_corpus.accidents} == ACCIDENTS
+    assert len({planted.key for planted in corrupt_corpus.accidents}) == len(
+        corrupt_corpus.accidents
+    )
+    kept = json.loads((corrupt_corpus.root / "sample.json").read_text(encoding="utf-8"))[
+        "accidents"
+    ]
     assert [(entry["kind"], tuple(entry["key"].values())) for entry in kept] == [
-        (planted.kind, tuple(planted.key)) for planted in corrupt.accidents
+        (planted.kind, tuple(planted.key)) for planted in corrupt_corpus.accidents
     ]
 
 
@@ -308,19 +307,19 @@ def test_the_smallest_corrupt_corpus_has_room_for_all_of_them(seed: int) -> None
     assert {planted.kind for planted in plan_accidents(plans, seed=seed)} == ACCIDENTS
 
 
-def test_missing_and_empty_files(corrupt: SampleResult) -> None:
-    assert not media_of(corrupt, "missing_file").exists()
-    assert media_of(corrupt, "empty_file").stat().st_size == 0
+def test_missing_and_empty_files(corrupt_corpus: SampleResult) -> None:
+    assert not media_of(corrupt_corpus, "missing_file").exists()
+    assert media_of(corrupt_corpus, "empty_file").stat().st_size == 0
 
 
-def test_a_truncated_file_cannot_be_opened(corrupt: SampleResult) -> None:
+def test_a_truncated_file_cannot_be_opened(corrupt_corpus: SampleResult) -> None:
     with pytest.raises(av.error.InvalidDataError):
-        av.open(str(media_of(corrupt, "truncated_file")))
+        av.open(str(media_of(corrupt_corpus, "truncated_file")))
 
 
-def test_truncated_data_gives_some_of_its_frames(corrupt: SampleResult) -> None:
+def test_truncated_data_gives_some_of_its_frames(corrupt_corpus: SampleResult) -> None:
     decoded = 0
-    with av.open(str(media_of(corrupt, "truncated_data"))) as container:
+    with av.open(str(media_of(corrupt_corpus, "truncated_data"))) as container:
         declared = container.streams.video[0].frames
         for packet in container.demux(video=0):
             try:
@@ -330,20 +329,20 @@ def test_truncated_data_gives_some_of_its_frames(corrupt: SampleResult) -> None:
     assert 0 < decoded < declared
 
 
-def test_streams_are_missing_where_they_should(corrupt: SampleResult) -> None:
-    with av.open(str(media_of(corrupt, "no_audio"))) as container:
+def test_streams_are_missing_where_they_should(corrupt_corpus: SampleResult) -> None:
+    with av.open(str(media_of(corrupt_corpus, "no_audio"))) as container:
         assert [stream.type for stream in container.streams] == ["video"]
-    with av.open(str(media_of(corrupt, "no_video"))) as container:
+    with av.open(str(media_of(corrupt_corpus, "no_video"))) as container:
         assert [stream.type for stream in container.streams] == ["audio"]
 
 
-def test_the_two_frames_clip_has_two_frames(corrupt: SampleResult) -> None:
-    with av.open(str(media_of(corrupt, "two_frames"))) as container:
+def test_the_two_frames_clip_has_two_frames(corrupt_corpus: SampleResult) -> None:
+    with av.open(str(media_of(corrupt_corpus, "two_frames"))) as container:
         assert len(list(container.decode(video=0))) == 2
 
 
-def test_the_overlong_clip_is_longer_than_a_minute(corrupt: SampleResult) -> None:
-    path = media_of(corrupt, "overlong")
+def test_the_overlong_clip_is_longer_than_a_minute(corrupt_corpus: SampleResult) -> None:
+    path = media_of(corrupt_corpus, "overlong")
     assert path.stat().st_size < 3_000_000
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
@@ -351,17 +350,17 @@ def test_the_overlong_clip_is_longer_than_a_minute(corrupt: SampleResult) -> Non
         assert float(audio.duration * audio.time_base) > 60
 
 
-def test_apple_double_files_lie_beside_their_clips(corrupt: SampleResult) -> None:
-    companions = list(corrupt.root.rglob("._*.mp4"))
+def test_apple_double_files_lie_beside_their_clips(corrupt_corpus: SampleResult) -> None:
+    companions = list(corrupt_corpus.root.rglob("._*.mp4"))
     assert len(companions) == 2
     for companion in companions:
         assert companion.read_bytes().startswith(b"\x00\x05\x16\x07")
         assert companion.with_name(companion.name[2:]).exists()
 
 
-def test_typographic_characters_are_where_they_are_said_to_be(corrupt: SampleResult) -> None:
-    curled = {planted.key for planted in corrupt.accidents if planted.kind == "curly_text"}
+def test_typographic_characters_are_where_they_are_said_to_be(corrupt_corpus: SampleResult) -> None:
+    curled = {planted.key for planted in corrupt_corpus.accidents if planted.kind == "curly_text"}
     for split in SPLITS:
-        for row in rows_of(corrupt.root, split):
+        for row in rows_of(corrupt_corpus.root, split):
             typographic = any(character in row["Utterance"] for character in "’…—")
             assert typographic == (key_of(row, split) in curled)
