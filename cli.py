@@ -13,12 +13,39 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
+from console.options import (
+    AsJson,
+    ClusterAddress,
+    ConfigFile,
+    ContextChoice,
+    ContextOption,
+    Cores,
+    Corpus,
+    DeviceOption,
+    EvaluationSplit,
+    Features,
+    FeaturesOfRun,
+    FusionChoice,
+    FusionOption,
+    FutureOption,
+    InputKindOption,
+    MeasuredOn,
+    MeasuredSplit,
+    ModalityNames,
+    MostEpochs,
+    OverwriteRun,
+    PrecisionChoice,
+    Seed,
+    SplitChoice,
+    TestClipsChoice,
+    TrainedRun,
+    WeightsDir,
+)
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
 
@@ -47,96 +74,6 @@ app = typer.Typer(
 )
 
 Parameters = ParamSpec("Parameters")
-
-
-class SplitChoice(StrEnum):
-    train = "train"
-    dev = "dev"
-    test = "test"
-    all = "all"
-
-
-class EvaluationSplit(StrEnum):
-    train = "train"
-    dev = "dev"
-    test = "test"
-
-
-class MeasuredSplit(StrEnum):
-    dev = "dev"
-    test = "test"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class PrecisionChoice(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class FusionChoice(StrEnum):
-    late = "late"
-    early = "early"
-    hybrid = "hybrid"
-    gated = "gated"
-    attention = "attention"
-
-
-class ContextChoice(StrEnum):
-    none = "none"
-    dialogue = "dialogue"
-
-
-class TestClipsChoice(StrEnum):
-    fixed = "fixed"
-    legacy = "legacy"
-
-
-class InputChoice(StrEnum):
-    raw = "raw"
-    embedding = "embedding"
-
-
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout; progress and logs on stderr.")
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", help="TOML file with settings; the command line wins.", dir_okay=False
-    ),
-]
-Features = Annotated[
-    Path | None, typer.Option(help="Folder of the feature caches.  [default: features]")
-]
-WeightsDir = Annotated[
-    Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
-]
-InputKindOption = Annotated[
-    InputChoice | None,
-    typer.Option("--input", help="Raw features or 128-d embeddings.  [default: raw]"),
-]
-FusionOption = Annotated[
-    FusionChoice | None, typer.Option("--fusion", help="How modalities meet.  [default: late]")
-]
-ContextOption = Annotated[
-    ContextChoice | None,
-    typer.Option(
-        "--context",
-        help="dialogue: each utterance sees the features of those said before it.  [default: none]",
-    ),
-]
-FutureOption = Annotated[
-    bool, typer.Option("--future", help="With --context dialogue: those said after it as well.")
-]
-ModalityNames = Annotated[
-    str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
-]
 
 
 def main() -> None:
@@ -278,9 +215,7 @@ def download(
 @_reports_errors
 def extract(
     split: Annotated[SplitChoice, typer.Option(help="Which split; all takes every CSV there is.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with the CSVs and split folders.  [default: data]")
-    ] = None,
+    data: Corpus = None,
     features: Features = None,
     modalities: ModalityNames = None,
     text: Annotated[
@@ -321,15 +256,13 @@ def extract(
             help="A fine-tuned run, whose own encoders, precision and decode settings are taken."
         ),
     ] = None,
-    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
         typer.Option(help="auto is bfloat16 where the machine has it.  [default: auto]"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Existing Ray cluster, as auto or host:port.")
-    ] = None,
+    workers: Cores = None,
+    address: ClusterAddress = None,
     config: ConfigFile = None,
     dry_run: Annotated[
         bool,
@@ -395,9 +328,7 @@ def extract(
 )
 @_reports_errors
 def doctor(
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with the CSVs and split folders.  [default: data]")
-    ] = None,
+    data: Corpus = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode everything, instead of reading headers.")
     ] = False,
@@ -416,7 +347,7 @@ def doctor(
         typer.Option(help="Where caches would go; only its disk counts.  [default: features]"),
     ] = None,
     weights_dir: WeightsDir = None,
-    workers: Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")] = None,
+    workers: Cores = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a corpus and this machine: what is missing, broken, mis-cut, and is it known?
@@ -495,13 +426,11 @@ def train_fusion(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.  [default: a new one under runs/]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
-    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    seed: Seed = None,
+    epochs: MostEpochs = None,
+    device: DeviceOption = None,
     config: ConfigFile = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.")
-    ] = False,
+    overwrite: OverwriteRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a fusion model on the cached features; dev chooses the epoch."""
@@ -564,9 +493,7 @@ def finetune(
     data: Annotated[
         Path | None, typer.Option(help="Folder with the CSVs and clips.  [default: data]")
     ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Folder of the feature caches.  [default: the run's own]")
-    ] = None,
+    features: FeaturesOfRun = None,
     modalities: ModalityNames = None,
     unfreeze: Annotated[
         str | None,
@@ -576,8 +503,8 @@ def finetune(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the new run.  [default: a new one under runs/]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    seed: Seed = None,
+    device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
         typer.Option(help="Of the encoders' arithmetic; weights are float32.  [default: auto]"),
@@ -585,17 +512,13 @@ def finetune(
     workers: Annotated[
         int | None, typer.Option(help="Ray Train workers, one GPU each if any.  [default: 1]")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Existing Ray cluster, as auto or host:port.")
-    ] = None,
+    address: ClusterAddress = None,
     weights_dir: WeightsDir = None,
     config: ConfigFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.")
-    ] = False,
+    overwrite: OverwriteRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Unfreeze the encoders behind a trained fusion model, and train all of it on raw clips.
@@ -647,11 +570,9 @@ def finetune(
 )
 @_reports_errors
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
-    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
-    features: Annotated[
-        Path | None, typer.Option(help="Folder of the feature caches.  [default: the run's own]")
-    ] = None,
+    run: TrainedRun,
+    split: MeasuredOn = EvaluationSplit.test,
+    features: FeaturesOfRun = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -683,9 +604,9 @@ def evaluate(
 )
 @_reports_errors
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
+    run_a: TrainedRun,
     run_b: Annotated[Path, typer.Argument(help="Folder of another, measured against the first.")],
-    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
+    split: MeasuredOn = EvaluationSplit.test,
     features_a: Annotated[
         Path | None, typer.Option(help="Caches to measure A on.  [default: the run's own]")
     ] = None,
@@ -722,7 +643,7 @@ def compare(
 @_reports_errors
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
-    split: Annotated[EvaluationSplit, typer.Option(help="Which split.")] = EvaluationSplit.test,
+    split: MeasuredOn = EvaluationSplit.test,
     out: Annotated[
         Path | None, typer.Option(help="The page to write.  [default: report.html]")
     ] = None,
@@ -770,9 +691,9 @@ def crossval(
     context: ContextOption = None,
     future: FutureOption = False,
     seed: Annotated[int | None, typer.Option(help="Of the folds.  [default: 0]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    epochs: MostEpochs = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.  [default: none]")] = None,
-    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    device: DeviceOption = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -827,11 +748,11 @@ def ablate(
         typer.Option(help="What is measured on; test counts as one look.  [default: dev]"),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings per cell.  [default: 5]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    epochs: MostEpochs = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results.  [default: runs/ablation]")
     ] = None,
-    device: Annotated[Device | None, typer.Option(help="[default: auto]")] = None,
+    device: DeviceOption = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -870,7 +791,7 @@ def ablate(
 @_reports_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    seed: Seed = None,
     dialogues: Annotated[int | None, typer.Option(help="Size of the generated corpus.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first; a package imports itself and those before it.
-LAYERS = ("pipeline", "fusion", "serving", "cli")
+LAYERS = ("pipeline", "fusion", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.hdf5",),
     "ray": ("pipeline.parallel", "fusion.workers"),
-    "typer": ("cli",),
+    "typer": ("cli", "console"),
     "fastapi": ("serving",),
 }
 HEAVY = frozenset(
