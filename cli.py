@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -22,7 +21,6 @@ from console.options import (
     AsJson,
     ClusterAddress,
     ConfigFile,
-    ContextChoice,
     ContextOption,
     Cores,
     Corpus,
@@ -30,7 +28,6 @@ from console.options import (
     EvaluationSplit,
     Features,
     FeaturesOfRun,
-    FusionChoice,
     FusionOption,
     FutureOption,
     InputKindOption,
@@ -46,6 +43,7 @@ from console.options import (
     TrainedRun,
     WeightsDir,
 )
+from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
 
@@ -131,8 +129,8 @@ def sample(
     with _needs_extra("sample"):
         from pipeline.sample.corpus import SampleConfig, make_sample
 
-    options = _given(out=out, dialogues=dialogues, seed=seed, workers=workers)
-    config = build_config(SampleConfig, {**options, "corrupt": corrupt})
+    options = given(out=out, dialogues=dialogues, seed=seed, corrupt=corrupt, workers=workers)
+    config = build_config(SampleConfig, options)
     with _progress("generating clips") as advance:
         result = make_sample(config, advance)
     if as_json:
@@ -187,20 +185,21 @@ def download(
     Stopped at any time, the same command goes on. Needs some 23 GB of disk until it is done, 12 GB
     after.
     """
-    options = _given(
+    options = given(
         out=out,
         url=url,
         source=source,
-        splits=_splits(splits),
-        keep_archive=keep_archive or None,
+        splits=splits_in(splits),
+        keep_archive=keep_archive,
         sha256=sha256,
     )
+    settings = merge_with_file(config, options)
 
     from pipeline.download.config import DownloadConfig
     from pipeline.download.download import download as run_download
     from pipeline.settings import build_config
 
-    download_config = build_config(DownloadConfig, {**_read_settings(config), **options})
+    download_config = build_config(DownloadConfig, settings)
     with _byte_progress() as advance:
         report = run_download(download_config, advance)
     _show_download(report, as_json)
@@ -278,35 +277,25 @@ def extract(
     Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
     some clips had accidents (see `meld info`).
     """
-    chosen = _given(text=text, video=video, audio=audio, context=context, weights_dir=weights_dir)
-    chosen |= _weights(weights)
-    if encoders is not None:
-        if chosen or precision or test_clips:
-            raise UsageError(
-                f"--encoders {encoders}: brings its encoders, precision and decode settings; leave "
-                "out --text, --video, --audio, --weights, --weights-dir, --context, --test-clips "
-                "and --precision"
-            )
-        chosen = {"run": encoders}
-    options = _given(
+    chosen = encoder_table(
+        given(text=text, video=video, audio=audio, context=context, weights_dir=weights_dir),
+        weights,
+        run=encoders,
+        also_from_run=given(precision=precision, test_clips=test_clips),
+    )
+    options = given(
         data=data,
         features=features,
-        modalities=_modalities(modalities),
-        device=device and device.value,
-        precision=precision and precision.value,
-        test_clips=test_clips and test_clips.value,
+        splits=None if split is SplitChoice.all else (split.value,),
+        modalities=modalities_in(modalities),
+        device=device,
+        precision=precision,
+        test_clips=test_clips,
         workers=workers,
         address=address,
-        overwrite=overwrite or None,
+        overwrite=overwrite,
     )
-    if split is not SplitChoice.all:
-        options["splits"] = (split.value,)
-    settings = _read_settings(config)
-    settings = {
-        **settings,
-        **options,
-        "encoders": {**_table(settings, "encoders"), **chosen},
-    }
+    settings = merge_with_file(config, options, encoders=chosen)
 
     from pipeline.extract import ExtractConfig, plan
     from pipeline.extract import extract as run_extract
@@ -358,10 +347,10 @@ def doctor(
     from pipeline.doctor.examine import DoctorConfig, examine, look_around
     from pipeline.settings import build_config
 
-    options = _given(
+    options = given(
         data=data,
-        deep=deep or None,
-        test_clips=test_clips and test_clips.value,
+        deep=deep,
+        test_clips=test_clips,
         html=html,
         features=features,
         weights_dir=weights_dir,
@@ -434,17 +423,20 @@ def train_fusion(
     as_json: AsJson = False,
 ) -> None:
     """Train a fusion model on the cached features; dev chooses the epoch."""
-    options = _given(
+    options = given(
         features=features,
-        modalities=_modalities(modalities),
-        input=input_kind and input_kind.value,
+        modalities=modalities_in(modalities),
+        input=input_kind,
         out=out,
         seed=seed,
-        device=device and device.value,
-        overwrite=overwrite or None,
+        device=device,
+        overwrite=overwrite,
     )
-    settings = _training_settings(
-        config, options, fusion=fusion, context=context, future=future, epochs=epochs
+    settings = merge_with_file(
+        config,
+        options,
+        model=given(fusion=fusion, context=context, future=future),
+        fit=given(epochs=epochs),
     )
 
     from fusion.report import render_report
@@ -529,25 +521,23 @@ def finetune(
     """
     if not end_to_end:
         raise UsageError("finetune trains encoders and fusion together: say --end-to-end")
-    options = _given(
+    options = given(
         run=run,
         data=data,
         features=features,
-        modalities=_modalities(modalities),
-        unfreeze=_modalities(unfreeze, "--unfreeze"),
+        modalities=modalities_in(modalities),
+        unfreeze=modalities_in(unfreeze, "--unfreeze"),
         out=out,
         seed=seed,
-        device=device and device.value,
-        precision=precision and precision.value,
+        device=device,
+        precision=precision,
         workers=workers,
         address=address,
         weights_dir=weights_dir,
-        resume=resume or None,
-        overwrite=overwrite or None,
+        resume=resume,
+        overwrite=overwrite,
     )
-    settings = _read_settings(config)
-    tune = {**_table(settings, "tune"), **_given(epochs=epochs)}
-    settings = {**settings, **options, **({"tune": tune} if tune else {})}
+    settings = merge_with_file(config, options, tune=given(epochs=epochs))
 
     from fusion.finetune import FinetuneConfig
     from fusion.finetune import finetune as run_finetuning
@@ -627,7 +617,7 @@ def compare(
     from fusion.compare import compare as run_comparison
     from pipeline.settings import build_config
 
-    options = _given(features_a=features_a, features_b=features_b, samples=samples, seed=seed)
+    options = given(features_a=features_a, features_b=features_b, samples=samples, seed=seed)
     config = build_config(
         CompareConfig, {"run_a": run_a, "run_b": run_b, "split": split.value, **options}
     )
@@ -663,7 +653,7 @@ def report(
     from fusion.html_report import HtmlReportConfig, write_html_report
     from pipeline.settings import build_config
 
-    options = _given(out=out, data=data, ablation=ablation)
+    options = given(out=out, data=data, ablation=ablation)
     config = build_config(HtmlReportConfig, {**options, "runs": tuple(runs), "split": split.value})
     with _progress("measuring", note="accidents") as advance:
         reports = write_html_report(config, advance)
@@ -701,18 +691,21 @@ def crossval(
 
     Every row is measured by trainings that saw nothing of its dialogue. Test is not looked at.
     """
-    options = _given(
+    options = given(
         features=features,
         folds=folds,
         seeds=seeds,
-        modalities=_modalities(modalities),
-        input=input_kind and input_kind.value,
+        modalities=modalities_in(modalities),
+        input=input_kind,
         seed=seed,
         out=out,
-        device=device and device.value,
+        device=device,
     )
-    settings = _training_settings(
-        config, options, fusion=fusion, context=context, future=future, epochs=epochs
+    settings = merge_with_file(
+        config,
+        options,
+        model=given(fusion=fusion, context=context, future=future),
+        fit=given(epochs=epochs),
     )
 
     from fusion.crossval import CrossvalConfig, render_crossval
@@ -761,17 +754,19 @@ def ablate(
     Stopped at any time, the same command goes on where it was.
     """
     names = None if fusion is None else tuple(part.strip() for part in fusion.split(","))
-    options = _given(
+    options = given(
         features=features,
-        modalities=_modalities(modalities),
+        modalities=modalities_in(modalities),
         fusions=names,
-        input=input_kind and input_kind.value,
-        split=split and split.value,
+        input=input_kind,
+        split=split,
         seeds=seeds,
         out=out,
-        device=device and device.value,
+        device=device,
     )
-    settings = _training_settings(config, options, context=context, future=future, epochs=epochs)
+    settings = merge_with_file(
+        config, options, model=given(context=context, future=future), fit=given(epochs=epochs)
+    )
 
     from fusion.ablation import AblateConfig, render_ablation
     from fusion.ablation import ablate as run_ablation
@@ -805,98 +800,10 @@ def demo(
     with _needs_extra("sample"):
         from fusion.demo import DemoConfig, run_demo
 
-    config = build_config(DemoConfig, _given(out=out, seed=seed, dialogues=dialogues))
+    config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))
     with _progress("demo") as advance:
         report = run_demo(config, lambda line: _say(line), advance)
     _show_demo(report, as_json)
-
-
-# ------------------------------------------------------------------------------------- options
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _modalities(names: str | None, option: str = "--modalities") -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    from pipeline.schema import MODALITIES
-
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in MODALITIES]
-    if unknown or not wanted:
-        raise UsageError(f"{option} {names}: a comma-separated subset of {', '.join(MODALITIES)}")
-    return tuple(name for name in MODALITIES if name in wanted)
-
-
-def _splits(names: str | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in list(EvaluationSplit)]
-    if unknown or not wanted:
-        raise UsageError(f"--splits {names}: a comma-separated subset of train, dev, test")
-    return tuple(split.value for split in EvaluationSplit if split.value in wanted)
-
-
-def _weights(text: str | None) -> dict[str, str]:
-    """ "random" -> both; "video=random,text=pretrained" -> each."""
-    if text is None:
-        return {}
-    if "=" not in text:
-        text = f"text={text},video={text}"
-    chosen = {}
-    for part in text.split(","):
-        modality, _, choice = part.strip().partition("=")
-        if modality not in ("text", "video") or choice not in ("pretrained", "random"):
-            raise UsageError(
-                f"--weights {part.strip()}: pretrained, random, or per modality such as "
-                "video=random (audio has no trained weights)"
-            )
-        chosen[f"{modality}_weights"] = choice
-    return chosen
-
-
-def _read_settings(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
-    # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path}: no valid TOML: {error}") from error
-
-
-def _training_settings(
-    config: Path | None,
-    options: dict[str, Any],
-    *,
-    fusion: FusionChoice | None = None,
-    context: ContextChoice | None = None,
-    future: bool = False,
-    epochs: int | None = None,
-) -> dict[str, Any]:
-    """The file's settings, with the command line's over them: `[model]` and `[fit]` as well."""
-    settings = _read_settings(config)
-    model = _given(
-        fusion=fusion and fusion.value, context=context and context.value, future=future or None
-    )
-    return {
-        **settings,
-        **options,
-        "model": {**_table(settings, "model"), **model},
-        "fit": {**_table(settings, "fit"), **_given(epochs=epochs)},
-    }
-
-
-def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    table = settings.get(name, {})
-    if not isinstance(table, dict):
-        raise UsageError(f"{name} is a table of settings, not {table!r}")
-    return table
 
 
 # -------------------------------------------------------------------------------------- output

@@ -1,0 +1,123 @@
+"""What was typed -> a mapping that a config is built from.
+
+Only what was typed is passed on, and over the settings of a `--config` file: every default is the
+config's own. What is wrong with the text of an option is said here, with the option's name; what
+is wrong with a value is said by the config.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """What was typed of these, choices as plain text.
+
+    A flag that was left out is not False but not given: the file may have set it.
+    """
+    return {
+        name: option.value if isinstance(option, StrEnum) else option
+        for name, option in options.items()
+        if option is not None and option is not False
+    }
+
+
+def merge_with_file(
+    file: Path | None, options: dict[str, Any], **tables: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of a TOML file with what was typed over them, table by table.
+
+    Raises UsageError where the file cannot be read, or one of `tables` is no table in it.
+    """
+    settings = _read_file(file)
+    merged = {name: {**_table(settings, name), **typed} for name, typed in tables.items()}
+    return {**settings, **options, **{name: table for name, table in merged.items() if table}}
+
+
+def encoder_table(
+    typed: dict[str, Any],
+    weights: str | None,
+    *,
+    run: Path | None,
+    also_from_run: dict[str, Any],
+) -> dict[str, Any]:
+    """The `encoders` table: encoders as they were typed, or those of a fine-tuned run.
+
+    also_from_run: what was typed of other things that such a run brings with its encoders
+    Raises UsageError where both were typed.
+    """
+    chosen = {**typed, **_weights(weights)}
+    if run is None:
+        return chosen
+    if chosen or also_from_run:
+        raise UsageError(
+            f"--encoders {run}: brings its encoders, precision and decode settings; leave "
+            "out --text, --video, --audio, --weights, --weights-dir, --context, --test-clips "
+            "and --precision"
+        )
+    return {"run": run}
+
+
+def modalities_in(names: str | None, option: str = "--modalities") -> tuple[str, ...] | None:
+    """Raises UsageError unless `names` has some of them and nothing else."""
+    from pipeline.schema import MODALITIES
+
+    return _subset(names, MODALITIES, option)
+
+
+def splits_in(names: str | None) -> tuple[str, ...] | None:
+    """Raises UsageError unless `names` has some of them and nothing else."""
+    from pipeline.schema import SPLITS
+
+    return _subset(names, SPLITS, "--splits")
+
+
+def _subset(names: str | None, known: Sequence[str], option: str) -> tuple[str, ...] | None:
+    """Each once, and in the order of `known`."""
+    if names is None:
+        return None
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    if not wanted or not wanted <= set(known):
+        raise UsageError(f"{option} {names}: a comma-separated subset of {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def _weights(text: str | None) -> dict[str, str]:
+    """ "random" -> both; "video=random,text=pretrained" -> each."""
+    if text is None:
+        return {}
+    if "=" not in text:
+        text = f"text={text},video={text}"
+    chosen = {}
+    for part in text.split(","):
+        modality, _, choice = part.strip().partition("=")
+        if modality not in ("text", "video") or choice not in ("pretrained", "random"):
+            raise UsageError(
+                f"--weights {part.strip()}: pretrained, random, or per modality such as "
+                "video=random (audio has no trained weights)"
+            )
+        chosen[f"{modality}_weights"] = choice
+    return chosen
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--config {path}: no valid TOML: {error}") from error
+
+
+def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    table = settings.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{name} is a table of settings, not {table!r}")
+    return table
