@@ -9,11 +9,10 @@ import io
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -43,6 +42,8 @@ from console.options import (
     TrainedRun,
     WeightsDir,
 )
+from console.printing import print_json, print_rich, say
+from console.progress import byte_progress, progress
 from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
-# Where no bar is shown, so that a log of hours is not silent.
-_SAY_EVERY_S = 60.0
 
 app = typer.Typer(
     name="meld",
@@ -106,6 +105,19 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
     return run
 
 
+@contextmanager
+def _needs_extra(name: str) -> Iterator[None]:
+    """Around the imports of an optional part: what is missing, and the command that gets it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("pipeline", "fusion"):
+            raise
+        raise UsageError(
+            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
+        ) from error
+
+
 # ------------------------------------------------------------------------------------ commands
 
 
@@ -131,14 +143,14 @@ def sample(
 
     options = given(out=out, dialogues=dialogues, seed=seed, corrupt=corrupt, workers=workers)
     config = build_config(SampleConfig, options)
-    with _progress("generating clips") as advance:
+    with progress("generating clips") as advance:
         result = make_sample(config, advance)
     if as_json:
         accidents = [
             {"clip": str(item.key), "kind": item.kind, "what": item.what}
             for item in result.accidents
         ]
-        _print_json({"root": str(result.root), "rows": result.rows, "accidents": accidents})
+        print_json({"root": str(result.root), "rows": result.rows, "accidents": accidents})
         return
     rows = ", ".join(f"{count} {split}" for split, count in result.rows.items())
     print(f"{result.root}: {rows} clips")
@@ -200,7 +212,7 @@ def download(
     from pipeline.settings import build_config
 
     download_config = build_config(DownloadConfig, settings)
-    with _byte_progress() as advance:
+    with byte_progress() as advance:
         report = run_download(download_config, advance)
     _show_download(report, as_json)
 
@@ -305,7 +317,7 @@ def extract(
     if dry_run:
         _show_plan(plan(extract_config), as_json)
         return
-    with _progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="accidents") as advance:
         report = run_extract(extract_config, advance)
     _show_extraction(report, as_json)
     if report.num_failures:
@@ -361,18 +373,18 @@ def doctor(
     if not as_json:
         from pipeline.doctor.tables import render_corpus, render_machine
 
-        _print_rich(render_machine(machine))
+        print_rich(render_machine(machine))
     try:
-        with _progress("looking at clips", note="odd") as advance:
+        with progress("looking at clips", note="odd") as advance:
             report = examine(config, machine, advance)
     except MeldError as error:
         if as_json:  # what could be looked at was
-            _print_json({"machine": machine.to_dict(), "error": str(error)})
+            print_json({"machine": machine.to_dict(), "error": str(error)})
         raise
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        _print_rich(render_corpus(report))
+        print_rich(render_corpus(report))
     if not report.is_healthy:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -444,12 +456,12 @@ def train_fusion(
     from fusion.train import train_fusion as run_training
 
     train_config = TrainConfig.from_mapping(settings)
-    with _progress("training") as advance:
+    with progress("training") as advance:
         result = run_training(
             train_config, lambda epoch: advance(epoch.epoch, train_config.fit.epochs)
         )
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": str(result.run),
                 "epochs": result.epochs,
@@ -460,7 +472,7 @@ def train_fusion(
             }
         )
         return
-    _print_rich(render_report(result.dev))
+    print_rich(render_report(result.dev))
     print(
         f"{result.run}: best epoch {result.best_epoch} of {result.epochs}, {result.seconds:.1f} s; "
         f"next: meld evaluate {result.run}"
@@ -543,13 +555,13 @@ def finetune(
     from fusion.finetune import finetune as run_finetuning
 
     finetune_config = FinetuneConfig.from_mapping(settings)
-    with _progress("clips", note="accidents") as advance:
+    with progress("clips", note="accidents") as advance:
 
         def follow(step: "StepResult") -> None:
             told = f"{step.rows_per_s:.0f} a second, epoch {step.epoch}, loss {step.loss:.3f}"
             advance(step.rows, step.rows_in_all, told=told)
 
-        result = run_finetuning(finetune_config, _say, follow, advance)
+        result = run_finetuning(finetune_config, say, follow, advance)
     _show_finetuning(result, as_json)
 
 
@@ -583,7 +595,7 @@ def evaluate(
     from fusion.evaluate import evaluate as run_evaluation
 
     config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
-    with _progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="accidents") as advance:
         report = run_evaluation(config, advance)
     _show_evaluation(report, run, as_json, errors=errors)
 
@@ -621,7 +633,7 @@ def compare(
     config = build_config(
         CompareConfig, {"run_a": run_a, "run_b": run_b, "split": split.value, **options}
     )
-    with _progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="accidents") as advance:
         comparison = run_comparison(config, advance)
     _show_comparison(comparison, as_json)
 
@@ -655,11 +667,11 @@ def report(
 
     options = given(out=out, data=data, ablation=ablation)
     config = build_config(HtmlReportConfig, {**options, "runs": tuple(runs), "split": split.value})
-    with _progress("measuring", note="accidents") as advance:
+    with progress("measuring", note="accidents") as advance:
         reports = write_html_report(config, advance)
     if as_json:
         told = [json.loads(each.evaluation.to_json()) for each in reports]
-        _print_json({"out": str(config.out), "runs": told})
+        print_json({"out": str(config.out), "runs": told})
         return
     print(f"{config.out}: {', '.join(each.name for each in reports)} on {config.split}")
 
@@ -712,12 +724,12 @@ def crossval(
     from fusion.crossval import crossval as run_crossval
 
     crossval_config = CrossvalConfig.from_mapping(settings)
-    with _progress("epochs") as advance:
+    with progress("epochs") as advance:
         report = run_crossval(crossval_config, advance)
     if as_json:
-        _print_json(json.loads(report.to_json()))
+        print_json(json.loads(report.to_json()))
         return
-    _print_rich(render_crossval(report))
+    print_rich(render_crossval(report))
     print(f"{report.seconds:.1f} s" + (f"; written: {out}" if out else ""))
 
 
@@ -771,12 +783,12 @@ def ablate(
     from fusion.ablation import AblateConfig, render_ablation
     from fusion.ablation import ablate as run_ablation
 
-    with _progress("cells") as advance:
+    with progress("cells") as advance:
         result = run_ablation(AblateConfig.from_mapping(settings), advance)
     if as_json:
-        _print_json(json.loads(result.to_json()))
+        print_json(json.loads(result.to_json()))
         return
-    _print_rich(render_ablation(result))
+    print_rich(render_ablation(result))
     print(
         f"{result.out}: ablation.json and ablation.png; {result.reused} cells stood there already"
     )
@@ -801,128 +813,12 @@ def demo(
         from fusion.demo import DemoConfig, run_demo
 
     config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))
-    with _progress("demo") as advance:
-        report = run_demo(config, lambda line: _say(line), advance)
+    with progress("demo") as advance:
+        report = run_demo(config, say, advance)
     _show_demo(report, as_json)
 
 
 # -------------------------------------------------------------------------------------- output
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values, indent=2))
-
-
-def _print_rich(*renderables: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    for renderable in renderables:
-        console.print(renderable)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _needs_extra(name: str) -> Iterator[None]:
-    """Around the imports of an optional part: what is missing, and the command that gets it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("pipeline", "fusion"):
-            raise
-        raise UsageError(
-            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
-        ) from error
-
-
-@contextmanager
-def _progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
-    """Around long work: a bar on stderr where that is a terminal, nothing elsewhere.
-
-    Yields advance(done, total), advance(done, total, count) with a count of `note`, or
-    advance(done, total, told="anything").
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    # Ray prints to stdout when a worker dies; stdout is for the result alone.
-    with bar, redirect_stdout(sys.stderr):
-        task = bar.add_task(what, total=None, note="")
-
-        def advance(done: int, total: int, count: int = 0, told: str = "") -> None:
-            shown = f"{count} {note}" if count else told
-            bar.update(task, completed=done, total=total, note=shown)
-
-        yield advance
-
-
-@contextmanager
-def _byte_progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Around long reading and writing: bytes, rate and time left, as a bar on a terminal, as a
-    line a minute elsewhere. Yields advance(stage, bytes done, bytes in all)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        speed_estimate_period=60,
-    )
-    stage_of: dict[str, Any] = {}
-    said_s = time.monotonic()
-
-    def advance(stage: str, done: int, total: int | None) -> None:
-        nonlocal said_s
-        if stage not in stage_of:
-            for earlier in stage_of.values():
-                bar.remove_task(earlier)
-            stage_of.clear()
-            stage_of[stage] = bar.add_task(stage, total=total, completed=done)
-        bar.update(stage_of[stage], completed=done, total=total)
-        if not console.is_terminal and time.monotonic() - said_s > _SAY_EVERY_S:
-            said_s = time.monotonic()
-            _say(f"{stage}: {done / 1e9:.2f} of {f'{total / 1e9:.2f}' if total else '?'} GB")
-
-    with bar:
-        yield advance
 
 
 def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
@@ -935,7 +831,7 @@ def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
         "clips_missing": plan.clips_missing,
     }
     if as_json:
-        _print_json(values)
+        print_json(values)
         return
     for split, rows in plan.rows.items():
         print(
@@ -950,7 +846,7 @@ def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
 
 def _show_download(report: "DownloadReport", as_json: bool) -> None:
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
         return
     for split, clips in report.clips.items():
         how = "used where it lies" if split in report.linked else ""
@@ -972,7 +868,7 @@ def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
     from pipeline.info import count_failures
 
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
         return
     from rich.table import Table
 
@@ -983,7 +879,7 @@ def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
         present = [f"{split.present[name]}" for name in report.recipe.modalities]
         counts = [str(split.rows), str(split.rows_resumed), *present, str(len(split.failures))]
         table.add_row(split.split, *counts, str(split.path))
-    _print_rich(table)
+    print_rich(table)
     failures = [failure for split in report.splits for failure in split.failures]
     for reason, count in count_failures(failures).items():
         print(f"  {count} x {reason}")
@@ -1009,7 +905,7 @@ def _print_random(modalities: tuple[str, ...]) -> None:
 
 def _show_info(described: "CacheInfo", as_json: bool) -> None:
     if as_json:
-        _print_json(described.to_dict())
+        print_json(described.to_dict())
         return
     print(f"{described.path}: {described.split}, {described.rows} rows, {described.size_bytes:,} B")
     print(f"fingerprint {described.recipe.fingerprint}")
@@ -1042,11 +938,11 @@ def _show_info(described: "CacheInfo", as_json: bool) -> None:
 
 def _show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     from fusion.report import render_report
 
-    _print_rich(render_report(result.dev))
+    print_rich(render_report(result.dev))
     print(
         f"{result.run}: {_tell_best(result)}, "
         f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
@@ -1062,34 +958,34 @@ def _tell_best(result: "FinetuneResult") -> str:
 
 def _show_evaluation(report: "EvalReport", run: Path, as_json: bool, *, errors: bool) -> None:
     if as_json:
-        _print_json(json.loads(report.to_json()))
+        print_json(json.loads(report.to_json()))
         return
     from fusion.report import render_report
 
-    _print_rich(render_report(report))
+    print_rich(render_report(report))
     if errors and report.errors is not None:
         from fusion.error_analysis import render_errors
 
-        _print_rich(render_errors(report.errors))
+        print_rich(render_errors(report.errors))
     print(f"written: {run}/evaluation-{report.split}.json and plots beside it")
 
 
 def _show_comparison(comparison: "Comparison", as_json: bool) -> None:
     if as_json:
-        _print_json(json.loads(comparison.to_json()))
+        print_json(json.loads(comparison.to_json()))
         return
     from fusion.compare import render_comparison
 
-    _print_rich(render_comparison(comparison))
+    print_rich(render_comparison(comparison))
 
 
 def _show_demo(report: "DemoReport", as_json: bool) -> None:
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
         return
     from fusion.demo import render_demo
 
-    _print_rich(render_demo(report))
+    print_rich(render_demo(report))
 
 
 if __name__ == "__main__":
