@@ -1,12 +1,12 @@
 """The `meld` command: options -> one frozen config -> one call -> printed result, exit status.
 
-Only this file prints, and nothing heavy is imported before a command runs: `meld --help` must
-be instant. Defaults live in the configs; an option that was not given is not passed on.
+Only this file and console/ print, and nothing heavy is imported before a command runs:
+`meld --help` must be instant. Defaults live in the configs; an option that was not given is not
+passed on.
 """
 
 import functools
 import io
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -42,21 +42,31 @@ from console.options import (
     TrainedRun,
     WeightsDir,
 )
-from console.printing import print_json, print_rich, say
+from console.printing import print_json, say
 from console.progress import byte_progress, progress
 from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
+from console.tables import (
+    show_ablation,
+    show_checkup,
+    show_comparison,
+    show_crossval,
+    show_demo,
+    show_download,
+    show_evaluation,
+    show_extraction,
+    show_finetuning,
+    show_info,
+    show_machine,
+    show_page,
+    show_plan,
+    show_sample,
+    show_training,
+)
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
 
 if TYPE_CHECKING:
-    from fusion.compare import Comparison
-    from fusion.demo import DemoReport
-    from fusion.finetune import FinetuneResult
-    from fusion.metrics import EvalReport
     from fusion.tuning import StepResult
-    from pipeline.download.download import DownloadReport
-    from pipeline.extract import ExtractPlan, ExtractReport
-    from pipeline.info import CacheInfo
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -145,17 +155,7 @@ def sample(
     config = build_config(SampleConfig, options)
     with progress("generating clips") as advance:
         result = make_sample(config, advance)
-    if as_json:
-        accidents = [
-            {"clip": str(item.key), "kind": item.kind, "what": item.what}
-            for item in result.accidents
-        ]
-        print_json({"root": str(result.root), "rows": result.rows, "accidents": accidents})
-        return
-    rows = ", ".join(f"{count} {split}" for split, count in result.rows.items())
-    print(f"{result.root}: {rows} clips")
-    for item in result.accidents:
-        print(f"  planted {item.kind}: {item.key} ({item.what})")
+    show_sample(result, as_json)
 
 
 @app.command(
@@ -214,7 +214,7 @@ def download(
     download_config = build_config(DownloadConfig, settings)
     with byte_progress() as advance:
         report = run_download(download_config, advance)
-    _show_download(report, as_json)
+    show_download(report, as_json)
 
 
 @app.command(
@@ -315,11 +315,11 @@ def extract(
 
     extract_config = build_config(ExtractConfig, settings)
     if dry_run:
-        _show_plan(plan(extract_config), as_json)
+        show_plan(plan(extract_config), as_json)
         return
     with progress("encoding clips", note="accidents") as advance:
         report = run_extract(extract_config, advance)
-    _show_extraction(report, as_json)
+    show_extraction(report, as_json)
     if report.num_failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -371,9 +371,7 @@ def doctor(
     config = build_config(DoctorConfig, options)
     machine = look_around(config)
     if not as_json:
-        from pipeline.doctor.tables import render_corpus, render_machine
-
-        print_rich(render_machine(machine))
+        show_machine(machine)
     try:
         with progress("looking at clips", note="odd") as advance:
             report = examine(config, machine, advance)
@@ -381,10 +379,7 @@ def doctor(
         if as_json:  # what could be looked at was
             print_json({"machine": machine.to_dict(), "error": str(error)})
         raise
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        print_rich(render_corpus(report))
+    show_checkup(report, as_json)
     if not report.is_healthy:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -403,7 +398,7 @@ def info(
     from pipeline.info import describe
 
     described = describe(file, check=verify)
-    _show_info(described, as_json)
+    show_info(described, as_json)
     if described.damaged:
         raise CacheCorrupt(
             f"{file}: checksums do not hold in {', '.join(described.damaged)}; "
@@ -451,7 +446,6 @@ def train_fusion(
         fit=given(epochs=epochs),
     )
 
-    from fusion.report import render_report
     from fusion.train import TrainConfig
     from fusion.train import train_fusion as run_training
 
@@ -460,23 +454,7 @@ def train_fusion(
         result = run_training(
             train_config, lambda epoch: advance(epoch.epoch, train_config.fit.epochs)
         )
-    if as_json:
-        print_json(
-            {
-                "run": str(result.run),
-                "epochs": result.epochs,
-                "best_epoch": result.best_epoch,
-                "seconds": result.seconds,
-                "train": json.loads(result.train.to_json()),
-                "dev": json.loads(result.dev.to_json()),
-            }
-        )
-        return
-    print_rich(render_report(result.dev))
-    print(
-        f"{result.run}: best epoch {result.best_epoch} of {result.epochs}, {result.seconds:.1f} s; "
-        f"next: meld evaluate {result.run}"
-    )
+    show_training(result, as_json)
 
 
 @app.command(
@@ -562,7 +540,7 @@ def finetune(
             advance(step.rows, step.rows_in_all, told=told)
 
         result = run_finetuning(finetune_config, say, follow, advance)
-    _show_finetuning(result, as_json)
+    show_finetuning(result, as_json)
 
 
 @app.command(
@@ -597,7 +575,7 @@ def evaluate(
     config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
     with progress("encoding clips", note="accidents") as advance:
         report = run_evaluation(config, advance)
-    _show_evaluation(report, run, as_json, errors=errors)
+    show_evaluation(report, run, as_json, errors=errors)
 
 
 @app.command(
@@ -629,13 +607,19 @@ def compare(
     from fusion.compare import compare as run_comparison
     from pipeline.settings import build_config
 
-    options = given(features_a=features_a, features_b=features_b, samples=samples, seed=seed)
-    config = build_config(
-        CompareConfig, {"run_a": run_a, "run_b": run_b, "split": split.value, **options}
+    options = given(
+        run_a=run_a,
+        run_b=run_b,
+        split=split,
+        features_a=features_a,
+        features_b=features_b,
+        samples=samples,
+        seed=seed,
     )
+    config = build_config(CompareConfig, options)
     with progress("encoding clips", note="accidents") as advance:
         comparison = run_comparison(config, advance)
-    _show_comparison(comparison, as_json)
+    show_comparison(comparison, as_json)
 
 
 @app.command(
@@ -665,15 +649,11 @@ def report(
     from fusion.html_report import HtmlReportConfig, write_html_report
     from pipeline.settings import build_config
 
-    options = given(out=out, data=data, ablation=ablation)
-    config = build_config(HtmlReportConfig, {**options, "runs": tuple(runs), "split": split.value})
+    options = given(runs=tuple(runs), split=split, out=out, data=data, ablation=ablation)
+    config = build_config(HtmlReportConfig, options)
     with progress("measuring", note="accidents") as advance:
         reports = write_html_report(config, advance)
-    if as_json:
-        told = [json.loads(each.evaluation.to_json()) for each in reports]
-        print_json({"out": str(config.out), "runs": told})
-        return
-    print(f"{config.out}: {', '.join(each.name for each in reports)} on {config.split}")
+    show_page(reports, config, as_json)
 
 
 @app.command(
@@ -720,17 +700,13 @@ def crossval(
         fit=given(epochs=epochs),
     )
 
-    from fusion.crossval import CrossvalConfig, render_crossval
+    from fusion.crossval import CrossvalConfig
     from fusion.crossval import crossval as run_crossval
 
     crossval_config = CrossvalConfig.from_mapping(settings)
     with progress("epochs") as advance:
         report = run_crossval(crossval_config, advance)
-    if as_json:
-        print_json(json.loads(report.to_json()))
-        return
-    print_rich(render_crossval(report))
-    print(f"{report.seconds:.1f} s" + (f"; written: {out}" if out else ""))
+    show_crossval(report, out, as_json)
 
 
 @app.command(
@@ -780,18 +756,12 @@ def ablate(
         config, options, model=given(context=context, future=future), fit=given(epochs=epochs)
     )
 
-    from fusion.ablation import AblateConfig, render_ablation
+    from fusion.ablation import AblateConfig
     from fusion.ablation import ablate as run_ablation
 
     with progress("cells") as advance:
         result = run_ablation(AblateConfig.from_mapping(settings), advance)
-    if as_json:
-        print_json(json.loads(result.to_json()))
-        return
-    print_rich(render_ablation(result))
-    print(
-        f"{result.out}: ablation.json and ablation.png; {result.reused} cells stood there already"
-    )
+    show_ablation(result, as_json)
 
 
 @app.command(epilog="Example: `meld demo --out demo`")
@@ -815,177 +785,7 @@ def demo(
     config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))
     with progress("demo") as advance:
         report = run_demo(config, say, advance)
-    _show_demo(report, as_json)
-
-
-# -------------------------------------------------------------------------------------- output
-
-
-def _show_plan(plan: "ExtractPlan", as_json: bool) -> None:
-    values = {
-        "fingerprint": plan.recipe.fingerprint,
-        "recipe": json.loads(plan.recipe.to_json()),
-        "device": plan.device,
-        "rows": plan.rows,
-        "rows_done": plan.rows_done,
-        "clips_missing": plan.clips_missing,
-    }
-    if as_json:
-        print_json(values)
-        return
-    for split, rows in plan.rows.items():
-        print(
-            f"{split}: {rows} rows, {plan.rows_done[split]} done, "
-            f"{plan.clips_missing[split]} without a clip"
-        )
-    for spec in plan.recipe.encoders:
-        print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")
-    _print_test_clips(plan.recipe.test_clips)
-    print(f"on {plan.device}; recipe {plan.recipe.fingerprint[:12]}; nothing was done")
-
-
-def _show_download(report: "DownloadReport", as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_dict())
-        return
-    for split, clips in report.clips.items():
-        how = "used where it lies" if split in report.linked else ""
-        how = "was there" if split in report.there else how
-        print(f"{split}: {clips:,} clips{f', {how}' if how else ''}")
-    if report.found is not None:
-        found = report.found
-        print(
-            f"{found.corrected} corrected cuts of test clips; dropped: {found.apple_double:,} "
-            f"AppleDouble files, {found.others:,} others"
-            + (f" such as {found.first_other!r}" if found.others else "")
-        )
-    if report.sha256:
-        print(f"from {report.origin}, SHA-256 {report.sha256}")
-    print(f"{report.out}: {report.seconds:.0f} s; next: meld doctor --data {report.out}")
-
-
-def _show_extraction(report: "ExtractReport", as_json: bool) -> None:
-    from pipeline.info import count_failures
-
-    if as_json:
-        print_json(report.to_dict())
-        return
-    from rich.table import Table
-
-    table = Table(title=f"features, recipe {report.recipe.fingerprint[:12]}")
-    for name in ("split", "rows", "done before", *report.recipe.modalities, "accidents", "file"):
-        table.add_column(name)
-    for split in report.splits:
-        present = [f"{split.present[name]}" for name in report.recipe.modalities]
-        counts = [str(split.rows), str(split.rows_resumed), *present, str(len(split.failures))]
-        table.add_row(split.split, *counts, str(split.path))
-    print_rich(table)
-    failures = [failure for split in report.splits for failure in split.failures]
-    for reason, count in count_failures(failures).items():
-        print(f"  {count} x {reason}")
-    _print_random(report.recipe.random_modalities)
-    _print_test_clips(report.recipe.test_clips)
-    if report.explained_variance is None:
-        print("128-d embeddings follow when the train split is extracted")
-    else:
-        kept = ", ".join(f"{name} {share:.3f}" for name, share in report.explained_variance.items())
-        print(f"variance kept by the 128-d embeddings: {kept}")
-    print(f"{report.seconds:.1f} s")
-
-
-def _print_test_clips(test_clips: str | None) -> None:
-    if test_clips is not None:
-        print(f"test clips: {test_clips}")
-
-
-def _print_random(modalities: tuple[str, ...]) -> None:
-    for modality in modalities:
-        print(f"{modality}: RANDOM WEIGHTS, asked for by name; these features are untrained")
-
-
-def _show_info(described: "CacheInfo", as_json: bool) -> None:
-    if as_json:
-        print_json(described.to_dict())
-        return
-    print(f"{described.path}: {described.split}, {described.rows} rows, {described.size_bytes:,} B")
-    print(f"fingerprint {described.recipe.fingerprint}")
-    for spec in described.recipe.encoders:
-        shape = described.shapes.get(f"raw/{spec.modality}")
-        print(
-            f"  {spec.modality}: {described.present[spec.modality]} rows present, {spec.name}, "
-            f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}"
-            f"{f', context of {spec.context} utterances' if spec.context else ''}"
-            f"{f', started from {spec.started_from}' if spec.started_from else ''}, "
-            f"{spec.precision}, raw {list(shape) if shape else 'none'}"
-        )
-    if described.recipe.decode is not None:
-        decode = described.recipe.decode
-        print(
-            f"  decoded: {decode.num_frames} frames {decode.frame_height}x{decode.frame_width}, "
-            f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s, "
-            f"test clips {decode.test_clips}"
-        )
-    print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
-    for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):
-        print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
-    for reason, count in described.failures.items():
-        print(f"    {count} x {reason}")
-    _print_random(described.recipe.random_modalities)
-    if described.damaged == ():
-        print("  every checksum holds")
-
-
-def _show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
-    if as_json:
-        print_json(result.to_dict())
-        return
-    from fusion.report import render_report
-
-    print_rich(render_report(result.dev))
-    print(
-        f"{result.run}: {_tell_best(result)}, "
-        f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
-    )
-
-
-def _tell_best(result: "FinetuneResult") -> str:
-    epochs = len(result.history) - 1
-    if result.best.epoch == 0:
-        return f"none of {epochs} epochs was better on dev than the start, which was kept"
-    return f"best epoch {result.best.epoch} of {epochs}"
-
-
-def _show_evaluation(report: "EvalReport", run: Path, as_json: bool, *, errors: bool) -> None:
-    if as_json:
-        print_json(json.loads(report.to_json()))
-        return
-    from fusion.report import render_report
-
-    print_rich(render_report(report))
-    if errors and report.errors is not None:
-        from fusion.error_analysis import render_errors
-
-        print_rich(render_errors(report.errors))
-    print(f"written: {run}/evaluation-{report.split}.json and plots beside it")
-
-
-def _show_comparison(comparison: "Comparison", as_json: bool) -> None:
-    if as_json:
-        print_json(json.loads(comparison.to_json()))
-        return
-    from fusion.compare import render_comparison
-
-    print_rich(render_comparison(comparison))
-
-
-def _show_demo(report: "DemoReport", as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_dict())
-        return
-    from fusion.demo import render_demo
-
-    print_rich(render_demo(report))
+    show_demo(report, as_json)
 
 
 if __name__ == "__main__":
