@@ -176,7 +176,13 @@ def modules() -> set[str]:
 
 
 def test_the_reader_sees_the_project(imports: list[Import], modules: set[str]) -> None:
-    assert {"cli", "pipeline.cache", "pipeline.encoders.text", "fusion.train"} <= modules
+    assert {
+        "cli",
+        "console.options",
+        "pipeline.cache",
+        "pipeline.encoders.text",
+        "fusion.train",
+    } <= modules
     wanted = {(each.module, each.wanted) for each in imports}
     assert ("pipeline.hdf5", "h5py") in wanted
     assert ("pipeline.encoders.choice", "pipeline.encoders.weights") in wanted
@@ -254,12 +260,16 @@ class Plant:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("pipeline", "fusion", "serving"):
+        for name in ("pipeline", "fusion", "serving", "console"):
             self.write(f"{name}/__init__.py", '"""Words."""\n')
         self.write("pipeline/hdf5.py", "import h5py\nimport numpy as np\n")
         self.write("fusion/train.py", "from pipeline.hdf5 import h5py\nfrom pipeline import hdf5\n")
         self.write("serving/app.py", "import fastapi\nfrom fusion.train import hdf5\n")
-        self.write("cli.py", "import typer\n\ndef main():\n    from serving import app\n")
+        self.write("console/options.py", "import typer\n")
+        self.write(
+            "cli.py",
+            "from console.options import typer\n\ndef main():\n    from serving import app\n",
+        )
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name
@@ -290,6 +300,8 @@ def test_a_clean_tree_passes(plant: Plant) -> None:
         ("pipeline/deep/clips.py", "from ...fusion import train\n"),
         ("fusion/data.py", "try:\n    import cli\nexcept ImportError:\n    cli = None\n"),
         ("fusion/data.py", "class Late:\n    from serving.app import fastapi\n"),
+        ("serving/app.py", "def work():\n    from console.options import typer\n"),
+        ("console/options.py", "def late():\n    from cli import main\n"),
     ],
 )
 def test_a_planted_upward_import_is_caught(plant: Plant, name: str, text: str) -> None:

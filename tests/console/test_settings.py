@@ -1,0 +1,67 @@
+"""What was typed, as a mapping for a config."""
+
+from pathlib import Path
+
+import pytest
+
+from console.options import FusionChoice
+from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
+from pipeline.errors import UsageError
+
+
+def test_only_what_was_typed_is_given_and_a_choice_is_plain_text() -> None:
+    told = given(seed=0, out=None, overwrite=False, resume=True, fusion=FusionChoice.gated)
+    assert told == {"seed": 0, "resume": True, "fusion": "gated"}
+    assert type(told["fusion"]) is str
+
+
+def test_what_was_typed_wins_over_the_file_table_by_table(tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text("seed = 7\nout = 'there'\n[fit]\nepochs = 3\nbatch_size = 8\n")
+    merged = merge_with_file(file, {"seed": 1}, fit={"epochs": 2}, model={"fusion": "late"})
+    assert merged == {
+        "seed": 1,
+        "out": "there",
+        "fit": {"epochs": 2, "batch_size": 8},
+        "model": {"fusion": "late"},
+    }
+
+
+def test_a_table_of_which_nothing_was_typed_is_left_to_the_config() -> None:
+    assert merge_with_file(None, {}, tune={}) == {}
+
+
+def test_names_come_once_and_in_the_order_of_the_project() -> None:
+    assert modalities_in("audio, text,audio") == ("text", "audio")
+    assert splits_in("test,dev") == ("dev", "test")
+    assert modalities_in(None) is None
+    with pytest.raises(UsageError, match="--unfreeze smell: a comma-separated subset of text"):
+        modalities_in("smell", "--unfreeze")
+    with pytest.raises(UsageError, match="--splits ,: a comma-separated subset of train, dev"):
+        splits_in(",")
+
+
+def test_encoders_are_chosen_one_by_one_or_all_are_those_of_a_run() -> None:
+    run = Path("tuned")
+    one_by_one = encoder_table({"text": "minilm"}, "video=random", run=None, also_from_run={})
+    assert one_by_one == {"text": "minilm", "video_weights": "random"}
+    assert encoder_table({}, "random", run=None, also_from_run={"precision": "auto"}) == {
+        "text_weights": "random",
+        "video_weights": "random",
+    }
+    assert encoder_table({}, None, run=run, also_from_run={}) == {"run": run}
+
+
+@pytest.mark.parametrize(
+    ("typed", "weights", "also"),
+    [
+        ({"text": "minilm"}, None, {}),
+        ({}, "random", {}),
+        ({}, None, {"precision": "float32"}),
+    ],
+)
+def test_a_run_brings_its_encoders_and_nothing_is_chosen_beside_them(
+    typed: dict[str, str], weights: str | None, also: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="--encoders tuned: brings its encoders"):
+        encoder_table(typed, weights, run=Path("tuned"), also_from_run=also)
