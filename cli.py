@@ -5,9 +5,11 @@ Only this file and console/ print, and nothing heavy is imported before a comman
 passed on.
 """
 
+import errno
 import functools
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+# A full disk behind `meld ... > file`, or a reader that went away.
+_STDOUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 
 app = typer.Typer(
     name="meld",
@@ -87,7 +91,26 @@ def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths may have bytes that are no characters
         sys.stdout.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at the very end, a failure would have no status of its own
+    except OSError as error:
+        if error.filename is not None or error.errno not in _STDOUT_FAILS:
+            raise
+        _drop_what_cannot_be_printed()
+        if isinstance(error, BrokenPipeError):  # `meld ... | head` has seen enough
+            sys.exit(1)
+        print(f"meld: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(StorageError.exit_status)
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """Or Python would try once more on its way out, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -409,7 +432,8 @@ def info(
 @app.command(
     "train-fusion",
     epilog="Examples: `meld train-fusion`   "
-    "`meld train-fusion --modalities text --out runs/text --seed 1`",
+    "`meld train-fusion --modalities text --out runs/text --seed 1`   "
+    "`meld train-fusion --features features-tuned --start runs/tuned`",
 )
 @_reports_errors
 def train_fusion(
@@ -419,6 +443,13 @@ def train_fusion(
     fusion: FusionOption = None,
     context: ContextOption = None,
     future: FutureOption = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on from this run, on features made as its own were, say those of a fine-tuned "
+            "run's encoders; it is kept where nothing is better on dev."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.  [default: a new one under runs/]")
     ] = None,
@@ -434,6 +465,7 @@ def train_fusion(
         features=features,
         modalities=modalities_in(modalities),
         input=input_kind,
+        start=start,
         out=out,
         seed=seed,
         device=device,

@@ -182,7 +182,7 @@ def show_training(result: "TrainResult", as_json: bool) -> None:
 
     print_rich(render_report(result.dev))
     print(
-        f"{result.run}: best epoch {result.best_epoch} of {result.epochs}, {result.seconds:.1f} s; "
+        f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}, {result.seconds:.1f} s; "
         f"next: meld evaluate {result.run}"
     )
 
@@ -195,7 +195,7 @@ def show_finetuning(result: "FinetuneResult", as_json: bool) -> None:
 
     print_rich(render_report(result.dev))
     print(
-        f"{result.run}: {_tell_best(result)}, "
+        f"{result.run}: {_tell_best(result.best.epoch, len(result.history) - 1)}, "
         f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
     )
 
@@ -272,8 +272,7 @@ def _print_random(modalities: tuple[str, ...]) -> None:
         print(f"{modality}: RANDOM WEIGHTS, asked for by name; these features are untrained")
 
 
-def _tell_best(result: "FinetuneResult") -> str:
-    epochs = len(result.history) - 1
-    if result.best.epoch == 0:
+def _tell_best(best: int, epochs: int) -> str:
+    if best == 0:
         return f"none of {epochs} epochs was better on dev than the start, which was kept"
-    return f"best epoch {result.best.epoch} of {epochs}"
+    return f"best epoch {best} of {epochs}"

@@ -1,6 +1,9 @@
 """The command line as a user meets it: output, messages, exit statuses."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from pipeline.cache import read_header
 
 Meld = Callable[..., Any]
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
     *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
@@ -89,6 +93,50 @@ def test_a_run_is_no_better_than_itself(meld: Meld, run: Path) -> None:
     assert (told["won"], told["lost"]) == (0, 0)
     assert "better" not in told["verdict"]
     assert "A: small   B: small" in meld("compare", run, run, "--split", "dev").out
+
+
+def test_a_training_goes_on_from_a_run_and_takes_its_settings(
+    meld: Meld, features: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "on"
+    command = ("train-fusion", "--features", features, "--start", run, "--epochs", 1)
+    finished = meld(*command, "--context", "dialogue", "--out", out)
+    assert finished.status == 0, finished.err
+    assert "epoch" in finished.out
+    told = json.loads((out / "config.json").read_text())
+    assert told["settings"]["start"] == str(run)
+    assert told["dims"]["model"]["context"] == "dialogue"
+    refused = meld(*command, "--fusion", "gated", "--out", tmp_path / "refused")
+    assert refused.status == 2
+    assert "fusion: late != gated" in refused.err
+    assert meld(*command[:-4], "--start", tmp_path / "nowhere").status == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("options", [(), ("--json",), ("--help",)])
+def test_an_output_that_cannot_be_written_is_told_in_one_line(
+    features: Path, options: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "cli", "info", str(features / "dev.h5"), *options]
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert finished.returncode == 5
+    assert finished.stderr == (
+        "meld: error: the output cannot be written: No space left on device\n"
+    )
+
+
+def test_a_reader_that_has_seen_enough_hears_no_complaint(features: Path) -> None:
+    command = [sys.executable, "-m", "cli", "info", str(features / "dev.h5"), "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        finished = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    finally:
+        os.close(write)
+    assert (finished.returncode, finished.stderr) == (1, "")
 
 
 def test_training_writes_all_that_its_folder_promises(run: Path) -> None:
