@@ -5,6 +5,7 @@ sample -> extract -> train-fusion on each modality and on all, several seeds -> 
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from fusion.model import ModelConfig
 from fusion.train import TrainConfig, train_fusion
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, ExtractReport, extract
+from pipeline.processes import spawn_pool
+from pipeline.resources import num_cores
 from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, Modality
 
@@ -157,26 +160,31 @@ def _extract(data: Path, features: Path, on_progress: OnProgress) -> ExtractRepo
 def _train_all(
     features: Path, runs: Path, seeds: int, on_progress: OnProgress
 ) -> list[list[EvalReport]]:
-    """Test reports [subset][seed]."""
-    reports = []
-    for index, subset in enumerate(SUBSETS):
-        of_subset = []
-        for seed in range(seeds):
-            run = runs / f"{'+'.join(subset)}-seed{seed}"
-            train_fusion(
-                TrainConfig(
-                    features=features,
-                    modalities=subset,
-                    model=FUSED if len(subset) > 1 else ModelConfig(),
-                    out=run,
-                    seed=seed,
-                    overwrite=True,
-                )
-            )
-            of_subset.append(evaluate(EvaluateConfig(run=run, split="test", features=features)))
-            on_progress(index * seeds + seed + 1, len(SUBSETS) * seeds)
-        reports.append(of_subset)
-    return reports
+    """Test reports [subset][seed]. A training takes one core, so each core gets one."""
+    configs = [
+        TrainConfig(
+            features=features,
+            modalities=subset,
+            model=FUSED if len(subset) > 1 else ModelConfig(),
+            out=runs / f"{'+'.join(subset)}-seed{seed}",
+            seed=seed,
+            overwrite=True,
+        )
+        for subset in SUBSETS
+        for seed in range(seeds)
+    ]
+    with spawn_pool(min(num_cores(), len(configs))) as pool:
+        futures = [pool.submit(_train_and_measure, config) for config in configs]
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()  # an error ends it here, not after all the others
+            on_progress(done, len(configs))
+    reports = [future.result() for future in futures]
+    return [reports[start : start + seeds] for start in range(0, len(reports), seeds)]
+
+
+def _train_and_measure(config: TrainConfig) -> EvalReport:
+    run = train_fusion(config).run
+    return evaluate(EvaluateConfig(run=run, split="test", features=config.features))
 
 
 def _summarise(

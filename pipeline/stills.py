@@ -4,16 +4,17 @@ Decoded in a process of its own: a file that crashes the decoder costs its pictu
 """
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clips import locate_clips
+from pipeline.processes import spawn_pool
 from pipeline.recipe import TestClips
 from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
 
@@ -52,21 +53,16 @@ def each_still(
     read: runs in the other process
     """
     pool: ProcessPoolExecutor | None = None
-    try:
+    with ExitStack() as pools:
         for clip in clips:
             if pool is None:
-                # Not a fork: this process may have threads, of Ray and of PyTorch.
-                context = multiprocessing.get_context("spawn")
-                pool = ProcessPoolExecutor(1, mp_context=context)
+                pool = pools.enter_context(spawn_pool(1))
             try:
                 still = pool.submit(read, clip).result()
             except BrokenProcessPool:
                 logger.warning("%s: decoding a frame of it killed the process", clip.path)
                 pool, still = None, None
             yield clip, still
-    finally:
-        if pool is not None:
-            pool.shutdown()
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

@@ -6,12 +6,10 @@ that fusion has something to gain and the answer is known (`carriers.csv`).
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +17,9 @@ from typing import Any
 
 import av
 
-from pipeline.errors import InputError, MeldError, StorageError, UsageError
+from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.layout import MEDIA_FOLDERS, annotations_name, clip_stem
+from pipeline.processes import spawn_pool
 from pipeline.sample.accidents import (
     MIN_DIALOGUES,
     PlantedAccident,
@@ -152,21 +151,11 @@ def _write_media_files(
     kinds = {accident.key: accident.kind for accident in accidents}
     make = partial(_make_file, config.out)
     durations_s: dict[ClipKey, float] = {}
-    # Spawned, not forked: the caller may hold threads (torch, Ray).
-    with ProcessPoolExecutor(
-        max_workers=min(config.workers or os.cpu_count() or 1, len(plans)),
-        mp_context=multiprocessing.get_context("spawn"),
-    ) as pool:
+    with spawn_pool(min(config.workers or os.cpu_count() or 1, len(plans))) as pool:
         futures = {pool.submit(make, plan, kinds.get(plan.key)): plan.key for plan in plans}
-        try:
-            for future in as_completed(futures):
-                durations_s[futures[future]] = future.result()
-                progress(len(durations_s), len(plans))
-        except BrokenProcessPool as error:
-            raise MeldError("a worker process died, perhaps for lack of memory") from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in as_completed(futures):
+            durations_s[futures[future]] = future.result()
+            progress(len(durations_s), len(plans))
     return durations_s
 
 
