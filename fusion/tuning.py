@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from fusion.model import FusionOutput
 from fusion.progress import ProgressFolder
 from fusion.raw import ClipDataset, Collate, RawBatch, seed_of, shuffled_batches, sorted_batches
 from fusion.workers import Worker
-from pipeline.errors import UsageError
+from pipeline.errors import MeldError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class Tuning:
             self.train.lengths, self.config.batch_size, seed=self.seed, epoch=self.epoch
         )
         todo = batches[self.step :]
-        ready = iter(self.load(self.train, [part for rows in todo for part in self.parts(rows)]))
+        ready = self.load(self.train, [part for rows in todo for part in self.parts(rows)])
         for rows in todo:
             step_s = time.monotonic()
             loss = self.do_step(rows, ready)
@@ -273,7 +272,7 @@ class Tuning:
 
     # ----------------------------------------------------------------------------- reading
 
-    def load(self, clips: ClipDataset, parts: list[list[int]]) -> "DataLoader[Any]":
+    def load(self, clips: ClipDataset, parts: list[list[int]]) -> Iterator[RawBatch]:
         return load(clips, parts, self.worker, epoch=self.epoch, ahead=self.config.loader_workers)
 
     # --------------------------------------------------------------------------- measuring
@@ -331,17 +330,26 @@ def micro_batch_size(config: TuneConfig, clips: ClipDataset) -> int:
 
 def load(
     clips: ClipDataset, parts: list[list[int]], worker: Worker, *, epoch: int, ahead: int | None
-) -> "DataLoader[Any]":
-    """Batches in the order of `parts`; `ahead` processes read them, None takes 4 beside a GPU."""
+) -> Iterator[RawBatch]:
+    """Batches in the order of `parts`; `ahead` processes read them, None takes 4 beside a GPU.
+
+    Raises what reading a clip raises.
+    """
     if ahead is None:
         ahead = 4 if worker.device.type == "cuda" and clips.reads_media else 0
-    return DataLoader(
+    loader = DataLoader(
         clips,
         batch_sampler=[[(epoch, row) for row in part] for part in parts],
         collate_fn=Collate(clips.tokeniser),
         num_workers=ahead,
         pin_memory=worker.device.type == "cuda",
     )
+    try:
+        yield from loader
+    except MeldError as error:  # from a process, its message is a traceback that ends with ours
+        last = str(error).rstrip().splitlines()[-1]
+        kind = type(error)
+        raise kind(last.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel
 
 from fusion.augment import AugmentConfig
@@ -30,14 +31,15 @@ from fusion.model import ModelConfig
 from fusion.progress import ProgressFolder
 from fusion.raw import shuffled_batches
 from fusion.train import TrainConfig, train_fusion
-from fusion.tuning import StepResult, TuneConfig
+from fusion.tuning import StepResult, TuneConfig, load
+from fusion.workers import Worker
 from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.saved import read_encoders
-from pipeline.errors import InputError, ParityError, RecipeMismatch, UsageError
+from pipeline.errors import CacheCorrupt, InputError, ParityError, RecipeMismatch, UsageError
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 
@@ -311,6 +313,21 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
     assert [each.train_loss for each in resumed.history] == [
         each.train_loss for each in unbroken.history
     ]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(ahead: int) -> None:
+    class Damaged(Dataset):
+        tokeniser = None
+        reads_media = True
+
+        def __getitem__(self, epoch_and_row: tuple[int, int]) -> None:
+            raise CacheCorrupt(f"shard-0: row {epoch_and_row[1]} is damaged: decode it again")
+
+    worker = Worker(device=torch.device("cpu"))
+    with pytest.raises(CacheCorrupt) as caught:
+        list(load(Damaged(), [[7]], worker, epoch=1, ahead=ahead))
+    assert str(caught.value) == "shard-0: row 7 is damaged: decode it again"
 
 
 def assert_same_weights(mine: Path, theirs: Path) -> None:
