@@ -11,7 +11,7 @@ every bit of the result, does not depend on what was finished before a restart.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +42,8 @@ Result = TypeVar("Result")
 
 MAX_ATTEMPTS_PER_CLIP = 2
 MAX_ROUNDS = 3
+# Ray gives its own processes 30 s to start, which a busy machine does not always keep.
+_STARTS = 2
 # Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
 # settings measured, because the decoders fill what the encoder leaves idle.
 _DECODE_CPUS_BESIDE_ENCODER = 0.5
@@ -242,18 +244,29 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"--address {cluster.address}: no Ray cluster answers there"
-        what = where if cluster.address else "Ray does not start on this machine"
-        raise UsageError(f"{what} ({last_line(error)})") from error
+    _init_ray(cluster, settings)
     if cluster.device == "cuda" and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
+    attempts = _STARTS if cluster.address is None else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+            return
+        except Exception as error:  # Ray's word for a start that takes too long is as plain as that
+            ray.shutdown()
+            if attempt < attempts:
+                logger.warning("Ray did not start (%s); trying once more", last_line(error))
+                continue
+            where = f"--address {cluster.address}: no Ray cluster answers there"
+            what = where if cluster.address else "Ray does not start on this machine"
+            raise UsageError(f"{what} ({last_line(error)})") from error
 
 
 def _tasks(tasks: Sequence[ShardTask]) -> "ray.data.Dataset":

@@ -70,3 +70,19 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(parallel.ray, "init", refuse)
     with pytest.raises(UsageError, match=r"--address head:6379: .* \(no route to host\)$"):
         next(encode(Cluster(address="head:6379")))
+
+
+def test_a_start_that_took_too_long_is_tried_once_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = []
+
+    def time_out(**settings: Any) -> None:
+        attempts.append(settings)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(parallel.ray, "init", time_out)
+    with pytest.raises(UsageError, match=r"Ray does not start on this machine \(The current node"):
+        next(encode(Cluster()))
+    assert len(attempts) == 2
+    assert "trying once more" in caplog.text
