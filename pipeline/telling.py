@@ -2,7 +2,8 @@
 
 import re
 
-_ADDRESS = re.compile(r"(\w+://)(?:[^/?#\s]*@)?([^?#\s]*)(?:[?#]\S*)?")
+# From a word's begin on: tried from each of its letters, a long word would take for ever.
+_ADDRESS = re.compile(r"((?<!\w)\w+://)(?:[^/?#\s]*@)?([^?#\s]*)(?:[?#]\S*)?")
 
 
 def one_line(text: str) -> str:
