@@ -8,7 +8,7 @@ from pipeline.telling import one_line, without_secrets
 @pytest.mark.parametrize(
     ("told", "shown"),
     [
-        ("http://bob:hunter2@host/a.tar?token=hunter2: 404", "http://host/a.tar"),
+        ("http://bob:hunter2@host/a.tar?token=hunter2 404", "http://host/a.tar 404"),
         ("http://host:80/a#hunter2 and ftp://hunter2@h/b", "http://host:80/a and ftp://h/b"),
         ("no address: bob@host, a?b#c", "no address: bob@host, a?b#c"),
         ("x" * 500_000, "x" * 500_000),  # once took the square of its length
