@@ -144,7 +144,7 @@ def _needs_extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("pipeline", "fusion"):
+        if error.name is None or error.name.partition(".")[0] in ("console", "pipeline", "fusion"):
             raise
         raise UsageError(
             f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
