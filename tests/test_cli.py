@@ -139,6 +139,13 @@ def test_a_reader_that_has_seen_enough_hears_no_complaint(features: Path) -> Non
     assert (finished.returncode, finished.stderr) == (1, "")
 
 
+def test_a_closed_output_changes_no_status_and_no_message() -> None:
+    closed = ["bash", "-c", 'exec "$@" >&-', "closed", sys.executable, "-m", "cli"]
+    finished = subprocess.run([*closed, "info", "no.h5"], capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 5
+    assert finished.stderr == "meld: error: no.h5: no such file\n"
+
+
 def test_training_writes_all_that_its_folder_promises(run: Path) -> None:
     for name in ("model.safetensors", "config.json", "history.jsonl", "metrics.json"):
         assert (run / name).stat().st_size > 0
