@@ -33,10 +33,12 @@ def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
 def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     features = checkpoint.features
     extract, decode = _extract(checkpoint.recipe, features, data)
+    # Beside --start a default has to be said, or it is the start's.
+    default = {} if checkpoint.settings.get("start") else describe_config(TrainConfig())
     train, settings = _command(
         ["meld", "train-fusion", "--features", str(features), "--out", str(run)],
         checkpoint.settings,
-        describe_config(TrainConfig()),
+        default,
         config="train.toml",
     )
     files = {"extract.toml": decode, "train.toml": settings}

@@ -277,6 +277,26 @@ def test_the_commands_give_the_settings_again(gathered, folder):
     assert describe_config(config) == gathered.settings
 
 
+def test_the_command_of_a_run_with_a_start_gives_its_settings_again(folder, tmp_path):
+    """What is a default of training may not be what the start would bring."""
+    begun = TrainConfig.from_mapping(
+        {
+            "features": str(folder / "features"),
+            "start": str(folder / RUN_NAME),
+            "model": {"dropout": ModelConfig().dropout},
+            "fit": {"learning_rate": FitConfig().learning_rate},
+        }
+    )
+    settings = describe_config(begun)
+    checkpoint = dataclasses.replace(read_checkpoint(folder / RUN_NAME), settings=settings)
+    made = remake(checkpoint, tmp_path, data=None)
+    words = shlex.split(made.commands[-1])
+    given = {name[2:]: value for name, value in zip(words[2::2], words[3::2], strict=True)}
+    values = {**tomllib.loads(made.files[given.pop("config")]), **given, "seed": int(given["seed"])}
+    values["modalities"] = given["modalities"].split(",")
+    assert describe_config(TrainConfig.from_mapping(values)) == {**settings, "out": str(tmp_path)}
+
+
 def test_legacy_test_clips_are_warned_of_and_asked_for_again(gathered, folder):
     assert "(fixed)" in Reader(render_page([gathered], split="dev")).words
     assert "--test-clips fixed" in gathered.remake.commands[0]
