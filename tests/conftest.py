@@ -23,6 +23,14 @@ from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
 # then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What a terminal, a CI service or a proxy says would change what commands print and whom they ask.
+for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
+for kind in ("http", "https", "all", "no"):
+    os.environ.pop(f"{kind}_proxy", None)
+    os.environ.pop(f"{kind}_proxy".upper(), None)
+os.environ["COLUMNS"] = "80"
+
 
 @dataclass(frozen=True)
 class Finished:
