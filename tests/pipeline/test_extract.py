@@ -28,6 +28,7 @@ from pipeline.sample.corpus import SampleResult
 from pipeline.schema import MODALITIES, SPLITS
 
 Meld = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Those of the `features` fixture.
 ENCODERS = EncoderRequest(text="minilm", video_weights="random")
@@ -175,7 +176,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
     (tmp_path / "slow.toml").write_text("rows_per_shard = 2\n")
     command = ["extract", "--split", "all", "--data", corpus, "--features", tmp_path / "features"]
     command += ["--config", tmp_path / "slow.toml", *ENCODER_OPTIONS]
-    running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)])
+    running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)], cwd=ROOT)
     finished_shards = tmp_path / "features" / ".work"
     while running.poll() is None and not list(finished_shards.glob("*/shard-*.h5")):
         time.sleep(0.05)
@@ -214,7 +215,7 @@ def test_a_clip_that_kills_its_worker_is_tried_twice_and_costs_only_itself(
         *ENCODER_OPTIONS,
         "--json",
         # Workers run this checkout, whichever is installed.
-        PYTHONPATH=os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])]),
+        PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]),
     )
     assert finished.status == 3, finished.err
     assert (tmp_path / "attempts").read_text() == "xx"

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = int(os.environ.get("MELD_KILLS", "20"))
 MODALITIES = os.environ.get("MELD_KILL_MODALITIES", "text,video,audio")
 FILES = ("train.h5", "dev.h5", "test.h5", "projection.h5")
@@ -66,7 +67,8 @@ def _command(corpus: Path, folder: Path, settings: Path) -> list[str]:
 
 
 def _run_whole(corpus: Path, folder: Path, settings: Path) -> None:
-    subprocess.run(_command(corpus, folder, settings), check=True, capture_output=True)
+    command = _command(corpus, folder, settings)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 
 
 def _time_whole(corpus: Path, folder: Path, settings: Path) -> tuple[float, float]:
@@ -80,7 +82,8 @@ def _time_whole(corpus: Path, folder: Path, settings: Path) -> tuple[float, floa
 
 
 def _start(command: list[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=ROOT)
 
 
 def _wait_for_a_shard(running: "subprocess.Popen[bytes]", folder: Path) -> None:
