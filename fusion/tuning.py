@@ -346,7 +346,10 @@ def load(
     )
     try:
         yield from loader
-    except MeldError as error:  # from a process, its message is a traceback that ends with ours
+    except MeldError as error:
+        if not ahead:
+            raise
+        # From another process its message is a traceback that ends with ours.
         last = str(error).rstrip().splitlines()[-1]
         kind = type(error)
         raise kind(last.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
