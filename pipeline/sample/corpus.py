@@ -6,7 +6,6 @@ that fusion has something to gain and the answer is known (`carriers.csv`).
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -20,6 +19,7 @@ import av
 from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.layout import MEDIA_FOLDERS, annotations_name, clip_stem
 from pipeline.processes import spawn_pool
+from pipeline.resources import num_cores
 from pipeline.sample.accidents import (
     MIN_DIALOGUES,
     PlantedAccident,
@@ -151,7 +151,7 @@ def _write_media_files(
     kinds = {accident.key: accident.kind for accident in accidents}
     make = partial(_make_file, config.out)
     durations_s: dict[ClipKey, float] = {}
-    with spawn_pool(min(config.workers or os.cpu_count() or 1, len(plans))) as pool:
+    with spawn_pool(min(config.workers or num_cores(), len(plans))) as pool:
         futures = {pool.submit(make, plan, kinds.get(plan.key)): plan.key for plan in plans}
         for future in as_completed(futures):
             durations_s[futures[future]] = future.result()
