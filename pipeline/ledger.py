@@ -8,7 +8,6 @@ from pipeline.hdf5 import Reader, Writer
 from pipeline.schema import ClipFailure, ClipKey, Split
 
 _TEXTS = ("modality", "stage", "code", "message")
-DATASETS = tuple(f"failures/{name}" for name in ("dialogue_id", "utterance_id", *_TEXTS, "lost"))
 
 
 def write_failures(writer: Writer, failures: Sequence[ClipFailure]) -> None:
