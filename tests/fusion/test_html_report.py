@@ -39,7 +39,8 @@ HOSTILE = (
     "\u202eמה קורה, חבר? \u202b",
     "so happy 🎉👩‍👩‍👧",
 )
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 RUN_NAME = "a&b <i>first"
 
 
@@ -419,19 +420,13 @@ def test_the_command_line_writes_a_page_or_says_in_one_line_why_not(meld, folder
         assert refused.err.startswith("meld: error: ")
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    reason="no Chromium to open the page with",
-)
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the page with")
 def test_a_browser_shows_the_page(page, tmp_path):
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    )
     path = tmp_path / "report.html"
     path.write_text(page)
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     shown = subprocess.run(
-        [browser, *options, "--dump-dom", path.as_uri()],
+        [BROWSER, *options, "--dump-dom", path.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
