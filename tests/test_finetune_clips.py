@@ -1,5 +1,6 @@
 """Fine-tuning and measuring on raw clips, all three modalities, through the command line."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ Meld = Callable[..., Any]
 def test_raw_clips_of_three_modalities_are_fine_tuned_and_measured(
     corpus: Path, features: Path, tmp_path: Path, meld: Meld
 ) -> None:
+    # Decoded clips are kept beside the features.
+    features = shutil.copytree(features, tmp_path / "features")
     trained = meld("train-fusion", "--features", features, "--out", tmp_path / "run", "--epochs", 2)
     assert trained.status == 0, trained.err
     tuned = meld(
