@@ -14,7 +14,7 @@ import os
 
 def read(clip):
     if clip.path.name == "crashes.mp4":
-        os.abort()
+        os.kill(os.getpid(), 9)
     return None if clip.path.name == "blank.mp4" else clip.path.name.encode()
 """
 
