@@ -160,7 +160,7 @@ def _needs_extra(name: str) -> Iterator[None]:
 def sample(
     out: Annotated[Path, typer.Option(help="Folder to make the corpus in.")],
     dialogues: Annotated[
-        int | None, typer.Option(help="How many dialogues, about 5 clips each.")
+        int | None, typer.Option(help="How many dialogues, 3 to 8 clips each.  [default: 78]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same corpus, to the byte.")] = None,
     corrupt: Annotated[
@@ -447,8 +447,8 @@ def train_fusion(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Go on from this run, on features made as its own were, say those of a fine-tuned "
-            "run's encoders; it is kept where nothing is better on dev."
+            help="Go on from this run, with its model, on features made as its own were, say those "
+            "of a fine-tuned run's encoders; it is kept where nothing is better on dev."
         ),
     ] = None,
     out: Annotated[
