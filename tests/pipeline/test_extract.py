@@ -40,6 +40,12 @@ def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
     return ExtractConfig(data=data, features=features, encoders=ENCODERS, **settings)
 
 
+@pytest.fixture
+def own_features(features: Path, tmp_path: Path) -> Path:
+    """A copy, for tests that extract into it again: that takes its locks."""
+    return Path(shutil.copytree(features, tmp_path / "own"))
+
+
 def test_every_annotated_row_is_in_its_cache_in_file_order(corpus: Path, features: Path) -> None:
     for split, utterances in read_corpus(corpus, None).items():
         cache = read_cache(features / f"{split}.h5")
@@ -90,30 +96,30 @@ def test_a_stranger_can_read_the_cache_with_h5py_alone(features: Path) -> None:
 
 
 def test_a_second_run_finds_everything_done_and_starts_no_cluster(
-    corpus: Path, features: Path
+    corpus: Path, own_features: Path
 ) -> None:
-    before = (features / "train.h5").stat()
-    report = extract(config_for(corpus, features))
+    before = (own_features / "train.h5").stat()
+    report = extract(config_for(corpus, own_features))
     assert [split.rows_resumed for split in report.splits] == [
         split.rows for split in report.splits
     ]
-    assert (features / "train.h5").stat().st_mtime_ns == before.st_mtime_ns
+    assert (own_features / "train.h5").stat().st_mtime_ns == before.st_mtime_ns
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 def test_another_recipe_is_refused_and_the_differing_field_named(
-    corpus: Path, features: Path
+    corpus: Path, own_features: Path
 ) -> None:
     with pytest.raises(RecipeMismatch, match=r"decode\.num_frames: 16 != 8"):
-        extract(config_for(corpus, features, num_frames=8))
+        extract(config_for(corpus, own_features, num_frames=8))
 
 
-def test_other_annotations_are_refused(corpus: Path, features: Path, tmp_path: Path) -> None:
+def test_other_annotations_are_refused(corpus: Path, own_features: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "data")
     csv = tmp_path / "data" / "dev_sent_emo.csv"
     csv.write_bytes(csv.read_bytes().replace(b"neutral", b"joy", 1))
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
-        extract(config_for(tmp_path / "data", features))
+        extract(config_for(tmp_path / "data", own_features))
 
 
 def test_a_second_writer_fails_at_once_and_names_the_first(corpus: Path, tmp_path: Path) -> None:
