@@ -433,7 +433,6 @@ def test_a_text_encoder_that_is_not_to_be_had_says_where_and_what_to_do(tmp_path
         "    print(error)\n"
     )
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-    began = time.monotonic()
     finished = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -442,7 +441,6 @@ def test_a_text_encoder_that_is_not_to_be_had_says_where_and_what_to_do(tmp_path
         text=True,
         timeout=60,
     )
-    assert time.monotonic() - began < 15
     assert finished.stdout.count("\n") == 1, finished.stderr
     for part in (
         "bert-base-uncased",
