@@ -31,6 +31,9 @@ SUBSETS: tuple[tuple[Modality, ...], ...] = (*((name,) for name in MODALITIES), 
 # which: dev prefers it to the other fusions (LOG.md). One modality alone has nothing to fuse.
 FUSED = ModelConfig(fusion="attention")
 
+# Each is a process that loads PyTorch: seconds, and half a GB.
+_MOST_AT_ONCE = 4
+
 Say = Callable[[str], None]
 OnProgress = Callable[[int, int], None]
 
@@ -173,7 +176,7 @@ def _train_all(
         for subset in SUBSETS
         for seed in range(seeds)
     ]
-    with spawn_pool(min(num_cores(), len(configs))) as pool:
+    with spawn_pool(min(num_cores(), _MOST_AT_ONCE, len(configs))) as pool:
         futures = [pool.submit(_train_and_measure, config) for config in configs]
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()  # an error ends it here, not after all the others
