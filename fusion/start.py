@@ -23,13 +23,9 @@ def settings_of_start(dims: FusionDims) -> dict[str, Any]:
     }
 
 
-def take_weights(model: FusionModel, start: FusionModel) -> None:
-    """Gives `model` everything that `start` has, its standardisation too. A dialogue context that
-    `start` has not begins as a no-op.
-
-    Raises UsageError where they are not of one shape; the differing settings are named.
-    """
-    there, wanted = start.dims, model.dims
+def check_shape(there: FusionDims, wanted: FusionDims) -> None:
+    """Raises UsageError where weights of `there` are none of `wanted`; the differing settings are
+    named."""
     names = (
         _OF_THE_WEIGHTS
         if there.model.context == "none"
@@ -46,4 +42,9 @@ def take_weights(model: FusionModel, start: FusionModel) -> None:
             f"--start: the run is of another shape ({'; '.join(differing)}); leave these out, or "
             "train without --start"
         )
+
+
+def take_weights(model: FusionModel, start: FusionModel) -> None:
+    """Gives `model` everything that `start`, of its shape and on its features, has, its
+    standardisation too. A dialogue context that `start` has not begins as a no-op."""
     model.load_state_dict(start.state_dict(), strict=False)

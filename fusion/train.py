@@ -23,7 +23,7 @@ from fusion.losses import count_labels
 from fusion.metrics import EvalReport
 from fusion.model import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
 from fusion.report import plot_history, plot_report
-from fusion.start import settings_of_start, take_weights
+from fusion.start import check_shape, settings_of_start, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config, merge_settings
@@ -110,6 +110,7 @@ def train_fusion(
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
     model = build_model(train, config.model, seed=config.seed)
     if start is not None:
+        check_shape(start.dims, model.dims)
         check_recipe(start.recipe, start.projection_hash, train)
         take_weights(model, start.model)
     model = model.to(device)

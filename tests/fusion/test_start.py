@@ -92,6 +92,17 @@ def test_a_start_of_another_shape_is_refused_by_name(config: TrainConfig) -> Non
     assert not config.out.exists()
 
 
+def test_another_input_is_another_shape_and_no_matter_of_the_recipe(
+    config: TrainConfig, tmp_path: Path, plant_cache
+) -> None:
+    for split, rows in (("train", 60), ("dev", 20)):
+        cache = plant_cache(split, rows, modalities=["text", "video"], embedded=True)
+        write_cache(tmp_path / "embedded" / f"{split}.h5", cache)
+    embedded = dataclasses.replace(config, features=tmp_path / "embedded", input="embedding")
+    with pytest.raises(UsageError, match="input: raw != embedding"):
+        train_fusion(embedded)
+
+
 def test_a_context_is_not_taken_away(config: TrainConfig, tmp_path: Path) -> None:
     seeing = dataclasses.replace(GATED, context="dialogue")
     start = train_fusion(dataclasses.replace(config, model=seeing)).run
