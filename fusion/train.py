@@ -62,10 +62,10 @@ class TrainConfig:
     def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. What is not said is the
         start's, where there is one. Raises UsageError, and what reading the start raises."""
-        config = build_config(cls, values)
-        if config.start is None:
-            return config
-        inherited = settings_of_start(read_checkpoint(config.start).dims)
+        start = build_config(cls, {"start": values.get("start")}).start
+        if start is None:
+            return build_config(cls, values)
+        inherited = settings_of_start(read_checkpoint(start).dims)
         return build_config(cls, merge_settings(inherited, values))
 
 

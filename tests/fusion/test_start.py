@@ -103,6 +103,17 @@ def test_another_input_is_another_shape_and_no_matter_of_the_recipe(
         train_fusion(embedded)
 
 
+def test_a_future_is_taken_over_with_the_context_that_it_belongs_to(
+    config: TrainConfig, features: Path
+) -> None:
+    seeing = dataclasses.replace(GATED, context="dialogue", future=True)
+    start = train_fusion(dataclasses.replace(config, model=seeing)).run
+    values = {"features": str(features), "start": str(start)}
+    assert TrainConfig.from_mapping({**values, "model": {"future": True}}).model == seeing
+    with pytest.raises(UsageError, match="ask for context dialogue"):
+        TrainConfig.from_mapping({**values, "model": {"context": "none"}})
+
+
 def test_a_context_is_not_taken_away(config: TrainConfig, tmp_path: Path) -> None:
     seeing = dataclasses.replace(GATED, context="dialogue")
     start = train_fusion(dataclasses.replace(config, model=seeing)).run
