@@ -33,8 +33,9 @@ def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
 def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     features = checkpoint.features
     extract, decode = _extract(checkpoint.recipe, features, data)
-    # Beside --start a default has to be said, or it is the start's.
-    default = {} if checkpoint.settings.get("start") else describe_config(TrainConfig())
+    default = describe_config(TrainConfig())
+    if checkpoint.settings.get("start"):  # what is not said would be the start's
+        default |= {"model": {}, "fit": {}}
     train, settings = _command(
         ["meld", "train-fusion", "--features", str(features), "--out", str(run)],
         checkpoint.settings,

@@ -227,13 +227,14 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionM
 
 
 def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) -> Checkpoint:
+    start = config.start and config.start.absolute()
     return Checkpoint(
         model=model,
         recipe=train.recipe,
         projection_hash=train.projection_hash,
         emotion_counts=tuple(count_labels(train.emotion, len(EMOTIONS)).tolist()),
         sentiment_counts=tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist()),
-        settings=describe_config(config),
+        settings=describe_config(dataclasses.replace(config, start=start)),
         features=config.features.absolute(),
     )
 

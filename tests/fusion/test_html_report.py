@@ -278,24 +278,32 @@ def test_the_commands_give_the_settings_again(gathered, folder):
     assert describe_config(config) == gathered.settings
 
 
-def test_the_command_of_a_run_with_a_start_gives_its_settings_again(folder, tmp_path):
-    """What is a default of training may not be what the start would bring."""
-    begun = TrainConfig.from_mapping(
-        {
-            "features": str(folder / "features"),
-            "start": str(folder / RUN_NAME),
-            "model": {"dropout": ModelConfig().dropout},
-            "fit": {"learning_rate": FitConfig().learning_rate},
-        }
+def test_the_commands_give_a_training_from_a_start_again(folder, tmp_path, monkeypatch):
+    """In another folder too; and a default, where the start has something else."""
+    monkeypatch.chdir(tmp_path)
+    start = TrainConfig(
+        features=folder / "features",
+        modalities=("text",),
+        out=Path("start"),
+        model=ModelConfig(hidden=16, dropout=0.1),
+        fit=FitConfig(epochs=1),
     )
-    settings = describe_config(begun)
-    checkpoint = dataclasses.replace(read_checkpoint(folder / RUN_NAME), settings=settings)
-    made = remake(checkpoint, tmp_path, data=None)
+    train_fusion(start)
+    model = ModelConfig(hidden=16)
+    run = train_fusion(dataclasses.replace(start, start=start.out, out=Path("on"), model=model)).run
+    checkpoint = read_checkpoint(run)
+    made = remake(checkpoint, run, data=None)
     words = shlex.split(made.commands[-1])
-    given = {name[2:]: value for name, value in zip(words[2::2], words[3::2], strict=True)}
-    values = {**tomllib.loads(made.files[given.pop("config")]), **given, "seed": int(given["seed"])}
-    values["modalities"] = given["modalities"].split(",")
-    assert describe_config(TrainConfig.from_mapping(values)) == {**settings, "out": str(tmp_path)}
+    given = {
+        name[2:]: value
+        for name, value in zip(words[2::2], words[3::2], strict=True)
+        if name != "--config"
+    }
+    given["modalities"] = given["modalities"].split(",")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = TrainConfig.from_mapping({**tomllib.loads(made.files["train.toml"]), **given})
+    assert describe_config(config) == dict(checkpoint.settings)
 
 
 def test_legacy_test_clips_are_warned_of_and_asked_for_again(gathered, folder):
