@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
@@ -89,6 +89,10 @@ Parameters = ParamSpec("Parameters")
 
 def main() -> None:
     """Entry point of the console script."""
+    # `meld ... >&-`: nobody wants it, and no file that is opened later shall get what is printed.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths may have bytes that are no characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -103,7 +107,7 @@ def main() -> None:
         _drop_what_cannot_be_printed()
         if isinstance(error, BrokenPipeError):  # `meld ... | head` has seen enough
             sys.exit(1)
-        print(f"meld: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _tell(f"meld: error: the output cannot be written: {error.strerror}")
         sys.exit(StorageError.exit_status)
 
 
@@ -112,6 +116,12 @@ def _drop_what_cannot_be_printed() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def _tell(line: str) -> None:
+    """What went wrong, on stderr. Where that cannot be written, the exit status is all there is."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -123,16 +133,15 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
         try:
             command(*args, **kwargs)
         except MeldError as error:
-            print(f"meld: error: {one_line(str(error))}", file=sys.stderr)
+            _tell(f"meld: error: {one_line(str(error))}")
             raise typer.Exit(error.exit_status) from error
         except PermissionError as error:
-            print(f"meld: error: {one_line(str(error.filename))}: no permission", file=sys.stderr)
+            _tell(f"meld: error: {one_line(str(error.filename))}: no permission")
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
-            print(
+            _tell(
                 "meld: interrupted (a download, an extraction and an ablation go on where they "
-                "stopped, a fine-tuning with --resume)",
-                file=sys.stderr,
+                "stopped, a fine-tuning with --resume)"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from error
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,29 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(
     assert finished.stderr == (
         "meld: error: the output cannot be written: No space left on device\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("info {} --json", 0), ("info --help", 0), ("evaluate nowhere", 4)]
+)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_an_output_that_is_closed_is_one_that_nobody_wants(
+    features: Path, arguments: str, status: int, closed: str
+) -> None:
+    words = arguments.format(shlex.quote(str(features / "dev.h5")))
+    command = f"{shlex.quote(sys.executable)} -m cli {words} {closed}"
+    finished = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == status
+    assert "Traceback" not in finished.stderr
+    assert "meld: error" not in finished.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_where_errors_cannot_be_told_the_status_is_still_true() -> None:
+    command = [sys.executable, "-m", "cli", "evaluate", "nowhere"]
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT)
+    assert finished.returncode == 4
 
 
 def test_a_reader_that_has_seen_enough_hears_no_complaint(features: Path) -> None:
