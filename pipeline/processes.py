@@ -1,11 +1,11 @@
 """Processes beside this one."""
 
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pipeline.errors import MeldError
 
@@ -17,8 +17,7 @@ def spawn_pool(size: int) -> Iterator[ProcessPoolExecutor]:
     Spawned, not forked: the caller may hold threads, of Ray and of PyTorch.
     Raises MeldError where a process died.
     """
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(size, mp_context=spawn, initializer=_leave_interrupts_to_the_caller)
+    pool = ProcessPoolExecutor(size, mp_context=_Context())
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -27,6 +26,19 @@ def spawn_pool(size: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_caller() -> None:
-    # A terminal's Ctrl-C reaches every process; the others would answer with tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Process(SpawnProcess):
+    """Deaf to a terminal's Ctrl-C, which reaches every process: it would answer with a traceback.
+
+    From its first moment on: what is blocked where it is started is blocked in it.
+    """
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    Process = _Process
