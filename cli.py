@@ -99,8 +99,7 @@ def main() -> None:
         try:
             app()
         finally:
-            if sys.stdout is not None:  # closed by `meld ... >&-`
-                sys.stdout.flush()  # at the very end, a failure would have no status of its own
+            sys.stdout.flush()  # at the very end, a failure would have no status of its own
     except OSError as error:
         if error.filename is not None or error.errno not in _STDOUT_FAILS:
             raise
