@@ -137,6 +137,11 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
         except PermissionError as error:
             _tell(f"meld: error: {one_line(str(error.filename))}: no permission")
             raise typer.Exit(StorageError.exit_status) from error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _tell(f"meld: error: {one_line(str(error.filename))}: {error.strerror}")
+            raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             _tell(
                 "meld: interrupted (a download, an extraction and an ablation go on where they "

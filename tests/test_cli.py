@@ -205,6 +205,7 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
         (("compare", "nowhere", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
         (("compare", "a", "b", "--samples", 3), 2, "samples must be in 100 to 100000, not 3"),
+        (("evaluate", "x" * 300), 5, "xxx/config.json: File name too long"),
         (("evaluate", "README.md"), 4, "README.md is no trained run (a file, not a folder)"),
     ],
 )
