@@ -4,6 +4,7 @@ Decoded in a process of its own: a file that crashes the decoder costs its pictu
 """
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -62,6 +63,10 @@ def each_still(
             except BrokenProcessPool:
                 logger.warning("%s: decoding a frame of it killed the process", clip.path)
                 pool, still = None, None
+            except KeyboardInterrupt:  # it only reads, and one that hangs would be waited for
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
             yield clip, still
 
 

@@ -2,6 +2,11 @@
 
 import importlib
 import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +16,12 @@ from pipeline.stills import each_still
 
 READER = """
 import os
+import time
 
 def read(clip):
+    if clip.path.name == "hangs.mp4":
+        open(__file__ + ".hangs", "w").close()
+        time.sleep(15)
     if clip.path.name == "crashes.mp4":
         os.kill(os.getpid(), 9)
     return None if clip.path.name == "blank.mp4" else clip.path.name.encode()
@@ -43,3 +52,25 @@ def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
     assert [record.getMessage() for record in caplog.records] == [
         "crashes.mp4: decoding a frame of it killed the process"
     ] * 2
+
+
+def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hanging_reader.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    read = importlib.import_module("hanging_reader").read
+    interrupted_s = 0.0
+
+    def interrupt() -> None:
+        nonlocal interrupted_s
+        while not (tmp_path / "hanging_reader.py.hangs").exists():
+            time.sleep(0.05)
+        interrupted_s = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(each_still([clip("hangs.mp4")], read))
+    assert time.monotonic() - interrupted_s < 10
+    assert multiprocessing.active_children() == []
