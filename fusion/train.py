@@ -260,7 +260,7 @@ def open_run(out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[P
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             _clear_run(out, overwrite)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
         raise StorageError(f"cannot make the run's folder: {error}") from error
     return out
 

@@ -22,6 +22,7 @@ from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
 logger = logging.getLogger(__name__)
 
 WIDTH = 288  # twice what the page shows, for dense screens
+MAX_SECONDS = 60.0  # for one; a decoder that needs longer hangs
 _QUALITY = 70  # about 8 kB a picture
 
 
@@ -59,15 +60,24 @@ def each_still(
             if pool is None:
                 pool = pools.enter_context(spawn_pool(1))
             try:
-                still = pool.submit(read, clip).result()
+                still = pool.submit(read, clip).result(timeout=MAX_SECONDS)
             except BrokenProcessPool:
                 logger.warning("%s: decoding a frame of it killed the process", clip.path)
                 pool, still = None, None
-            except KeyboardInterrupt:  # it only reads, and one that hangs would be waited for
-                for process in multiprocessing.active_children():
-                    process.kill()
+            except TimeoutError:
+                logger.warning("%s: no frame of it within %.0f s", clip.path, MAX_SECONDS)
+                _kill_the_reader()
+                pool, still = None, None
+            except KeyboardInterrupt:
+                _kill_the_reader()
                 raise
             yield clip, still
+
+
+def _kill_the_reader() -> None:
+    """Or one that hangs would be waited for; it only reads."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

@@ -409,3 +409,9 @@ def test_settings_come_from_tables_and_round_trip_through_the_run(run, trained):
 def test_settings_that_make_no_sense_are_named(wrong, message):
     with pytest.raises(UsageError, match=message):
         TrainConfig.from_mapping(wrong)
+
+
+def test_a_link_that_leads_back_to_itself_is_no_folder_for_a_run(config, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError, match=r"cannot make the run's folder: .*loop"):
+        train_fusion(dataclasses.replace(config, out=tmp_path / "loop"))

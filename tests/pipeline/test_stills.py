@@ -21,7 +21,7 @@ import time
 def read(clip):
     if clip.path.name == "hangs.mp4":
         open(__file__ + ".hangs", "w").close()
-        time.sleep(15)
+        time.sleep(60)
     if clip.path.name == "crashes.mp4":
         os.kill(os.getpid(), 9)
     return None if clip.path.name == "blank.mp4" else clip.path.name.encode()
@@ -52,6 +52,20 @@ def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
     assert [record.getMessage() for record in caplog.records] == [
         "crashes.mp4: decoding a frame of it killed the process"
     ] * 2
+
+
+def test_a_decoder_that_hangs_costs_its_own_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waiting_reader.py").write_text(READER)
+    monkeypatch.syspath_prepend(tmp_path)
+    read = importlib.import_module("waiting_reader").read
+    stills = each_still(map(clip, ["a.mp4", "hangs.mp4", "b.mp4"]), read)
+    assert next(stills)[1] == b"a.mp4"
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.stills.MAX_SECONDS", 0.5)
+        assert next(stills)[1] is None
+    assert next(stills)[1] == b"b.mp4"
 
 
 def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(
