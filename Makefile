@@ -23,7 +23,7 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained
 	$(BIN)/meld demo --out demo
 
-test: $(READY) ## the tests that must always pass, about 11 minutes on two cores
+test: $(READY) ## the tests that must always pass, 11 to 22 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
