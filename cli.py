@@ -74,6 +74,8 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 # A full disk behind `meld ... > file`, or a reader that went away.
 _STDOUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+# What is wrong with a path that was typed, whoever is the first to touch it.
+_PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="meld",
@@ -134,13 +136,11 @@ def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
         except MeldError as error:
             _tell(f"meld: error: {one_line(str(error))}")
             raise typer.Exit(error.exit_status) from error
-        except PermissionError as error:
-            _tell(f"meld: error: {one_line(str(error.filename))}: no permission")
-            raise typer.Exit(StorageError.exit_status) from error
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.filename is None or error.errno not in _PATH_FAILS:
                 raise
-            _tell(f"meld: error: {one_line(str(error.filename))}: {error.strerror}")
+            why = "no permission" if isinstance(error, PermissionError) else error.strerror
+            _tell(f"meld: error: {one_line(str(error.filename))}: {why}")
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             _tell(

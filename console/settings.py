@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.settings import merge_settings
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -34,8 +35,11 @@ def merge_with_file(
     Raises UsageError where the file cannot be read, or one of `tables` is no table in it.
     """
     settings = _read_file(file)
-    merged = {name: {**_table(settings, name), **typed} for name, typed in tables.items()}
-    return {**settings, **options, **{name: table for name, table in merged.items() if table}}
+    for name in tables:
+        if not isinstance(settings.get(name, {}), dict):
+            raise UsageError(f"{name} is a table of settings, not {settings[name]!r}")
+    typed = {name: table for name, table in tables.items() if table}
+    return merge_settings(settings, {**options, **typed})
 
 
 def encoder_table(
@@ -114,10 +118,3 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: no valid TOML: {error}") from error
-
-
-def _table(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    table = settings.get(name, {})
-    if not isinstance(table, dict):
-        raise UsageError(f"{name} is a table of settings, not {table!r}")
-    return table

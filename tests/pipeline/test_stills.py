@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.schema import ClipKey, LocatedClip, Utterance
 from pipeline.stills import each_still
+
+Read = Callable[[LocatedClip], bytes | None]
 
 READER = """
 import os
@@ -32,13 +35,19 @@ def clip(name: str) -> LocatedClip:
     return LocatedClip(utterance=Utterance(key=ClipKey("dev", 0, 0), text=""), path=Path(name))
 
 
-def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "crashing_reader.py").write_text(READER)
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """A reader of clips that the other process can import too."""
+    name = f"reader_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(READER)
     monkeypatch.syspath_prepend(tmp_path)
-    read = importlib.import_module("crashing_reader").read
+    reader: Read = importlib.import_module(name).read
+    return reader
 
+
+def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
+    read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
     names = ["a.mp4", "crashes.mp4", "blank.mp4", "b.mp4", "crashes.mp4"]
     with caplog.at_level(logging.WARNING):
         stills = [(each.path.name, still) for each, still in each_still(map(clip, names), read)]
@@ -55,11 +64,8 @@ def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
 
 
 def test_a_decoder_that_hangs_costs_its_own_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "waiting_reader.py").write_text(READER)
-    monkeypatch.syspath_prepend(tmp_path)
-    read = importlib.import_module("waiting_reader").read
     stills = each_still(map(clip, ["a.mp4", "hangs.mp4", "b.mp4"]), read)
     assert next(stills)[1] == b"a.mp4"
     with monkeypatch.context() as patched:
@@ -68,17 +74,12 @@ def test_a_decoder_that_hangs_costs_its_own_picture(
     assert next(stills)[1] == b"b.mp4"
 
 
-def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "hanging_reader.py").write_text(READER)
-    monkeypatch.syspath_prepend(tmp_path)
-    read = importlib.import_module("hanging_reader").read
+def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(read: Read, tmp_path: Path) -> None:
     interrupted_s = 0.0
 
     def interrupt() -> None:
         nonlocal interrupted_s
-        while not (tmp_path / "hanging_reader.py.hangs").exists():
+        while not list(tmp_path.glob("*.hangs")):
             time.sleep(0.05)
         interrupted_s = time.monotonic()
         os.kill(os.getpid(), signal.SIGINT)
