@@ -7,23 +7,30 @@ READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo quick test test-all check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Byte code on all cores, which pip makes on one. Not left to the first import: where
+# PYTHONDONTWRITEBYTECODE is set, every process would compile PyTorch anew, for ten seconds.
+NEVER_IMPORTED := /(tests?|testing|_inductor|rllib|tune|serve|dashboard|autoscaler|triton)/|/transformers/models/(?!auto|bert/)
 # --no-deps: requirements.txt is the whole closure, every file pinned by hash.
 $(READY): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "meld needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python $(MAKECMDGOALS))"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q -j 0 -x '$(NEVER_IMPORTED)' .venv/lib || true
 	@touch $@
 
 demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained
 	$(BIN)/meld demo --out demo
 
-test: $(READY) ## the tests that must always pass, 11 to 22 minutes on two cores
+quick: $(READY) ## the tests that start neither Ray nor a child process, while you write
+	$(BIN)/python -m pytest --quick $(SIDE_BY_SIDE)
+
+test: $(READY) ## the tests that must always pass
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)

@@ -27,7 +27,8 @@ from bench.training import TrainingTimes, measure_training
 from bench.tutorial import measure_tutorial
 from pipeline.annotations import read_corpus
 from pipeline.clips import locate_clips
-from pipeline.encoders.choice import EncoderRequest, choose_encoder, native_precision
+from pipeline.device import native_precision
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.weights import find_text_encoder
 from pipeline.recipe import DecodeConfig
 from pipeline.sample.corpus import SampleConfig, make_sample

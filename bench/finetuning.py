@@ -23,7 +23,7 @@ from fusion.workers import Worker
 from pipeline.annotations import read_corpus
 from pipeline.clips import locate_clips
 from pipeline.decode.clip import decode_clip
-from pipeline.encoders.choice import native_precision
+from pipeline.device import native_precision
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,5 @@
-"""How far long work is: a bar on stderr where that is a terminal.
-
-Elsewhere nothing is shown of work that is counted in pieces, and a line a minute of work that is
-counted in bytes. A bar is gone when its work is done.
+"""How far long work is: a bar on stderr where that is a terminal, else a line now and then with
+the time that is left. A bar is gone when its work is done.
 """
 
 import sys
@@ -15,8 +13,10 @@ from console.printing import say
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
-# Where no bar is shown, so that a log of hours is not silent.
-_SAY_EVERY_S = 60.0
+# Where no bar is shown: often at first, when one wants to know whether it works at all, and no
+# more than every few minutes in a log of hours.
+_FIRST_LINE_S, _MOST_S_BETWEEN = 10.0, 300.0
+_SHARE_BETWEEN = 0.1  # of the time that has passed
 
 
 @contextmanager
@@ -45,10 +45,14 @@ def progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
     # Ray prints to stdout when a worker dies; stdout is for the result alone.
     with bar, redirect_stdout(sys.stderr):
         task = bar.add_task(what, total=None, note="")
+        lines = _Lines()
 
         def advance(done: int, total: int, count: int = 0, told: str = "") -> None:
             shown = f"{count} {note}" if count else told
             bar.update(task, completed=done, total=total, note=shown)
+            if not bar.console.is_terminal and lines.is_time(done, total):
+                parts = (f"{what}: {done} of {total}", lines.time_left(done, total), shown)
+                say(", ".join(filter(None, parts)))
 
         yield advance
 
@@ -76,22 +80,53 @@ def byte_progress() -> Iterator[Callable[[str, int, int | None], None]]:
         speed_estimate_period=60,
     )
     stage_of: dict[str, TaskID] = {}
-    said_s = time.monotonic()
+    lines = _Lines()
 
     def advance(stage: str, done: int, total: int | None) -> None:
-        nonlocal said_s
         if stage not in stage_of:
             for earlier in stage_of.values():
                 bar.remove_task(earlier)
             stage_of.clear()
             stage_of[stage] = bar.add_task(stage, total=total, completed=done)
         bar.update(stage_of[stage], completed=done, total=total)
-        if not bar.console.is_terminal and time.monotonic() - said_s > _SAY_EVERY_S:
-            said_s = time.monotonic()
-            say(f"{stage}: {done / 1e9:.2f} of {f'{total / 1e9:.2f}' if total else '?'} GB")
+        if not bar.console.is_terminal and lines.is_time(done, total):
+            size = f"{stage}: {done / 1e9:.2f} of {f'{total / 1e9:.2f}' if total else '?'} GB"
+            say(", ".join(filter(None, (size, lines.time_left(done, total)))))
 
     with bar:
         yield advance
+
+
+class _Lines:
+    """When a line is due, and what is left. Counting back, or to another total, is a new stage."""
+
+    def __init__(self) -> None:
+        now_s = time.monotonic()
+        self._started_s = self._said_s = now_s
+        self._stage: tuple[int | None, int, float] | None = None  # total, done and time at first
+        self._last = 0
+
+    def is_time(self, done: int, total: int | None) -> bool:
+        now_s = time.monotonic()
+        if self._stage is None or self._stage[0] != total or done < self._last:
+            self._stage = (total, done, now_s)
+        self._last = done
+        wait_s = max(_FIRST_LINE_S, _SHARE_BETWEEN * (now_s - self._started_s))
+        if now_s - self._said_s < min(wait_s, _MOST_S_BETWEEN):
+            return False
+        self._said_s = now_s
+        return True
+
+    def time_left(self, done: int, total: int | None) -> str:
+        """ "about 3 min left", by the rate of this stage so far; "" where there is none yet."""
+        if total is None or self._stage is None or done <= self._stage[1]:
+            return ""
+        _, first, since_s = self._stage
+        left_s = (time.monotonic() - since_s) / (done - first) * (total - done)
+        for unit, seconds in (("h", 3600), ("min", 60)):
+            if left_s >= 2 * seconds:
+                return f"about {left_s / seconds:.0f} {unit} left"
+        return f"about {left_s:.0f} s left"
 
 
 def _bar(*columns: "ProgressColumn", **settings: Any) -> "Progress":

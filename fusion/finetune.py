@@ -31,7 +31,7 @@ from fusion.workers import Worker, run_workers
 from pipeline import locks
 from pipeline.annotations import read_corpus
 from pipeline.cache import require_cache
-from pipeline.encoders.choice import native_precision
+from pipeline.device import native_precision
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision

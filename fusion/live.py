@@ -19,7 +19,7 @@ from pipeline.cache import read_header
 from pipeline.clips import locate_clips
 from pipeline.encode import Encoders
 from pipeline.encoders.choice import EncoderChoice, EncoderRequest, WeightsChoice, choose_encoder
-from pipeline.encoders.weights import crop_size
+from pipeline.encoders.weights import CROP_SIZE
 from pipeline.errors import ParityError, RecipeMismatch, UsageError, WeightsMissing
 from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MODALITIES, Modality, Split, Utterance
@@ -203,7 +203,7 @@ def _open_split(
         unfrozen,
         tokenise=_tokeniser(chosen["text"]) if "text" in unfrozen else None,
         store=store,
-        crop=crop_size(chosen["video"].spec.name) if "video" in unfrozen else (0, 0),
+        crop=CROP_SIZE if "video" in unfrozen else (0, 0),
         augment=source.augment if split == "train" else None,
         seed=source.seed,
     )
@@ -243,10 +243,10 @@ def _open_store(
     # Both, whichever is unfrozen: the next wish must not decode everything once more.
     media = tuple(name for name in start.recipe.modalities if name != "text")
     # Opens a decoder and Ray: only where clips are to be decoded.
-    from pipeline.parallel import Cluster
     from pipeline.prepare import bytes_needed, prepare_store
     from pipeline.resources import num_cores
     from pipeline.store import StoreConfig
+    from pipeline.work import Cluster
 
     config = StoreConfig(
         root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media

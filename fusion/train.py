@@ -5,8 +5,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +18,12 @@ from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_checkpoint, writ
 from fusion.data import FusionData, check_recipe, check_trainable, load_split
 from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.evaluate import measure, predict_rows, report_of
-from fusion.fit import EpochResult, FitConfig, FitResult, fit, seeded
+from fusion.fit import EpochResult, FitConfig, FitResult, Training, fit_together, seeded
 from fusion.losses import count_labels
 from fusion.metrics import EvalReport
 from fusion.model import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
 from fusion.report import plot_history, plot_report
+from fusion.rows import Rows
 from fusion.start import check_shape, settings_of_start, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
@@ -82,8 +83,9 @@ def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """seconds: of training alone; `train` and `dev` are measured with the best epoch's weights.
+    """seconds: of training alone, with what was trained beside it
 
+    train, dev: measured with the best epoch's weights
     best_epoch: 0 where training had a start and nothing was better on dev
     """
 
@@ -102,38 +104,80 @@ def train_fusion(
 
     Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
     """
+    return train_seeds([config], lambda _, result: on_epoch(result))[0]
+
+
+def train_seeds(
+    configs: Sequence[TrainConfig],
+    on_epoch: Callable[[int, EpochResult], None] = lambda number, result: None,
+) -> list[TrainResult]:
+    """Runs that differ in `seed` and `out` alone, trained side by side as one batched model, which
+    takes far less time than one after another. Each is what it would be alone, up to rounding.
+
+    `on_epoch` says which run. Raises as `train_fusion`, and ValueError where they differ in more.
+    """
+    config = configs[0]
+    if any(dataclasses.replace(c, seed=config.seed, out=config.out) != config for c in configs):
+        raise ValueError("runs that are trained side by side may differ in seed and out alone")
     device = choose_device(config.device)
     start = None if config.start is None else read_checkpoint(config.start)
     train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
-    name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
+    models = [_first_model(each, train, start).to(device) for each in configs]
+    runs = [_open_run_of(each, train) for each in configs]
+    trainings = [
+        Training(
+            model=model,
+            train=Rows.prepare(model, train, device),
+            dev=Rows.prepare(model, dev, device),
+            seed=each.seed,
+            is_trained=start is not None,
+        )
+        for each, model in zip(configs, models, strict=True)
+    ]
+    with ExitStack() as open_logs:
+        logs = [open_logs.enter_context(closing(_EpochLog(run))) for run in runs]
+
+        def follow(number: int, result: EpochResult) -> None:
+            logs[number].write(result)
+            on_epoch(number, result)
+
+        started = time.perf_counter()
+        fitted = fit_together(trainings, config.fit, follow)
+        seconds = time.perf_counter() - started
+    return [
+        _write_run(_describe_run(each, model, train), run, result, train, dev, seconds)
+        for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
+    ]
+
+
+def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
+    """Before its first step: random weights, or those of the run to go on from."""
     model = build_model(train, config.model, seed=config.seed)
     if start is not None:
         check_shape(start.dims, model.dims)
         check_recipe(start.recipe, start.projection_hash, train)
         take_weights(model, start.model)
-    model = model.to(device)
+    return model
+
+
+def _open_run_of(config: TrainConfig, train: FusionData) -> Path:
+    name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
     inputs = [path for path in (config.features, config.start) if path is not None]
-    run = open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
-    with closing(_EpochLog(run)) as epoch_log:
+    return open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
 
-        def follow(result: EpochResult) -> None:
-            epoch_log.write(result)
-            on_epoch(result)
 
-        started = time.perf_counter()
-        fitted = fit(
-            model,
-            train,
-            dev,
-            config.fit,
-            seed=config.seed,
-            is_trained=start is not None,
-            on_epoch=follow,
-        )
-        seconds = time.perf_counter() - started
-    checkpoint = _with_decoding(_describe_run(config, model, train), train, dev)
+def _write_run(
+    described: Checkpoint,
+    run: Path,
+    fitted: FitResult,
+    train: FusionData,
+    dev: FusionData,
+    seconds: float,
+) -> TrainResult:
+    """Measures a fitted model and writes its run; the checkpoint last, which makes it one."""
+    checkpoint = _with_decoding(described, train, dev)
     result = TrainResult(
         run=run,
         epochs=fitted.history[-1].epoch,

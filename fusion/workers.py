@@ -57,7 +57,8 @@ def run_workers(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.parallel import Cluster, last_line, raise_ours, ray_cluster
+    from pipeline.parallel import last_line, raise_ours, ray_cluster
+    from pipeline.work import Cluster
 
     if device == "cuda" and address is None and torch.cuda.device_count() < workers:
         raise UsageError(

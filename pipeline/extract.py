@@ -19,17 +19,16 @@ from pipeline import locks
 from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import read_cache
 from pipeline.clips import locate_clips
+from pipeline.device import has_gpu, native_precision
 from pipeline.embeddings import complete_embeddings
 from pipeline.encoders.choice import (
     EncoderChoice,
     EncoderRequest,
     choose_encoder,
-    native_precision,
 )
 from pipeline.encoders.saved import read_encoders
-from pipeline.encoders.weights import frame_size
+from pipeline.encoders.weights import FRAME_SIZE
 from pipeline.errors import StorageError, UsageError
-from pipeline.parallel import Cluster, encode_shards
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
 from pipeline.resources import num_cores
 from pipeline.resume import check_existing, clean_up_after_a_kill
@@ -42,6 +41,7 @@ from pipeline.schema import (
     Utterance,
 )
 from pipeline.shards import SplitWork, merge, missing_tasks, write_shard
+from pipeline.work import Cluster
 
 # A shard is what a kill can cost: a few seconds of work with media, about one with text alone.
 ROWS_PER_SHARD = 16
@@ -249,9 +249,7 @@ def _prepare(config: ExtractConfig) -> _Job:
 def _choose_device(config: ExtractConfig) -> Literal["cpu", "cuda"]:
     if config.device == "cpu" or (config.device == "cuda" and config.address):
         return config.device
-    import torch  # slow to import
-
-    if torch.cuda.is_available():
+    if has_gpu():
         return "cuda"
     if config.device == "cuda":
         raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
@@ -269,7 +267,7 @@ def _what_to_encode(config: ExtractConfig) -> tuple[tuple[Modality, ...], Decode
 
 
 def _decode_config(config: ExtractConfig) -> DecodeConfig:
-    height, width = frame_size(config.encoders.video)
+    height, width = FRAME_SIZE
     try:
         return DecodeConfig(
             num_frames=config.num_frames,
@@ -303,6 +301,8 @@ def _encode_missing(job: _Job, on_progress: OnProgress) -> None:
     tasks = [task for work in job.works for task in missing_tasks(work)]
     if not tasks:
         return
+    from pipeline.parallel import encode_shards  # Ray: a second that checking alone need not wait
+
     for shard in encode_shards(tasks, job.choices, job.recipe.decode, job.cluster):
         write_shard(works[shard.split], shard, job.recipe)
         done += len(shard.features)

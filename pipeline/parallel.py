@@ -6,39 +6,47 @@ Ray; another engine would replace this file.
 
 A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
 every bit of the result, does not depend on what was finished before a restart.
+
+Ray's tasks and actors, not Ray Data: its workers import twice as much before they begin, which a
+small job waits for, and its retries cannot be told which clip of a shard is to blame.
 """
 
+import itertools
 import logging
 import os
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Generic, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
 
-import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from pipeline.decode.clip import decode_clip
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.errors import MeldError, UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.resources import OBJECT_STORE_BYTES
-from pipeline.schema import (
-    ClipFailure,
-    ClipFeatures,
-    DecodedClip,
-    LocatedClip,
-    Modality,
-    Split,
+from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
+from pipeline.work import (
+    ClipWork,
+    Cluster,
+    DecodedShard,
+    Result,
+    ShardFeatures,
+    ShardTask,
+    WorkedShard,
 )
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 MAX_ATTEMPTS_PER_CLIP = 2
 MAX_ROUNDS = 3
@@ -47,69 +55,13 @@ _STARTS = 2
 # Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
 # settings measured, because the decoders fill what the encoder leaves idle.
 _DECODE_CPUS_BESIDE_ENCODER = 0.5
+# A shard of 16 decoded clips: what is in flight must not fill the object store.
+_BYTES_PER_SHARD = 32 * 1024 * 1024
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Where the work runs. None of it changes a result.
-
-    workers: CPU cores to use here; ignored with `address`.
-    gpus: how many, where device is "cuda"; ignored with `address`.
-    address: an existing Ray cluster ("auto", "host:port"); None starts one for this run.
-    """
-
-    device: str = "cpu"
-    workers: int = 1
-    address: str | None = None
-    gpus: int = 1
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UsageError(f"--workers must be at least 1, not {self.workers}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """Rows [first_row, first_row + len(clips)) of one split."""
-
-    split: Split
-    index: int
-    clips: tuple[LocatedClip, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFeatures:
-    """A finished task: one entry of `features` per clip, in order."""
-
-    split: Split
-    index: int
-    features: tuple[ClipFeatures, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkedShard(Generic[Result]):
-    """A task of which the media were read: one entry of `clips` per clip, in order."""
-
-    split: Split
-    index: int
-    clips: tuple[Result, ...]
-
-
-DecodedShard = WorkedShard[DecodedClip]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipWork(Generic[Result]):
-    """What is done with each clip, in a worker.
-
-    do:      never raises for a bad clip
-    give_up: the result for a clip that killed its workers, given the message that says so
-    what:    the work in words, as in "decoding it"
-    """
-
-    do: Callable[[LocatedClip], Result]
-    give_up: Callable[[LocatedClip, str], Result]
-    what: str
+# What a task of Ray leaves behind: a reference, of whatever it returns.
+_Ref = Any
+# A shard that was worked on, or the reference to one -> the reference to what becomes of it.
+_Finish = Callable[[Any], _Ref]
 
 
 def encode_shards(
@@ -120,26 +72,34 @@ def encode_shards(
 ) -> Iterator[ShardFeatures]:
     """Yields shards as they are finished, in any order.
 
-    A clip that kills its decoder twice becomes a failure; its neighbours are not concerned.
-    An encoder that dies is started again, with the shards that are left, `MAX_ROUNDS` times
-    in all.
+    A clip that kills its decoder becomes a failure; its neighbours are not concerned. An encoder
+    that dies is started again, with the shards that are left, `MAX_ROUNDS` times in all.
 
     Raises:
-        UsageError: the cluster is not to be reached or has no GPU that was asked for.
+        UsageError: the cluster is not to be reached, has no GPU that was asked for, or too few
+            cores.
         MismatchError: the weights do not fit their encoder.
         MeldError: workers died in a way that no clip explains.
     """
+    work = None
+    if decode is not None:
+        work = _decoding(decode, [choice.spec.modality for choice in choices])
 
-    def build(left: Sequence[ShardTask]) -> "ray.data.Dataset":
-        dataset = _tasks(left)
-        if decode is not None:
-            modalities = [choice.spec.modality for choice in choices]
-            work = _decoding(decode, modalities)
-            dataset = _worked_on(dataset, left, work, _DECODE_CPUS_BESIDE_ENCODER)
-        return _encoded(dataset, choices, decode, cluster)
+    @contextmanager
+    def encoders() -> Iterator[_Finish]:
+        """Started before the first clip is decoded: loading takes them seconds."""
+        pool = [_start_encoder(choices, decode, cluster) for _ in range(_num_encoders(cluster))]
+        turns = itertools.cycle(pool)
+        try:
+            yield lambda shard: next(turns).encode.remote(shard)
+        finally:
+            for encoder in pool:
+                ray.kill(encoder)
 
     # The encoder needs a core, the decoders another: one core would be a deadlock.
-    yield from _run_to_the_end(tasks, build, cluster, least_cpus=2)
+    yield from _run_to_the_end(
+        tasks, work, _DECODE_CPUS_BESIDE_ENCODER, encoders, cluster, least_cpus=2
+    )
 
 
 def decode_shards(
@@ -162,35 +122,42 @@ def work_on_shards(
 ) -> Iterator[WorkedShard[Result]]:
     """Any work on single clips, a core each: shards as they are finished, in any order.
 
+    A clip that kills its worker is given up; its neighbours are not concerned.
+
     Raises:
         UsageError: the cluster is not to be reached.
         MeldError: workers died in a way that no clip explains.
     """
 
-    def build(left: Sequence[ShardTask]) -> "ray.data.Dataset":
-        return _worked_on(_tasks(left), left, work, num_cpus=1)
+    def as_they_are() -> AbstractContextManager[_Finish]:
+        return nullcontext(lambda shard: shard)
 
-    yield from _run_to_the_end(tasks, build, replace(cluster, device="cpu"), least_cpus=1)
+    cluster = replace(cluster, device="cpu")
+    yield from _run_to_the_end(tasks, work, 1, as_they_are, cluster, least_cpus=1)
 
 
 def _run_to_the_end(
     tasks: Sequence[ShardTask],
-    build: Callable[[Sequence[ShardTask]], "ray.data.Dataset"],
+    work: ClipWork[Any] | None,
+    cpus: float,
+    open_finish: Callable[[], AbstractContextManager[_Finish]],
     cluster: Cluster,
     *,
     least_cpus: int,
 ) -> Iterator[Any]:
-    """The shards of the dataset that `build` makes of tasks, in any order.
+    """What becomes of the tasks, in any order: `work` on their clips, then what is opened.
 
-    When workers die, it is built again of the tasks that are left, `MAX_ROUNDS` times in all.
+    When what is opened dies, it is opened again for the tasks that are left, `MAX_ROUNDS` times
+    in all.
     """
     with ray_cluster(cluster, least_cpus):
         left = {(task.split, task.index): task for task in tasks}
         for round_number in range(1, MAX_ROUNDS + 1):
             try:
-                for shard in _results(build(list(left.values()))):
-                    del left[shard.split, shard.index]
-                    yield shard
+                with open_finish() as finish:
+                    for shard in _flow(list(left.values()), work, cpus, finish):
+                        del left[shard.split, shard.index]
+                        yield shard
                 return
             except RayError as error:
                 raise_ours(error)
@@ -201,15 +168,83 @@ def _run_to_the_end(
                 logger.warning("a worker died; starting another for %d shards", len(left))
 
 
-def _results(dataset: "ray.data.Dataset") -> Iterator[Any]:
-    for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
-        yield batch["item"][0]
+def _flow(
+    tasks: Sequence[ShardTask], work: ClipWork[Any] | None, cpus: float, finish: _Finish
+) -> Iterator[Any]:
+    """Every task, a bounded number of them at a time; raises RayError.
+
+    A shard whose worker dies is worked on again, clip by clip.
+    """
+    # No retries of Ray's own: it would begin the whole shard again, and meet the same clip.
+    worker = ray.remote(num_cpus=cpus, max_retries=0)(_work_on_shard)
+    waiting = deque(tasks)
+    running: dict[_Ref, ShardTask] = {}
+    while waiting or running:
+        while waiting and len(running) < _most_at_once(cpus):
+            task = waiting.popleft()
+            # Without work there is nothing to do before the end: text alone has no media.
+            running[finish(task if work is None else worker.remote(task, work))] = task
+        [done], _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(done)
+        try:
+            shard = ray.get(done)
+        except RayError as error:
+            if work is None or not _worker_died(error):
+                raise
+            logger.warning("a worker died; %d clips are begun again, one by one", len(task.clips))
+            running[finish(ray.put(_one_by_one(task, work, worker)))] = task
+            continue
+        yield shard
+
+
+def _one_by_one(task: ShardTask, work: ClipWork[Any], worker: Any) -> WorkedShard[Any]:
+    """So that a clip which kills its worker is known, and costs nobody else's result."""
+    results: dict[int, Any] = {}
+    for _ in range(MAX_ATTEMPTS_PER_CLIP):
+        running = {
+            position: worker.remote(replace(task, clips=(clip,)), work)
+            for position, clip in enumerate(task.clips)
+            if position not in results
+        }
+        for position, result in running.items():
+            try:
+                [results[position]] = ray.get(result).clips
+            except RayError as error:
+                if not _worker_died(error):
+                    raise
+    told = f"{work.what} killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
+    return WorkedShard(
+        split=task.split,
+        index=task.index,
+        clips=tuple(
+            results[position] if position in results else work.give_up(clip, f"{clip.path}: {told}")
+            for position, clip in enumerate(task.clips)
+        ),
+    )
+
+
+def _most_at_once(cpus: float) -> int:
+    """Tasks in flight: enough to keep every core busy, few enough for the object store."""
+    there = ray.cluster_resources()
+    busy = there.get("CPU", 1) / cpus + there.get("GPU", 0) + 1
+    room = there.get("object_store_memory", OBJECT_STORE_BYTES) // _BYTES_PER_SHARD
+    return max(2, int(min(busy, room)))
+
+
+def _worker_died(error: BaseException | None) -> bool:
+    """Of a task, that is; an encoder's end is a RayActorError."""
+    while error is not None:
+        if isinstance(error, (WorkerCrashedError, OutOfMemoryError, NodeDiedError)):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
 
 
 def raise_ours(error: BaseException | None) -> None:
     """An exception of ours that a worker raised reaches the user as itself."""
     while error is not None:
-        if isinstance(error, MeldError):
+        # Ray's own copy of it is one as well, with the worker's traceback for a message.
+        if isinstance(error, MeldError) and not isinstance(error, RayError):
             raise error
         for failure in getattr(error, "worker_failures", {}).values():  # Ray Train's, by rank
             raise_ours(failure)
@@ -218,9 +253,21 @@ def raise_ours(error: BaseException | None) -> None:
 
 @contextmanager
 def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
-    """Ray, started for this process or joined, and left again. Raises UsageError."""
+    """Ray as this process has it already, and left as it is; else started or joined, and left.
+
+    Raises UsageError.
+    """
+    if ray.is_initialized():
+        if cluster.address is not None:
+            raise UsageError(
+                f"--address {cluster.address}: Ray runs in this process already; leave it out"
+            )
+        _check_room(cluster, least_cpus)
+        yield
+        return
     _start_ray(cluster, least_cpus)
     try:
+        _check_room(cluster, least_cpus)
         yield
     finally:
         ray.shutdown()
@@ -237,20 +284,22 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # Ray 2.60 has no other way yet to limit retries, and warns of it on every call.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
     _init_ray(cluster, settings)
-    if cluster.device == "cuda" and not ray.cluster_resources().get("GPU"):
-        ray.shutdown()
+
+
+def _check_room(cluster: Cluster, least_cpus: int) -> None:
+    """What is not there would be waited for, for ever."""
+    there = ray.cluster_resources()
+    if cluster.device == "cuda" and not there.get("GPU"):
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    if there.get("CPU", 0) < least_cpus:
+        raise UsageError(
+            f"the Ray cluster has {there.get('CPU', 0):g} CPUs; this needs {least_cpus} at least"
+        )
 
 
 def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
@@ -269,98 +318,29 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
             raise UsageError(f"{what} ({last_line(error)})") from error
 
 
-def _tasks(tasks: Sequence[ShardTask]) -> "ray.data.Dataset":
-    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
-
-
-def _worked_on(
-    dataset: "ray.data.Dataset",
-    tasks: Sequence[ShardTask],
-    work: ClipWork[Any],
-    num_cpus: float,
-) -> "ray.data.Dataset":
-    attempts: Any = ray.remote(num_cpus=0)(_AttemptLedger).remote()
-    return dataset.map_batches(
-        _work_on_shard,
-        batch_size=1,
-        batch_format="numpy",
-        fn_kwargs={"work": work, "attempts": attempts},
-        num_cpus=num_cpus,
-        # Each clip can kill a worker `MAX_ATTEMPTS_PER_CLIP` times before it is given up.
-        max_retries=MAX_ATTEMPTS_PER_CLIP * max(len(task.clips) for task in tasks),
-    )
-
-
-def _encoded(
-    dataset: "ray.data.Dataset",
-    choices: Sequence[EncoderChoice],
-    decode: DecodeConfig | None,
-    cluster: Cluster,
-) -> "ray.data.Dataset":
-    return dataset.map_batches(
-        _ShardEncoder,
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_kwargs={
-            "choices": list(choices),
-            "decode": decode,
-            "device": cluster.device,
-            "num_threads": cluster.workers,
-        },
-        compute=ActorPoolStrategy(size=_num_encoders(cluster)),
-        num_cpus=1,
-        num_gpus=1 if cluster.device == "cuda" else 0,
-        max_restarts=0,  # Ray's default restarts for ever; see `_run_to_the_end` for ours
-    )
-
-
 def _num_encoders(cluster: Cluster) -> int:
     """One for the whole machine on CPU (it uses every thread), one per GPU otherwise."""
     return max(int(ray.cluster_resources().get("GPU", 0)), 1) if cluster.device == "cuda" else 1
 
 
-class _AttemptLedger:
-    """Counts the times a clip was begun and never finished: each was the end of a worker.
-
-    An actor, because it has to outlive the worker that it counts for.
-    """
-
-    def __init__(self) -> None:
-        self._unfinished: dict[Any, int] = {}
-
-    def begin(self, key: Any, finished: Any) -> int:
-        """Earlier attempts at `key`; tells in passing that `finished` is done."""
-        if finished is not None:
-            self._unfinished.pop(finished, None)
-        attempts = self._unfinished.get(key, 0)
-        self._unfinished[key] = attempts + 1
-        return attempts
-
-    def finish(self, key: Any) -> None:
-        self._unfinished.pop(key, None)
+def _start_encoder(
+    choices: Sequence[EncoderChoice], decode: DecodeConfig | None, cluster: Cluster
+) -> Any:
+    actor: Any = ray.remote(_ShardEncoder)
+    encoder = actor.options(
+        num_cpus=1,
+        num_gpus=1 if cluster.device == "cuda" else 0,
+        max_restarts=0,  # `_run_to_the_end` starts another
+        allow_out_of_order_execution=True,  # a shard that decodes slowly holds up no other
+    ).remote(list(choices), decode, cluster.device, cluster.workers)
+    encoder.load.remote()
+    return encoder
 
 
-def _work_on_shard(batch: dict[str, Any], work: ClipWork[Any], attempts: Any) -> dict[str, Any]:
-    """Ray Data stage: one ShardTask in, one WorkedShard out."""
-    task: ShardTask = batch["item"][0]
-    results: list[Any] = []
-    finished = None
-    for clip in task.clips:
-        # The path as well: one utterance may have several files.
-        key = (clip.utterance.key, str(clip.path))
-        earlier = ray.get(attempts.begin.remote(key, finished))
-        results.append(
-            work.do(clip)
-            if earlier < MAX_ATTEMPTS_PER_CLIP
-            else work.give_up(
-                clip, f"{clip.path}: {work.what} killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
-            )
-        )
-        finished = key
-    # Or the shard's last clip would seem to have killed whoever loses the finished shard.
-    ray.get(attempts.finish.remote(finished))
-    shard = WorkedShard(split=task.split, index=task.index, clips=tuple(results))
-    return {"item": _one_object(shard)}
+def _work_on_shard(task: ShardTask, work: ClipWork[Any]) -> WorkedShard[Any]:
+    """In a worker of Ray."""
+    clips = tuple(work.do(clip) for clip in task.clips)
+    return WorkedShard(split=task.split, index=task.index, clips=clips)
 
 
 def _decoding(decode: DecodeConfig, modalities: Sequence[Modality]) -> ClipWork[DecodedClip]:
@@ -392,7 +372,7 @@ def _give_up_decoding(
 
 
 class _ShardEncoder:
-    """Ray Data stage: loads the encoders once, then one decoded shard in, its features out."""
+    """An actor of Ray: loads the encoders once, then one shard in, its features out."""
 
     def __init__(
         self,
@@ -401,35 +381,32 @@ class _ShardEncoder:
         device: str,
         num_threads: int,
     ) -> None:
+        self._choices, self._decode = choices, decode
+        self._device, self._num_threads = device, num_threads
+
+    def load(self) -> None:
+        """Ahead of the first shard. What goes wrong is told by `encode`, whose result is read."""
+        self._encode  # noqa: B018
+
+    def encode(self, shard: DecodedShard | ShardTask) -> ShardFeatures:
+        clips = [
+            # Text alone: nothing was decoded.
+            DecodedClip(utterance=clip.utterance) if isinstance(clip, LocatedClip) else clip
+            for clip in shard.clips
+        ]
+        return ShardFeatures(
+            split=shard.split, index=shard.index, features=tuple(self._encode(clips))
+        )
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[DecodedClip]], list[ClipFeatures]]:
         # Here and not above: decoding processes import this file too and need no PyTorch.
         import torch
 
         from pipeline.encode import Encoders, encode_clips
 
-        torch.set_num_threads(num_threads)
-        self._encoders = Encoders(choices, decode).to(device)
-        self._encode_clips = encode_clips
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        item: DecodedShard | ShardTask = batch["item"][0]
-        clips = [
-            # Text alone: nothing was decoded.
-            DecodedClip(utterance=clip.utterance) if isinstance(clip, LocatedClip) else clip
-            for clip in item.clips
-        ]
-        features = ShardFeatures(
-            split=item.split,
-            index=item.index,
-            features=tuple(self._encode_clips(self._encoders, clips)),
-        )
-        return {"item": _one_object(features)}
-
-
-def _one_object(value: Any) -> np.ndarray[Any, Any]:
-    """A column of one object; Ray Data hands it on pickled, whatever its shape."""
-    column = np.empty(1, dtype=object)
-    column[0] = value
-    return column
+        torch.set_num_threads(self._num_threads)
+        return partial(encode_clips, Encoders(self._choices, self._decode).to(self._device))
 
 
 def last_line(error: BaseException) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 
 from pipeline import locks
 from pipeline.errors import CacheCorrupt, StorageError
-from pipeline.parallel import Cluster, ShardTask, decode_shards
 from pipeline.schema import LocatedClip, Split, Utterance
 from pipeline.store import DecodedStore, StoreConfig, StoreIndex, concatenate
 from pipeline.store_plan import (
@@ -27,6 +26,7 @@ from pipeline.store_plan import (
     write_plan,
 )
 from pipeline.store_shard import read_index, write_shard
+from pipeline.work import Cluster, ShardTask
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,8 @@ def _decode_missing(work: _Work, cluster: Cluster, on_progress: OnProgress) -> N
     ]
     if not tasks:
         return
+    from pipeline.parallel import decode_shards  # Ray, where there is work for it
+
     config = work.config
     for shard in decode_shards(tasks, config.decode, config.modalities, cluster):
         path = config.shard_path(work.split, shard.index)

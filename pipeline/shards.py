@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.cache import FeatureCache, concatenate, read_cache, write_cache
 from pipeline.embeddings import projection_path
-from pipeline.parallel import ShardFeatures, ShardTask
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import LocatedClip, Modality, Split, Utterance
+from pipeline.work import ShardFeatures, ShardTask
 
 
 @dataclass(kw_only=True)

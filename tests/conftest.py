@@ -1,23 +1,36 @@
-"""A small generated corpus and the command line, for tests that run the real thing."""
+"""A small generated corpus, one Ray and the command line, for tests that run the real thing.
+
+Tiers: `make quick` runs what starts neither Ray nor a child process (checked: see `--quick`),
+`make test` all but the slow ones, `make test-all` everything. A test that asks for one of `HEAVY`'s
+fixtures is heavy by itself; one that starts a process in its own way is marked.
+"""
 
 import fcntl
+import io
 import json
+import logging
+import multiprocessing.process
 import os
 import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
 
+import cli
 from fusion.fit import one_thread
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract import ExtractConfig, extract
 from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
+from pipeline.work import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # A shell's background jobs ignore SIGINT, and all that they start does too: tests of Ctrl-C would
 # then wait for ever.
@@ -53,9 +66,98 @@ class MadeOnce(Protocol):
     def __call__(self, name: str, make: Callable[[Path], Made]) -> Made: ...
 
 
+# ------------------------------------------------------------------------------------- tiers
+
+HEAVY = {"ray_here", "meld_process", "sample", "corrupt_corpus"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="only tests that start neither Ray nor a child process; one that does fails",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if HEAVY & set(getattr(item, "fixturenames", ())):
+            item.add_marker("heavy")
+    if config.getoption("--quick"):
+        quick = [
+            item
+            for item in items
+            if not any(item.get_closest_marker(name) for name in ("heavy", "slow"))
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in quick])
+        items[:] = quick
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_in_quick_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a quick test starts no process; mark it heavy")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--quick"):
+            patch.setattr(subprocess.Popen, "__init__", refuse)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+        yield
+
+
+# --------------------------------------------------------------------------- the command line
+
+
 @pytest.fixture(scope="session")
 def meld() -> Meld:
-    """Runs the command line as a user would: meld("info", path, "--json")."""
+    """Runs the command line in this process: meld("info", path, "--json").
+
+    Everything but the start of Python is what a user meets: arguments, environment, exit status,
+    both outputs. Imports are paid once, and Ray is that of `ray_here` where the test asks for it.
+    """
+
+    def run(*arguments: object, **environment: str) -> Finished:
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["meld", *map(str, arguments)])
+            patch.chdir(ROOT)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with redirect_stdout(out), redirect_stderr(err), _fresh_logging():
+                status = _run_main()
+        return Finished(status, *(each.buffer.getvalue().decode() for each in (out, err)))
+
+    return run
+
+
+def _run_main() -> int:
+    """The exit status that Python would end with; a bug is an error of the test."""
+    status: Any = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = end.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return int(status)
+
+
+@contextmanager
+def _fresh_logging() -> Iterator[None]:
+    """As in a new process: pytest's own handlers would keep the command from adding its one."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def meld_process() -> Meld:
+    """The same in a process of its own, for what only a process can show."""
 
     def run(*arguments: object, timeout_s: float = 300, **environment: str) -> Finished:
         command = [sys.executable, "-m", "cli", *map(str, arguments)]
@@ -65,11 +167,23 @@ def meld() -> Meld:
             text=True,
             timeout=timeout_s,
             env={**os.environ, **environment},
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for all tests of this process, which then joins it wherever it works on clips."""
+    from pipeline.parallel import ray_cluster
+
+    with ray_cluster(Cluster(workers=2), least_cpus=2):
+        yield
+
+
+# -------------------------------------------------------------------------------------- media
 
 
 @pytest.fixture(scope="session")
@@ -106,14 +220,25 @@ def corpus(sample: SampleResult) -> Path:
 
 
 @pytest.fixture(scope="session")
-def features(corpus: Path, made_once: MadeOnce) -> Path:
+def few_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options of `meld extract` that make the `features` below: four pictures a clip, as the video
+    net's arithmetic is most of an extraction and not what these tests are about."""
+    settings = tmp_path_factory.mktemp("settings") / "few-frames.toml"
+    settings.write_text("num_frames = 4\nrows_per_shard = 2\n")
+    return ("--text", "minilm", "--weights", "video=random", "--config", str(settings))
+
+
+@pytest.fixture(scope="session")
+def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) -> Path:
     """All splits of the small corpus, extracted in one unbroken run. Not to be written to."""
 
     def make(folder: Path) -> Path:
+        request.getfixturevalue("ray_here")  # only in the process that makes them
         config = ExtractConfig(
             data=corpus,
             features=folder,
             encoders=EncoderRequest(text="minilm", video_weights="random"),
+            num_frames=4,
             rows_per_shard=2,
         )
         assert extract(config).num_failures == 0

@@ -15,8 +15,6 @@ from pipeline.schema import Modality
 
 WeightsChoice = Literal["pretrained", "random"]
 
-# One family: the same trunk, head and preset. Tran et al. 2018, arXiv 1711.11248.
-VIDEO_ENCODERS = ("r3d_18", "mc3_18", "r2plus1d_18")
 AUDIO_ENCODERS = ("spectrogram",)
 RANDOM_SEED = "seed 0"
 
@@ -74,16 +72,6 @@ def choose_encoder(
     )
 
 
-def native_precision(device: Literal["cpu", "cuda"]) -> Precision:
-    """bfloat16 where the hardware multiplies in it, float32 elsewhere."""
-    import torch  # slow to import, and only needed where the precision is left to us
-
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    features = torch.cpu.get_capabilities()
-    return "bfloat16" if features.get("avx512_bf16") or features.get("amx_bf16") else "float32"
-
-
 def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice:
     name = request.text
     if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
@@ -124,8 +112,7 @@ def _text_hash(folder: Path, choice: WeightsChoice) -> str:
 
 def _choose_video(request: EncoderRequest, precision: Precision) -> EncoderChoice:
     name = request.video
-    if name not in VIDEO_ENCODERS:
-        raise UsageError(f"--video {name}: known are {', '.join(VIDEO_ENCODERS)}")
+    weights.check_video_encoder(name)
     choice = request.video_weights
     path = None
     if choice == "pretrained":

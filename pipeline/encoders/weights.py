@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import MismatchError, WeightsMissing
+from pipeline.errors import MismatchError, UsageError, WeightsMissing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,21 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_TEXT_ENCODER = "minilm"
 TIMEOUT_S = 5
+
+# One family: the same trunk, head and preset (Tran et al. 2018, arXiv 1711.11248), with the
+# addresses and sizes of torchvision's own `DEFAULT` weights. Written down here because importing
+# torchvision takes seconds, which finding a file and planning a run must not; a test compares.
+VIDEO_WEIGHTS = {
+    name: f"https://download.pytorch.org/models/{file}"
+    for name, file in (
+        ("r3d_18", "r3d_18-b3b3357e.pth"),
+        ("mc3_18", "mc3_18-a90a0ba3.pth"),
+        ("r2plus1d_18", "r2plus1d_18-91a641e6.pth"),
+    )
+}
+FRAME_SIZE = (128, 171)  # height, width that frames are scaled to
+CROP_SIZE = (112, 112)  # of that, what the net sees
+
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _HASHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".pth")
 
@@ -117,20 +133,10 @@ def count_layers(folder: Path) -> int:
         raise MismatchError(f"{path}: no config of a text encoder ({error})") from error
 
 
-def frame_size(name: str) -> tuple[int, int]:
-    """(height, width) that a torchvision net's own preset scales frames to, before its crop."""
-    from torchvision.models import get_model_weights  # slow: only where video is wanted
-
-    height, width = get_model_weights(name).DEFAULT.transforms().resize_size
-    return height, width
-
-
-def crop_size(name: str) -> tuple[int, int]:
-    """(height, width) of what a torchvision net sees of a frame."""
-    from torchvision.models import get_model_weights  # slow: only where video is wanted
-
-    height, width = get_model_weights(name).DEFAULT.transforms().crop_size
-    return height, width
+def check_video_encoder(name: str) -> None:
+    """Raises UsageError where there is no video encoder of that name."""
+    if name not in VIDEO_WEIGHTS:
+        raise UsageError(f"--video {name}: known are {', '.join(VIDEO_WEIGHTS)}")
 
 
 def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
@@ -140,17 +146,14 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
     Raises:
         WeightsMissing: with what was tried and what to do.
     """
-    import torch
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(name).DEFAULT
-    filename = os.path.basename(weights.url)  # noqa: PTH119 - a URL, not a path
-    folder = weights_dir or Path(torch.hub.get_dir()) / "checkpoints"
+    url = VIDEO_WEIGHTS[name]
+    filename = os.path.basename(url)  # noqa: PTH119 - a URL, not a path
+    folder = weights_dir or _torch_hub_folder()
     path = folder / filename
     if path.is_file():
         return path.absolute()
     ways = (
-        f"Either connect once, or fetch {weights.url} elsewhere and "
+        f"Either connect once, or fetch {url} elsewhere and "
         f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
         "(--modalities text,audio), or ask for untrained features by name: "
         "--weights video=random"
@@ -158,14 +161,25 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
     if not download:
         raise WeightsMissing(f"video encoder {name}: not found at {path}. {ways}")
     try:
-        _check_answers(weights.url)
-        weights.get_state_dict(model_dir=str(folder), check_hash=True, weights_only=True)
+        _check_answers(url)
+        from torch.hub import load_state_dict_from_url
+
+        load_state_dict_from_url(url, model_dir=str(folder), check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsMissing(
             f"video encoder {name}: not found at {path}, and the download failed "
             f"({_first_line(error)}). {ways}"
         ) from error
     return path.absolute()
+
+
+def _torch_hub_folder() -> Path:
+    """Where torch.hub keeps weights: what it says itself where it is loaded, else by its rule."""
+    if "torch" in sys.modules:
+        return Path(sys.modules["torch"].hub.get_dir()) / "checkpoints"
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118
+    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def hash_weights(path: Path) -> str:

@@ -7,10 +7,18 @@ import pytest
 
 from pipeline import parallel
 from pipeline.errors import UsageError
-from pipeline.parallel import Cluster, decode_shards, encode_shards
+from pipeline.parallel import decode_shards, encode_shards
 from pipeline.recipe import DecodeConfig
+from pipeline.work import Cluster
 
 AskedFor = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may have started it."""
+    monkeypatch.setattr(parallel.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(parallel.ray, "shutdown", lambda: None)
 
 
 def encode(cluster: Cluster) -> Iterator[Any]:

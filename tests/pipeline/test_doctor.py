@@ -21,7 +21,7 @@ from pipeline import resources
 from pipeline.annotations import read_annotations
 from pipeline.clips import index_clips
 from pipeline.decode.inspect import ClipInspection, Picture, Sound, inspect_clip
-from pipeline.doctor import page
+from pipeline.doctor import inspection, page
 from pipeline.doctor.annotations import count_rows, window_s
 from pipeline.doctor.examine import DoctorConfig, examine, look_around
 from pipeline.doctor.files import SplitFiles, find_files
@@ -112,8 +112,9 @@ def test_an_intact_corpus_is_healthy(corpus: Path, tmp_path: Path) -> None:
     assert sum(split.found for split in report.splits) == report.clips_inspected > 0
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_all_of_it_goes_through_ray_and_a_deadly_clip_costs_only_itself(
-    corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld
+    corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(corrupt_corpus.root, data)
@@ -124,25 +125,15 @@ def test_all_of_it_goes_through_ray_and_a_deadly_clip_costs_only_itself(
     middle = len(content) // 2
     content[middle : middle + 4096] = bytes(4096)
     media_path(data, damaged).write_bytes(content)
-    # Every Python that starts with this folder on its path dies on looking at the deadly clip.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    import pipeline.decode.inspect as decode\n"
-        "    kind = decode.inspect_clip\n"
-        "    def look(clip, **rest):\n"
-        f"        if str(clip.path) == {str(media_path(data, deadly))!r}:\n"
-        f"            open({str(tmp_path / 'attempts')!r}, 'a').write('x')\n"
-        "            os.kill(os.getpid(), 9)\n"
-        "        return kind(clip, **rest)\n"
-        "    decode.inspect_clip = look\n"
-    )
-    finished = meld(
-        *("doctor", "--data", data, "--deep", "--html", tmp_path / "doctor.html", "--json"),
-        PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]),  # workers run this checkout, too
-    )
+
+    def look(clip: LocatedClip, **rest: Any) -> ClipInspection:
+        if clip.path == media_path(data, deadly):
+            os.kill(os.getpid(), 9)
+        return inspect_clip(clip, **rest)
+
+    monkeypatch.setattr(inspection, "inspect_clip", look)
+    finished = meld("doctor", "--data", data, "--deep", "--html", tmp_path / "d.html", "--json")
     assert finished.status == 3, finished.err
-    assert (tmp_path / "attempts").read_text() == "xx"
     found = {
         (finding["clip"], finding["kind"])
         for split in finished.json["splits"]

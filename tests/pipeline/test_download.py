@@ -569,9 +569,7 @@ def test_a_foreign_folder_among_what_is_unfinished_does_no_harm(packed: Packed, 
     assert left_behind(out) == ["old.part"]
 
 
-def test_a_full_disk_is_told_of_the_folder_that_is_full(
-    packed: Packed, out: Path, meld: Meld
-) -> None:
+def test_a_full_disk_is_told_of_the_folder_that_is_full(packed: Packed, out: Path) -> None:
     """A limit on what a file may have stands for the disk."""
     command = [sys.executable, "-m", "cli", "download", "--out", out, "--from", packed.path]
     limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 4; exec "$@"', "limited", *map(str, command)]
@@ -589,10 +587,12 @@ def test_a_path_with_a_line_break_is_told_in_one_line(meld: Meld, tmp_path: Path
     assert r"/a\nb\x1b[2J: no such file" in finished.err
 
 
-def test_a_path_that_is_no_text_can_be_printed(packed: Packed, meld: Meld, tmp_path: Path) -> None:
+def test_a_path_that_is_no_text_can_be_printed(
+    packed: Packed, meld_process: Meld, tmp_path: Path
+) -> None:
     source = tmp_path / os.fsdecode(b"\xff.tar.gz")
     shutil.copy(packed.path, source)
-    finished = meld(
+    finished = meld_process(
         "download", "--out", tmp_path / "data", "--from", source, PYTHONIOENCODING="utf-8:strict"
     )
     assert finished.status == 0, finished.err

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -308,6 +307,27 @@ def test_the_hash_covers_weights_tokenizer_and_config(text_folder: Path, name: s
 # --------------------------------------------------------------------------------------- video
 
 
+@pytest.mark.parametrize("name", weights.VIDEO_WEIGHTS)
+def test_what_is_written_down_of_a_video_net_is_what_torchvision_says(name: str) -> None:
+    theirs = get_model_weights(name).DEFAULT
+    assert weights.VIDEO_WEIGHTS[name] == theirs.url
+    assert list(weights.FRAME_SIZE) == theirs.transforms().resize_size
+    assert list(weights.CROP_SIZE) == theirs.transforms().crop_size
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", ""])
+def test_the_folder_of_torch_hub_is_known_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    theirs = Path(torch.hub.get_dir()) / "checkpoints"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert weights._torch_hub_folder() == theirs
+
+
 @pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18"])
 def test_preprocessing_is_torchvisions_own(name: str) -> None:
     """On frames of the preset's size only its crop and its normalisation are left to do."""
@@ -315,7 +335,6 @@ def test_preprocessing_is_torchvisions_own(name: str) -> None:
     preset = get_model_weights(name).DEFAULT.transforms()
     expected = preset(pixels.permute(0, 1, 4, 2, 3))
     assert torch.equal(VideoEncoder(name, "float32").preprocess(pixels), expected)
-    assert weights.frame_size(name) == (128, 171)
 
 
 def test_features_are_what_the_classifier_sees(
@@ -460,11 +479,7 @@ def test_video_weights_that_are_not_to_be_had_say_where_and_what_to_do(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1] if silent else 9
         url = f"http://127.0.0.1:{port}/{R3D_18}"
-        download = get_model_weights("r3d_18").DEFAULT
-        default = SimpleNamespace(url=url, get_state_dict=download.get_state_dict)
-        monkeypatch.setattr(
-            "torchvision.models.get_model_weights", lambda _: SimpleNamespace(DEFAULT=default)
-        )
+        monkeypatch.setitem(weights.VIDEO_WEIGHTS, "r3d_18", url)
         began = time.monotonic()
         with pytest.raises(WeightsMissing) as caught:
             choose_encoder("video", EncoderRequest(weights_dir=tmp_path), "float32")

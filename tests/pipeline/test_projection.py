@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 
 from pipeline.cache import FeatureCache
 from pipeline.projection import fit_projection, fit_projections, hash_projections, project
@@ -70,6 +71,19 @@ def test_unseen_rows_of_the_subspace_are_kept_too() -> None:
     standardised = (unseen[:, 0] - projection.mean) / projection.scale
     embedding = project(unseen, projection)
     assert np.allclose(_distances(embedding), _distances(standardised), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(400, 200), (60, 200)])
+def test_the_components_are_those_of_scikit_learn(rows: int, dim: int) -> None:
+    raw = planted(rows, dim, 40, noise=0.3)
+    fitted = fit_projection(raw)
+    rank = min(128, rows - 1)
+    standardised = (raw.mean(axis=1, dtype=np.float64) - fitted.mean) / fitted.scale
+    theirs = PCA(n_components=rank, svd_solver="covariance_eigh").fit(standardised)
+    np.testing.assert_allclose(fitted.components[:rank], theirs.components_, atol=1e-9)
+    np.testing.assert_allclose(
+        fitted.explained_variance[:rank], theirs.explained_variance_ratio_, atol=1e-12
+    )
 
 
 def test_explained_variance_is_the_share_of_the_whole() -> None:

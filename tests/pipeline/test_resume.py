@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import extract as extract_module
+from pipeline import parallel
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
 from pipeline.extract import ExtractConfig, extract, plan
@@ -233,7 +233,7 @@ def killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extract_module, "encode_shards", interrupt)
+    monkeypatch.setattr(parallel, "encode_shards", interrupt)
 
 
 @pytest.mark.usefixtures("killed_at_once")

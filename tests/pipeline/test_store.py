@@ -15,16 +15,16 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import locks, prepare
+from pipeline import locks, parallel
 from pipeline.annotations import read_corpus
 from pipeline.clips import locate_clips
 from pipeline.decode.clip import decode_clip
 from pipeline.errors import CacheBusy, CacheCorrupt, RecipeMismatch, StorageError, UsageError
-from pipeline.parallel import Cluster, DecodedShard, ShardTask
 from pipeline.prepare import bytes_needed, prepare_store
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip, LocatedClip, Modality
 from pipeline.store import DecodedStore, StoreConfig
+from pipeline.work import Cluster, DecodedShard, ShardTask
 
 CLUSTER = Cluster(workers=2)
 SILENT_ROW = 1
@@ -101,7 +101,7 @@ class Decoder:
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
     decoder = Decoder()
-    monkeypatch.setattr(prepare, "decode_shards", decoder)
+    monkeypatch.setattr(parallel, "decode_shards", decoder)
     return decoder
 
 

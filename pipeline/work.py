@@ -1,0 +1,73 @@
+"""What is handed to Ray and what comes back: plain values, so that planning work needs no Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pipeline.errors import UsageError
+from pipeline.schema import ClipFeatures, DecodedClip, LocatedClip, Split
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where the work runs. None of it changes a result.
+
+    workers: CPU cores to use here; ignored with `address`.
+    gpus: how many, where device is "cuda"; ignored with `address`.
+    address: an existing Ray cluster ("auto", "host:port"); None starts one for this run.
+    """
+
+    device: str = "cpu"
+    workers: int = 1
+    address: str | None = None
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Rows [first_row, first_row + len(clips)) of one split."""
+
+    split: Split
+    index: int
+    clips: tuple[LocatedClip, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFeatures:
+    """A finished task: one entry of `features` per clip, in order."""
+
+    split: Split
+    index: int
+    features: tuple[ClipFeatures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkedShard(Generic[Result]):
+    """A task of which the media were read: one entry of `clips` per clip, in order."""
+
+    split: Split
+    index: int
+    clips: tuple[Result, ...]
+
+
+DecodedShard = WorkedShard[DecodedClip]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWork(Generic[Result]):
+    """What is done with each clip, in a worker.
+
+    do:      never raises for a bad clip
+    give_up: the result for a clip that killed its workers, given the message that says so
+    what:    the work in words, as in "decoding it"
+    """
+
+    do: Callable[[LocatedClip], Result]
+    give_up: Callable[[LocatedClip, str], Result]
+    what: str
