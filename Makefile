@@ -12,8 +12,11 @@ SIDE_BY_SIDE := -n 2 --dist loadfile
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Byte code on all cores, which pip makes on one. Not left to the first import: where
-# PYTHONDONTWRITEBYTECODE is set, every process would compile PyTorch anew, for ten seconds.
+# Where this is set, every process compiles anew what it imports, PyTorch for ten seconds; and
+# pytest what it tests.
+unexport PYTHONDONTWRITEBYTECODE
+# So byte code is made at once, for those who run .venv/bin/meld themselves: on all cores, where
+# pip would do it on one.
 NEVER_IMPORTED := /(tests?|testing|_inductor|rllib|tune|serve|dashboard|autoscaler|triton)/|/transformers/models/(?!auto|bert/)
 # --no-deps: requirements.txt is the whole closure, every file pinned by hash.
 $(READY): requirements.txt pyproject.toml

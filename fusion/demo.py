@@ -197,11 +197,19 @@ def _train_all(
 
 
 def _train_and_measure(configs: Sequence[TrainConfig]) -> list[EvalReport]:
+    """Plots are drawn of the first seed's run alone: they take longer than all the training."""
+
+    def is_first(config: TrainConfig) -> bool:
+        return config is configs[0]
+
     with one_thread():
-        runs = [result.run for result in train_seeds(configs)]
+        results = train_seeds(configs, draw=is_first)
         return [
-            evaluate(EvaluateConfig(run=run, split="test", features=configs[0].features))
-            for run in runs
+            evaluate(
+                EvaluateConfig(run=result.run, split="test", features=config.features),
+                draw=is_first(config),
+            )
+            for config, result in zip(configs, results, strict=True)
         ]
 
 

@@ -53,15 +53,19 @@ class EvaluateConfig:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
 
 
-def evaluate(config: EvaluateConfig, on_progress: OnProgress = lambda *_: None) -> EvalReport:
+def evaluate(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None, *, draw: bool = True
+) -> EvalReport:
     """Modalities, input kind and labels are the run's own.
 
-    Writes `evaluation-<split>.json` and plots into the run, and of test that it was looked at.
+    Writes `evaluation-<split>.json` and, if `draw`, plots into the run, and of test that it was
+    looked at.
     Raises RecipeMismatch where the features were not made as those that the run was trained on.
     """
     report = measure_split(config, on_progress).report
     write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
-    plot_report(report, config.run)
+    if draw:
+        plot_report(report, config.run)
     log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
     return report
 

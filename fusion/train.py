@@ -110,11 +110,15 @@ def train_fusion(
 def train_seeds(
     configs: Sequence[TrainConfig],
     on_epoch: Callable[[int, EpochResult], None] = lambda number, result: None,
+    *,
+    draw: Callable[[TrainConfig], bool] = lambda config: True,
 ) -> list[TrainResult]:
     """Runs that differ in `seed` and `out` alone, trained side by side as one batched model, which
     takes far less time than one after another. Each is what it would be alone, up to rounding.
 
-    `on_epoch` says which run. Raises as `train_fusion`, and ValueError where they differ in more.
+    on_epoch: is told which run by its number
+    draw: of which runs to make plots, which take seconds each
+    Raises as `train_fusion`, and ValueError where they differ in more.
     """
     config = configs[0]
     if any(dataclasses.replace(c, seed=config.seed, out=config.out) != config for c in configs):
@@ -147,7 +151,9 @@ def train_seeds(
         fitted = fit_together(trainings, config.fit, follow)
         seconds = time.perf_counter() - started
     return [
-        _write_run(_describe_run(each, model, train), run, result, train, dev, seconds)
+        _write_run(
+            _describe_run(each, model, train), run, result, train, dev, seconds, draw=draw(each)
+        )
         for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
     ]
 
@@ -175,6 +181,8 @@ def _write_run(
     train: FusionData,
     dev: FusionData,
     seconds: float,
+    *,
+    draw: bool,
 ) -> TrainResult:
     """Measures a fitted model and writes its run; the checkpoint last, which makes it one."""
     checkpoint = _with_decoding(described, train, dev)
@@ -187,8 +195,9 @@ def _write_run(
         dev=measure(checkpoint, dev, run=run.name),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
-    plot_report(result.dev, run)
-    plot_history(fitted.history, run / "training.png", title=run.name)
+    if draw:
+        plot_report(result.dev, run)
+        plot_history(fitted.history, run / "training.png", title=run.name)
     write_checkpoint(run, checkpoint)
     return result
 

@@ -19,16 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
-import cli
-from fusion.fit import one_thread
-from pipeline.encoders.choice import EncoderRequest
-from pipeline.extract import ExtractConfig, extract
-from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
-from pipeline.work import Cluster
+# What takes seconds to import is imported where it is used: the process that only deals tests to
+# others (pytest-xdist) reads this file too.
+if TYPE_CHECKING:
+    from pipeline.sample.corpus import SampleResult
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,6 +103,40 @@ def no_process_in_quick_tests(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_a_process() -> Iterator[None]:
+    """Tensors are small here, and as many processes test as there are cores: more threads would
+    only wait for each other."""
+    from fusion.fit import one_thread
+
+    with one_thread():
+        yield
+
+
+# Where runs are drawn; a plot takes a second, which hundreds of runs that nobody looks at need not.
+PLOTS = (
+    *("fusion.train.plot_report", "fusion.train.plot_history", "fusion.evaluate.plot_report"),
+    *("fusion.finetune.plot_report", "fusion.finetune.plot_history"),
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_plots() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLOTS:
+            patch.setattr(name, lambda *_, **__: None)
+        yield patch
+
+
+@pytest.fixture
+def plots(no_plots: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests of what is drawn."""
+    no_plots.undo()
+    yield
+    for name in PLOTS:
+        no_plots.setattr(name, lambda *_, **__: None)
+
+
 # --------------------------------------------------------------------------- the command line
 
 
@@ -132,6 +164,8 @@ def meld() -> Meld:
 
 def _run_main() -> int:
     """The exit status that Python would end with; a bug is an error of the test."""
+    import cli
+
     status: Any = 0
     try:
         cli.main()
@@ -178,6 +212,7 @@ def meld_process() -> Meld:
 def ray_here() -> Iterator[None]:
     """One Ray for all tests of this process, which then joins it wherever it works on clips."""
     from pipeline.parallel import ray_cluster
+    from pipeline.work import Cluster
 
     with ray_cluster(Cluster(workers=2), least_cpus=2):
         yield
@@ -206,8 +241,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 
 @pytest.fixture(scope="session")
-def sample(made_once: MadeOnce) -> SampleResult:
+def sample(made_once: MadeOnce) -> "SampleResult":
     """Three generated dialogues, one a split: real H.264 and AAC. Not to be written to."""
+    from pipeline.sample.corpus import SampleConfig, make_sample
+
     return made_once(
         "sample",
         lambda folder: make_sample(SampleConfig(out=folder, dialogues=3, seed=5, workers=2)),
@@ -215,7 +252,7 @@ def sample(made_once: MadeOnce) -> SampleResult:
 
 
 @pytest.fixture(scope="session")
-def corpus(sample: SampleResult) -> Path:
+def corpus(sample: "SampleResult") -> Path:
     return sample.root
 
 
@@ -231,6 +268,8 @@ def few_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) -> Path:
     """All splits of the small corpus, extracted in one unbroken run. Not to be written to."""
+    from pipeline.encoders.choice import EncoderRequest
+    from pipeline.extract import ExtractConfig, extract
 
     def make(folder: Path) -> Path:
         request.getfixturevalue("ray_here")  # only in the process that makes them
@@ -245,10 +284,3 @@ def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) 
         return folder
 
     return made_once("features", make)
-
-
-@pytest.fixture(scope="module")
-def one_torch_thread() -> Iterator[None]:
-    """Small batches: more threads only wait for each other."""
-    with one_thread():
-        yield

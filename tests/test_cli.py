@@ -40,6 +40,7 @@ def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> Non
     assert "--json" in finished.out
 
 
+@pytest.mark.heavy
 def test_a_sample_is_described_as_one_json_object(meld: Meld, tmp_path: Path) -> None:
     finished = meld("sample", "--out", tmp_path / "data", "--dialogues", 3, "--json")
     assert finished.status == 0, finished.err
@@ -78,7 +79,9 @@ def _some_row_of_video(path: Path) -> bytes:
     return read_cache(path).raw["video"][2].tobytes()
 
 
-def test_a_trained_run_is_measured_beside_the_majority_baseline(meld: Meld, run: Path) -> None:
+def test_a_trained_run_is_measured_beside_the_majority_baseline(
+    meld: Meld, run: Path, plots: None
+) -> None:
     finished = meld("evaluate", run, "--split", "test", "--json")
     assert finished.status == 0, finished.err
     assert set(finished.json["emotion"]) >= {"model", "majority", "labels"}
@@ -142,6 +145,7 @@ def test_an_output_that_is_closed_is_one_that_nobody_wants(
     assert "meld: error" not in finished.stdout
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_where_errors_cannot_be_told_the_status_is_still_true() -> None:
     command = [sys.executable, "-m", "cli", "evaluate", "nowhere"]
@@ -163,6 +167,7 @@ def test_a_reader_that_has_seen_enough_hears_no_complaint(features: Path) -> Non
     assert (finished.returncode, finished.stderr) == (1, "")
 
 
+@pytest.mark.heavy
 def test_a_closed_output_changes_no_status_and_no_message() -> None:
     closed = ["bash", "-c", 'exec "$@" >&-', "closed", sys.executable, "-m", "cli"]
     finished = subprocess.run([*closed, "info", "no.h5"], capture_output=True, text=True, cwd=ROOT)

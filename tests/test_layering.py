@@ -236,6 +236,7 @@ def test_packages_begin_with_a_docstring_and_nothing_else() -> None:
             assert ast.get_docstring(ast.Module(body, [])), module
 
 
+@pytest.mark.heavy
 def test_the_command_line_imports_nothing_heavy() -> None:
     """`meld --help` must be instant."""
     script = "import sys, cli; print(*{name.split('.')[0] for name in sys.modules})"

@@ -1,11 +1,10 @@
 """Planted features: which modality carries the label is decided here, so tests know the answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fusion.data import FusionData, load_split
 from fusion.losses import UNLABELLED
@@ -89,15 +88,6 @@ def make_cache(
         embedding=embedding if embedded else {},
         projection_hash="2" * 64 if embedded else None,
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are tiny: threads would only wait for each other, and bits depend on them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

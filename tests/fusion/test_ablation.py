@@ -19,6 +19,8 @@ from pipeline.cache import FeatureCache, write_cache
 from pipeline.errors import CacheCorrupt, UsageError
 from pipeline.schema import Split
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def config(
@@ -37,6 +39,13 @@ def config(
     )
 
 
+@pytest.fixture
+def untrained(config: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> AblateConfig:
+    """For what is kept and what is written: one epoch, nothing is drawn."""
+    monkeypatch.setattr("fusion.ablation._plot", lambda *_: None)
+    return replace(config, fit=replace(config.fit, epochs=1))
+
+
 def test_every_subset_with_every_fusion_and_the_planted_order(config: AblateConfig) -> None:
     report = ablate(config)
     scores = {(cell.name, cell.fusion): np.mean(cell.emotion_f1) for cell in report.cells}
@@ -51,8 +60,8 @@ def test_every_subset_with_every_fusion_and_the_planted_order(config: AblateConf
     render_ablation(report)
 
 
-def test_a_stopped_ablation_goes_on_and_says_the_same(config: AblateConfig) -> None:
-    few = replace(config, modalities=("text", "audio"), fusions=("late",))
+def test_a_stopped_ablation_goes_on_and_says_the_same(untrained: AblateConfig) -> None:
+    few = replace(untrained, modalities=("text", "audio"), fusions=("late",))
     whole = ablate(few)
     written = (few.out / "ablation.json").read_bytes()
     sorted((few.out / "cells").iterdir())[0].unlink()
@@ -64,9 +73,9 @@ def test_a_stopped_ablation_goes_on_and_says_the_same(config: AblateConfig) -> N
 
 
 def test_other_settings_or_features_use_no_old_cell(
-    config: AblateConfig, write_split: Callable[..., FeatureCache]
+    untrained: AblateConfig, write_split: Callable[..., FeatureCache]
 ) -> None:
-    few = replace(config, modalities=("text",), fusions=("late",))
+    few = replace(untrained, modalities=("text",), fusions=("late",))
     ablate(few)
     assert ablate(few).reused == 1
     assert ablate(replace(few, seeds=1)).reused == 0
@@ -78,9 +87,9 @@ def test_other_settings_or_features_use_no_old_cell(
 @pytest.mark.parametrize("what", ["emotion", "sentiment", "speaker", "present", "raw"])
 @pytest.mark.parametrize("split", ["dev", "train"])
 def test_what_a_cell_was_measured_on_is_part_of_it(
-    what: str, split: Split, config: AblateConfig, plant_cache: Callable[..., FeatureCache]
+    what: str, split: Split, untrained: AblateConfig, plant_cache: Callable[..., FeatureCache]
 ) -> None:
-    few = replace(config, modalities=("text",), fusions=("late",), seeds=1)
+    few = replace(untrained, modalities=("text",), fusions=("late",), seeds=1)
     ablate(few)
     rows = {"train": 240, "dev": 80}[split]
     cache = plant_cache(split, rows, modalities=("text", "video", "audio"), strength=4.0)
@@ -96,33 +105,33 @@ def test_what_a_cell_was_measured_on_is_part_of_it(
     assert ablate(few).reused == 1
 
 
-def test_features_that_were_moved_use_the_old_cells(config: AblateConfig) -> None:
-    few = replace(config, modalities=("text",), fusions=("late",), seeds=1)
+def test_features_that_were_moved_use_the_old_cells(untrained: AblateConfig) -> None:
+    few = replace(untrained, modalities=("text",), fusions=("late",), seeds=1)
     ablate(few)
     moved = few.features.rename(few.features.with_name("moved"))
     assert ablate(replace(few, features=moved)).reused == 1
 
 
-def test_looking_at_test_is_written_down(config: AblateConfig) -> None:
-    few = replace(config, modalities=("text",), fusions=("late",))
+def test_looking_at_test_is_written_down(untrained: AblateConfig) -> None:
+    few = replace(untrained, modalities=("text",), fusions=("late",))
     assert ablate(few).test_looks == 0
-    assert count_looks(config.out) == 0
+    assert count_looks(untrained.out) == 0
     assert ablate(replace(few, split="test")).test_looks == 1
-    assert count_looks(config.out) == 1
+    assert count_looks(untrained.out) == 1
 
 
-def test_the_report_page_reads_what_is_written(config: AblateConfig) -> None:
-    report = ablate(replace(config, modalities=("text", "audio"), fusions=("late",)))
-    rows = read_ablation(config.out / "ablation.json")
+def test_the_report_page_reads_what_is_written(untrained: AblateConfig) -> None:
+    report = ablate(replace(untrained, modalities=("text", "audio"), fusions=("late",)))
+    rows = read_ablation(untrained.out / "ablation.json")
     assert [row.modalities for row in rows] == ["text", "audio", "text + audio"]
     assert rows[-1].emotion_f1 == report.cells[-1].emotion_f1
     assert {row.split for row in rows} == {"dev"}
 
 
-def test_a_damaged_cell_is_named(config: AblateConfig) -> None:
-    few = replace(config, modalities=("text",), fusions=("late",))
+def test_a_damaged_cell_is_named(untrained: AblateConfig) -> None:
+    few = replace(untrained, modalities=("text",), fusions=("late",))
     ablate(few)
-    cell = next((config.out / "cells").iterdir())
+    cell = next((untrained.out / "cells").iterdir())
     whole = json.loads(cell.read_bytes())
     for damage in (
         {"modalities": ["text"]},
@@ -138,9 +147,11 @@ def test_a_damaged_cell_is_named(config: AblateConfig) -> None:
             ablate(few)
 
 
-def test_a_folders_name_is_no_markup(config: AblateConfig) -> None:
-    out = config.out.with_name("x[") / "red]y"
-    few = replace(config, modalities=("text",), fusions=("late",), seeds=1, split="test", out=out)
+def test_a_folders_name_is_no_markup(untrained: AblateConfig) -> None:
+    out = untrained.out.with_name("x[") / "red]y"
+    few = replace(
+        untrained, modalities=("text",), fusions=("late",), seeds=1, split="test", out=out
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_ablation(ablate(few)))
     told = console.export_text()

@@ -149,17 +149,20 @@ def share_called_different(dialogues, trials):
     return found / trials
 
 
+@pytest.mark.heavy
 def test_of_two_equally_good_models_at_most_one_in_twenty_is_called_better():
     """The rate aimed at is 5 %; over 4,000 trials it was 4.8 %, so that 200 with a fixed seed are
     a guard against a broken interval, not a measurement."""
     assert share_called_different(dialogues=280, trials=200) <= 0.05
 
 
+@pytest.mark.heavy
 def test_a_small_corpus_finds_hardly_more_than_that():
     """Plain percentiles find 10 % where there are 10 dialogues; 4,000 trials gave 5.5 %."""
     assert share_called_different(dialogues=10, trials=1000) <= 0.07
 
 
+@pytest.mark.heavy
 def test_a_model_is_never_better_than_itself():
     random = np.random.default_rng(7)
     true, dialogue = draw_truth(random, 50)

@@ -26,6 +26,8 @@ from fusion.train import TrainConfig, train_fusion
 from pipeline.cache import read_cache, write_cache
 from pipeline.errors import MismatchError
 
+pytestmark = pytest.mark.heavy
+
 DIALOGUES = [["Hi", "Ho"], ["What?", "Nothing.", "Well"], ["Bye"]]
 
 

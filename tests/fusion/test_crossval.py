@@ -29,6 +29,8 @@ from pipeline.errors import (
 )
 from pipeline.schema import EMOTIONS
 
+pytestmark = pytest.mark.heavy
+
 QUICK = FitConfig(epochs=10, learning_rate=3e-3, batch_size=32)
 SMALL = ModelConfig(projection=16, hidden=32, dropout=0.1)
 

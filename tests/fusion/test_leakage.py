@@ -27,6 +27,8 @@ from fusion.train import build_model
 from pipeline.cache import write_cache
 from pipeline.schema import ClipKey
 
+pytestmark = pytest.mark.heavy
+
 
 def train_rows(*dialogues):
     """Keys and texts, dialogues numbered from 0."""

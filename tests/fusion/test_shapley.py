@@ -19,6 +19,8 @@ from fusion.shapley import NOTHING, ModalityShares, explain_modalities, shapley_
 from fusion.train import build_model
 from pipeline.schema import EMOTIONS
 
+pytestmark = pytest.mark.heavy
+
 MODALITIES = ("text", "video", "audio")
 TEXT, VIDEO, AUDIO = range(3)
 

@@ -17,6 +17,8 @@ from fusion.train import TrainConfig, train_fusion
 from pipeline.cache import write_cache
 from pipeline.errors import RecipeMismatch, UsageError
 
+pytestmark = pytest.mark.heavy
+
 QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
 GATED = ModelConfig(fusion="gated", hidden=32)
 

@@ -17,8 +17,10 @@ from fusion.rows import Rows
 from fusion.train import build_model
 from pipeline.errors import UsageError
 
+pytestmark = pytest.mark.heavy
+
 CPU = torch.device("cpu")
-CONFIG = FitConfig(epochs=4, learning_rate=2e-3, batch_size=40)
+CONFIG = FitConfig(epochs=3, learning_rate=2e-3, batch_size=40)
 
 
 def make_training(train: FusionData, dev: FusionData, model: ModelConfig, *, seed: int) -> Training:
@@ -35,11 +37,15 @@ def logits(training: Training) -> torch.Tensor:
     return predict(training.model, training.dev).emotion_logits
 
 
-CASES = [*((fusion, "none") for fusion in JOINS), ("late", "dialogue")]
+CASES = [
+    *((fusion, "none", 1) for fusion in JOINS),
+    ("late", "dialogue", 1),
+    ("late", "none", 2),
+    ("attention", "none", 2),
+]
 
 
-@pytest.mark.parametrize(("fusion", "context"), CASES)
-@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize(("fusion", "context", "cores"), CASES)
 def test_folds_and_seeds_side_by_side_equal_each_alone(
     fusion: FusionType, context: str, cores: int, load_planted: Callable
 ) -> None:

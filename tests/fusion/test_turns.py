@@ -126,6 +126,7 @@ def accuracy(model: FusionModel, data: FusionData) -> float:
     return float((output.emotion_logits.argmax(1) == data.emotion).float().mean())
 
 
+@pytest.mark.heavy
 def test_a_label_that_the_previous_utterance_carries_is_found_with_context_alone(
     load_planted: Callable,
 ) -> None:

@@ -46,6 +46,7 @@ def refusal(path: Path) -> str:
     return message
 
 
+@pytest.mark.heavy
 @needs_meld
 @pytest.mark.parametrize(
     ("split", "emotions", "sentiments"),
@@ -77,6 +78,7 @@ def test_real_text_holds_nothing_a_tokenizer_would_delete() -> None:
         assert not set(utterance.text) & set("‘’“”…—")
 
 
+@pytest.mark.heavy
 @needs_meld
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_older_copy_with_control_characters_reads_as_the_same_text(

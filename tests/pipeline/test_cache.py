@@ -231,6 +231,7 @@ def test_a_modality_that_no_shard_has_stays_absent(path: Path) -> None:
 # -------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.heavy
 def test_no_flipped_bit_is_ever_read_as_features(path: Path) -> None:
     """Anywhere in the file: the same content, or CacheCorrupt; nothing else, nothing new."""
     cache = make_cache(embedded=True)
@@ -427,6 +428,7 @@ def test_a_newer_version_is_named(path: Path) -> None:
 # ----------------------------------------------------------------------------------- accidents
 
 
+@pytest.mark.heavy
 def test_a_full_disk_leaves_the_old_file_and_no_other(path: Path) -> None:
     """The limit on file size stands for the full disk; the kernel refuses in the same way."""
     write_cache(path, make_cache())

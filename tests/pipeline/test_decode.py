@@ -200,6 +200,7 @@ def test_a_short_clip_repeats_its_frames_and_says_so(tmp_path: Path, num_frames:
     assert codes(clip, lost=True) == set()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("extension", "codec", "options"),
     [
@@ -228,6 +229,7 @@ def test_skipping_pictures_changes_no_bit(
     assert np.array_equal(clip.frames, decode_plainly(path))
 
 
+@pytest.mark.heavy
 def test_pictures_are_really_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an open group of pictures only what leads to a sampled picture is decoded."""
     path = write_clip(tmp_path / "a.mp4", num_frames=300, picture=textured, options=OPEN_GOP)
@@ -586,6 +588,7 @@ def test_a_codec_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
     assert clip.waveform is not None
 
 
+@pytest.mark.heavy
 def test_a_picture_of_33_million_pixels_is_refused_cheaply(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
@@ -690,6 +693,7 @@ def test_decoding_is_the_same_in_every_thread_and_every_time(tmp_path: Path) -> 
         assert np.array_equal(clip.waveform, first.waveform)
 
 
+@pytest.mark.heavy
 def test_a_path_with_strange_characters_is_opened_as_it_is(tmp_path: Path) -> None:
     for name in ("per%20cent.mp4", "a b:c?d#e.mp4", "ünï.mp4", "-dash.mp4", "%03d.mp4"):
         clip = decoded(write_clip(tmp_path / "x.mp4").rename(tmp_path / name), ["video"])

@@ -446,6 +446,7 @@ def test_rows_without_time_stamps_have_no_length_to_be_judged() -> None:
 # --- the real CSVs
 
 
+@pytest.mark.heavy
 @needs_meld
 @pytest.mark.parametrize(
     ("split", "overlong", "too_short"), [("train", 7, 467), ("dev", 2, 50), ("test", 2, 148)]
@@ -464,6 +465,7 @@ def test_the_real_csvs_have_the_published_counts(
     assert (facts.emotions, facts.sentiments) == (published.emotions, published.sentiments)
 
 
+@pytest.mark.heavy
 @needs_meld
 @pytest.mark.parametrize("split", SPLITS)
 def test_melds_own_clips_with_all_that_is_published_are_healthy_and_one_more_is_told(

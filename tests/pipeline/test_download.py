@@ -126,6 +126,7 @@ def out(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------ from an archive
 
 
+@pytest.mark.heavy
 def test_the_archive_is_unpacked_to_exactly_what_is_wanted(packed: Packed, out: Path) -> None:
     report = get(out, packed.path)
     assert tree(out) == packed.files
@@ -139,6 +140,7 @@ def test_the_archive_is_unpacked_to_exactly_what_is_wanted(packed: Packed, out: 
     assert left_behind(out) == []
 
 
+@pytest.mark.heavy
 def test_unpacking_tells_how_far_it_is_inside_of_inner_archives(packed: Packed, out: Path) -> None:
     """Of the real archive, one inner archive is most of it."""
     told: list[tuple[str, int, int | None]] = []
@@ -164,6 +166,7 @@ def test_a_second_run_finds_everything_there(packed: Packed, out: Path) -> None:
     assert report.sha256 == packed.sha256
 
 
+@pytest.mark.heavy
 def test_a_clip_that_was_lost_since_is_put_back(packed: Packed, out: Path) -> None:
     get(out, packed.path)
     (out / "train_splits/dia3_utt1.mp4").unlink()
@@ -184,6 +187,7 @@ def test_an_archive_without_a_split_is_refused(packed: Packed, out: Path, tmp_pa
         get(out, folder / "train.tar.gz", splits=("train", "dev"))
 
 
+@pytest.mark.heavy
 def test_a_wrong_checksum_is_refused_before_anything_is_written(packed: Packed, out: Path) -> None:
     with pytest.raises(InputError, match=f"its SHA-256 is {packed.sha256}, not 0000"):
         get(out, packed.path, sha256="0" * 64)
@@ -210,6 +214,7 @@ def test_a_foreign_file_in_the_place_is_refused_and_stays(packed: Packed, out: P
     assert clip.read_bytes() == b"my own cut"
 
 
+@pytest.mark.heavy
 def test_a_clip_that_was_replaced_since_stays_until_it_is_moved_away(
     packed: Packed, out: Path
 ) -> None:
@@ -286,6 +291,7 @@ def test_what_an_interrupted_run_left_is_replaced_where_it_is_damaged(
     assert tree(out) == packed.files
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_a_run_that_died_between_checking_and_moving_is_finished_without_the_archive(
     packed: Packed, out: Path, monkeypatch: pytest.MonkeyPatch, done: int
@@ -499,6 +505,7 @@ def test_names_that_no_file_can_have_are_told_in_one_line(packed: Packed, tmp_pa
         get(tmp_path / "data", tmp_path / ("x" * 300))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 @pytest.mark.parametrize(
     "name",
@@ -569,6 +576,7 @@ def test_a_foreign_folder_among_what_is_unfinished_does_no_harm(packed: Packed, 
     assert left_behind(out) == ["old.part"]
 
 
+@pytest.mark.heavy
 def test_a_full_disk_is_told_of_the_folder_that_is_full(packed: Packed, out: Path) -> None:
     """A limit on what a file may have stands for the disk."""
     command = [sys.executable, "-m", "cli", "download", "--out", out, "--from", packed.path]
@@ -628,7 +636,7 @@ class SlowServer:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/MELD.Raw.tar.gz"
 
     def close(self) -> None:
@@ -643,6 +651,7 @@ def address(packed: Packed) -> Iterator[str]:
     server.close()
 
 
+@pytest.mark.heavy
 def test_the_command_fetches_checks_and_unpacks(
     packed: Packed, address: str, out: Path, meld: Meld
 ) -> None:
@@ -663,11 +672,13 @@ def test_the_command_fetches_checks_and_unpacks(
     assert "train: 300 clips, was there" in again.out
 
 
+@pytest.mark.heavy
 def test_the_checksum_may_be_written_in_capitals(packed: Packed, address: str, out: Path) -> None:
     get(out, url=address, sha256=packed.sha256.upper())
     assert tree(out) == packed.files
 
 
+@pytest.mark.heavy
 def test_keys_in_an_address_are_neither_kept_nor_shown(
     packed: Packed, address: str, out: Path, meld: Meld
 ) -> None:
@@ -686,6 +697,7 @@ def test_keys_in_an_address_are_neither_kept_nor_shown(
     assert not any("hunter2" in text for text in written)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dies_at", ["_write_receipt", "_publish_verified"])
 def test_an_archive_to_be_kept_is_kept_even_if_the_run_dies_late(
     packed: Packed, address: str, out: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
@@ -716,6 +728,7 @@ def test_a_kept_archive_that_is_damaged_is_told_not_taken(packed: Packed, out: P
         get(out)
 
 
+@pytest.mark.heavy
 def test_an_address_that_is_named_is_asked_whatever_was_kept(
     packed: Packed, address: str, out: Path
 ) -> None:
@@ -743,6 +756,7 @@ def test_a_wrong_split_has_status_2(meld: Meld) -> None:
 KILLS = 20
 
 
+@pytest.mark.heavy
 def test_killed_at_twenty_points_it_ends_with_the_same_files(
     packed: Packed, address: str, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_while_another_run_writes_train_embeddings_are_left_to_it(
     assert "text" in read_cache(dev).embedding
 
 
+@pytest.mark.heavy
 def test_a_split_that_another_run_writes_is_left_to_it_and_the_others_completed(
     finish: Finish, planted_recipe: FeatureRecipe
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_split_that_another_run_writes_is_left_to_it_and_the_others_completed(
     assert read_cache(dev).projection_hash == read_cache(test).projection_hash
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_a_cache_that_was_replaced_before_its_lock_was_had_is_left_alone(
     finish: Finish,

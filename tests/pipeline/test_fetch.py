@@ -117,7 +117,9 @@ class Server:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/MELD.Raw.tar.gz"
 
@@ -214,6 +216,7 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up_with_what_arriv
     assert part.read_bytes() == CONTENT[:100_000]
 
 
+@pytest.mark.heavy
 def test_a_stalling_server_is_left_and_asked_for_the_rest(serve: Serve, part: Path) -> None:
     server = serve(Reply(stall_after=100_000), Reply())
     get(part, server)
@@ -221,16 +224,19 @@ def test_a_stalling_server_is_left_and_asked_for_the_rest(serve: Serve, part: Pa
     assert server.asked == [None, "bytes=100000-"]
 
 
+@pytest.mark.heavy
 def test_a_server_that_never_says_a_word_is_given_up(serve: Serve, part: Path) -> None:
     with pytest.raises(DownloadFailed, match=r"gave up after 3 attempts .*timed out"):
         get(part, serve(Reply(stall_after=0)))
 
 
+@pytest.mark.heavy
 def test_a_slow_server_gives_the_file(serve: Serve, part: Path) -> None:
     get(part, serve(Reply(piece=30_000, pause_s=0.1)))
     assert part.read_bytes() == CONTENT
 
 
+@pytest.mark.heavy
 def test_a_server_that_drips_is_as_good_as_stalled(serve: Serve, part: Path) -> None:
     """A byte now and then resets the timeout of every read."""
     server = serve(Reply(piece=1, pause_s=0.05, cut_after=12), Reply())
@@ -312,6 +318,7 @@ def test_a_server_that_was_busy_is_asked_again(serve: Serve, part: Path) -> None
     assert part.read_bytes() == CONTENT
 
 
+@pytest.mark.heavy
 def test_a_server_that_says_when_to_come_again_is_waited_for(serve: Serve, part: Path) -> None:
     began = time.monotonic()
     get(part, serve(Reply(status=429, headers={"Retry-After": "1"}), Reply()))
@@ -319,6 +326,7 @@ def test_a_server_that_says_when_to_come_again_is_waited_for(serve: Serve, part:
     assert time.monotonic() - began > 1
 
 
+@pytest.mark.heavy
 def test_a_complete_file_of_unknown_size_needs_no_server(part: Path) -> None:
     part.write_bytes(CONTENT)
     server = Server([Reply()])
@@ -394,6 +402,7 @@ def test_an_empty_file_is_refused_where_no_size_is_known(serve: Serve, part: Pat
         get(part, serve(Reply(content=b"")), size=None)
 
 
+@pytest.mark.heavy
 def test_certificates_that_are_configured_and_not_there_are_no_matter_of_the_disk(
     part: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +414,7 @@ def test_certificates_that_are_configured_and_not_there_are_no_matter_of_the_dis
         get(part, server)
 
 
+@pytest.mark.heavy
 def test_an_address_where_nobody_listens_is_named(part: Path) -> None:
     server = Server([Reply()])
     server.close()

@@ -162,6 +162,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_archive_is_refused_in_one_line_and_writes_nothing_else(
     kind: str, tmp_path: Path
@@ -187,6 +188,7 @@ def test_a_hostile_archive_is_refused_in_one_line_and_writes_nothing_else(
     assert sum(path.stat().st_size for path in written - {archive}) <= budget
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["long name of 8 GB", "pax header of 8 GB", "bomb"])
 def test_a_hostile_archive_does_not_fill_the_memory(kind: str, tmp_path: Path) -> None:
     archive = tmp_path / "MELD.Raw.tar.gz"

@@ -45,6 +45,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     os.kill(child, 9)
 
 
+@pytest.mark.heavy
 def test_who_comes_second_fails_at_once_and_learns_who_is_first(
     path: Path, holder: subprocess.Popen[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_who_comes_second_fails_at_once_and_learns_who_is_first(
     assert str(path) in str(caught.value)  # the holder's command names it
 
 
+@pytest.mark.heavy
 def test_a_holder_killed_with_kill_9_leaves_no_lock_even_if_its_children_live(
     path: Path, holder: subprocess.Popen[str]
 ) -> None:

@@ -12,6 +12,8 @@ import pytest
 from pipeline.errors import MeldError
 from pipeline.processes import spawn_pool
 
+pytestmark = pytest.mark.heavy
+
 SCRIPT = """
 import signal, time
 if __name__ == "__mp_main__":  # in the other process, which is not ready yet

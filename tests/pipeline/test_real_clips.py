@@ -14,9 +14,12 @@ from pipeline.schema import MODALITIES, ClipKey, DecodedClip, LocatedClip, Utter
 MEDIA = Path(__file__).resolve().parents[2].parent / "shared" / "media"
 CLIPS = {"bigbuckbunny.mp4": 5.3, "nasa_13013.mp4": 13.0}  # seconds
 
-pytestmark = pytest.mark.skipif(
-    not all((MEDIA / name).is_file() for name in CLIPS), reason=f"no real clips in {MEDIA}"
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        not all((MEDIA / name).is_file() for name in CLIPS), reason=f"no real clips in {MEDIA}"
+    ),
+]
 
 
 def decode(name: str, config: DecodeConfig) -> DecodedClip:

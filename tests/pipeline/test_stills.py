@@ -45,6 +45,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     return reader
 
 
+@pytest.mark.heavy
 def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
     read: Read, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_clip_that_crashes_the_decoder_costs_its_own_picture(
     ] * 2
 
 
+@pytest.mark.heavy
 def test_a_decoder_that_hangs_costs_its_own_picture(
     read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_decoder_that_hangs_costs_its_own_picture(
     assert next(stills)[1] == b"b.mp4"
 
 
+@pytest.mark.heavy
 def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(read: Read, tmp_path: Path) -> None:
     interrupted_s = 0.0
 
