@@ -5,9 +5,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo quick test test-all check bench clean
+.PHONY: help demo quick test coverage test-all check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ quick: $(READY) ## the tests that start neither Ray nor a child process, while y
 
 test: $(READY) ## the tests that must always pass
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
+
+coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's and all others
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered
 
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

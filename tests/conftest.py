@@ -81,6 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HEAVY & set(getattr(item, "fixturenames", ())):
             item.add_marker("heavy")
+    # What waits for Ray and for media first: at the end, one process would wait for the other.
+    waits = {item.path for item in items if HEAVY & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in waits)
     if config.getoption("--quick"):
         quick = [
             item

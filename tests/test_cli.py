@@ -131,7 +131,7 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [("info {} --json", 0), ("info --help", 0), ("evaluate nowhere", 4)]
+    ("arguments", "status"), [("info {} --json", 0), ("info --help", 0), ("info no.h5", 5)]
 )
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_an_output_that_is_closed_is_one_that_nobody_wants(
@@ -148,10 +148,10 @@ def test_an_output_that_is_closed_is_one_that_nobody_wants(
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_where_errors_cannot_be_told_the_status_is_still_true() -> None:
-    command = [sys.executable, "-m", "cli", "evaluate", "nowhere"]
+    command = [sys.executable, "-m", "cli", "info", "no.h5"]
     with Path("/dev/full").open("w") as full:
         finished = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT)
-    assert finished.returncode == 4
+    assert finished.returncode == 5
 
 
 def test_a_reader_that_has_seen_enough_hears_no_complaint(features: Path) -> None:

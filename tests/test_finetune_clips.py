@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Meld = Callable[..., Any]
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_raw_clips_of_three_modalities_are_fine_tuned_and_measured(
     corpus: Path, features: Path, tmp_path: Path, meld: Meld
 ) -> None:

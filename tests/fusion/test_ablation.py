@@ -35,7 +35,7 @@ def config(
         seeds=2,
         out=tmp_path / "ablation",
         model=ModelConfig(projection=16, hidden=32, dropout=0.1),
-        fit=FitConfig(epochs=10, learning_rate=3e-3, batch_size=32),
+        fit=FitConfig(epochs=6, learning_rate=3e-3, batch_size=32),
     )
 
 

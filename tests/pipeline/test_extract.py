@@ -168,20 +168,23 @@ def test_a_finetuned_runs_test_clips_are_not_for_choosing(meld: Meld) -> None:
 def test_dev_before_train_is_completed_when_train_arrives(
     corpus: Path, features: Path, tmp_path: Path
 ) -> None:
-    text_only = {"modalities": ("text",), "rows_per_shard": None}
-    extract(config_for(corpus, tmp_path, splits=("dev",), **text_only))
+    alone = {"modalities": ("audio",), "rows_per_shard": None}
+    extract(config_for(corpus, tmp_path, splits=("dev",), **alone))
     assert read_cache(tmp_path / "dev.h5").embedding == {}
-    extract(config_for(corpus, tmp_path, splits=("train",), **text_only))
+    extract(config_for(corpus, tmp_path, splits=("train",), **alone))
     dev, train = (read_cache(tmp_path / f"{split}.h5") for split in ("dev", "train"))
-    assert dev.embedding["text"].shape == (len(dev), 128)
+    assert dev.embedding["audio"].shape == (len(dev), 128)
     assert dev.projection_hash == train.projection_hash is not None
 
 
 def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
-    corpus: Path, features: Path, tmp_path: Path, meld: Meld, few_frames: tuple[str, ...]
+    corpus: Path, tmp_path: Path, meld: Meld, few_frames: tuple[str, ...]
 ) -> None:
+    """With sound alone, whose encoder is there soonest; all three are killed in the slow tests."""
+    unbroken = tmp_path / "unbroken"
+    extract(config_for(corpus, unbroken, modalities=("audio",)))
     command = ["extract", "--split", "all", "--data", corpus, "--features", tmp_path / "features"]
-    command += few_frames
+    command += [*few_frames, "--modalities", "audio"]
     running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)], cwd=ROOT)
     finished_shards = tmp_path / "features" / ".work"
     while running.poll() is None and not list(finished_shards.glob("*/shard-*.h5")):
@@ -194,7 +197,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
     assert resumed.status == 0, resumed.err
     assert sum(split["rows_resumed"] for split in resumed.json["splits"]) >= 2
     for name in ("train.h5", "dev.h5", "test.h5", "projection.h5"):
-        assert (tmp_path / "features" / name).read_bytes() == (features / name).read_bytes()
+        assert (tmp_path / "features" / name).read_bytes() == (unbroken / name).read_bytes()
 
 
 def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
@@ -208,7 +211,7 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
         return decode_clip(clip, **rest)
 
     monkeypatch.setattr(parallel, "decode_clip", deadly)
-    audio = {"modalities": ("text", "audio"), "splits": ("dev",)}
+    audio = {"modalities": ("audio",), "splits": ("dev",)}
     (split,) = extract(config_for(corpus, tmp_path / "features", **audio)).splits
     assert [(failure.code, failure.modality) for failure in split.failures] == [
         ("killed_worker", "audio")
@@ -216,7 +219,6 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
     assert str(victim) in split.failures[0].message
     cache = read_cache(tmp_path / "features" / "dev.h5")
     assert cache.present["audio"].tolist() == [row != 1 for row in range(len(cache))]
-    assert cache.present["text"].all()
 
 
 def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(

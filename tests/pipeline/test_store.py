@@ -60,7 +60,9 @@ class Prepared(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def shared(clips: list[LocatedClip], tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def shared(
+    clips: list[LocatedClip], tmp_path_factory: pytest.TempPathFactory, ray_here: None
+) -> Prepared:
     config = config_in(tmp_path_factory.mktemp("store"))
     store = prepare_store("train", clips, config, CLUSTER)
     decoded = [decode_clip(clip, config.decode, config.modalities) for clip in clips]
