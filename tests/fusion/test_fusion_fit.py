@@ -192,9 +192,9 @@ def test_settings_out_of_range_are_refused(wrong):
 
 
 def test_label_smoothing_reaches_the_loss_that_is_trained_on_and_the_one_that_is_told(load_planted):
-    data, dev = load_planted("train", 100), load_planted("dev", 50)
-    plain = dataclasses.replace(QUICK, epochs=1)
-    smooth = dataclasses.replace(plain, loss=LossConfig(label_smoothing=0.5))
+    data, dev = load_planted("train", 200), load_planted("dev", 50)
+    smooth = dataclasses.replace(QUICK, loss=LossConfig(label_smoothing=0.5))
+    plain = dataclasses.replace(QUICK, loss=LossConfig(label_smoothing=0.0))
     told = {}
     for config in (plain, smooth):
         model, result = train(data, dev, config)
@@ -203,7 +203,6 @@ def test_label_smoothing_reaches_the_loss_that_is_trained_on_and_the_one_that_is
         assert result.best.dev_loss == pytest.approx(
             by_hand(output, dev.emotion, dev.sentiment).item(), rel=1e-5
         )
-        told[config] = result.best.train_loss
-    # Half of each label spread over all classes is a much higher loss for a model that has begun
-    # to be sure.
-    assert told[smooth] > 1.05 * told[plain]
+        told[config] = result.history[-1].train_loss
+    # Where half of each label is spread over all classes, no model can come near 0.
+    assert told[smooth] > 1.3 * told[plain]

@@ -81,13 +81,26 @@ def shown(*renderables: Any) -> list[str]:
     return console.export_text().splitlines()
 
 
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    report: DoctorReport
+    page: Path
+
+
+@pytest.fixture(scope="module")
+def examined(corrupt_corpus: SampleResult, tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    """The corpus with every accident, looked at once."""
+    folder = tmp_path_factory.mktemp("examined")
+    return Examined(run_doctor(corrupt_corpus.root, folder), folder / "doctor.html")
+
+
 # --- generated corpora
 
 
 def test_each_planted_accident_is_named_and_no_other_clip_accused(
-    corrupt_corpus: SampleResult, tmp_path: Path
+    corrupt_corpus: SampleResult, examined: Examined
 ) -> None:
-    report = run_doctor(corrupt_corpus.root, tmp_path)
+    report = examined.report
     assert {accident.kind for accident in corrupt_corpus.accidents} == NAMES.keys()
     planted = {
         (str(accident.key), name)
@@ -102,7 +115,7 @@ def test_each_planted_accident_is_named_and_no_other_clip_accused(
         "dev": 0,
         "test": 1,
     }
-    assert (tmp_path / "doctor.html").read_bytes().startswith(b"<!doctype html>")
+    assert examined.page.read_bytes().startswith(b"<!doctype html>")
 
 
 def test_an_intact_corpus_is_healthy(corpus: Path, tmp_path: Path) -> None:
@@ -578,10 +591,9 @@ def test_an_extra_that_is_not_installed_is_told_with_its_command(
 
 
 def test_the_page_loads_and_runs_nothing_and_shows_frames_of_the_odd_clips(
-    corrupt_corpus: SampleResult, tmp_path: Path
+    examined: Examined,
 ) -> None:
-    run_doctor(corrupt_corpus.root, tmp_path)
-    written = (tmp_path / "doctor.html").read_text()
+    written = examined.page.read_text()
     assert "default-src 'none'" in written
     assert "<script" not in written
     assert "http://" not in written
@@ -681,9 +693,9 @@ def test_the_name_of_the_page_moves_no_cursor(corpus: Path, tmp_path: Path) -> N
 
 
 def test_tables_fit_eighty_columns_and_long_lists_say_how_many_more(
-    corrupt_corpus: SampleResult, tmp_path: Path
+    examined: Examined,
 ) -> None:
-    report = run_doctor(corrupt_corpus.root, tmp_path)
+    report = examined.report
     many = tuple(
         Finding(split="dev", kind="missing", message="gone", key=ClipKey("dev", 0, n))
         for n in range(1200)
