@@ -81,9 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HEAVY & set(getattr(item, "fixturenames", ())):
             item.add_marker("heavy")
-    # What waits for Ray and for media first: at the end, one process would wait for the other.
-    waits = {item.path for item in items if HEAVY & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in waits)
+    _deal(items)
     if config.getoption("--quick"):
         quick = [
             item
@@ -92,6 +90,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in quick])
         items[:] = quick
+
+
+def _deal(items: list[pytest.Item]) -> None:
+    """Puts the files into the order in which two processes take them.
+
+    One makes the features that many tests read, and the other has long files to do meanwhile that
+    need none of it; then what waits for Ray and for media; at the end there is only short work.
+    """
+    media = {item.path for item in items if HEAVY & set(getattr(item, "fixturenames", ()))}
+    order = ("test_cli", "test_finetune", "test_ablation", "test_crossval")
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.stem in order:
+            return order.index(item.path.stem)
+        return len(order) + (item.path not in media)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -77,7 +77,13 @@ def test_gradients_stay_finite_where_a_row_has_nothing(fusion: FusionType) -> No
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("fusion", ALL)
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        name if name in ("late", "attention") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ALL
+    ],
+)
 def test_each_fusion_finds_a_label_that_two_modalities_share(
     fusion: FusionType, load_planted: Callable
 ) -> None:

@@ -38,10 +38,14 @@ def logits(training: Training) -> torch.Tensor:
 
 
 CASES = [
-    *((fusion, "none", 1) for fusion in JOINS),
+    ("late", "none", 1),
     ("late", "dialogue", 1),
-    ("late", "none", 2),
     ("attention", "none", 2),
+    *(
+        pytest.param(fusion, "none", cores, marks=pytest.mark.slow)
+        for fusion in JOINS
+        for cores in (1, 2)
+    ),
 ]
 
 

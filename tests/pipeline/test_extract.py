@@ -165,6 +165,7 @@ def test_a_finetuned_runs_test_clips_are_not_for_choosing(meld: Meld) -> None:
     assert "--test-clips" in finished.err
 
 
+@pytest.mark.slow
 def test_dev_before_train_is_completed_when_train_arrives(
     corpus: Path, features: Path, tmp_path: Path
 ) -> None:
