@@ -295,7 +295,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [1, pytest.param(7, marks=pytest.mark.slow), 20])
+@pytest.mark.parametrize(
+    "step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6, 20)), 7]
+)
 def test_stopped_at_any_step_it_ends_with_the_same_weights(
     place: Path, tmp_path: Path, unbroken: FinetuneResult, step: int
 ) -> None:

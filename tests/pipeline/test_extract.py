@@ -225,10 +225,10 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
 def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
     corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld, few_frames: tuple[str, ...]
 ) -> None:
+    (tmp_path / "settings.toml").write_text("num_frames = 4\n")  # in shards as large as ever
     finished = meld(
         *("extract", "--split", "all", "--data", corrupt_corpus.root),
-        *("--features", tmp_path / "features"),
-        *few_frames,
+        *("--features", tmp_path / "features", *few_frames[:-1], tmp_path / "settings.toml"),
         "--json",
     )
     assert finished.status == 3, finished.err
