@@ -192,6 +192,24 @@ def test_choosing_frames_by_hand(shown: list[int], last: int, wanted: list[int])
     assert choose_frames(np.array(shown), last, 4).tolist() == wanted
 
 
+def test_a_picture_that_appears_just_at_the_middle_of_a_part_is_on_screen_then() -> None:
+    assert choose_frames(np.array([0, 10, 20, 30]), 10, 2).tolist() == [10, 30]
+
+
+def test_times_count_from_the_first_picture_wherever_the_clock_of_the_file_begins(
+    tmp_path: Path,
+) -> None:
+    options = {"avoid_negative_ts": "disabled"}
+    ticks = [5 * FPS + number for number in range(40)]
+    late = write_clip(tmp_path / "late.mkv", num_frames=40, ticks=ticks, container_options=options)
+    with av.open(str(late)) as container:
+        assert container.streams.video[0].start_time * container.streams.video[0].time_base > 4
+    clip = decoded(late, ("video",))
+    assert clip.times_s is not None
+    assert numbers(clip) == middles_of_parts(40)
+    assert np.allclose(clip.times_s, np.array(numbers(clip)) / FPS, atol=2e-3)
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 15])
 def test_a_short_clip_repeats_its_frames_and_says_so(tmp_path: Path, num_frames: int) -> None:
     clip = decoded(write_clip(tmp_path / "a.mp4", num_frames=num_frames), ["video"])

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel
 
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
-from pipeline.encoders.audio import SpectrogramEncoder, build_audio_encoder
+from pipeline.encoders.audio import SpectrogramEncoder, build_audio_encoder, mel_statistics
 from pipeline.encoders.choice import EncoderChoice, EncoderRequest, choose_encoder
 from pipeline.encoders.registry import build_encoder
 from pipeline.encoders.text import TextEncoder, build_text_encoder
@@ -506,6 +506,18 @@ def test_unknown_encoders_are_usage_errors_that_name_the_known() -> None:
 
 
 # --------------------------------------------------------------------------------------- audio
+
+
+def test_the_statistics_of_a_spectrogram_by_hand() -> None:
+    """[mels, time]: a band that goes up and down, and one that rises."""
+    statistics = mel_statistics(torch.tensor([[0.0, 4, 0, 4, 2], [0.0, 1, 2, 3, 4]]))
+    mean, spread, low, middle, high, change = statistics.view(6, 2)
+    assert mean.tolist() == [2, 2]
+    assert spread.tolist() == pytest.approx([3.2**0.5, 2**0.5])
+    assert low.tolist() == pytest.approx([0, 0.4])
+    assert middle.tolist() == [2, 2]
+    assert high.tolist() == pytest.approx([4, 3.6])
+    assert change.tolist() == [3.5, 1]  # how lively, not where it ends
 
 
 def noise(samples: int, seed: int = 0, loudness: float = 0.1) -> torch.Tensor:
