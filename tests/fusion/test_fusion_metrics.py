@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from fusion.losses import UNLABELLED
 from fusion.metrics import (
@@ -56,6 +57,17 @@ def test_unlabelled_rows_are_not_measured():
     head = report_sentiment(true, predicted, train_counts=[1, 1, 1])
     assert (head.rows, head.model.accuracy) == (2, 1.0)
     assert weighted_f1(true, predicted) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_f1_that_dev_chooses_by_is_scikit_learns(seed):
+    random = np.random.default_rng(seed)
+    true = random.choice(7, 200, p=[0.46, 0.16, 0.04, 0.08, 0.14, 0.02, 0.1])
+    predicted = np.where(random.random(200) < 0.5, true, random.integers(0, 7, 200))
+    expected = f1_score(true, predicted, average="weighted", zero_division=0)
+    assert weighted_f1(true, predicted) == pytest.approx(expected)
+    hidden = np.append(true, [UNLABELLED] * 20)
+    assert weighted_f1(hidden, np.append(predicted, [3] * 20)) == pytest.approx(expected)
 
 
 def test_a_head_without_labels_reports_zero_rows():
