@@ -179,8 +179,10 @@ def _flow(
     worker = ray.remote(num_cpus=cpus, max_retries=0)(_work_on_shard)
     waiting = deque(tasks)
     running: dict[_Ref, ShardTask] = {}
+    begun_again: set[tuple[str, int]] = set()
     while waiting or running:
-        while waiting and len(running) < _most_at_once(cpus):
+        most = _most_at_once(cpus)
+        while waiting and len(running) < most:
             task = waiting.popleft()
             # Without work there is nothing to do before the end: text alone has no media.
             running[finish(task if work is None else worker.remote(task, work))] = task
@@ -189,8 +191,11 @@ def _flow(
         try:
             shard = ray.get(done)
         except RayError as error:
-            if work is None or not _worker_died(error):
+            key = (task.split, task.index)
+            # A second time it was not a clip that killed: an encoder without memory looks alike.
+            if work is None or key in begun_again or not _worker_died(error):
                 raise
+            begun_again.add(key)
             logger.warning("a worker died; %d clips are begun again, one by one", len(task.clips))
             running[finish(ray.put(_one_by_one(task, work, worker)))] = task
             continue
