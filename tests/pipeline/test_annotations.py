@@ -1,5 +1,6 @@
 """CSV to utterances: the real MELD files, both generations of them, and every wrong row."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotations import (
+    hash_rows,
     normalise_text,
     parse_time_s,
     read_annotations,
@@ -15,7 +17,7 @@ from pipeline.annotations import (
 )
 from pipeline.errors import AnnotationError, InputError
 from pipeline.layout import find_annotations
-from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split
+from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "meld"
 needs_meld = pytest.mark.skipif(
@@ -316,3 +318,25 @@ def test_context_is_what_was_said_before_in_the_same_dialogue(write_csv: WriteCs
     ]
     assert with_context(read, 1)[0].context == "Bob: Two Ann:"
     assert with_context(read, 0) == read
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"key": ClipKey("dev", 0, 1)},
+        {"key": ClipKey("dev", 1, 0)},
+        {"key": ClipKey("test", 0, 0)},
+        {"text": "Hello."},
+        {"speaker": "Ross"},
+        {"emotion": "anger"},
+        {"sentiment": None},
+    ],
+)
+def test_whatever_a_row_says_is_in_the_hash_that_ties_a_cache_to_it(changed: dict) -> None:
+    row = Utterance(
+        key=ClipKey("dev", 0, 0), text="Hello", speaker="Joey", emotion="joy", sentiment="positive"
+    )
+    assert hash_rows([row]) != hash_rows([dataclasses.replace(row, **changed)])
+    assert hash_rows([row]) != hash_rows([row, row])
+    # Where its clip lies in the episode changes no feature.
+    assert hash_rows([row]) == hash_rows([dataclasses.replace(row, start_s=1.0, end_s=2.0)])
