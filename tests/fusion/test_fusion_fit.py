@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fusion.fit import FitConfig, drop_modalities, fit, predict
+from fusion.fit import FitConfig, drop_modalities, fit, predict, warm_up_then_fall
 from fusion.losses import UNLABELLED, LossConfig, MultiTaskLoss
 from fusion.metrics import weighted_f1
 from fusion.model import ModelConfig
@@ -175,6 +175,14 @@ def test_modality_dropout_drops_only_what_is_there_and_never_everything():
     had_some = present.any(dim=1)
     assert dropped[had_some].any(dim=1).all()
     assert dropped.sum() < 0.8 * present.sum()
+
+
+def test_the_learning_rate_rises_in_steps_and_falls_along_half_a_cosine():
+    factor = warm_up_then_fall(100, 0.1)
+    assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [factor(step) for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
+    assert all(factor(step + 1) < factor(step) for step in range(10, 100))
+    assert warm_up_then_fall(100, 0.0)(0) == 1.0
 
 
 def test_a_single_modality_is_never_dropped():
