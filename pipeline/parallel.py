@@ -293,6 +293,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     _init_ray(cluster, settings)
 
 

@@ -85,6 +85,7 @@ def test_features_that_say_nothing_stay_near_the_majority(
     assert emotion_f1(crossval(config)) < 0.3  # 7 classes by chance: 0.14
 
 
+@pytest.mark.slow
 def test_planted_label_noise_shows_beyond_the_intervals(
     config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
 ) -> None:

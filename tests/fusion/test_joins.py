@@ -79,10 +79,7 @@ def test_gradients_stay_finite_where_a_row_has_nothing(fusion: FusionType) -> No
 
 @pytest.mark.parametrize(
     "fusion",
-    [
-        name if name in ("late", "attention") else pytest.param(name, marks=pytest.mark.slow)
-        for name in ALL
-    ],
+    [name if name == "attention" else pytest.param(name, marks=pytest.mark.slow) for name in ALL],
 )
 def test_each_fusion_finds_a_label_that_two_modalities_share(
     fusion: FusionType, load_planted: Callable
