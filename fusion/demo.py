@@ -46,7 +46,7 @@ OnProgress = Callable[[int, int], None]
 class DemoConfig:
     """out: holds the corpus, the caches and the runs; seeds: trainings per subset.
 
-    dialogues: about 6 clips each; 54 took 5.3 minutes on 2 cores of a noisy machine, see LOG.md
+    dialogues: about 6 clips each; 44 take some 4 minutes on 2 cores, see LOG.md
     """
 
     out: Path = Path("demo")
