@@ -17,6 +17,7 @@ help: ## list the targets
 unexport PYTHONDONTWRITEBYTECODE
 # So byte code is made at once, for those who run .venv/bin/meld themselves: on all cores, where
 # pip would do it on one.
+# A file that does not compile is one that nobody imports: it stops no installation.
 NEVER_IMPORTED := /(tests?|testing|_inductor|rllib|tune|serve|dashboard|autoscaler|triton)/|/transformers/models/(?!auto|bert/)
 # --no-deps: requirements.txt is the whole closure, every file pinned by hash.
 $(READY): requirements.txt pyproject.toml
