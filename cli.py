@@ -47,23 +47,6 @@ from console.options import (
 from console.printing import print_json, say
 from console.progress import byte_progress, progress
 from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
-from console.tables import (
-    show_ablation,
-    show_checkup,
-    show_comparison,
-    show_crossval,
-    show_demo,
-    show_download,
-    show_evaluation,
-    show_extraction,
-    show_finetuning,
-    show_info,
-    show_machine,
-    show_page,
-    show_plan,
-    show_sample,
-    show_training,
-)
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
 
@@ -183,6 +166,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Generate a small corpus in MELD's shape: spoken text, talking faces, real H.264 and AAC."""
+    from console.show.sample import show_sample
     from pipeline.settings import build_config
 
     with _needs_extra("sample"):
@@ -244,6 +228,7 @@ def download(
     )
     settings = merge_with_file(config, options)
 
+    from console.show.download import show_download
     from pipeline.download.config import DownloadConfig
     from pipeline.download.download import download as run_download
     from pipeline.settings import build_config
@@ -346,6 +331,7 @@ def extract(
     )
     settings = merge_with_file(config, options, encoders=chosen)
 
+    from console.show.extraction import show_extraction, show_plan
     from pipeline.extract import ExtractConfig, plan
     from pipeline.extract import extract as run_extract
     from pipeline.settings import build_config
@@ -393,6 +379,7 @@ def doctor(
     Exit status 0: nothing, or only what is published about MELD. 3: something is new. Writes a
     page with frames of the odd clips; changes nothing else and downloads nothing.
     """
+    from console.show.doctor import show_checkup, show_machine
     from pipeline.doctor.examine import DoctorConfig, examine, look_around
     from pipeline.settings import build_config
 
@@ -431,6 +418,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what a cache holds: rows, presence, accidents, recipe, labels, size."""
+    from console.show.info import show_info
     from pipeline.errors import CacheCorrupt
     from pipeline.info import describe
 
@@ -492,6 +480,7 @@ def train_fusion(
         fit=given(epochs=epochs),
     )
 
+    from console.show.training import show_training
     from fusion.train import TrainConfig
     from fusion.train import train_fusion as run_training
 
@@ -575,6 +564,7 @@ def finetune(
     )
     settings = merge_with_file(config, options, tune=given(epochs=epochs))
 
+    from console.show.training import show_finetuning
     from fusion.finetune import FinetuneConfig
     from fusion.finetune import finetune as run_finetuning
 
@@ -615,6 +605,7 @@ def evaluate(
 
     A fine-tuned run is measured on raw clips, with its own encoders.
     """
+    from console.show.evaluation import show_evaluation
     from fusion.evaluate import EvaluateConfig
     from fusion.evaluate import evaluate as run_evaluation
 
@@ -649,6 +640,7 @@ def compare(
 
     The runs may differ in everything but the rows. On test this is a look at test with both.
     """
+    from console.show.comparison import show_comparison
     from fusion.compare import CompareConfig
     from fusion.compare import compare as run_comparison
     from pipeline.settings import build_config
@@ -692,6 +684,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Measure runs and write one HTML page about them, which needs no network to be read."""
+    from console.show.page import show_page
     from fusion.html_report import HtmlReportConfig, write_html_report
     from pipeline.settings import build_config
 
@@ -746,6 +739,7 @@ def crossval(
         fit=given(epochs=epochs),
     )
 
+    from console.show.crossval import show_crossval
     from fusion.crossval import CrossvalConfig
     from fusion.crossval import crossval as run_crossval
 
@@ -802,6 +796,7 @@ def ablate(
         config, options, model=given(context=context, future=future), fit=given(epochs=epochs)
     )
 
+    from console.show.ablation import show_ablation
     from fusion.ablation import AblateConfig
     from fusion.ablation import ablate as run_ablation
 
@@ -823,6 +818,7 @@ def demo(
     No download: text goes through the bundled encoder, video through random weights (asked for
     by name, and marked in every output).
     """
+    from console.show.demo import show_demo
     from pipeline.settings import build_config
 
     with _needs_extra("sample"):

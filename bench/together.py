@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from fusion.crossval import CrossvalConfig, load_pooled, make_folds
-from fusion.data import FusionData
-from fusion.fit import FitConfig, Training, fit_together, predict
+from fusion.fit import FitConfig, Training, fit_together
+from fusion.predict import predict
 from fusion.rows import Rows
+from fusion.split import FusionData
 from fusion.train import build_model
 from pipeline.resources import num_cores
 

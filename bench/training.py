@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fusion.data import FusionData
 from fusion.fit import FitConfig, fit
 from fusion.losses import MultiTaskLoss
 from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
 from fusion.rows import Rows
+from fusion.split import FusionData
 from fusion.turns import Turns
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, ClipKey, Modality, Split

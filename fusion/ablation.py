@@ -3,7 +3,6 @@
 Each cell of the table is a file that appears whole, so a run that was stopped goes on where it was.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from fusion.bootstrap import Interval, mean_interval
-from fusion.data import FusionData, check_recipe, check_trainable, load_split
-from fusion.fit import FitConfig, Training, fit_together, predict
+from fusion.fit import FitConfig, Training, fit_together
 from fusion.joins import JOINS, FusionType
-from fusion.looks import describe_looks, record_look
-from fusion.metrics import Labels, weighted_f1
+from fusion.labels import Labels
+from fusion.load import load_split
+from fusion.looks import record_look
 from fusion.model import InputKind, ModelConfig
-from fusion.report import save_figure, tidy
+from fusion.predict import predict
 from fusion.rows import Rows
+from fusion.scores import weighted_f1
+from fusion.split import FusionData, check_recipe, check_trainable
 from fusion.subsets import choose_subsets
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.json_values import json_bytes, to_values
 from pipeline.recipe import TestClips
 from pipeline.resources import num_cores
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
@@ -37,6 +35,7 @@ from pipeline.whole_files import write_whole
 
 RESULT = "ablation.json"
 
+Bar = tuple[float, float, float]  # a mean and its bounds
 OnProgress = Callable[[int, int], None]  # cells done, cells in all
 
 
@@ -129,20 +128,18 @@ class AblationReport:
     reused: int
     test_looks: int
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """As `ablation.json`: only what a repeated run says again."""
-        cells = [dataclasses.asdict(cell) for cell in self.cells]
-        values = {
+        return {
             "split": self.split,
             "rows_measured": self.rows,
             "seeds": self.seeds,
             "fingerprint": self.fingerprint,
-            "random_modalities": self.random_modalities,
+            "random_modalities": list(self.random_modalities),
             "test_clips": self.test_clips,
             "test_looks": self.test_looks,
-            "rows": cells,
+            "rows": [to_values(cell) for cell in self.cells],
         }
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> AblationReport:
@@ -165,7 +162,7 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         if cell is None:
             parts = [data.select(subset) for data in (train, dev, measured)]
             cell = _measure_cell(config, fusion, *parts)
-            write_whole(path, json.dumps(dataclasses.asdict(cell), indent=2).encode())
+            write_whole(path, json_bytes(to_values(cell)))
         else:
             reused += 1
         done.append(cell)
@@ -184,8 +181,18 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         reused=reused,
         test_looks=looks,
     )
-    write_whole(config.out / RESULT, report.to_json().encode())
-    _plot(report, config.out / "ablation.png")
+    write_whole(config.out / RESULT, json_bytes(report.to_dict()))
+    from fusion.plots import plot_bars  # matplotlib takes seconds to load
+
+    series: dict[str, list[Bar | None]] = {}
+    for cell in report.cells:
+        series.setdefault(cell.fusion, []).append(_bar(cell))
+    plot_bars(
+        list(dict.fromkeys(cell.name for cell in report.cells)),
+        series,
+        config.out / "ablation.png",
+        title=f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues",
+    )
     return report
 
 
@@ -296,69 +303,9 @@ def _scores(true: Labels, predicted: Labels) -> tuple[float, ...]:
     return tuple(score for score in scores if score is not None)
 
 
-def render_ablation(report: AblationReport) -> RenderableType:
-    table = Table(
-        title=f"weighted F1 on {report.split}, {report.seeds} seeds: mean [95 % interval] ± seeds",
-        title_justify="left",
-    )
-    for column in ("modalities", "fusion", "emotion", "sentiment"):
-        table.add_column(column)
-    best = max(report.cells, key=lambda cell: np.mean(cell.emotion_f1 or [0.0]))
-    for number, cell in enumerate(report.cells):
-        first = number == 0 or report.cells[number - 1].modalities != cell.modalities
-        table.add_row(
-            cell.name if first else "",
-            cell.fusion,
-            _told(cell.emotion_f1, cell.emotion_interval),
-            _told(cell.sentiment_f1, None),  # its interval is in the JSON: 80 columns
-            style="bold" if cell is best else "",
-        )
-    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
-    lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
-    if report.split == "dev":
-        lines.append("dev also chose the epochs, which flatters every row alike")
-    else:
-        lines.append(describe_looks(report.test_looks).replace("this run", f"{report.out}"))
-    return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
-
-
-def _told(scores: Sequence[float], bounds: Interval | None) -> str:
-    if not scores:
-        return "no labels"
-    between = "" if bounds is None else f" [{bounds.low:.3f}, {bounds.high:.3f}]"
-    spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
-    return f"{np.mean(scores):.3f}{between}{spread}"
-
-
-def _plot(report: AblationReport, path: Path) -> None:
-    """A group of bars per subset, one bar per fusion; whiskers are the intervals."""
-    subsets = list(dict.fromkeys(cell.name for cell in report.cells))
-    fusions = list(dict.fromkeys(cell.fusion for cell in report.cells))
-    figure = Figure(figsize=(2.5 + 1.6 * len(subsets), 4.6))
-    axis = figure.subplots()
-    width = 0.8 / len(fusions)
-    for place, fusion in enumerate(fusions):
-        cells = [cell for cell in report.cells if cell.fusion == fusion and cell.emotion_f1]
-        means = np.array([np.mean(cell.emotion_f1) for cell in cells])
-        bounds = np.array(
-            [
-                (mean, mean)
-                if cell.emotion_interval is None
-                else (cell.emotion_interval.low, cell.emotion_interval.high)
-                for mean, cell in zip(means, cells, strict=True)
-            ]
-        ).reshape(-1, 2)
-        axis.bar(
-            [subsets.index(cell.name) + (place - (len(fusions) - 1) / 2) * width for cell in cells],
-            means,
-            width,
-            yerr=np.maximum([means - bounds[:, 0], bounds[:, 1] - means], 0),
-            capsize=2,
-            label=fusion,
-        )
-    axis.set_xticks(range(len(subsets)), subsets, rotation=20, ha="right")
-    axis.set_ylabel("emotion weighted F1")
-    axis.set_title(f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues")
-    tidy(axis)
-    axis.legend(frameon=False, ncols=len(fusions), loc="lower center", bbox_to_anchor=(0.5, 1.08))
-    save_figure(figure, path)
+def _bar(cell: Cell) -> Bar | None:
+    """None where there are no labels; without an interval its bounds are the mean itself."""
+    if not cell.emotion_f1:
+        return None
+    mean, bounds = float(np.mean(cell.emotion_f1)), cell.emotion_interval
+    return (mean, mean, mean) if bounds is None else (mean, bounds.low, bounds.high)

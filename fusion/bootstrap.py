@@ -14,17 +14,14 @@ An interval says nothing about other seeds of training or other corpora, only ab
 dialogues the split happens to hold.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from fusion.losses import UNLABELLED
-
-Labels = NDArray[np.int64]
-Scoring = Callable[[NDArray[np.generic]], NDArray[np.float64]]  # [..., C, C] -> [...]
+from fusion.labels import UNLABELLED, Labels
+from fusion.scores import Scoring, weighted_f1_of
 
 SAMPLES = 2000
 _TAIL = 0.025  # on each side
@@ -72,33 +69,6 @@ def confusions_by_dialogue(
     cell = (dialogue[labelled] * num_classes + true[labelled]) * num_classes + predicted[labelled]
     counts = np.bincount(cell, minlength=num_dialogues * num_classes**2)
     return counts.reshape(num_dialogues, num_classes, num_classes)
-
-
-def weighted_f1_of(confusions: NDArray[np.generic]) -> NDArray[np.float64]:
-    """[..., true, predicted] -> [...]: F1 of each class, weighted by its rows.
-
-    As sklearn's `f1_score(average="weighted", zero_division=0)`; 0 where nothing is counted.
-    """
-    counts = np.asarray(confusions, dtype=np.float64)
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    support, claimed = counts.sum(axis=-1), counts.sum(axis=-2)
-    f1 = 2 * right / np.maximum(support + claimed, 1)
-    return (support * f1).sum(axis=-1) / np.maximum(support.sum(axis=-1), 1)
-
-
-def accuracy_of(confusions: NDArray[np.generic]) -> NDArray[np.float64]:
-    """[..., true, predicted] -> [...]; 0 where nothing is counted."""
-    counts = np.asarray(confusions, dtype=np.float64)
-    right = np.diagonal(counts, axis1=-2, axis2=-1).sum(axis=-1)
-    return right / np.maximum(counts.sum(axis=(-2, -1)), 1)
-
-
-def macro_f1_of(confusions: NDArray[np.generic]) -> NDArray[np.float64]:
-    """[..., true, predicted] -> [...]: plain mean over all classes; one that never occurs has 0."""
-    counts = np.asarray(confusions, dtype=np.float64)
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    f1 = 2 * right / np.maximum(counts.sum(axis=-1) + counts.sum(axis=-2), 1)
-    return f1.mean(axis=-1)
 
 
 def draw_weights(num_dialogues: int, *, samples: int = SAMPLES, seed: int = 0) -> Labels:

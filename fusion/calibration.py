@@ -6,53 +6,17 @@ it, and with a few dozen dev rows in the rare classes it would be fitted to nois
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED, Labels, Logits
+from fusion.temperature import Temperature
 
 NUM_BINS = 15
 MIN_ROWS = 20  # below that a temperature follows single rows
 _BOUNDS = (0.05, 20.0)
-
-Logits = NDArray[np.float64]  # [rows, classes]
-Labels = NDArray[np.int64]  # [rows], UNLABELLED = none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Temperature:
-    """What one head's logits are divided by.
-
-    rows: labelled rows it was fitted on; 0 where they allowed no fit, and the value is 1
-    """
-
-    value: float = 1.0
-    rows: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.value) is not float or not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"a temperature must be a finite float above 0, not {self.value!r}")
-        if type(self.rows) is not int or self.rows < 0:
-            raise ValueError(f"a temperature's rows must be a count, not {self.rows!r}")
-
-    @property
-    def fitted(self) -> bool:
-        return self.rows > 0
-
-    def log_probabilities(self, logits: Logits) -> Logits:
-        """[rows, classes] -> the same, every row's probabilities adding up to 1."""
-        return log_softmax(np.asarray(logits, np.float64) / self.value, axis=1)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Temperature":
-        """Raises KeyError, TypeError or ValueError where `values` is no such thing."""
-        return cls(value=values["value"], rows=values["rows"])
 
 
 @dataclass(frozen=True, kw_only=True)

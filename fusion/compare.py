@@ -7,30 +7,24 @@ can be found that two intervals side by side would hide.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from fusion.bootstrap import SAMPLES, Interval, difference_interval
-from fusion.evaluate import EvaluateConfig, OnProgress, name_of, open_split, predict_rows
-from fusion.looks import describe_looks, record_look
-from fusion.losses import UNLABELLED
-from fusion.metrics import Labels, weighted_f1
+from fusion.evaluate import EvaluateConfig, OnProgress, name_of, open_split
+from fusion.labels import UNLABELLED, Labels
+from fusion.looks import record_look
+from fusion.predict import predict_rows
 from fusion.predictions import Predictions
+from fusion.scores import weighted_f1
 from pipeline.errors import MismatchError
+from pipeline.json_values import to_values
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
-
-_ROWS = (
-    *("A", "B", "B - A [95 % interval]"),
-    *("B alone is right", "A alone is right", "both are right", "both are wrong"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +96,11 @@ class Comparison:
     test_clips_a: TestClips | None = None
     test_clips_b: TestClips | None = None
 
-    def to_json(self) -> str:
-        values = dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        values = to_values(self)
         for name in ("emotion", "sentiment"):
             values[name]["verdict"] = getattr(self, name).verdict
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return values
 
 
 def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) -> Comparison:
@@ -248,36 +242,3 @@ def compare_head(
         both_right=int((a_right & b_right).sum()),
         both_wrong=int((~a_right & ~b_right).sum()),
     )
-
-
-def render_comparison(comparison: Comparison) -> RenderableType:
-    """The scores side by side, B minus A with its interval, and what that means in a sentence."""
-    head = (
-        f"A: {comparison.run_a}   B: {comparison.run_b}   on {comparison.split}: "
-        f"{comparison.rows} rows, {comparison.dialogues} dialogues"
-    )
-    heads = {"emotion": comparison.emotion, "sentiment": comparison.sentiment}
-    columns = [_column(each) for each in heads.values()]
-    table = Table("", *heads, title="weighted F1, and rows right", title_justify="left")
-    for name, *cells in zip(_ROWS, *columns, strict=True):
-        table.add_row(name, *map(Text, cells))  # "[...]" is no markup here
-    lines = [Text(f"{name}: {each.verdict}", style="bold") for name, each in heads.items()]
-    sides = (("A", comparison.test_clips_a), ("B", comparison.test_clips_b))
-    lines += [Text(f"{side}: test clips {clips}") for side, clips in sides if clips is not None]
-    if comparison.split == "test":
-        looks = (("A", comparison.test_looks_a), ("B", comparison.test_looks_b))
-        lines += [Text(f"{side}: {describe_looks(count)}") for side, count in looks]
-    return Group(Text(head), table, *lines)
-
-
-def _column(head: HeadComparison) -> list[str]:
-    """One cell for each of _ROWS."""
-    scores = ["-" if value is None else f"{value:.3f}" for value in (head.a, head.b)]
-    counts = (head.won, head.lost, head.both_right, head.both_wrong)
-    return [*scores, _signed(head.difference), *map(str, counts)]
-
-
-def _signed(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    return f"{interval.value:+z.3f} [{interval.low:+z.3f}, {interval.high:+z.3f}]"

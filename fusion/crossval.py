@@ -7,8 +7,6 @@ caches of train (and dev) -> rows in folds, whole dialogues
     └ per seed: every row predicted once, by the training that did not see its dialogue
 """
 
-import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,33 +16,27 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Table
 from sklearn.model_selection import StratifiedGroupKFold
 
-from fusion.bootstrap import (
-    Interval,
-    Scoring,
-    accuracy_of,
-    confusions_by_dialogue,
-    macro_f1_of,
-    mean_interval,
-    weighted_f1_of,
-)
-from fusion.data import FusionData, load_split, pool_splits
-from fusion.fit import FitConfig, Training, fit_together, predict
-from fusion.losses import UNLABELLED
-from fusion.metrics import Labels
+from fusion.bootstrap import Interval, confusions_by_dialogue, mean_interval
+from fusion.fit import FitConfig, Training, fit_together
+from fusion.labels import UNLABELLED, Labels
+from fusion.load import load_split
 from fusion.model import InputKind, ModelConfig
+from fusion.predict import predict
 from fusion.rows import Rows
+from fusion.scores import Scoring, accuracy_of, macro_f1_of, weighted_f1_of
+from fusion.split import FusionData, pool_splits
 from fusion.train import build_model, check_modalities, choose_device
 from pipeline.errors import InputError, MismatchError
+from pipeline.json_values import json_bytes, to_values
 from pipeline.recipe import TestClips
 from pipeline.resources import num_cores
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 from pipeline.whole_files import check_out, write_whole
 
+FORMAT = "meld-crossval"
 METRICS: dict[str, Scoring] = {
     "weighted F1": weighted_f1_of,
     "accuracy": accuracy_of,
@@ -142,8 +134,9 @@ class CrossvalReport:
     emotion: tuple[Metric, ...]
     sentiment: tuple[Metric, ...]
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, default=str) + "\n"
+    def to_dict(self) -> dict[str, Any]:
+        """The format comes first: by it a file that may be overwritten is recognised."""
+        return {"format": FORMAT} | to_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +151,7 @@ class Fold:
 def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) -> CrossvalReport:
     """Raises UsageError, InputError, StorageError or MismatchError."""
     if config.out is not None:
-        check_out(config.out, begins=b'{\n  "dialogues": ')
+        check_out(config.out, begins=json_bytes({"format": FORMAT})[:-3])
     data = load_pooled(config)
     folds = make_folds(data, config.folds, seed=config.seed)
     started = time.perf_counter()
@@ -180,7 +173,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         sentiment=_measure(data, data.sentiment.numpy(), sentiment, folds, len(SENTIMENTS)),
     )
     if config.out is not None:
-        write_whole(config.out, report.to_json().encode())
+        write_whole(config.out, json_bytes(report.to_dict()))
     return report
 
 
@@ -318,35 +311,3 @@ def _measure(
         )
         for name, scoring in METRICS.items()
     )
-
-
-def render_crossval(report: CrossvalReport) -> RenderableType:
-    heads = (("emotion", report.emotion), ("sentiment", report.sentiment))
-    table = Table(
-        title=f"{len(report.rows_by_fold)} folds x {report.seeds} seeds of "
-        f"{' + '.join(report.modalities)}; {report.rows} rows, {report.dialogues} dialogues",
-        title_justify="left",
-    )
-    for column in ("", "mean", "95 % interval", "± seeds", "± folds", "majority"):
-        table.add_column(column, justify="right" if column else "left")
-    for head, metrics in heads:
-        for metric in metrics:
-            bounds = metric.interval
-            table.add_row(
-                f"{head}: {metric.name}",
-                f"{metric.mean:.3f}",
-                "too few dialogues" if bounds is None else f"{bounds.low:.3f} to {bounds.high:.3f}",
-                f"{metric.over_seeds:.3f}" if report.seeds > 1 else "-",
-                f"{metric.over_folds:.3f}",
-                f"{metric.majority:.3f}",
-                style="bold" if metric.name == "weighted F1" else "",
-            )
-    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
-    lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
-    if report.settings["input"] == "embedding":
-        lines.append("the 128-d embeddings are a projection fitted on all of train, without labels")
-    lines.append(
-        "every row is predicted by trainings that saw nothing of its dialogue; the interval says "
-        "how far other dialogues would move the mean"
-    )
-    return Group(table, *lines)

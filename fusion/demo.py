@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Group, RenderableType
-from rich.table import Table
 
+from fusion.eval_report import EvalReport
 from fusion.evaluate import EvaluateConfig, evaluate
 from fusion.fit import one_thread
-from fusion.metrics import EvalReport
 from fusion.model import ModelConfig
 from fusion.train import TrainConfig, train_seeds
 from pipeline.encoders.choice import EncoderRequest
@@ -94,6 +91,13 @@ class DemoReport:
     def gain(self) -> float:
         return float(np.mean(self.rows[-1].emotion_f1) - np.mean(self.best_single.emotion_f1))
 
+    def names(self, row: DemoRow) -> list[str]:
+        """The row's modalities, those with random weights marked."""
+        return [
+            f"{name} (random weights)" if name in self.random_modalities else name
+            for name in row.modalities
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
@@ -138,7 +142,15 @@ def run_demo(
     clock.lap("train and evaluate")
     report = _summarise(config, extraction, reports, clock.laps)
     say("4/4 the result")
-    _plot(report)
+    from fusion.plots import plot_gain  # matplotlib takes seconds to load
+
+    plot_gain(
+        [" +\n".join(report.names(row)) for row in report.rows],
+        [float(np.mean(row.emotion_f1)) for row in report.rows],
+        [float(np.std(row.emotion_f1)) for row in report.rows],
+        report.majority_emotion_f1,
+        report.plot,
+    )
     return report
 
 
@@ -237,64 +249,3 @@ def _summarise(
         seconds=seconds,
         plot=config.out / "demo.png",
     )
-
-
-def render_demo(report: DemoReport) -> RenderableType:
-    """The demo's one table, and where everything lies."""
-    table = Table(title=f"weighted F1 on test, {len(report.rows[0].emotion_f1)} seeds (mean ± std)")
-    table.add_column("model sees")
-    table.add_column("emotion", justify="right")
-    table.add_column("sentiment", justify="right")
-    table.add_row(
-        "nothing (majority class)",
-        f"{report.majority_emotion_f1:.3f}",
-        f"{report.majority_sentiment_f1:.3f}",
-    )
-    for row in report.rows:
-        table.add_row(
-            " + ".join(_marked(row, report)), _spread(row.emotion_f1), _spread(row.sentiment_f1)
-        )
-    lines = [
-        f"Fusion gains {100 * report.gain:+.1f} points of emotion weighted F1 over the best single "
-        f"modality ({report.best_single.name}); the modalities meet by {FUSED.fusion}.",
-        f"{report.clips} generated clips in {report.out / 'data'}, features in "
-        f"{report.out / 'features'}, models in {report.out / 'runs'}, plot: {report.plot}",
-        "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()),
-    ]
-    return Group(table, *lines)
-
-
-def _marked(row: DemoRow, report: DemoReport) -> list[str]:
-    return [
-        f"{name} (random weights)" if name in report.random_modalities else name
-        for name in row.modalities
-    ]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
-
-
-def _plot(report: DemoReport) -> None:
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axis = figure.subplots()
-    names = [" +\n".join(_marked(row, report)) for row in report.rows]
-    means = [float(np.mean(row.emotion_f1)) for row in report.rows]
-    spreads = [float(np.std(row.emotion_f1)) for row in report.rows]
-    colours = ["#8da9c4"] * (len(names) - 1) + ["#e4572e"]
-    bars = axis.bar(names, means, yerr=spreads, color=colours, capsize=4)
-    axis.bar_label(bars, labels=[f"{mean:.2f}" for mean in means], padding=3)
-    axis.axhline(report.majority_emotion_f1, color="#444444", linestyle="--", linewidth=1)
-    axis.annotate(
-        "majority class",
-        (-0.58, report.majority_emotion_f1),
-        va="bottom",
-        fontsize="small",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
-    )
-    axis.set_xlim(-0.6, len(names) - 0.4)
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("emotion weighted F1, test")
-    axis.set_title("Generated corpus: what each modality knows, and all three together")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(report.plot, dpi=150)

@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from fusion.losses import UNLABELLED
-from fusion.metrics import score
+from fusion.labels import UNLABELLED
 from fusion.predictions import Predictions
-from fusion.slices import Slice, measure_slice, render_slices
+from fusion.scores import score
+from fusion.slices import Slice, measure_slice
 from pipeline.schema import EMOTIONS, ClipKey, Split
 
 SPEAKERS = 12
@@ -230,29 +227,3 @@ def _measure_each(
 ) -> tuple[Slice, ...]:
     """Slices without a row are left out."""
     return tuple(measure_slice(name, predictions, rows) for name, rows in chosen if rows.any())
-
-
-def render_errors(analysis: ErrorAnalysis) -> RenderableType:
-    """One table of scores for each way of slicing, then the most confident mistakes."""
-    parts: list[RenderableType] = []
-    for each in analysis.tables:
-        if not each.slices:  # no row has what it is sliced by
-            continue
-        parts.append(render_slices(each.title, each.slices))
-        if each.note:
-            parts.append(Text(each.note, style="dim"))
-    if analysis.mistakes:
-        parts.append(_mistakes_table(analysis.mistakes))
-    return Group(*parts)
-
-
-def _mistakes_table(mistakes: Sequence[Mistake]) -> Table:
-    title = f"the {len(mistakes)} wrong emotions that it was surest of"
-    table = Table(title=title, title_justify="left")
-    for column in ("clip", "speaker", "text", "true", "predicted"):
-        table.add_column(column)
-    table.add_column("probability", justify="right")
-    for each in mistakes:
-        texts = (str(each.key), each.speaker, each.text, each.true, each.predicted)
-        table.add_row(*map(Text, texts), f"{each.probability:.2f}")  # texts hold [laughs]
-    return table

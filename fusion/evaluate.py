@@ -2,31 +2,30 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from fusion.bootstrap import interval
 from fusion.calibration import calibrate
 from fusion.checkpoint import Checkpoint, read_checkpoint
-from fusion.data import FusionData, check_recipe, load_split
-from fusion.decoding import Decoding, score_joint
+from fusion.decoding import Decoding
 from fusion.error_analysis import analyse_errors
-from fusion.fit import predict
+from fusion.eval_report import Calibration, EvalReport, HeadReport, ModalityPresence
+from fusion.joint_labels import score_joint
+from fusion.labels import UNLABELLED, Labels
 from fusion.leakage import check_leakage
+from fusion.load import load_split
 from fusion.looks import record_look
-from fusion.metrics import (
-    Calibration,
-    EvalReport,
-    ModalityPresence,
-    report_emotion,
-    report_sentiment,
-)
 from fusion.predictions import Predictions
-from fusion.report import plot_report
-from fusion.rows import Rows
-from fusion.subsets import score_subsets
-from pipeline.errors import MismatchError, RecipeMismatch, UsageError
-from pipeline.schema import SPLITS, Split
+from fusion.scores import accuracy_of, score
+from fusion.split import FusionData, check_recipe
+from fusion.subsets import SubsetPredictions, predict_subsets, score_subsets
+from pipeline.errors import RecipeMismatch, UsageError
+from pipeline.json_values import json_bytes
+from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -63,8 +62,10 @@ def evaluate(
     Raises RecipeMismatch where the features were not made as those that the run was trained on.
     """
     report = measure_split(config, on_progress).report
-    write_whole(config.run / f"evaluation-{config.split}.json", report.to_json().encode())
+    write_whole(config.run / f"evaluation-{config.split}.json", json_bytes(report.to_dict()))
     if draw:
+        from fusion.plots import plot_report  # matplotlib takes seconds to load
+
         plot_report(report, config.run)
     log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
     return report
@@ -72,11 +73,10 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run on a split: what it took, what it said, and what that is worth."""
+    """A run on a split: what it predicts from each subset of its modalities, and the scores."""
 
     checkpoint: Checkpoint
-    data: FusionData
-    predictions: Predictions
+    by_subset: SubsetPredictions
     report: EvalReport
 
 
@@ -88,16 +88,16 @@ def measure_split(
     command: on whose behalf. Raises as `evaluate`.
     """
     checkpoint, data = open_split(config, on_progress)
-    run = name_of(config.run)
-    predictions = predict_rows(checkpoint, data, run=run)
+    by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
+    predictions = by_subset[data.modalities]
     looks = record_look(config.run, command) if config.split == "test" else 0
     report = replace(
-        measure(checkpoint, data, run=run),
+        report_subsets(checkpoint, by_subset),
         test_looks=looks,
         leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
         errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
     )
-    return Measured(checkpoint=checkpoint, data=data, predictions=predictions, report=report)
+    return Measured(checkpoint=checkpoint, by_subset=by_subset, report=report)
 
 
 def open_split(
@@ -162,23 +162,11 @@ def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: Fusi
         ) from error
 
 
-def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predictions:
-    """Raises MismatchError where the features have another shape than the model takes."""
-    _check_dims(checkpoint, data)
-    model = checkpoint.model
-    output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
-    return Predictions.of(run, data, output)
-
-
-def measure(checkpoint: Checkpoint, data: FusionData, *, run: str) -> EvalReport:
-    """What the run is worth on these rows, with all that it has and with modalities hidden."""
-
-    def predict_these(rows: FusionData) -> Predictions:
-        return predict_rows(checkpoint, rows, run=run)
-
+def report_subsets(checkpoint: Checkpoint, by_subset: SubsetPredictions) -> EvalReport:
+    """`report_of` the predictions from all modalities, with the scores of every subset of them."""
     return replace(
-        report_of(checkpoint, predict_these(data)),
-        subsets=score_subsets(predict_these, data, checkpoint.decoding),
+        report_of(checkpoint, by_subset[max(by_subset, key=len)]),
+        subsets=score_subsets(by_subset, checkpoint.decoding),
     )
 
 
@@ -237,11 +225,46 @@ def _calibration(decoding: Decoding, predictions: Predictions) -> Calibration:
     )
 
 
-def _check_dims(checkpoint: Checkpoint, data: FusionData) -> None:
-    for dims in checkpoint.dims.modalities:
-        values = data.features.get(dims.modality)
-        if values is not None and tuple(values.shape[1:]) != (dims.layers, dims.dim):
-            raise MismatchError(
-                f"{dims.modality} features of {data.split} are {list(values.shape[1:])} "
-                f"[layers, dim], the model takes {[dims.layers, dims.dim]}"
-            )
+def report_emotion(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """dialogue: which dialogue each row is of, numbered from 0; None leaves out the intervals."""
+    return _report_head(EMOTIONS, true, predicted, train_counts, dialogue)
+
+
+def report_sentiment(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """See `report_emotion`."""
+    return _report_head(SENTIMENTS, true, predicted, train_counts, dialogue)
+
+
+def _report_head(
+    labels: tuple[str, ...],
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    dialogue: Labels | None,
+) -> HeadReport:
+    f1_interval = accuracy_interval = None
+    if dialogue is not None:
+        f1_interval = interval(true, predicted, dialogue, len(labels))
+        accuracy_interval = interval(true, predicted, dialogue, len(labels), scoring=accuracy_of)
+    majority = int(np.argmax(train_counts))
+    return HeadReport(
+        labels=labels,
+        rows=int((true != UNLABELLED).sum()),
+        model=score(labels, true, predicted),
+        majority_label=labels[majority],
+        majority=score(labels, true, np.full_like(true, majority)),
+        weighted_f1_interval=f1_interval,
+        accuracy_interval=accuracy_interval,
+    )

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusion.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint
-from fusion.decoding import allowed_pairs, fit_decoding
 from fusion.endtoend import EndToEnd
+from fusion.eval_report import EvalReport
 from fusion.evaluate import report_of
-from fusion.fit import EpochResult
+from fusion.history import EpochResult, read_history
+from fusion.joint_labels import allowed_pairs, fit_decoding
 from fusion.live import LiveData, TuneSource, Watch, build_end_to_end, check_parity, open_live
-from fusion.metrics import EvalReport
 from fusion.plan import FinetunePlan, make_plan
 from fusion.predictions import Predictions
 from fusion.progress import FOLDER, ProgressFolder
-from fusion.report import plot_history, plot_report, read_history
 from fusion.train import HISTORY, METRICS, TrainConfig, choose_device, open_run, train_fusion
 from fusion.tuning import StepResult, TuneConfig, Tuning, predict_raw
 from fusion.workers import Worker, run_workers
@@ -141,7 +140,7 @@ class FinetuneResult:
             "seconds": self.seconds,
             "parity": self.parity,
             "plan": dataclasses.asdict(self.plan),
-            "dev": json.loads(self.dev.to_json()),
+            "dev": self.dev.to_dict(),
         }
 
 
@@ -367,6 +366,8 @@ def _finish(
     )
     metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
     write_whole(run / METRICS, metrics.encode() + b"\n")
+    from fusion.plots import plot_history, plot_report  # matplotlib takes seconds to load
+
     plot_report(result.dev, run)
     plot_history(history, run / "training.png", title=run.name)
     write_checkpoint(run, checkpoint)

@@ -18,12 +18,14 @@ from threading import Event, Lock
 import torch
 from torch import Tensor
 
-from fusion.data import FusionData
 from fusion.dropout import MaskSource
+from fusion.history import EpochResult
 from fusion.losses import LossConfig, MultiTaskLoss
-from fusion.metrics import selection_score, weighted_f1
-from fusion.model import FusionModel, FusionOutput
-from fusion.rows import Rows, SideBySide, epoch_batches, fuse_rows, prediction_batches
+from fusion.model import FusionModel
+from fusion.predict import predict
+from fusion.rows import Rows, SideBySide, epoch_batches, fuse_rows
+from fusion.scores import selection_score, weighted_f1
+from fusion.split import FusionData
 from fusion.together import Together, Weights
 from pipeline.errors import UsageError
 
@@ -68,25 +70,6 @@ class FitConfig:
     def steps(self, num_rows: int) -> int:
         """In one epoch. A few hundred rows in batches of 256 would be too few to learn anything."""
         return math.ceil(num_rows / (self.batch_size or min(256, max(16, num_rows // 32))))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochResult:
-    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels.
-
-    Where training starts from a trained model, that is epoch 0, with no train_loss.
-
-    score: their mean, by which the best epoch is chosen
-    """
-
-    epoch: int
-    train_loss: float | None
-    dev_loss: float
-    dev_emotion_f1: float | None
-    dev_sentiment_f1: float | None
-    score: float
-    learning_rate: float
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,19 +349,6 @@ def drop_modalities(
         return present
     kept = present & (torch.rand(present.shape, generator=generator) >= chance).to(present.device)
     return torch.where(kept.any(dim=1, keepdim=True), kept, present)
-
-
-@torch.no_grad()
-def predict(model: FusionModel, rows: Rows, *, batch_size: int = 1024) -> FusionOutput:
-    """Logits of every row, without dropout."""
-    model.eval()
-    batches = prediction_batches(rows.turns, batch_size, whole_dialogues=model.context is not None)
-    outputs = [fuse_rows(model, rows.pick(index)) for index in batches]
-    back = torch.cat(batches).argsort()
-    return FusionOutput(
-        torch.cat([output.emotion_logits for output in outputs])[back],
-        torch.cat([output.sentiment_logits for output in outputs])[back],
-    )
 
 
 def _build_optimiser(weights: Weights, config: FitConfig) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion.bootstrap import Interval
 from fusion.compare import Comparison, compare_predictions, match_rows
-from fusion.metrics import HeadReport
+from fusion.eval_report import HeadReport
 from fusion.run_charts import draw_charts
 from fusion.run_report import RunReport, gather
 from pipeline.errors import InputError, MismatchError

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from fusion.checkpoint import Checkpoint, read_checkpoint
 from fusion.predictions import Predictions
-from fusion.slices import Slice, measure_slice, render_slices
+from fusion.slices import Slice, measure_slice
 from pipeline.cache import FeatureCache, read_cache, require_cache
 from pipeline.errors import MeldError, MismatchError
 from pipeline.schema import EMOTIONS, ClipKey
@@ -149,15 +147,3 @@ def find_copied(
         )
         if copies:
             yield CopiedDialogue(name=name, utterances=len(texts), train=tuple(copies))
-
-
-def render_leakage(leakage: Leakage | NotChecked) -> RenderableType:
-    if isinstance(leakage, NotChecked):
-        return Text(f"rows that stand in train as well: not checked: {leakage.not_checked}")
-    rows = leakage.everything.rows
-    if not leakage.seen.rows:
-        return Text(f"none of {rows} texts occurs in train")
-    title = f"{leakage.seen.rows} of {rows} texts occur in train as well"
-    lines = [Text(f"copied: {each} ({each.utterances} utterances)") for each in leakage.copied]
-    table = render_slices(title, (leakage.everything, leakage.unseen, leakage.seen))
-    return Group(table, *(lines or [Text("no whole dialogue was copied from train")]))

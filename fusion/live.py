@@ -11,9 +11,10 @@ import torch
 
 from fusion.augment import AugmentConfig
 from fusion.checkpoint import Checkpoint, read_checkpoint
-from fusion.data import FusionData, check_recipe, load_split
 from fusion.endtoend import EndToEnd
+from fusion.load import load_split
 from fusion.raw import ClipDataset, Collate
+from fusion.split import FusionData, check_recipe
 from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import read_header
 from pipeline.clips import locate_clips

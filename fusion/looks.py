@@ -50,8 +50,8 @@ def count_looks(run: Path) -> int:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 
-def describe_looks(looks: int) -> str:
-    return f"test was looked at {'once' if looks == 1 else f'{looks} times'} with this run"
+def describe_looks(looks: int, run: str = "this run") -> str:
+    return f"test was looked at {'once' if looks == 1 else f'{looks} times'} with {run}"
 
 
 def _last_byte(path: Path) -> bytes:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fusion.labels import UNLABELLED
 from fusion.model import FusionOutput
 from pipeline.schema import EMOTIONS, SENTIMENTS
-
-UNLABELLED = -100  # a row whose corpus gives no label; PyTorch's own mark for it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.data import FusionData
-from fusion.metrics import Labels
+from fusion.labels import Labels
 from fusion.model import FusionOutput
+from fusion.split import FusionData
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from fusion.fit import EpochResult
+from fusion.history import EpochResult
 from fusion.train import HISTORY
 from fusion.workers import Worker
 from pipeline.errors import CacheCorrupt, StorageError, UsageError

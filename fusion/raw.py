@@ -22,7 +22,7 @@ from fusion.augment import (
     draw_mask,
     hide_tokens,
 )
-from fusion.data import FusionData
+from fusion.split import FusionData
 from pipeline.encoders.audio import SpectrogramMask
 from pipeline.encoders.text import TokenBatch, Tokeniser, Tokens
 from pipeline.schema import DecodedClip, Modality, Utterance

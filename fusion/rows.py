@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fusion.data import FusionData
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED
 from fusion.model import FusionModel, FusionOutput
+from fusion.split import FusionData
 from fusion.turns import Turns
 from pipeline.schema import Modality
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fusion.checkpoint import CONFIG, read_checkpoint
+from fusion.eval_report import EvalReport
 from fusion.evaluate import EvaluateConfig, measure_split
-from fusion.fit import EpochResult
-from fusion.metrics import EvalReport
+from fusion.history import EpochResult, read_history
 from fusion.predictions import Predictions
 from fusion.remake import Remake, remake
-from fusion.report import read_history
 from fusion.shapley import ModalityShares, explain_modalities
 from fusion.train import HISTORY
 from pipeline.recipe import FeatureRecipe
@@ -82,7 +81,7 @@ def gather(
     Raises what reading a run and its features raises; the message says what to do.
     """
     measured = measure_split(_evaluation(run, split, data), on_progress, command="report")
-    checkpoint, rows = measured.checkpoint, measured.data
+    checkpoint, by_subset = measured.checkpoint, measured.by_subset
     errors, clips = measured.report.errors, data or checkpoint.data
     shown = [mistake.key for mistake in errors.mistakes] if errors is not None else []
     stills: dict[ClipKey, bytes] = {}
@@ -91,7 +90,7 @@ def gather(
     return RunReport(
         path=run,
         evaluation=measured.report,
-        predictions=measured.predictions,
+        predictions=by_subset[max(by_subset, key=len)],
         recipe=checkpoint.recipe,
         settings=checkpoint.settings,
         remake=remake(checkpoint, run, data=data),
@@ -99,7 +98,7 @@ def gather(
         history=_history(run),
         stills=stills,
         # With one modality there is nothing to share out.
-        shapley=explain_modalities(checkpoint, rows) if len(rows.modalities) > 1 else None,
+        shapley=explain_modalities(checkpoint, by_subset) if len(by_subset) > 1 else None,
     )
 
 

@@ -18,13 +18,11 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.calibration import Temperature
 from fusion.checkpoint import Checkpoint
-from fusion.data import FusionData
-from fusion.evaluate import predict_rows
-from fusion.metrics import Labels
+from fusion.labels import Labels
 from fusion.predictions import Predictions
-from fusion.subsets import choose_subsets, hide_all_but
+from fusion.subsets import SubsetPredictions
+from fusion.temperature import Temperature
 from pipeline.schema import EMOTIONS, Modality
 
 NOTHING = -1  # no modality decided: the row has none
@@ -79,26 +77,23 @@ class ModalityShares:
         return tuple(shares)
 
 
-def explain_modalities(checkpoint: Checkpoint, data: FusionData) -> ModalityShares:
-    """Of every row's predicted emotion. Raises MismatchError as `predict_rows` does."""
-    by_subset = {
-        subset: predict_rows(checkpoint, hide_all_but(subset, data), run="")
-        for subset in choose_subsets(data.modalities)
-    }
-    everything = by_subset[data.modalities]
+def explain_modalities(checkpoint: Checkpoint, by_subset: SubsetPredictions) -> ModalityShares:
+    """Of every row's predicted emotion; by_subset: from `predict_subsets`."""
+    modalities = max(by_subset, key=len)
+    everything = by_subset[modalities]
     present = everything.present
     predicted = everything.predicted_emotion
     of_nothing = np.log(_train_shares(checkpoint))[predicted]
-    game = np.empty((len(data), 2 ** len(data.modalities)))  # [rows, subsets as bits]
+    game = np.empty((len(everything), 2 ** len(modalities)))  # [rows, subsets as bits]
     game[:, 0] = of_nothing
     for subset, predictions in by_subset.items():
-        bits = sum(1 << data.modalities.index(modality) for modality in subset)
+        bits = sum(1 << modalities.index(modality) for modality in subset)
         game[:, bits] = _log_probability(checkpoint, predictions, predicted)
     # Only what is present can join: a subset is worth what its present part is, bit for bit.
-    here = (present << np.arange(len(data.modalities))).sum(axis=1)  # [rows], as bits
+    here = (present << np.arange(len(modalities))).sum(axis=1)  # [rows], as bits
     game = np.take_along_axis(game, np.arange(game.shape[1]) & here[:, None], axis=1)
     return ModalityShares(
-        modalities=data.modalities,
+        modalities=modalities,
         values=shapley_values(game),
         predicted=predicted,
         present=present,

@@ -1,16 +1,14 @@
 """What a run is worth on some of the rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 
-from fusion.bootstrap import accuracy_of, confusions_by_dialogue, weighted_f1_of
-from fusion.metrics import Labels
+from fusion.bootstrap import confusions_by_dialogue
+from fusion.labels import Labels
 from fusion.predictions import Predictions
+from fusion.scores import accuracy_of, weighted_f1_of
 from pipeline.schema import EMOTIONS, SENTIMENTS
 
 Chosen = NDArray[np.bool_]  # [rows]
@@ -55,20 +53,3 @@ def _scores(
     if not confusion.any():
         return None, None
     return float(weighted_f1_of(confusion)), float(accuracy_of(confusion))
-
-
-def render_slices(title: str, slices: Sequence[Slice]) -> Table:
-    table = Table(title=Text(title, style="table.title"), title_justify="left")
-    table.add_column("")
-    for column in ("rows", "emotion F1", "accuracy", "sentiment F1", "accuracy"):
-        table.add_column(column, justify="right")
-    for each in slices:
-        scores = (
-            each.emotion_weighted_f1,
-            each.emotion_accuracy,
-            each.sentiment_weighted_f1,
-            each.sentiment_accuracy,
-        )
-        shown = ("-" if value is None else f"{value:.3f}" for value in scores)
-        table.add_row(Text(each.name), str(each.rows), *shown)  # names are data, not markup
-    return table

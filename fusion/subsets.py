@@ -4,30 +4,42 @@ A modality is hidden by the presence mask alone, so the model meets what it meet
 clip has no sound or no picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
 import torch
 
-from fusion.calibration import Logits, Temperature, calibrate
-from fusion.data import FusionData
+from fusion.calibration import calibrate
+from fusion.checkpoint import Checkpoint
 from fusion.decoding import Decoding
-from fusion.metrics import Labels, SubsetScores, weighted_f1
+from fusion.eval_report import SubsetScores
+from fusion.labels import Labels, Logits
+from fusion.predict import predict_rows
 from fusion.predictions import Predictions
+from fusion.scores import weighted_f1
+from fusion.split import FusionData
+from fusion.temperature import Temperature
 from pipeline.schema import Modality
 
-Predict = Callable[[FusionData], Predictions]
+SubsetPredictions = Mapping[tuple[Modality, ...], Predictions]  # the smallest first, all last
+
+
+def predict_subsets(checkpoint: Checkpoint, data: FusionData, *, run: str) -> SubsetPredictions:
+    """The run with every non-empty choice of the data's modalities visible: at most 7 passes.
+
+    Raises MismatchError as `predict_rows` does.
+    """
+    return {
+        subset: predict_rows(checkpoint, hide_all_but(subset, data), run=run)
+        for subset in choose_subsets(data.modalities)
+    }
 
 
 def score_subsets(
-    predict: Predict, data: FusionData, decoding: Decoding | None
+    by_subset: SubsetPredictions, decoding: Decoding | None
 ) -> tuple[SubsetScores, ...]:
-    """Every non-empty choice of the data's modalities, the smallest first; all of them last."""
-    return tuple(
-        _score(predict(hide_all_but(subset, data)), subset, decoding)
-        for subset in choose_subsets(data.modalities)
-    )
+    return tuple(_score(each, subset, decoding) for subset, each in by_subset.items())
 
 
 def choose_subsets(modalities: tuple[Modality, ...]) -> tuple[tuple[Modality, ...], ...]:

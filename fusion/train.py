@@ -15,17 +15,21 @@ from typing import Any, Literal
 import torch
 
 from fusion.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_checkpoint, write_checkpoint
-from fusion.data import FusionData, check_recipe, check_trainable, load_split
-from fusion.decoding import allowed_pairs, fit_decoding
-from fusion.evaluate import measure, predict_rows, report_of
-from fusion.fit import EpochResult, FitConfig, FitResult, Training, fit_together, seeded
+from fusion.eval_report import EvalReport
+from fusion.evaluate import report_of, report_subsets
+from fusion.fit import FitConfig, FitResult, Training, fit_together, seeded
+from fusion.history import EpochResult
+from fusion.joint_labels import allowed_pairs, fit_decoding
+from fusion.load import load_split
 from fusion.losses import count_labels
-from fusion.metrics import EvalReport
 from fusion.model import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
-from fusion.report import plot_history, plot_report
+from fusion.predict import predict_rows
 from fusion.rows import Rows
+from fusion.split import FusionData, check_recipe, check_trainable
 from fusion.start import check_shape, settings_of_start, take_weights
+from fusion.subsets import predict_subsets
 from pipeline.errors import StorageError, UsageError
+from pipeline.json_values import json_bytes, to_values
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config, merge_settings
 from pipeline.whole_files import write_whole
@@ -95,6 +99,9 @@ class TrainResult:
     seconds: float
     train: EvalReport
     dev: EvalReport
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_values(self) | {"train": self.train.to_dict(), "dev": self.dev.to_dict()}
 
 
 def train_fusion(
@@ -192,10 +199,12 @@ def _write_run(
         best_epoch=fitted.best.epoch,
         seconds=seconds,
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
-        dev=measure(checkpoint, dev, run=run.name),
+        dev=report_subsets(checkpoint, predict_subsets(checkpoint, dev, run=run.name)),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     if draw:
+        from fusion.plots import plot_history, plot_report  # matplotlib takes seconds to load
+
         plot_report(result.dev, run)
         plot_history(fitted.history, run / "training.png", title=run.name)
     write_checkpoint(run, checkpoint)
@@ -350,7 +359,7 @@ def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:
         "best": dataclasses.asdict(fitted.best),
         "epochs": result.epochs,
         "seconds": result.seconds,
-        "train": json.loads(result.train.to_json()),
-        "dev": json.loads(result.dev.to_json()),
+        "train": result.train.to_dict(),
+        "dev": result.dev.to_dict(),
     }
-    return json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"
+    return json_bytes(values)

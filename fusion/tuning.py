@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader
 
 from fusion.augment import AugmentConfig
 from fusion.endtoend import EndToEnd, LearningRates, parameter_groups
-from fusion.fit import EpochResult, drop_modalities, seeded, warm_up_then_fall
+from fusion.fit import drop_modalities, seeded, warm_up_then_fall
+from fusion.history import EpochResult
 from fusion.losses import LossConfig, MultiTaskLoss
-from fusion.metrics import selection_score, weighted_f1
 from fusion.model import FusionOutput
 from fusion.progress import ProgressFolder
 from fusion.raw import ClipDataset, Collate, RawBatch, seed_of, shuffled_batches, sorted_batches
+from fusion.scores import selection_score, weighted_f1
 from fusion.workers import Worker
 from pipeline.errors import MeldError, UsageError
 

@@ -149,6 +149,16 @@ class ExtractPlan:
     rows_done: dict[Split, int]
     clips_missing: dict[Split, int]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.recipe.fingerprint,
+            "recipe": json.loads(self.recipe.to_json()),
+            "device": self.device,
+            "rows": self.rows,
+            "rows_done": self.rows_done,
+            "clips_missing": self.clips_missing,
+        }
+
 
 def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) -> ExtractReport:
     """Runs the stage; what earlier runs finished is kept.

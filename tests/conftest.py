@@ -132,10 +132,7 @@ def one_thread_a_process() -> Iterator[None]:
 
 
 # Where runs are drawn; a plot takes a second, which hundreds of runs that nobody looks at need not.
-PLOTS = (
-    *("fusion.train.plot_report", "fusion.train.plot_history", "fusion.evaluate.plot_report"),
-    *("fusion.finetune.plot_report", "fusion.finetune.plot_history"),
-)
+PLOTS = ("fusion.plots.plot_report", "fusion.plots.plot_history")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fusion.ablation import AblateConfig, ablate, render_ablation
+from console.show.ablation import render_ablation
+from fusion.ablation import AblateConfig, ablate
 from fusion.fit import FitConfig
 from fusion.html_report import read_ablation
 from fusion.joins import FusionType
@@ -43,7 +44,7 @@ def config(
 @pytest.fixture
 def untrained(config: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> AblateConfig:
     """For what is kept and what is written: one epoch, nothing is drawn."""
-    monkeypatch.setattr("fusion.ablation._plot", lambda *_: None)
+    monkeypatch.setattr("fusion.plots.plot_bars", lambda *_, **__: None)
     return replace(config, fit=replace(config.fit, epochs=1))
 
 

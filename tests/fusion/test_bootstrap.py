@@ -6,16 +6,15 @@ from sklearn.metrics import f1_score
 
 from fusion.bootstrap import (
     Interval,
-    accuracy_of,
     confusions_by_dialogue,
     difference_interval,
     draw_weights,
     interval,
     mean_interval,
     resample,
-    weighted_f1_of,
 )
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED
+from fusion.scores import accuracy_of, weighted_f1_of
 
 SHARES = np.array([1256, 281, 50, 208, 402, 68, 345]) / 2610  # of emotions in MELD's test split
 

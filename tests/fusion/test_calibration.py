@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from fusion.calibration import (
-    MIN_ROWS,
-    NUM_BINS,
-    Temperature,
-    calibrate,
-    fit_temperature,
-    reliability,
-)
-from fusion.losses import UNLABELLED
+from fusion.calibration import MIN_ROWS, NUM_BINS, calibrate, fit_temperature, reliability
+from fusion.labels import UNLABELLED
+from fusion.temperature import Temperature
 
 ROWS = 20_000
 

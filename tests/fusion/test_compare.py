@@ -1,7 +1,6 @@
 """Two runs on the same rows: what is won and lost is counted, and a verdict only where it holds."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from console.show.comparison import render_comparison
 from fusion.bootstrap import Interval
 from fusion.compare import (
     CompareConfig,
@@ -17,11 +17,10 @@ from fusion.compare import (
     compare_head,
     compare_predictions,
     match_rows,
-    render_comparison,
 )
 from fusion.fit import FitConfig
+from fusion.labels import UNLABELLED
 from fusion.looks import count_looks
-from fusion.losses import UNLABELLED
 from fusion.train import TrainConfig, train_fusion
 from pipeline.cache import read_cache, write_cache
 from pipeline.errors import MismatchError
@@ -162,7 +161,7 @@ def test_a_run_that_sees_more_is_found_better_whatever_the_recipes(place):
     assert back.emotion.verdict.startswith("A is better")
     assert back.emotion.difference.value == -found.emotion.difference.value
     assert count_looks(place / "good") == 0
-    values = json.loads(found.to_json())
+    values = found.to_dict()
     assert values["emotion"]["verdict"] == found.emotion.verdict
     assert (values["test_clips_a"], values["test_clips_b"]) == ("fixed", "fixed")
     console = Console(file=io.StringIO(), width=80)

@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.crossval import (
-    CrossvalConfig,
-    CrossvalReport,
-    crossval,
-    load_pooled,
-    make_folds,
-    render_crossval,
-)
+from console.show.crossval import render_crossval
+from fusion.crossval import CrossvalConfig, CrossvalReport, crossval, load_pooled, make_folds
 from fusion.fit import FitConfig
-from fusion.metrics import weighted_f1
 from fusion.model import ModelConfig
+from fusion.scores import weighted_f1
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.errors import (
     InputError,

@@ -6,17 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from fusion.calibration import Temperature
-from fusion.decoding import (
-    Decoding,
-    allowed_pairs,
-    contradicts,
-    decode,
-    fit_decoding,
-    score_joint,
-)
-from fusion.losses import UNLABELLED
+from fusion.decoding import Decoding, JointLabels, contradicts, decode
+from fusion.joint_labels import allowed_pairs, fit_decoding, score_joint
+from fusion.labels import UNLABELLED
 from fusion.predictions import Predictions
+from fusion.temperature import Temperature
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey
 
 NEUTRAL, SURPRISE, FEAR, JOY = (
@@ -51,6 +45,10 @@ def predictions_of(
 def noisy(labels: np.ndarray, classes: int, strength: float, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     return random.normal(size=(len(labels), classes)) + strength * np.eye(classes)[labels]
+
+
+def joint(decoding: Decoding, predictions: Predictions) -> JointLabels:
+    return decode(decoding, predictions.emotion_logits, predictions.sentiment_logits)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +103,7 @@ def test_a_sure_sentiment_corrects_an_unsure_emotion():
         np.array([JOY]), np.array([POSITIVE]), emotion_logits, np.array([[0.0, 4.0, 0.0]])
     )
     decoding = planted_decoding()
-    labels = decode(decoding, predictions)
+    labels = joint(decoding, predictions)
     assert (labels.emotion[0], labels.sentiment[0]) == (JOY, POSITIVE)
 
 
@@ -119,7 +117,7 @@ def test_the_joint_score_is_the_sum_over_temperatures_by_hand():
 
     def emotion_with(**changes: object) -> int:
         decoding = dataclasses.replace(planted_decoding(), **changes)
-        return int(decode(decoding, predictions).emotion[0])
+        return int(joint(decoding, predictions).emotion[0])
 
     assert emotion_with(sentiment_weight=0.51) == JOY
     assert emotion_with(sentiment_weight=0.49) == FEAR
@@ -133,13 +131,13 @@ def test_no_contradiction_is_left(meld_like, sure_of_sentiment):
     decoding = fit_decoding(sure_of_sentiment, allowed_pairs(*meld_like))
     scores = score_joint(decoding, sure_of_sentiment)
     assert scores.contradictions > 0.1
-    assert not contradicts(decoding, decode(decoding, sure_of_sentiment)).any()
+    assert not contradicts(decoding, joint(decoding, sure_of_sentiment)).any()
 
 
 def test_what_the_joint_labels_change_is_counted(meld_like, sure_of_sentiment):
     decoding = fit_decoding(sure_of_sentiment, allowed_pairs(*meld_like))
     scores = score_joint(decoding, sure_of_sentiment)
-    labels = decode(decoding, sure_of_sentiment)
+    labels = joint(decoding, sure_of_sentiment)
     changed = labels.emotion != sure_of_sentiment.predicted_emotion
     assert scores.emotion_rows_changed == changed.sum() > 0
     assert scores.rows_changed >= scores.contradictions * scores.rows
@@ -148,7 +146,7 @@ def test_what_the_joint_labels_change_is_counted(meld_like, sure_of_sentiment):
 
 def test_where_every_pair_may_be_each_head_keeps_its_first_choice(sure_of_sentiment):
     decoding = fit_decoding(sure_of_sentiment, ((True,) * 3,) * 7)
-    labels = decode(decoding, sure_of_sentiment)
+    labels = joint(decoding, sure_of_sentiment)
     assert np.array_equal(labels.emotion, sure_of_sentiment.predicted_emotion)
     assert np.array_equal(labels.sentiment, sure_of_sentiment.predicted_sentiment)
     assert decoding.sentiment_weight == 1.0  # all weights score the same

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
+from console.show.evaluation import render_errors
 from fusion.error_analysis import (
     analyse_errors,
     find_confident_mistakes,
-    render_errors,
     slice_by_emotion,
     slice_by_length,
     slice_by_position,
@@ -20,7 +20,7 @@ from fusion.error_analysis import (
     slice_by_shift,
     slice_by_speaker,
 )
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED
 from fusion.slices import measure_slice
 from pipeline.schema import EMOTIONS
 

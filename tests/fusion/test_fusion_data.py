@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.data import check_recipe, check_trainable, load_split
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED
+from fusion.load import load_split
+from fusion.split import check_recipe, check_trainable
 from pipeline.cache import write_cache
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch
 from pipeline.schema import EMOTIONS, ClipKey

@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from fusion.fit import FitConfig, drop_modalities, fit, predict, warm_up_then_fall
-from fusion.losses import UNLABELLED, LossConfig, MultiTaskLoss
-from fusion.metrics import weighted_f1
+from fusion.fit import FitConfig, drop_modalities, fit, warm_up_then_fall
+from fusion.labels import UNLABELLED
+from fusion.losses import LossConfig, MultiTaskLoss
 from fusion.model import ModelConfig
+from fusion.predict import predict
 from fusion.rows import Rows
+from fusion.scores import weighted_f1
 from fusion.train import build_model
 from pipeline.errors import UsageError
 

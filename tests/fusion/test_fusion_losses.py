@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fusion.losses import UNLABELLED, LossConfig, MultiTaskLoss, class_weights, head_loss
+from fusion.labels import UNLABELLED
+from fusion.losses import LossConfig, MultiTaskLoss, class_weights, head_loss
 from fusion.model import FusionOutput
 
 

@@ -13,13 +13,14 @@ import torch
 from rich.console import Console, RenderableType
 from safetensors.torch import load_file, save_file
 
+from console.show.evaluation import render_report
 from fusion.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.data import load_split
 from fusion.evaluate import EvaluateConfig, evaluate
-from fusion.fit import EpochResult, FitConfig
+from fusion.fit import FitConfig
+from fusion.history import EpochResult, read_history
+from fusion.load import load_split
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
-from fusion.report import read_history, render_report
 from fusion.train import TrainConfig, _EpochLog, build_model, train_fusion
 from pipeline.cache import write_cache
 from pipeline.errors import (
@@ -85,7 +86,7 @@ def test_a_run_holds_the_model_and_what_was_measured(config, plots):
     assert not [name for name in names if name.endswith(".tmp")]
     assert read_history(result.run / "history.jsonl") == epochs
     metrics = json.loads((result.run / "metrics.json").read_text())
-    assert metrics["dev"] == json.loads(result.dev.to_json())
+    assert metrics["dev"] == result.dev.to_dict()
     assert metrics["best"]["epoch"] == result.best_epoch
     assert result.dev.score == pytest.approx(max(epoch.score for epoch in epochs))
 
@@ -111,7 +112,7 @@ def test_a_full_disk_under_the_history_is_told_as_such(tmp_path):
 def test_dev_measured_from_the_written_model_is_what_training_reported(run):
     report = evaluate(EvaluateConfig(run=run, split="dev"))
     reported = json.loads((run / "metrics.json").read_text())["dev"]
-    assert json.loads(report.to_json()) | {"leakage": None, "errors": None} == reported
+    assert report.to_dict() | {"leakage": None, "errors": None} == reported
 
 
 def test_a_model_read_back_gives_equal_logits(config, tmp_path):
@@ -143,7 +144,7 @@ def test_the_same_settings_write_the_same_weights(config, trained):
 def test_test_is_measured_with_the_runs_own_settings(run, plots):
     report = evaluate(EvaluateConfig(run=run))
     assert (report.split, report.rows, report.run) == ("test", 90, "run")
-    assert json.loads((run / "evaluation-test.json").read_text()) == json.loads(report.to_json())
+    assert json.loads((run / "evaluation-test.json").read_text()) == report.to_dict()
     assert (run / "test-confusion.png").stat().st_size > 10_000
 
 
@@ -190,7 +191,7 @@ def test_scores_stand_with_their_intervals_and_the_majority_beside_them(run):
 
 def test_which_test_clips_were_read_is_told_wherever_a_result_is_shown(run):
     report = evaluate(EvaluateConfig(run=run))
-    assert json.loads(report.to_json())["test_clips"] == report.test_clips == "fixed"
+    assert report.to_dict()["test_clips"] == report.test_clips == "fixed"
     assert "test clips fixed" in shown(render_report(report))
     assert json.loads((run / "metrics.json").read_text())["dev"]["test_clips"] == "fixed"
 

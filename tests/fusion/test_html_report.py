@@ -17,11 +17,11 @@ from fusion.bootstrap import Interval
 from fusion.checkpoint import read_checkpoint
 from fusion.finetune import FinetuneConfig
 from fusion.fit import FitConfig
+from fusion.history import read_history
 from fusion.html_report import HtmlReportConfig, read_ablation, render_page, write_html_report
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
 from fusion.remake import remake
-from fusion.report import read_history
 from fusion.run_report import RunReport, gather
 from fusion.train import TrainConfig, train_fusion
 from fusion.tuning import TuneConfig

@@ -7,9 +7,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from fusion.fit import FitConfig, fit, predict
+from fusion.fit import FitConfig, fit
 from fusion.joins import JOINS, AttentionJoin, EarlyJoin, FusionType, GatedJoin
 from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.predict import predict
 from fusion.rows import Rows
 from fusion.train import build_model
 from pipeline.schema import MODALITIES

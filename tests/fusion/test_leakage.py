@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from console.show.evaluation import render_leakage
 from fusion.checkpoint import Checkpoint, write_checkpoint
-from fusion.data import load_split
 from fusion.evaluate import EvaluateConfig, evaluate
 from fusion.leakage import (
     CopiedDialogue,
@@ -18,9 +18,9 @@ from fusion.leakage import (
     check_leakage,
     find_leakage,
     read_train_texts,
-    render_leakage,
     same_text,
 )
+from fusion.load import load_split
 from fusion.losses import count_labels
 from fusion.model import ModelConfig
 from fusion.train import build_model

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.calibration import Temperature
 from fusion.checkpoint import Checkpoint
-from fusion.data import FusionData
 from fusion.decoding import Decoding
-from fusion.evaluate import predict_rows
 from fusion.fit import FitConfig, fit
 from fusion.model import ModelConfig
+from fusion.predict import predict_rows
 from fusion.shapley import NOTHING, ModalityShares, explain_modalities, shapley_values
+from fusion.split import FusionData
+from fusion.subsets import predict_subsets
+from fusion.temperature import Temperature
 from fusion.train import build_model
 from pipeline.schema import EMOTIONS
 
@@ -58,6 +59,10 @@ def untrained(load_planted, dev) -> Checkpoint:
     return describe(build_model(dev, ModelConfig(), seed=1), dev)
 
 
+def explain(checkpoint: Checkpoint, data: FusionData) -> ModalityShares:
+    return explain_modalities(checkpoint, predict_subsets(checkpoint, data, run=""))
+
+
 def with_some_absent(data: FusionData) -> FusionData:
     """Every way a row can lack modalities, all of them included."""
     ways = torch.tensor(list(itertools.product([True, False], repeat=3)))
@@ -65,7 +70,7 @@ def with_some_absent(data: FusionData) -> FusionData:
 
 
 def test_the_modality_that_carries_the_label_gets_the_credit(checkpoint, dev):
-    shares = explain_modalities(checkpoint, dev)
+    shares = explain(checkpoint, dev)
     strength = np.abs(shares.values).mean(axis=0)
     assert strength[AUDIO] > 5 * max(strength[TEXT], strength[VIDEO])
     assert (shares.decisive == AUDIO).mean() > 0.95
@@ -73,12 +78,12 @@ def test_the_modality_that_carries_the_label_gets_the_credit(checkpoint, dev):
 
 
 def test_values_add_up_to_what_all_say_over_what_nothing_says(untrained, dev):
-    shares = explain_modalities(untrained, with_some_absent(dev))
+    shares = explain(untrained, with_some_absent(dev))
     assert shares.values.sum(axis=1) == pytest.approx(shares.of_all - shares.of_nothing, abs=1e-12)
 
 
 def test_nothing_says_the_share_in_train(untrained, dev):
-    shares = explain_modalities(untrained, dev)
+    shares = explain(untrained, dev)
     wanted = [math.log(0.4 if emotion == 0 else 0.1) for emotion in shares.predicted]
     assert shares.of_nothing == pytest.approx(wanted)
 
@@ -90,21 +95,21 @@ def test_all_say_the_calibrated_probability_of_the_prediction(untrained, dev):
         sentiment_weight=1.0,
         allowed=((True,) * 3,) * 7,
     )
-    shares = explain_modalities(dataclasses.replace(untrained, decoding=decoding), dev)
+    shares = explain(dataclasses.replace(untrained, decoding=decoding), dev)
     logits = 4 * predict_rows(untrained, dev, run="").emotion_logits
     wanted = torch.from_numpy(logits).log_softmax(dim=1).max(dim=1).values
     assert shares.of_all == pytest.approx(wanted.numpy())
 
 
 def test_an_absent_modality_gets_exactly_nothing(checkpoint, dev):
-    shares = explain_modalities(checkpoint, with_some_absent(dev))
+    shares = explain(checkpoint, with_some_absent(dev))
     assert np.all(shares.values[~shares.present] == 0.0)
     assert np.all(shares.values[shares.present] != 0.0)
     assert np.isfinite(shares.values).all()
 
 
 def test_a_row_without_any_modality_is_decided_by_none(checkpoint, dev):
-    shares = explain_modalities(checkpoint, with_some_absent(dev))
+    shares = explain(checkpoint, with_some_absent(dev))
     empty = ~shares.present.any(axis=1)
     assert empty.any()
     assert np.all(shares.decisive[empty] == NOTHING)
@@ -129,12 +134,12 @@ def test_an_absent_modality_decides_nothing_even_where_the_others_speak_against(
 
 def test_one_modality_gets_everything(load_planted):
     data = load_planted("dev", 40, modalities=["text"], carriers=["text"])
-    shares = explain_modalities(describe(build_model(data, ModelConfig(), seed=0), data), data)
+    shares = explain(describe(build_model(data, ModelConfig(), seed=0), data), data)
     assert shares.values[:, 0] == pytest.approx(shares.of_all - shares.of_nothing)
 
 
 def test_classes_are_told_in_order_and_hold_every_row(checkpoint, dev):
-    shares = explain_modalities(checkpoint, dev)
+    shares = explain(checkpoint, dev)
     assert tuple(each.emotion for each in shares.by_class) == EMOTIONS
     assert sum(each.rows for each in shares.by_class) == len(dev)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from fusion.checkpoint import read_checkpoint
 from fusion.fit import FitConfig
+from fusion.history import read_history
 from fusion.model import ModelConfig
-from fusion.report import read_history
 from fusion.start import LEARNING_RATE
 from fusion.train import TrainConfig, train_fusion
 from pipeline.cache import write_cache

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from fusion.checkpoint import Checkpoint
-from fusion.data import FusionData
-from fusion.evaluate import measure, predict_rows
+from fusion.eval_report import EvalReport
+from fusion.evaluate import report_subsets
 from fusion.fit import FitConfig, fit
-from fusion.losses import UNLABELLED
+from fusion.labels import UNLABELLED
 from fusion.model import ModelConfig
-from fusion.subsets import choose_subsets, hide_all_but, score_subsets
+from fusion.predict import predict_rows
+from fusion.split import FusionData
+from fusion.subsets import choose_subsets, hide_all_but, predict_subsets, score_subsets
 from fusion.train import build_model
 
 
@@ -41,6 +43,10 @@ def checkpoint(load_planted, dev) -> Checkpoint:
     )
 
 
+def measure(checkpoint: Checkpoint, data: FusionData) -> EvalReport:
+    return report_subsets(checkpoint, predict_subsets(checkpoint, data, run="planted"))
+
+
 def test_every_choice_of_modalities_is_there_once():
     subsets = choose_subsets(("text", "video", "audio"))
     assert len(subsets) == len(set(map(frozenset, subsets))) == 7
@@ -58,7 +64,7 @@ def test_what_is_hidden_is_absent_and_what_was_absent_stays_so(dev):
 
 
 def test_without_the_modality_that_carries_the_label_little_is_left(checkpoint, dev):
-    text, audio, both = measure(checkpoint, dev, run="planted").subsets
+    text, audio, both = measure(checkpoint, dev).subsets
     assert (text.modalities, audio.modalities) == (("text",), ("audio",))
     assert audio.emotion_f1 > 0.9
     assert text.emotion_f1 < 0.4
@@ -67,7 +73,7 @@ def test_without_the_modality_that_carries_the_label_little_is_left(checkpoint, 
 
 
 def test_all_modalities_score_as_the_report_does(checkpoint, dev):
-    report = measure(checkpoint, dev, run="planted")
+    report = measure(checkpoint, dev)
     assert report.subsets[-1].emotion_f1 == pytest.approx(report.emotion.model.weighted_f1)
     assert report.subsets[-1].sentiment_f1 == pytest.approx(report.sentiment.model.weighted_f1)
 
@@ -77,7 +83,7 @@ def test_rows_that_then_have_nothing_still_get_finite_logits(checkpoint, dev):
     predictions = predict_rows(checkpoint, hide_all_but(("audio",), dev), run="planted")
     assert np.isfinite(predictions.emotion_logits).all()
     assert np.isfinite(predictions.sentiment_logits).all()
-    audio = measure(checkpoint, dev, run="planted").subsets[1]
+    audio = measure(checkpoint, dev).subsets[1]
     assert (audio.rows, audio.rows_seen) == (120, 70)
     assert math.isfinite(audio.emotion_ece)
 
@@ -92,8 +98,6 @@ def test_whatever_stands_in_a_hidden_row_is_not_seen(checkpoint, dev):
 
 def test_a_head_without_labels_has_no_scores(checkpoint, dev):
     unlabelled = dataclasses.replace(dev, emotion=torch.full_like(dev.emotion, UNLABELLED))
-    scores = score_subsets(
-        lambda rows: predict_rows(checkpoint, rows, run="planted"), unlabelled, None
-    )
+    scores = score_subsets(predict_subsets(checkpoint, unlabelled, run="planted"), None)
     assert {(each.emotion_f1, each.emotion_ece) for each in scores} == {(None, None)}
     assert all(each.sentiment_f1 is not None for each in scores)

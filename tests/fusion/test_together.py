@@ -8,12 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fusion.data import FusionData
 from fusion.dropout import Dropout, MaskSource, random_bytes
-from fusion.fit import EpochResult, FitConfig, Training, fit_together, predict
+from fusion.fit import FitConfig, Training, fit_together
+from fusion.history import EpochResult
 from fusion.joins import JOINS, FusionType
 from fusion.model import ModelConfig
+from fusion.predict import predict
 from fusion.rows import Rows
+from fusion.split import FusionData
 from fusion.train import build_model
 from pipeline.errors import UsageError
 

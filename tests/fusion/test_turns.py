@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.data import FusionData
-from fusion.fit import FitConfig, fit, predict
+from fusion.fit import FitConfig, fit
 from fusion.model import FusionModel, ModelConfig
+from fusion.predict import predict
 from fusion.rows import Rows, epoch_batches, prediction_batches
+from fusion.split import FusionData
 from fusion.train import build_model
 from fusion.turns import DialogueContext, Turns
 from pipeline.schema import ClipKey

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import constants
 from rich.console import Console
 
+from console.show.doctor import render_corpus, render_machine
 from pipeline import resources
 from pipeline.annotations import read_annotations
 from pipeline.clips import index_clips
@@ -29,7 +30,6 @@ from pipeline.doctor.findings import Finding
 from pipeline.doctor.judge import Evidence, judge
 from pipeline.doctor.machine import Machine, look_at_machine
 from pipeline.doctor.report import DoctorReport, SplitReport
-from pipeline.doctor.tables import render_corpus, render_machine
 from pipeline.encoders import weights
 from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.published import FRAME_RATE, PUBLISHED, PublishedSplit, hash_keys

@@ -1,4 +1,4 @@
-"""A report as tables for the terminal, within 80 columns."""
+"""What `meld doctor` found, as tables for the terminal within 80 columns."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from console.printing import print_json, print_rich
 from pipeline.doctor.findings import KINDS, Finding
 from pipeline.doctor.machine import Machine, gib
 from pipeline.doctor.report import Counts, DoctorReport, SplitReport
@@ -16,6 +17,19 @@ from pipeline.telling import one_line
 # Of one kind; all are in the JSON and on the page.
 _SHOWN_NEW, _SHOWN_KNOWN = 5, 2
 _NONE = "–"
+
+
+def show_machine(machine: Machine) -> None:
+    """For people, before the clips are looked at; as JSON it is a part of the report."""
+    print_rich(render_machine(machine))
+
+
+def show_checkup(report: DoctorReport, as_json: bool) -> None:
+    """The corpus alone for people, who have seen the machine already."""
+    if as_json:
+        print_json(report.to_dict())
+        return
+    print_rich(render_corpus(report))
 
 
 def render_machine(machine: Machine) -> RenderableType:

@@ -1,0 +1,57 @@
+"""The table of `meld ablate`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from console.printing import print_json, print_rich
+from fusion.ablation import AblationReport
+from fusion.bootstrap import Interval
+from fusion.looks import describe_looks
+
+
+def show_ablation(result: AblationReport, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_rich(render_ablation(result))
+    print(
+        f"{result.out}: ablation.json and ablation.png; {result.reused} cells stood there already"
+    )
+
+
+def render_ablation(report: AblationReport) -> RenderableType:
+    table = Table(
+        title=f"weighted F1 on {report.split}, {report.seeds} seeds: mean [95 % interval] ± seeds",
+        title_justify="left",
+    )
+    for column in ("modalities", "fusion", "emotion", "sentiment"):
+        table.add_column(column)
+    best = max(report.cells, key=lambda cell: np.mean(cell.emotion_f1 or [0.0]))
+    for number, cell in enumerate(report.cells):
+        first = number == 0 or report.cells[number - 1].modalities != cell.modalities
+        table.add_row(
+            cell.name if first else "",
+            cell.fusion,
+            _told(cell.emotion_f1, cell.emotion_interval),
+            _told(cell.sentiment_f1, None),  # its interval is in the JSON: 80 columns
+            style="bold" if cell is best else "",
+        )
+    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
+    if report.split == "dev":
+        lines.append("dev also chose the epochs, which flatters every row alike")
+    else:
+        lines.append(describe_looks(report.test_looks, f"{report.out}"))
+    return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
+
+
+def _told(scores: Sequence[float], bounds: Interval | None) -> str:
+    if not scores:
+        return "no labels"
+    between = "" if bounds is None else f" [{bounds.low:.3f}, {bounds.high:.3f}]"
+    spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.3f}{between}{spread}"

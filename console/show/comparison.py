@@ -1,0 +1,55 @@
+"""Two runs side by side (`meld compare`)."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from console.printing import print_json, print_rich
+from fusion.bootstrap import Interval
+from fusion.compare import Comparison, HeadComparison
+from fusion.looks import describe_looks
+
+_ROWS = (
+    *("A", "B", "B - A [95 % interval]"),
+    *("B alone is right", "A alone is right", "both are right", "both are wrong"),
+)
+
+
+def show_comparison(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        print_json(comparison.to_dict())
+        return
+    print_rich(render_comparison(comparison))
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """The scores side by side, B minus A with its interval, and what that means in a sentence."""
+    head = (
+        f"A: {comparison.run_a}   B: {comparison.run_b}   on {comparison.split}: "
+        f"{comparison.rows} rows, {comparison.dialogues} dialogues"
+    )
+    heads = {"emotion": comparison.emotion, "sentiment": comparison.sentiment}
+    columns = [_column(each) for each in heads.values()]
+    table = Table("", *heads, title="weighted F1, and rows right", title_justify="left")
+    for name, *cells in zip(_ROWS, *columns, strict=True):
+        table.add_row(name, *map(Text, cells))  # "[...]" is no markup here
+    lines = [Text(f"{name}: {each.verdict}", style="bold") for name, each in heads.items()]
+    sides = (("A", comparison.test_clips_a), ("B", comparison.test_clips_b))
+    lines += [Text(f"{side}: test clips {clips}") for side, clips in sides if clips is not None]
+    if comparison.split == "test":
+        looks = (("A", comparison.test_looks_a), ("B", comparison.test_looks_b))
+        lines += [Text(f"{side}: {describe_looks(count)}") for side, count in looks]
+    return Group(Text(head), table, *lines)
+
+
+def _column(head: HeadComparison) -> list[str]:
+    """One cell for each of _ROWS."""
+    scores = ["-" if value is None else f"{value:.3f}" for value in (head.a, head.b)]
+    counts = (head.won, head.lost, head.both_right, head.both_wrong)
+    return [*scores, _signed(head.difference), *map(str, counts)]
+
+
+def _signed(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.value:+z.3f} [{interval.low:+z.3f}, {interval.high:+z.3f}]"

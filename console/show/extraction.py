@@ -1,0 +1,48 @@
+"""What `meld extract` did, or would do."""
+
+from rich.table import Table
+
+from console.printing import print_json, print_rich
+from console.show.recipe import print_random, print_test_clips
+from pipeline.extract import ExtractPlan, ExtractReport
+from pipeline.info import count_failures
+
+
+def show_plan(plan: ExtractPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    for split, rows in plan.rows.items():
+        print(
+            f"{split}: {rows} rows, {plan.rows_done[split]} done, "
+            f"{plan.clips_missing[split]} without a clip"
+        )
+    for spec in plan.recipe.encoders:
+        print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")
+    print_test_clips(plan.recipe.test_clips)
+    print(f"on {plan.device}; recipe {plan.recipe.fingerprint[:12]}; nothing was done")
+
+
+def show_extraction(report: ExtractReport, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_dict())
+        return
+    table = Table(title=f"features, recipe {report.recipe.fingerprint[:12]}")
+    for name in ("split", "rows", "done before", *report.recipe.modalities, "accidents", "file"):
+        table.add_column(name)
+    for split in report.splits:
+        present = [f"{split.present[name]}" for name in report.recipe.modalities]
+        counts = [str(split.rows), str(split.rows_resumed), *present, str(len(split.failures))]
+        table.add_row(split.split, *counts, str(split.path))
+    print_rich(table)
+    failures = [failure for split in report.splits for failure in split.failures]
+    for reason, count in count_failures(failures).items():
+        print(f"  {count} x {reason}")
+    print_random(report.recipe.random_modalities)
+    print_test_clips(report.recipe.test_clips)
+    if report.explained_variance is None:
+        print("128-d embeddings follow when the train split is extracted")
+    else:
+        kept = ", ".join(f"{name} {share:.3f}" for name, share in report.explained_variance.items())
+        print(f"variance kept by the 128-d embeddings: {kept}")
+    print(f"{report.seconds:.1f} s")

@@ -1,0 +1,38 @@
+"""What a cache holds (`meld info`)."""
+
+from console.printing import print_json
+from console.show.recipe import print_random
+from pipeline.info import CacheInfo
+
+
+def show_info(described: CacheInfo, as_json: bool) -> None:
+    if as_json:
+        print_json(described.to_dict())
+        return
+    print(f"{described.path}: {described.split}, {described.rows} rows, {described.size_bytes:,} B")
+    print(f"fingerprint {described.recipe.fingerprint}")
+    for spec in described.recipe.encoders:
+        shape = described.shapes.get(f"raw/{spec.modality}")
+        print(
+            f"  {spec.modality}: {described.present[spec.modality]} rows present, {spec.name}, "
+            f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}"
+            f"{f', context of {spec.context} utterances' if spec.context else ''}"
+            f"{f', started from {spec.started_from}' if spec.started_from else ''}, "
+            f"{spec.precision}, raw {list(shape) if shape else 'none'}"
+        )
+    if described.recipe.decode is not None:
+        decode = described.recipe.decode
+        print(
+            f"  decoded: {decode.num_frames} frames {decode.frame_height}x{decode.frame_width}, "
+            f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s, "
+            f"test clips {decode.test_clips}"
+        )
+    print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
+    for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):
+        print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
+    for reason, count in described.failures.items():
+        print(f"    {count} x {reason}")
+    print_random(described.recipe.random_modalities)
+    if described.damaged == ():
+        print("  every checksum holds")

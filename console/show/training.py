@@ -1,0 +1,34 @@
+"""What `meld train-fusion` and `meld finetune` found."""
+
+from console.printing import print_json, print_rich
+from console.show.evaluation import render_report
+from fusion.finetune import FinetuneResult
+from fusion.train import TrainResult
+
+
+def show_training(result: TrainResult, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_rich(render_report(result.dev))
+    print(
+        f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}, {result.seconds:.1f} s; "
+        f"next: meld evaluate {result.run}"
+    )
+
+
+def show_finetuning(result: FinetuneResult, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_rich(render_report(result.dev))
+    print(
+        f"{result.run}: {_tell_best(result.best.epoch, len(result.history) - 1)}, "
+        f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
+    )
+
+
+def _tell_best(best: int, epochs: int) -> str:
+    if best == 0:
+        return f"none of {epochs} epochs was better on dev than the start, which was kept"
+    return f"best epoch {best} of {epochs}"

@@ -1,0 +1,42 @@
+"""What each epoch of a training gave, and `history.jsonl`, which keeps it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import CacheCorrupt, StorageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels.
+
+    Where training starts from a trained model, that is epoch 0, with no train_loss.
+
+    score: their mean, by which the best epoch is chosen
+    """
+
+    epoch: int
+    train_loss: float | None
+    dev_loss: float
+    dev_emotion_f1: float | None
+    dev_sentiment_f1: float | None
+    score: float
+    learning_rate: float
+    seconds: float
+
+
+def read_history(path: Path) -> list[EpochResult]:
+    """`history.jsonl` of a run. Raises CacheCorrupt or StorageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        history = [EpochResult(**json.loads(line)) for line in lines]
+        for value in (value for each in history for value in dataclasses.astuple(each)):
+            if value is not None and type(value) not in (int, float):
+                raise TypeError(f"{value!r} is no number")
+        return history
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CacheCorrupt(f"{path}: not a training history ({error})") from error
