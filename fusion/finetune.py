@@ -366,7 +366,8 @@ def _finish(
     )
     metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
     write_whole(run / METRICS, metrics.encode() + b"\n")
-    from fusion.plots import plot_history, plot_report  # matplotlib takes seconds to load
+    from fusion.curves import plot_history  # matplotlib takes seconds to load
+    from fusion.plots import plot_report
 
     plot_report(result.dev, run)
     plot_history(history, run / "training.png", title=run.name)

@@ -13,13 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fusion.eval_report import EvalReport, HeadReport, describe_presence
-from fusion.history import EpochResult
 from pipeline.whole_files import write_whole
 
-_MODEL, _MAJORITY = "#2f6fab", "#c3c8cf"
+MODEL_COLOUR, _MAJORITY = "#2f6fab", "#c3c8cf"
 
 Bar = tuple[float, float, float]  # a value and its bounds
 
@@ -36,38 +34,8 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
         figure.suptitle(title, size=11, parse_math=False)  # a folder's name may hold $
     paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
     for figure, path in zip((confusion, classes), paths, strict=True):
-        _save(figure, path)
+        save_figure(figure, path)
     return paths
-
-
-def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
-    """Losses and dev scores over the epochs, the chosen epoch marked. Raises StorageError."""
-    figure = Figure(figsize=(11, 4.2))
-    losses, scores = figure.subplots(1, 2)
-    epochs = [each.epoch for each in history]
-    best = max(history, key=lambda each: each.score)
-    trained = [each for each in history if each.train_loss is not None]
-    losses.plot(
-        [each.epoch for each in trained],
-        [each.train_loss for each in trained],
-        label="train",
-        color=_MODEL,
-    )
-    losses.plot(epochs, [each.dev_loss for each in history], label="dev", color="#d1783c")
-    losses.set_ylabel("loss (both heads)")
-    for name, color in (("emotion", _MODEL), ("sentiment", "#4d9a5b")):
-        values = [getattr(each, f"dev_{name}_f1") for each in history]
-        if None not in values:
-            scores.plot(epochs, values, label=f"dev {name}", color=color)
-    scores.set_ylabel("weighted F1")
-    for axis in (losses, scores):
-        axis.axvline(best.epoch, color="#888888", linestyle=":", label=f"kept: epoch {best.epoch}")
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _tidy(axis)
-        axis.legend(frameon=False)
-    figure.suptitle(title, size=11, parse_math=False)
-    _save(figure, path)
 
 
 def plot_bars(
@@ -94,9 +62,9 @@ def plot_bars(
     axis.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
     axis.set_ylabel("emotion weighted F1")
     axis.set_title(title)
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.08))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_gain(
@@ -126,7 +94,7 @@ def plot_gain(
     axis.set_ylabel("emotion weighted F1, test")
     axis.set_title("Generated corpus: what each modality knows, and all three together")
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_confusion(axis: Axes, name: str, head: HeadReport) -> None:
@@ -151,7 +119,11 @@ def _draw_confusion(axis: Axes, name: str, head: HeadReport) -> None:
 def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
     positions = np.arange(len(head.labels))
     bars = axis.bar(
-        positions - 0.2, [each.f1 for each in head.model.classes], 0.4, label="model", color=_MODEL
+        positions - 0.2,
+        [each.f1 for each in head.model.classes],
+        0.4,
+        label="model",
+        color=MODEL_COLOUR,
     )
     axis.bar_label(bars, fmt="%.2f", size=8, padding=2)
     axis.bar(
@@ -171,17 +143,17 @@ def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
         f"{name}: weighted F1 {head.model.weighted_f1:.3f}, "
         f"majority {head.majority.weighted_f1:.3f}"
     )
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False, loc="upper left", ncols=2)
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
     axis.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     content = io.BytesIO()

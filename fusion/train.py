@@ -203,7 +203,8 @@ def _write_run(
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     if draw:
-        from fusion.plots import plot_history, plot_report  # matplotlib takes seconds to load
+        from fusion.curves import plot_history  # matplotlib takes seconds to load
+        from fusion.plots import plot_report
 
         plot_report(result.dev, run)
         plot_history(fitted.history, run / "training.png", title=run.name)

@@ -132,7 +132,7 @@ def one_thread_a_process() -> Iterator[None]:
 
 
 # Where runs are drawn; a plot takes a second, which hundreds of runs that nobody looks at need not.
-PLOTS = ("fusion.plots.plot_report", "fusion.plots.plot_history")
+PLOTS = ("fusion.plots.plot_report", "fusion.curves.plot_history")
 
 
 @pytest.fixture(autouse=True, scope="session")

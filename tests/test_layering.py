@@ -1,168 +1,31 @@
-"""The layout, read from the source: imports go one way, and each heavy library has one home."""
+"""Imports go one way, each heavy library has one home, and prediction needs few of them."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-# Lowest first; a package imports itself and those before it.
-LAYERS = ("pipeline", "fusion", "serving", "console", "cli")
-HOMES: Mapping[str, tuple[str, ...]] = {
-    "av": ("pipeline.decode", "pipeline.sample"),
-    "h5py": ("pipeline.hdf5",),
-    "ray": ("pipeline.parallel", "fusion.workers"),
-    "typer": ("cli", "console"),
-    "fastapi": ("serving",),
-}
-HEAVY = frozenset(
-    "torch torchvision numpy scipy ray h5py av transformers pandas sklearn matplotlib "
-    "jinja2".split()
+from tests.layout import (
+    ROOT,
+    Import,
+    closure,
+    find_branches,
+    find_cycle,
+    graph,
+    imports_away_from_home,
+    module_files,
+    read_imports,
+    room_graph,
+    upward_imports,
+    ways_to,
 )
 
-
-@dataclass(frozen=True)
-class Import:
-    """One import statement. `at_start`: it runs when the module is imported."""
-
-    module: str
-    line: int
-    wanted: str
-    at_start: bool
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.line} imports {self.wanted}"
-
-
-class _Reader(ast.NodeVisitor):
-    def __init__(self, module: str, is_package: bool) -> None:
-        self.module = module
-        self.package = module.split(".") if is_package else module.split(".")[:-1]
-        self.at_start = True
-        self.found: list[Import] = []
-
-    def visit_Import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            self._add(node.lineno, alias.name)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        above = self.package[: len(self.package) - node.level + 1] if node.level else []
-        origin = ".".join([*above, *([node.module] if node.module else [])])
-        for alias in node.names:
-            self._add(node.lineno, f"{origin}.{alias.name}")
-
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        before, self.at_start = self.at_start, False
-        self.generic_visit(node)
-        self.at_start = before
-
-    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
-
-    def visit_If(self, node: ast.If) -> None:
-        """What only type checkers read is no import; the else branch is."""
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for child in node.orelse:
-                self.visit(child)
-        else:
-            self.generic_visit(node)
-
-    def _add(self, line: int, wanted: str) -> None:
-        self.found.append(Import(self.module, line, wanted, self.at_start))
-
-
-def module_files(root: Path) -> dict[str, Path]:
-    """Dotted name to file, of every module in the layers."""
-    files = {}
-    for layer in LAYERS:
-        for path in [root / f"{layer}.py", *sorted((root / layer).rglob("*.py"))]:
-            if path.is_file():
-                parts = path.relative_to(root).with_suffix("").parts
-                files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return files
-
-
-def read_imports(root: Path) -> list[Import]:
-    """Every import; `from a import b` wants a.b where that is a module, else a."""
-    files = module_files(root)
-    found: list[Import] = []
-    for module, path in files.items():
-        reader = _Reader(module, path.name == "__init__.py")
-        reader.visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
-        for each in reader.found:
-            wanted = each.wanted
-            if wanted not in files and wanted.rpartition(".")[0] in files:
-                wanted = wanted.rpartition(".")[0]
-            found.append(Import(each.module, each.line, wanted, each.at_start))
-    return found
-
-
-def upward_imports(imports: Sequence[Import]) -> list[str]:
-    rank = {layer: number for number, layer in enumerate(LAYERS)}
-    return [
-        str(each)
-        for each in imports
-        if (wanted := each.wanted.split(".")[0]) in rank
-        and rank[wanted] > rank[each.module.split(".")[0]]
-    ]
-
-
-def imports_away_from_home(imports: Sequence[Import]) -> list[str]:
-    return [
-        str(each)
-        for each in imports
-        if (library := each.wanted.split(".")[0]) in HOMES
-        and not any(f"{each.module}.".startswith(f"{home}.") for home in HOMES[library])
-    ]
-
-
-def graph(imports: Sequence[Import], modules: set[str]) -> dict[str, list[str]]:
-    """Module to the modules it imports anywhere, packages on the way included."""
-    edges: dict[str, list[str]] = {module: [] for module in sorted(modules)}
-    for each in imports:
-        if each.wanted in modules and each.wanted != each.module:
-            edges[each.module].append(each.wanted)
-    return edges
-
-
-def find_cycle(edges: Mapping[str, Sequence[str]]) -> list[str] | None:
-    done: set[str] = set()
-
-    def follow(module: str, way: list[str]) -> list[str] | None:
-        if module in way:
-            return [*way[way.index(module) :], module]
-        if module in done:
-            return None
-        for wanted in edges[module]:
-            cycle = follow(wanted, [*way, module])
-            if cycle:
-                return cycle
-        done.add(module)
-        return None
-
-    cycles = (follow(module, []) for module in edges)
-    return next((cycle for cycle in cycles if cycle), None)
-
-
-def ways_to(
-    imports: Sequence[Import], modules: set[str], start: str, libraries: set[str]
-) -> Iterator[str]:
-    """Chains of imports that run when `start` is imported and end at one of `libraries`."""
-    seen, open_ways = {start}, [[start]]
-    while open_ways:
-        way = open_ways.pop(0)
-        for each in imports:
-            if each.module != way[-1] or not each.at_start:
-                continue
-            if each.wanted.split(".")[0] in libraries:
-                yield " -> ".join([*way, each.wanted])
-            elif each.wanted in modules and each.wanted not in seen:
-                seen.add(each.wanted)
-                open_ways.append([*way, each.wanted])
+HEAVY = frozenset(
+    "torch torchvision numpy scipy ray h5py av transformers pandas sklearn matplotlib "
+    "jinja2 rich.table".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +57,8 @@ def test_imports_go_one_way(imports: list[Import]) -> None:
 
 
 def test_no_module_imports_itself_by_a_detour(imports: list[Import], modules: set[str]) -> None:
-    assert find_cycle(graph(imports, modules)) is None
+    running = [each for each in imports if not each.typing_only]
+    assert find_cycle(graph(running, modules)) is None
 
 
 def test_each_heavy_library_has_one_home(imports: list[Import]) -> None:
@@ -209,6 +73,22 @@ def test_training_on_caches_imports_no_decoder_and_no_ray(
     imports: list[Import], modules: set[str], start: str
 ) -> None:
     assert list(ways_to(imports, modules, start, {"av", "ray"})) == []
+
+
+def test_reading_a_run_and_predicting_reach_numpy_torch_and_safetensors_alone(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """Late imports count: whoever ships a model ships what it may ever import."""
+    inference = ["checkpoint", "decoding", "predict", "predictions", "temperature"]
+    starts = [f"fusion.{name}" for name in inference]
+    assert closure(imports, modules, starts) == {"numpy", "torch", "safetensors"}
+
+
+@pytest.mark.parametrize("start", ["fusion.train", "fusion.evaluate", "fusion.finetune"])
+def test_measuring_draws_nothing_until_there_is_something_to_draw(
+    imports: list[Import], modules: set[str], start: str
+) -> None:
+    assert list(ways_to(imports, modules, start, {"matplotlib", "rich", "sklearn"})) == []
 
 
 def test_describing_a_cache_imports_no_decoder_and_no_ray(
@@ -311,7 +191,7 @@ def test_a_planted_upward_import_is_caught(plant: Plant, name: str, text: str) -
     assert caught.startswith(name.removesuffix(".py").replace("/", "."))
 
 
-def test_an_import_for_type_checkers_only_is_none(plant: Plant) -> None:
+def test_an_import_for_type_checkers_only_may_name_an_upper_layer(plant: Plant) -> None:
     plant.write(
         "pipeline/clips.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fusion.train\n",
@@ -335,6 +215,58 @@ def test_a_planted_cycle_is_caught_and_told(plant: Plant) -> None:
     cycle = find_cycle(graph(plant.imports, plant.modules))
     assert cycle is not None
     assert set(cycle) == {"pipeline.one", "pipeline.two", "pipeline.three"}
+
+
+def test_a_cycle_that_only_type_checkers_see_is_caught(plant: Plant) -> None:
+    plant.write("pipeline/one.py", "from pipeline.two import x\n")
+    plant.write(
+        "pipeline/two.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline.one\n",
+    )
+    assert find_cycle(graph(plant.imports, plant.modules)) is not None
+
+
+def test_rooms_that_import_each_other_are_caught_where_no_file_does(plant: Plant) -> None:
+    plant.write("fusion/up/a.py", "import fusion.down.a\n")
+    plant.write("fusion/up/b.py", "")
+    plant.write("fusion/down/a.py", "")
+    plant.write("fusion/down/b.py", "import fusion.up.b\n")
+    edges = graph(plant.imports, plant.modules)
+    assert find_cycle(edges) is None
+    assert find_cycle(room_graph(edges, "fusion")) is not None
+
+
+def test_what_using_a_module_reaches_counts_late_imports_and_not_type_checkers(
+    plant: Plant,
+) -> None:
+    plant.write("fusion/late.py", "import numpy\ndef late():\n    from pipeline import hdf5\n")
+    plant.write(
+        "fusion/typed.py",
+        "import json\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import h5py\n",
+    )
+    assert closure(plant.imports, plant.modules, ["fusion.late"]) == {"numpy", "h5py"}
+    assert closure(plant.imports, plant.modules, ["fusion.typed"]) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'if modality == "text":\n    pass\n',
+        'if name in ("video", "audio"):\n    pass\n',
+        'model = encoders["r3d_18"]\n',
+        'match modality:\n    case "audio":\n        pass\n',
+    ],
+)
+def test_a_planted_branch_on_a_name_is_caught_outside_its_room(plant: Plant, text: str) -> None:
+    plant.write("pipeline/encode.py", text)
+    plant.write("pipeline/encoders/video.py", text)
+    [caught] = find_branches(plant.root)
+    assert caught.startswith("pipeline.encode:")
+
+
+def test_names_that_are_only_listed_choose_nothing(plant: Plant) -> None:
+    plant.write("pipeline/schema.py", 'A = Literal["text", "video"]\nB = ("text", "video")\n')
+    assert find_branches(plant.root) == []
 
 
 def test_a_planted_way_to_a_decoder_is_told_step_by_step(plant: Plant) -> None:

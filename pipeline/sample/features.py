@@ -1,13 +1,9 @@
 """The parts of a drawn face. The head's middle is (0, 0), y grows downwards, see `Pen`."""
 
-from typing import TYPE_CHECKING
-
 from PIL import Image
 
+from pipeline.sample.expressions import Expression
 from pipeline.sample.pen import INK, SCALE, WHITE, Colour, Pen, arch, mix
-
-if TYPE_CHECKING:
-    from pipeline.sample.face import Expression
 
 EYE_X, EYE_Y, EYE_RX, EYE_RY = 78, -28, 44, 42
 MOUTH_Y = 128
@@ -18,7 +14,7 @@ WATER: Colour = (96, 178, 240)
 IRIS: Colour = (84, 62, 52)
 
 
-def draw_eyes(pen: Pen, expression: "Expression", skin: Colour, *, blink: bool) -> None:
+def draw_eyes(pen: Pen, expression: Expression, skin: Colour, *, blink: bool) -> None:
     for side in (-1, 1):
         x = side * EYE_X
         if expression.eyes == "laughing":
@@ -29,7 +25,7 @@ def draw_eyes(pen: Pen, expression: "Expression", skin: Colour, *, blink: bool) 
             _draw_open_eye(pen, x, side, expression, skin)
 
 
-def _draw_open_eye(pen: Pen, x: float, side: int, expression: "Expression", skin: Colour) -> None:
+def _draw_open_eye(pen: Pen, x: float, side: int, expression: Expression, skin: Colour) -> None:
     """The ball of the eye in its own small picture, because lids and rim cut the iris off."""
     width, height = 2 * EYE_RX + 24, 3 * EYE_RY + 24
     rx = EYE_RX * (1.12 if expression.eye_opening > 1.2 else 1)
@@ -60,7 +56,7 @@ def _draw_lids(pen: Pen, eyes: str, side: int, ry: float, lid: Colour) -> None:
         pen.polygon([(-90, 120), (90, 120), (90, 0.55 * ry), (-90, 0.55 * ry)], lid)
 
 
-def draw_brows(pen: Pen, expression: "Expression", ink: Colour) -> None:
+def draw_brows(pen: Pen, expression: Expression, ink: Colour) -> None:
     y = -98 - expression.brow_raise
     slant = expression.brow_slant
     for side in (-1, 1):

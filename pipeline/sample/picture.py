@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.sample.face import EXPRESSIONS, HEAD_SIZE, Head, Look
+from pipeline.sample.expressions import EXPRESSIONS
+from pipeline.sample.face import HEAD_SIZE, Head, Look
 from pipeline.sample.motion import Pose
 from pipeline.sample.scene import HEIGHT, WIDTH, draw_scene
 
