@@ -25,7 +25,7 @@ from fusion.scores import weighted_f1
 from fusion.split import FusionData, check_recipe, check_trainable
 from fusion.subsets import choose_subsets
 from fusion.train import build_model, check_modalities, choose_device
-from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.errors import CacheCorrupt, InputError, StorageError
 from pipeline.json_values import json_bytes, to_values
 from pipeline.recipe import TestClips
 from pipeline.resources import num_cores
@@ -94,6 +94,14 @@ class Cell:
     def name(self) -> str:
         return "+".join(self.modalities)
 
+    @property
+    def emotion_mean(self) -> float:
+        return float(np.mean(self.emotion_f1)) if self.emotion_f1 else 0.0
+
+    @property
+    def sentiment_mean(self) -> float:
+        return float(np.mean(self.sentiment_f1)) if self.sentiment_f1 else 0.0
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
         """Raises AttributeError, KeyError, TypeError or ValueError where `values` is no such
@@ -111,6 +119,33 @@ class Cell:
             sentiment_f1=tuple(map(float, values["sentiment_f1"])),
             **intervals,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAblation:
+    """What `ablation.json` says, for a report."""
+
+    split: str
+    cells: tuple[Cell, ...]
+
+
+def read_ablation(path: Path) -> StoredAblation:
+    """Raises InputError where it is no such file."""
+    try:
+        values = json.loads(path.read_bytes())
+        cells = tuple(Cell.from_dict(row) for row in values["rows"])
+        return StoredAblation(split=str(values["split"]), cells=cells)
+    except OSError as error:
+        raise InputError(f"--ablation {path}: {error.strerror}") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

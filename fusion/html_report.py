@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.bootstrap import Interval
+from fusion.ablation import StoredAblation, read_ablation
 from fusion.compare import Comparison, compare_predictions, match_rows
 from fusion.eval_report import HeadReport
 from fusion.run_charts import draw_charts
@@ -50,30 +50,6 @@ class HtmlReportConfig:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AblationRow:
-    """Trainings that differ in their seed alone, measured on `split`; one score a seed.
-
-    Intervals are of the means, other dialogues being drawn; None where there was one dialogue.
-    """
-
-    split: str
-    modalities: str
-    fusion: str
-    emotion_f1: tuple[float, ...]
-    sentiment_f1: tuple[float, ...]
-    emotion_interval: Interval | None
-    sentiment_interval: Interval | None
-
-    @property
-    def emotion_mean(self) -> float:
-        return float(np.mean(self.emotion_f1)) if self.emotion_f1 else 0.0
-
-    @property
-    def sentiment_mean(self) -> float:
-        return float(np.mean(self.sentiment_f1)) if self.sentiment_f1 else 0.0
-
-
 def write_html_report(
     config: HtmlReportConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[RunReport, ...]:
@@ -82,7 +58,7 @@ def write_html_report(
     Raises StorageError or UsageError where it cannot be written, and what reading the runs raises.
     """
     _check_paths(config)
-    ablation = read_ablation(config.ablation) if config.ablation else ()
+    ablation = read_ablation(config.ablation) if config.ablation else None
     runs = tuple(gather(run, config.split, config.data, on_progress) for run in config.runs)
     page = render_page(runs, split=config.split, ablation=ablation, command=_command(config))
     write_whole(config.out, page.encode("utf-8", "replace"))  # a path may hold what is no UTF-8
@@ -94,7 +70,7 @@ def render_page(
     runs: Sequence[RunReport],
     *,
     split: Split,
-    ablation: Sequence[AblationRow] = (),
+    ablation: StoredAblation | None = None,
     command: str = "",
 ) -> str:
     """command: which makes the page again."""
@@ -117,34 +93,6 @@ def render_page(
         scale=_scale(runs),
         differences=_differences(runs),
     )
-
-
-def read_ablation(path: Path) -> tuple[AblationRow, ...]:
-    """Raises InputError where it is no such file."""
-    try:
-        told = json.loads(path.read_bytes())
-        return tuple(
-            AblationRow(
-                split=str(told["split"]),
-                modalities=" + ".join(map(str, row["modalities"])),
-                fusion=str(row["fusion"]),
-                emotion_f1=tuple(map(float, row["emotion_f1"])),
-                sentiment_f1=tuple(map(float, row["sentiment_f1"])),
-                emotion_interval=_interval(row["emotion_interval"]),
-                sentiment_interval=_interval(row["sentiment_interval"]),
-            )
-            for row in told["rows"]
-        )
-    except OSError as error:
-        raise InputError(f"--ablation {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
-
-
-def _interval(bounds: Mapping[str, float] | None) -> Interval | None:
-    if bounds is None:
-        return None
-    return Interval(**{name: float(bounds[name]) for name in ("value", "low", "high")})
 
 
 def _command(config: HtmlReportConfig) -> str:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from fusion.ablation import read_ablation
 from fusion.bootstrap import Interval
 from fusion.checkpoint import read_checkpoint
 from fusion.finetune import FinetuneConfig
 from fusion.fit import FitConfig
 from fusion.history import read_history
-from fusion.html_report import HtmlReportConfig, read_ablation, render_page, write_html_report
+from fusion.html_report import HtmlReportConfig, render_page, write_html_report
 from fusion.losses import LossConfig
 from fusion.model import ModelConfig
 from fusion.remake import remake
