@@ -6,18 +6,32 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from pipeline.errors import MeldError
 
 
+class SpawnPool(ProcessPoolExecutor):
+    """A pool that knows its own processes: the program may have others."""
+
+    def __init__(self, size: int) -> None:
+        self._context = _Context()
+        super().__init__(size, mp_context=self._context)
+
+    def kill(self) -> None:
+        """Ends what runs at once; its future then raises BrokenProcessPool."""
+        for process in self._context.started:
+            process.kill()
+
+
 @contextmanager
-def spawn_pool(size: int) -> Iterator[ProcessPoolExecutor]:
+def spawn_pool(size: int) -> Iterator[SpawnPool]:
     """Left early, it waits for what runs and drops what waits.
 
     Spawned, not forked: the caller may hold threads, of Ray and of PyTorch.
     Raises MeldError where a process died.
     """
-    pool = ProcessPoolExecutor(size, mp_context=_Context())
+    pool = SpawnPool(size)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -41,4 +55,13 @@ class _Process(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    Process = _Process
+    """Remembers every process that it started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Process] = []
+
+    def Process(self, *args: Any, **settings: Any) -> _Process:  # type: ignore[override] # noqa: N802
+        process = _Process(*args, **settings)
+        self.started.append(process)
+        return process

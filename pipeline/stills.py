@@ -4,9 +4,7 @@ Decoded in a process of its own: a file that crashes the decoder costs its pictu
 """
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clips import locate_clips
-from pipeline.processes import spawn_pool
+from pipeline.processes import SpawnPool, spawn_pool
 from pipeline.recipe import TestClips
 from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
 
@@ -54,7 +52,7 @@ def each_still(
 
     read: runs in the other process
     """
-    pool: ProcessPoolExecutor | None = None
+    pool: SpawnPool | None = None
     with ExitStack() as pools:
         for clip in clips:
             if pool is None:
@@ -66,18 +64,12 @@ def each_still(
                 pool, still = None, None
             except TimeoutError:
                 logger.warning("%s: no frame of it within %.0f s", clip.path, MAX_SECONDS)
-                _kill_the_reader()
+                pool.kill()  # it only reads; one that hangs would be waited for
                 pool, still = None, None
             except KeyboardInterrupt:
-                _kill_the_reader()
+                pool.kill()
                 raise
             yield clip, still
-
-
-def _kill_the_reader() -> None:
-    """Or one that hangs would be waited for; it only reads."""
-    for process in multiprocessing.active_children():
-        process.kill()
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

@@ -92,3 +92,20 @@ def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(read: Read, tmp_pat
         list(each_still([clip("hangs.mp4")], read))
     assert time.monotonic() - interrupted_s < 10
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.heavy
+def test_a_decoder_that_hangs_costs_nobody_else_their_process(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server or a notebook has children of its own."""
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        monkeypatch.setattr("pipeline.stills.MAX_SECONDS", 0.5)
+        assert [still for _, still in each_still([clip("hangs.mp4")], read)] == [None]
+        assert other.is_alive()
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
