@@ -531,6 +531,13 @@ def finetune(
     ] = None,
     address: ClusterAddress = None,
     weights_dir: WeightsDir = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fine-tuned run whose encoders made the features.  [default: the one that they "
+            "recorded]"
+        ),
+    ] = None,
     config: ConfigFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")
@@ -559,6 +566,7 @@ def finetune(
         workers=workers,
         address=address,
         weights_dir=weights_dir,
+        encoders=encoders,
         resume=resume,
         overwrite=overwrite,
     )

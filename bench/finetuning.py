@@ -64,6 +64,7 @@ def _source(run: Path, data: Path) -> TuneSource:
         unfreeze=None,
         store=None,
         weights_dir=None,
+        encoders=None,
         precision=native_precision("cpu"),
         augment=AugmentConfig(),
         train_batchnorm=False,

@@ -42,6 +42,8 @@ class Checkpoint:
     settings:   the training settings, for the record
     features:   the folder it was trained from
     finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
+    encoders_run: name of the fine-tuned run whose encoders made its features, as these recorded
+                it; None where they are its own or nobody's
     data:       the raw clips it was fine-tuned on, None where it was not
     decoding:   how its logits become probabilities and joint labels, fitted on dev
     """
@@ -54,6 +56,7 @@ class Checkpoint:
     settings: Mapping[str, Any]
     features: Path
     finetuned: tuple[Modality, ...] = ()
+    encoders_run: str | None = None
     data: Path | None = None
     decoding: Decoding | None = None
 
@@ -96,6 +99,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             settings=_settings(config["settings"]),
             features=Path(config["features"]),
             finetuned=_modalities(config["finetuned"]),
+            encoders_run=_name(config.get("encoders_run")),
             data=None if config["data"] is None else Path(config["data"]),
             decoding=_decoding(config["decoding"]),
         )
@@ -125,6 +129,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "projection_hash": checkpoint.projection_hash,
         "features": str(checkpoint.features),
         "finetuned": checkpoint.finetuned,
+        "encoders_run": checkpoint.encoders_run,
         "data": None if checkpoint.data is None else str(checkpoint.data),
         "decoding": None if checkpoint.decoding is None else checkpoint.decoding.to_dict(),
         "settings": checkpoint.settings,
@@ -148,6 +153,13 @@ def _modalities(values: Any) -> tuple[Modality, ...]:
     if not isinstance(values, list) or any(value not in MODALITIES for value in values):
         raise ValueError(f"{values!r} are no modalities")
     return tuple(values)
+
+
+def _name(value: Any) -> str | None:
+    """Absent in the runs of earlier versions."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name of a run")
+    return value
 
 
 def _decoding(values: Any) -> Decoding | None:

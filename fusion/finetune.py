@@ -51,6 +51,8 @@ class FinetuneConfig:
     modalities: of the fusion model that is trained first; those of a given run are its own
     unfreeze:   whose encoders learn; None unfreezes all of the run's
     store:      where decoded clips are kept; None takes <features>/decoded
+    encoders:   the fine-tuned run whose encoders made the features; None takes that which they
+                recorded
     out:        None makes a name under runs/; --resume needs it
     """
 
@@ -69,6 +71,7 @@ class FinetuneConfig:
     workers: int = 1
     address: str | None = None
     weights_dir: Path | None = None
+    encoders: Path | None = None
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
@@ -110,7 +113,7 @@ class FinetuneConfig:
 
 def _with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Workers have working folders of their own, and --resume may come from elsewhere."""
-    names = ("run", "data", "features", "store", "out", "weights_dir")
+    names = ("run", "data", "features", "store", "out", "weights_dir", "encoders")
     paths = {name: getattr(config, name) for name in names}
     return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
 
@@ -258,6 +261,7 @@ def tune_source(config: FinetuneConfig) -> TuneSource:
         unfreeze=config.unfreeze,
         store=config.store,
         weights_dir=config.weights_dir,
+        encoders=config.encoders,
         precision=_precision(config),
         augment=config.tune.augment,
         train_batchnorm=config.tune.train_batchnorm,

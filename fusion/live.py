@@ -11,6 +11,7 @@ import torch
 
 from fusion.augment import AugmentConfig
 from fusion.checkpoint import Checkpoint, read_checkpoint
+from fusion.encoders import find_encoders_of
 from fusion.endtoend import EndToEnd
 from fusion.load import load_split
 from fusion.raw import ClipDataset, Collate
@@ -19,9 +20,9 @@ from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import read_header
 from pipeline.clips import locate_clips
 from pipeline.encode import Encoders
-from pipeline.encoders.choice import EncoderChoice, EncoderRequest, WeightsChoice, choose_encoder
+from pipeline.encoders.choice import EncoderChoice
 from pipeline.encoders.weights import CROP_SIZE
-from pipeline.errors import ParityError, RecipeMismatch, UsageError, WeightsMissing
+from pipeline.errors import ParityError, RecipeMismatch, UsageError
 from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MODALITIES, Modality, Split, Utterance
 
@@ -56,6 +57,7 @@ class TuneSource:
     unfreeze: tuple[Modality, ...] | None
     store: Path | None
     weights_dir: Path | None
+    encoders: Path | None
     precision: Precision
     augment: AugmentConfig
     train_batchnorm: bool
@@ -90,7 +92,9 @@ def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
             f"{source.run} was trained on features of revision {start.recipe.revision}, this "
             f"program makes revision {REVISION}; extract and train again"
         )
-    choices = _find_encoders(source, start)
+    choices = find_encoders_of(
+        source.run, start, weights_dir=source.weights_dir, encoders=source.encoders
+    )
     recipe = FeatureRecipe(
         encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
         # A run on the text of a cache that also has pictures needs no decoding.
@@ -133,48 +137,6 @@ def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]
     if strange:
         raise UsageError(f"--unfreeze {strange[0]}: {source.run} has only {', '.join(names)}")
     return tuple(name for name in MODALITIES if name in (source.unfreeze or names))
-
-
-def _find_encoders(source: TuneSource, start: Checkpoint) -> tuple[EncoderChoice, ...]:
-    """The very encoders that made the features; their hashes are compared."""
-    specs = {spec.modality: spec for spec in start.recipe.encoders}
-    choices = []
-    for name in start.dims.names:
-        spec = specs[name]
-        request = EncoderRequest(run=source.run) if start.finetuned else _request(spec, source)
-        try:
-            choice = choose_encoder(name, request, spec.precision)
-        except WeightsMissing as error:
-            raise WeightsMissing(
-                f"{error}. For fine-tuning, name the folder that {spec.name} lies in: --weights-dir"
-            ) from error
-        if choice.spec != spec:
-            found = FeatureRecipe(encoders=(choice.spec,), decode=start.recipe.decode)
-            wanted = FeatureRecipe(encoders=(spec,), decode=start.recipe.decode)
-            raise RecipeMismatch(
-                f"the {name} encoder found here is not the one that made the features "
-                f"({'; '.join(wanted.differences(found))}); restore its files, name their folder "
-                "with --weights-dir, or extract and train again"
-            )
-        choices.append(choice)
-    return tuple(choices)
-
-
-def _request(spec: EncoderSpec, source: TuneSource) -> EncoderRequest:
-    weights: WeightsChoice = "random" if spec.weights == "random" else "pretrained"
-    if spec.modality == "text":
-        return EncoderRequest(
-            text=spec.name,
-            text_weights=weights,
-            text_layers=spec.layers,
-            context=spec.context,
-            weights_dir=source.weights_dir,
-        )
-    if spec.modality == "video":
-        return EncoderRequest(
-            video=spec.name, video_weights=weights, weights_dir=source.weights_dir
-        )
-    return EncoderRequest(audio=spec.name)
 
 
 def _retuned(spec: EncoderSpec, source: TuneSource, unfrozen: tuple[Modality, ...]) -> EncoderSpec:

@@ -71,6 +71,7 @@ def _to_tensors(
         text=tuple(cache.text),
         speaker=tuple(cache.speaker),
         projection_hash=cache.projection_hash if input == "embedding" else None,
+        encoders_run=cache.encoders_run,
     )
 
 

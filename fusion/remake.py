@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion.checkpoint import Checkpoint
 from fusion.train import TrainConfig
-from pipeline.recipe import DecodeConfig, FeatureRecipe
+from pipeline.recipe import DecodeConfig
 from pipeline.settings import describe_config
 
 # What only says how the command was given, or is said in another place of it.
@@ -32,7 +32,7 @@ def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
 
 def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     features = checkpoint.features
-    extract, decode = _extract(checkpoint.recipe, features, data)
+    extract, decode = _extract(checkpoint, data)
     default = describe_config(TrainConfig())
     if checkpoint.settings.get("start"):  # what is not said would be the start's
         default |= {"model": {}, "fit": {}}
@@ -64,8 +64,9 @@ def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     return Remake(commands=(command,), files={"finetune.toml": tables} if tables else {})
 
 
-def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[str, str]:
+def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
     """The command and its TOML, "" where it needs none."""
+    recipe, features = checkpoint.recipe, checkpoint.features
     words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
     words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
     lines = []
@@ -75,7 +76,7 @@ def _extract(recipe: FeatureRecipe, features: Path, data: Path | None) -> tuple[
         if value != getattr(default, name):
             lines.append(f"{name} = {json.dumps(value)}")
     if any(spec.weights == "finetuned" for spec in recipe.encoders):
-        words += ["--encoders", "RUN_THAT_OWNS_THEM"]
+        words += ["--encoders", checkpoint.encoders_run or "RUN_THAT_OWNS_THEM"]
     else:
         words += [word for spec in recipe.encoders for word in (f"--{spec.modality}", spec.name)]
         random = [f"{spec.modality}=random" for spec in recipe.encoders if spec.weights == "random"]

@@ -25,6 +25,7 @@ class FusionData:
     present:   bool [rows, modalities], True = real, columns as in `modalities`
     emotion, sentiment: int64 [rows], index in EMOTIONS and SENTIMENTS, UNLABELLED = none
     projection_hash: which projection made the embeddings; None for `raw` input
+    encoders_run: name of the fine-tuned run whose encoders made the features, None where none did
     """
 
     split: Split
@@ -39,6 +40,7 @@ class FusionData:
     text: tuple[str, ...]
     speaker: tuple[str, ...]
     projection_hash: str | None = None
+    encoders_run: str | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.keys)

@@ -299,6 +299,7 @@ def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) ->
         sentiment_counts=tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist()),
         settings=describe_config(dataclasses.replace(config, start=start)),
         features=config.features.absolute(),
+        encoders_run=train.encoders_run,
     )
 
 

@@ -1,7 +1,8 @@
 """The feature cache on disk: one HDF5 file per split.
 
     attributes   format, format_version, split, recipe (JSON), fingerprint, rows_hash,
-                 projection_hash (empty before a projection)
+                 projection_hash (empty before a projection); encoders_run where a fine-tuned
+                 run's encoders made the features: its name, see encoders/find.py
     key/         dialogue_id, utterance_id             int64 [rows]
     text, speaker                                      UTF-8 [rows]
     label/       emotion, sentiment                    UTF-8 [rows], by name, "" = unlabelled;
@@ -51,6 +52,7 @@ class FeatureCache:
     embedding: per modality float32 [rows, 128]; empty before a projection was fitted
     present:   per modality bool [rows]; where False, raw and embedding hold zeros that mean
                nothing
+    encoders_run: name of the fine-tuned run that owns the encoders, None where none does
     """
 
     split: Split
@@ -67,6 +69,7 @@ class FeatureCache:
     embedding: dict[Modality, NDArray[np.float32]] = field(default_factory=dict)
     failures: tuple[ClipFailure, ...] = ()
     projection_hash: str | None = None
+    encoders_run: str | None = None
 
     def __post_init__(self) -> None:
         columns: list[Sized] = [self.utterance_id, self.text, self.speaker]
@@ -140,6 +143,8 @@ def _fill(writer: Writer, cache: FeatureCache) -> None:
     writer.text("split", cache.split)
     writer.text("rows_hash", cache.rows_hash)
     writer.text("projection_hash", cache.projection_hash or "")
+    if cache.encoders_run is not None:
+        writer.text("encoders_run", cache.encoders_run)
     writer.array("key/dialogue_id", cache.dialogue_id)
     writer.array("key/utterance_id", cache.utterance_id)
     writer.strings("text", cache.text)
@@ -202,6 +207,7 @@ def read_cache(
             present={name: reader.array(f"present/{name}", np.bool_, 1) for name in names},
             failures=read_failures(reader, split),
             projection_hash=reader.text("projection_hash") or None,
+            encoders_run=reader.optional_text("encoders_run"),
         )
 
 

@@ -26,6 +26,7 @@ from pipeline.encoders.choice import (
     EncoderRequest,
     choose_encoder,
 )
+from pipeline.encoders.find import name_of_owner
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import FRAME_SIZE
 from pipeline.errors import StorageError, UsageError
@@ -239,6 +240,8 @@ def _prepare(config: ExtractConfig) -> _Job:
     recipe = FeatureRecipe(encoders=tuple(choice.spec for choice in choices), decode=decode)
     context = max(spec.context for spec in recipe.encoders)
     corpus = {split: with_context(utterances, context) for split, utterances in corpus.items()}
+    run = config.encoders.run
+    owner = None if run is None else name_of_owner(run, config.features)
     default_rows = ROWS_PER_SHARD if recipe.decode else TEXT_ROWS_PER_SHARD
     works = tuple(
         SplitWork(
@@ -248,6 +251,7 @@ def _prepare(config: ExtractConfig) -> _Job:
             rows_hash=hash_rows(utterances),
             path=config.features / f"{split}.h5",
             rows_per_shard=config.rows_per_shard or default_rows,
+            encoders_run=owner,
         )
         for split, utterances in corpus.items()
     )

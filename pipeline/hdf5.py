@@ -231,6 +231,10 @@ class Reader:
             raise CacheCorrupt(f"{self.path}: attribute {name} is no single text")
         return value.decode()
 
+    def optional_text(self, name: str) -> str | None:
+        """None where the file has no such attribute."""
+        return self.text(name) if name in self._file.attrs else None
+
     def number(self, name: str, *, at: str = "/") -> int:
         attributes = self._file[at].attrs
         if name not in attributes or attributes.get_id(name).dtype != np.int64:

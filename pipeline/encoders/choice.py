@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.encoders import weights
-from pipeline.encoders.saved import read_encoders
+from pipeline.encoders.saved import SavedEncoders, read_encoders
 from pipeline.errors import UsageError
 from pipeline.recipe import EncoderSpec, Precision
 from pipeline.schema import Modality
@@ -55,6 +55,22 @@ class EncoderRequest:
         if self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
 
+    @classmethod
+    def of(cls, spec: EncoderSpec, *, weights_dir: Path | None = None) -> "EncoderRequest":
+        """Asks for the pretrained or random encoder that `spec` describes."""
+        weights: WeightsChoice = "random" if spec.weights == "random" else "pretrained"
+        if spec.modality == "text":
+            return cls(
+                text=spec.name,
+                text_weights=weights,
+                text_layers=spec.layers,
+                context=spec.context,
+                weights_dir=weights_dir,
+            )
+        if spec.modality == "video":
+            return cls(video=spec.name, video_weights=weights, weights_dir=weights_dir)
+        return cls(audio=spec.name)
+
 
 def choose_encoder(
     modality: Modality, request: EncoderRequest, precision: Precision
@@ -66,10 +82,19 @@ def choose_encoder(
         WeightsMissing: the weights are not to be had.
     """
     if request.run is not None:
-        return _choose_saved(modality, request.run)
+        return choose_saved(read_encoders(request.run), modality)
     return {"text": _choose_text, "video": _choose_video, "audio": _choose_audio}[modality](
         request, precision
     )
+
+
+def choose_saved(saved: SavedEncoders, modality: Modality) -> EncoderChoice:
+    """A fine-tuned run's encoder, in the precision that it was tuned in: that is part of what it
+    is.
+
+    Raises InputError where the run has none of that modality.
+    """
+    return EncoderChoice(spec=saved.spec(modality), path=saved.path(modality))
 
 
 def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice:
@@ -96,12 +121,6 @@ def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice
         ),
         path=folder,
     )
-
-
-def _choose_saved(modality: Modality, run: Path) -> EncoderChoice:
-    """In the precision that they were tuned in: that is part of what they are."""
-    saved = read_encoders(run)
-    return EncoderChoice(spec=saved.spec(modality), path=saved.path(modality))
 
 
 def _text_hash(folder: Path, choice: WeightsChoice) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = "encoders"
 INDEX = "encoders.json"
+INDEX_PATH = f"{FOLDER}/{INDEX}"  # in the run
 FORMAT = "meld-encoders"
 FORMAT_VERSION = 1
 

