@@ -51,7 +51,7 @@ from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.telling import one_line
 
 if TYPE_CHECKING:
-    from fusion.tuning import StepResult
+    from fusion.finetuning.loop import StepResult
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -481,8 +481,8 @@ def train_fusion(
     )
 
     from console.show.training import show_training
-    from fusion.train import TrainConfig
-    from fusion.train import train_fusion as run_training
+    from fusion.training.train import TrainConfig
+    from fusion.training.train import train_fusion as run_training
 
     train_config = TrainConfig.from_mapping(settings)
     with progress("training") as advance:
@@ -573,8 +573,8 @@ def finetune(
     settings = merge_with_file(config, options, tune=given(epochs=epochs))
 
     from console.show.training import show_finetuning
-    from fusion.finetune import FinetuneConfig
-    from fusion.finetune import finetune as run_finetuning
+    from fusion.finetuning.finetune import FinetuneConfig
+    from fusion.finetuning.finetune import finetune as run_finetuning
 
     finetune_config = FinetuneConfig.from_mapping(settings)
     with progress("clips", note="accidents") as advance:
@@ -614,8 +614,8 @@ def evaluate(
     A fine-tuned run is measured on raw clips, with its own encoders.
     """
     from console.show.evaluation import show_evaluation
-    from fusion.evaluate import EvaluateConfig
-    from fusion.evaluate import evaluate as run_evaluation
+    from fusion.evaluation.evaluate import EvaluateConfig
+    from fusion.evaluation.evaluate import evaluate as run_evaluation
 
     config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
     with progress("encoding clips", note="accidents") as advance:
@@ -649,8 +649,8 @@ def compare(
     The runs may differ in everything but the rows. On test this is a look at test with both.
     """
     from console.show.comparison import show_comparison
-    from fusion.compare import CompareConfig
-    from fusion.compare import compare as run_comparison
+    from fusion.experiments.compare import CompareConfig
+    from fusion.experiments.compare import compare as run_comparison
     from pipeline.settings import build_config
 
     options = given(
@@ -693,7 +693,7 @@ def report(
 ) -> None:
     """Measure runs and write one HTML page about them, which needs no network to be read."""
     from console.show.page import show_page
-    from fusion.html_report import HtmlReportConfig, write_html_report
+    from fusion.reporting.html import HtmlReportConfig, write_html_report
     from pipeline.settings import build_config
 
     options = given(runs=tuple(runs), split=split, out=out, data=data, ablation=ablation)
@@ -748,8 +748,8 @@ def crossval(
     )
 
     from console.show.crossval import show_crossval
-    from fusion.crossval import CrossvalConfig
-    from fusion.crossval import crossval as run_crossval
+    from fusion.experiments.crossval import CrossvalConfig
+    from fusion.experiments.crossval import crossval as run_crossval
 
     crossval_config = CrossvalConfig.from_mapping(settings)
     with progress("epochs") as advance:
@@ -805,8 +805,8 @@ def ablate(
     )
 
     from console.show.ablation import show_ablation
-    from fusion.ablation import AblateConfig
-    from fusion.ablation import ablate as run_ablation
+    from fusion.experiments.ablation import AblateConfig
+    from fusion.experiments.ablation import ablate as run_ablation
 
     with progress("cells") as advance:
         result = run_ablation(AblateConfig.from_mapping(settings), advance)
@@ -830,7 +830,7 @@ def demo(
     from pipeline.settings import build_config
 
     with _needs_extra("sample"):
-        from fusion.demo import DemoConfig, run_demo
+        from fusion.experiments.demo import DemoConfig, run_demo
 
     config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))
     with progress("demo") as advance:

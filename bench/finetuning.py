@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from fusion.augment import AugmentConfig
-from fusion.live import LiveData, TuneSource, build_end_to_end, open_live
-from fusion.progress import ProgressFolder
-from fusion.raw import RawBatch, shuffled_batches
-from fusion.tuning import TuneConfig, Tuning
-from fusion.workers import Worker
+from fusion.finetuning.augment import AugmentConfig
+from fusion.finetuning.checkpoints import ProgressFolder
+from fusion.finetuning.clips import RawBatch, shuffled_batches
+from fusion.finetuning.loop import TuneConfig, Tuning
+from fusion.finetuning.setup import LiveData, TuneSource, build_end_to_end, open_live
+from fusion.finetuning.workers import Worker
 from pipeline.annotations import read_corpus
 from pipeline.clips import locate_clips
 from pipeline.decode.clip import decode_clip

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from fusion.crossval import CrossvalConfig, load_pooled, make_folds
-from fusion.fit import FitConfig, Training, fit_together
-from fusion.predict import predict
-from fusion.rows import Rows
-from fusion.split import FusionData
-from fusion.train import build_model
+from fusion.data.batches import Rows
+from fusion.data.split import FusionData
+from fusion.experiments.crossval import CrossvalConfig, load_pooled, make_folds
+from fusion.inference.predict import predict
+from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.train import build_model
 from pipeline.resources import num_cores
 
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fusion.fit import FitConfig, fit
-from fusion.losses import MultiTaskLoss
-from fusion.model import FusionDims, FusionModel, ModalityDims, ModelConfig
-from fusion.rows import Rows
-from fusion.split import FusionData
-from fusion.turns import Turns
+from fusion.data.batches import Rows
+from fusion.data.split import FusionData
+from fusion.model.dialogue import Turns
+from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.training.fit import FitConfig, fit
+from fusion.training.losses import MultiTaskLoss
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, ClipKey, Modality, Split
 

@@ -125,14 +125,14 @@ def no_process_in_quick_tests(request: pytest.FixtureRequest) -> Iterator[None]:
 def one_thread_a_process() -> Iterator[None]:
     """Tensors are small here, and as many processes test as there are cores: more threads would
     only wait for each other."""
-    from fusion.fit import one_thread
+    from fusion.training.fit import one_thread
 
     with one_thread():
         yield
 
 
 # Where runs are drawn; a plot takes a second, which hundreds of runs that nobody looks at need not.
-PLOTS = ("fusion.plots.plot_report", "fusion.curves.plot_history")
+PLOTS = ("fusion.evaluation.plots.plot_report", "fusion.training.curves.plot_history")
 
 
 @pytest.fixture(autouse=True, scope="session")

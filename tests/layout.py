@@ -22,10 +22,10 @@ LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.hdf5",),
-    "ray": ("pipeline.parallel", "fusion.workers"),
+    "ray": ("pipeline.parallel", "fusion.finetuning.workers"),
     "typer": ("cli", "console"),
     "rich": ("console",),
-    "matplotlib": ("fusion.plots", "fusion.curves", "fusion.charts"),
+    "matplotlib": ("fusion.evaluation.plots", "fusion.training.curves", "fusion.reporting.svg"),
     "fastapi": ("serving",),
 }
 # Who may branch on the name of a modality or of a backbone. The sample generator makes the three
@@ -231,7 +231,7 @@ def closure(imports: Sequence[Import], modules: set[str], starts: Sequence[str])
 
 
 def find_branches(root: Path) -> list[str]:
-    """ "fusion.live:163" for every place outside OWNERS where what happens next hangs on a name:
+    """ "fusion.plan:63" for every place outside OWNERS where what happens next hangs on a name:
     compared with one, looked up by one, or a case of a match."""
     found = []
     for module, path in module_files(root).items():

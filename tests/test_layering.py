@@ -44,7 +44,7 @@ def test_the_reader_sees_the_project(imports: list[Import], modules: set[str]) -
         "console.options",
         "pipeline.cache",
         "pipeline.encoders.text",
-        "fusion.train",
+        "fusion.training.train",
     } <= modules
     wanted = {(each.module, each.wanted) for each in imports}
     assert ("pipeline.hdf5", "h5py") in wanted
@@ -67,7 +67,13 @@ def test_each_heavy_library_has_one_home(imports: list[Import]) -> None:
 
 @pytest.mark.parametrize(
     "start",
-    ["fusion.train", "fusion.evaluate", "fusion.compare", "fusion.html_report", "fusion.model"],
+    [
+        "fusion.training.train",
+        "fusion.evaluation.evaluate",
+        "fusion.experiments.compare",
+        "fusion.reporting.html",
+        "fusion.model.fusion.fusion",
+    ],
 )
 def test_training_on_caches_imports_no_decoder_and_no_ray(
     imports: list[Import], modules: set[str], start: str
@@ -80,14 +86,14 @@ def test_reading_a_run_and_predicting_reach_numpy_torch_and_safetensors_alone(
 ) -> None:
     """Late imports count: whoever ships a model ships what it may ever import."""
     inference = ["checkpoint", "decoding", "predict", "predictions", "temperature"]
-    starts = [f"fusion.{name}" for name in inference]
+    starts = [f"fusion.inference.{name}" for name in inference]
     assert closure(imports, modules, starts) == {"numpy", "torch", "safetensors"}
 
 
 def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
     imports: list[Import], modules: set[str]
 ) -> None:
-    starts = ["fusion.encoders", "pipeline.encoders.find"]
+    starts = ["fusion.inference.encoders", "pipeline.encoders.find"]
     assert closure(imports, modules, starts) <= {
         "numpy",
         "torch",
@@ -97,7 +103,9 @@ def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
     }
 
 
-@pytest.mark.parametrize("start", ["fusion.train", "fusion.evaluate", "fusion.finetune"])
+@pytest.mark.parametrize(
+    "start", ["fusion.training.train", "fusion.evaluation.evaluate", "fusion.finetuning.finetune"]
+)
 def test_measuring_draws_nothing_until_there_is_something_to_draw(
     imports: list[Import], modules: set[str], start: str
 ) -> None:

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from console.printing import print_json, print_rich
-from fusion.ablation import AblationReport
-from fusion.bootstrap import Interval
-from fusion.looks import describe_looks
+from fusion.evaluation.bootstrap import Interval
+from fusion.evaluation.test_looks import describe_looks
+from fusion.experiments.ablation import AblationReport
 
 
 def show_ablation(result: AblationReport, as_json: bool) -> None:

@@ -5,9 +5,9 @@ from rich.table import Table
 from rich.text import Text
 
 from console.printing import print_json, print_rich
-from fusion.bootstrap import Interval
-from fusion.compare import Comparison, HeadComparison
-from fusion.looks import describe_looks
+from fusion.evaluation.bootstrap import Interval
+from fusion.evaluation.test_looks import describe_looks
+from fusion.experiments.compare import Comparison, HeadComparison
 
 _ROWS = (
     *("A", "B", "B - A [95 % interval]"),

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from console.printing import print_json, print_rich
-from fusion.crossval import CrossvalReport
+from fusion.experiments.crossval import CrossvalReport
 
 
 def show_crossval(report: CrossvalReport, out: Path | None, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from console.printing import print_json, print_rich
-from fusion.demo import FUSED, DemoReport
+from fusion.experiments.demo import FUSED, DemoReport
 
 
 def show_demo(report: DemoReport, as_json: bool) -> None:

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from console.printing import print_json, print_rich
-from fusion.bootstrap import Interval
-from fusion.error_analysis import ErrorAnalysis, Mistake
-from fusion.eval_report import (
+from fusion.evaluation.bootstrap import Interval
+from fusion.evaluation.error_analysis import ErrorAnalysis, Mistake
+from fusion.evaluation.leakage import Leakage, NotChecked
+from fusion.evaluation.report import (
     Calibration,
     EvalReport,
     HeadReport,
@@ -18,9 +19,8 @@ from fusion.eval_report import (
     SubsetScores,
     describe_presence,
 )
-from fusion.leakage import Leakage, NotChecked
-from fusion.looks import describe_looks
-from fusion.slices import Slice
+from fusion.evaluation.slices import Slice
+from fusion.evaluation.test_looks import describe_looks
 
 _BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from console.printing import print_json
-from fusion.html_report import HtmlReportConfig
-from fusion.run_report import RunReport
+from fusion.reporting.gather import RunReport
+from fusion.reporting.html import HtmlReportConfig
 
 
 def show_page(reports: Sequence[RunReport], config: HtmlReportConfig, as_json: bool) -> None:

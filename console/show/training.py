@@ -2,8 +2,8 @@
 
 from console.printing import print_json, print_rich
 from console.show.evaluation import render_report
-from fusion.finetune import FinetuneResult
-from fusion.train import TrainResult
+from fusion.finetuning.finetune import FinetuneResult
+from fusion.training.train import TrainResult
 
 
 def show_training(result: TrainResult, as_json: bool) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusion.data.load import load_split
+from fusion.data.split import FusionData
+from fusion.inference.predictions import Predictions
 from fusion.labels import UNLABELLED
-from fusion.load import load_split
-from fusion.predictions import Predictions
-from fusion.split import FusionData
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, SENTIMENTS, ClipKey, Modality, Split

@@ -1,0 +1,1 @@
+"""One split of a feature cache as whole tensors."""

@@ -1,0 +1,139 @@
+"""Rows in memory, ready for `FusionModel.fuse`, and the batches that training makes of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fusion.data.split import FusionData
+from fusion.labels import UNLABELLED
+from fusion.model.dialogue import Turns
+from fusion.model.fusion import FusionModel, FusionOutput
+from pipeline.schema import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Features standardised, shapes as in `FusionData`, or all with a leading axis [trainings]."""
+
+    features: dict[Modality, Tensor]
+    present: Tensor
+    turns: Turns
+    emotion: Tensor
+    sentiment: Tensor
+
+    @classmethod
+    def prepare(cls, model: FusionModel, data: FusionData, device: torch.device) -> "Rows":
+        features = {name: values.to(device) for name, values in data.features.items()}
+        present = data.present.to(device)
+        with torch.no_grad():
+            standardised = model.standardise(features, present)
+        return cls(
+            features=standardised,
+            present=present,
+            turns=data.turns.to(device),
+            emotion=data.emotion.to(device),
+            sentiment=data.sentiment.to(device),
+        )
+
+    def __len__(self) -> int:
+        return self.present.shape[-2]
+
+    def pick(self, index: Tensor) -> "Rows":
+        return Rows(
+            features={name: values[index] for name, values in self.features.items()},
+            present=self.present[index],
+            turns=self.turns.pick(index),
+            emotion=self.emotion[index],
+            sentiment=self.sentiment[index],
+        )
+
+
+def fuse_rows(model: FusionModel, rows: Rows) -> FusionOutput:
+    return model.fuse(rows.features, rows.present, rows.turns)
+
+
+class SideBySide:
+    """Makes one batch of each training's rows: a leading axis [trainings].
+
+    Shorter batches are filled up with rows that have no label, no modality and a dialogue of their
+    own, and so change nothing. A batch is good until the next one: it lies in the same memory, as
+    fresh memory of this size costs as much time as the arithmetic.
+    """
+
+    def __init__(self, all_rows: Sequence[Rows]) -> None:
+        self._rows = tuple(all_rows)
+        self._memory: dict[str, Tensor] = {}
+        self._longest = 0
+
+    def pick(self, indices: Sequence[Tensor]) -> Rows:
+        """indices: each int64 [batch], one per training."""
+        longest = max(len(index) for index in indices)
+        if longest > self._longest:
+            self._longest = longest
+            self._memory.clear()
+
+        def gather(name: str, of: Callable[[Rows], Tensor], fill: float) -> Tensor:
+            parts = [of(rows) for rows in self._rows]
+            out = self._memory_for(name, parts[0])
+            for own, part, index in zip(out, parts, indices, strict=True):
+                torch.index_select(part, 0, index, out=own[: len(index)])
+                own[len(index) :] = fill
+            return out
+
+        return Rows(
+            features={
+                name: gather(name, partial(_feature, name), 0.0) for name in self._rows[0].features
+            },
+            present=gather("present", lambda rows: rows.present, False),
+            turns=Turns(
+                dialogue=gather("dialogue", lambda rows: rows.turns.dialogue, -1),
+                position=gather("position", lambda rows: rows.turns.position, 0),
+                speaker=gather("speaker", lambda rows: rows.turns.speaker, 0),
+            ),
+            emotion=gather("emotion", lambda rows: rows.emotion, UNLABELLED),
+            sentiment=gather("sentiment", lambda rows: rows.sentiment, UNLABELLED),
+        )
+
+    def _memory_for(self, name: str, like: Tensor) -> Tensor:
+        if name not in self._memory:
+            self._memory[name] = like.new_empty(len(self._rows), self._longest, *like.shape[1:])
+        return self._memory[name]
+
+
+def _feature(name: Modality, rows: Rows) -> Tensor:
+    return rows.features[name]
+
+
+def epoch_batches(
+    turns: Turns, steps: int, generator: torch.Generator, *, whole_dialogues: bool
+) -> tuple[Tensor, ...]:
+    """Every row once, in `steps` batches of nearly equal size; each int64 [batch], on the CPU."""
+    num_rows = len(turns.dialogue)
+    if not whole_dialogues:
+        return torch.randperm(num_rows, generator=generator).tensor_split(steps)
+    dialogue = turns.dialogue.cpu()
+    counts = torch.bincount(dialogue)
+    order = torch.randperm(len(counts), generator=generator)  # dialogues as they will come
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    starts = counts[order].cumsum(0) - counts[order]  # the row each begins at
+    step_of = (starts * steps) // num_rows
+    rows = place[dialogue].argsort(stable=True)
+    sizes = torch.zeros(steps, dtype=torch.int64).index_add_(0, step_of, counts[order])
+    return rows.split(sizes.tolist())
+
+
+def prediction_batches(turns: Turns, batch_size: int, *, whole_dialogues: bool) -> list[Tensor]:
+    """Every row once, in batches of about `batch_size`; each int64 [batch]."""
+    num_rows = len(turns.dialogue)
+    if not whole_dialogues:
+        return list(torch.arange(num_rows, device=turns.dialogue.device).split(batch_size))
+    rows = turns.dialogue.argsort(stable=True)
+    counts = torch.bincount(turns.dialogue)
+    step_of = (counts.cumsum(0) - counts) // batch_size
+    sizes = torch.zeros(int(step_of[-1]) + 1, dtype=torch.int64, device=counts.device)
+    sizes.index_add_(0, step_of, counts)
+    return [part for part in rows.split(sizes.tolist()) if len(part)]

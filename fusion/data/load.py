@@ -1,0 +1,102 @@
+"""`<features>/<split>.h5` -> one split's whole tensors, checked. The one way from a cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.data.split import FusionData
+from fusion.labels import UNLABELLED
+from fusion.model.fusion import InputKind
+from pipeline.cache import FeatureCache, read_cache, read_header, require_cache
+from pipeline.errors import CacheCorrupt, InputError
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
+
+
+def load_split(
+    features: Path, split: Split, *, modalities: Sequence[Modality] | None, input: InputKind
+) -> FusionData:
+    """Reads `<features>/<split>.h5`. `modalities` None takes all that the cache has.
+
+    Raises InputError where the cache, a modality, the embeddings or all labels are not there.
+    """
+    path = require_cache(features, split)
+    header = read_header(path)
+    chosen = _choose_modalities(path, header.recipe.modalities, modalities)
+    if input == "embedding" and header.projection_hash is None:
+        raise InputError(
+            f"{path} holds no 128-d embeddings: their projection is fitted on train; "
+            f"run meld extract --split train, then meld extract --split {split}, "
+            "or train on raw features"
+        )
+    data = _to_tensors(read_cache(path, modalities=chosen, want=(input,)), chosen, input)
+    if not data.has_labels:
+        raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
+    _check_features(data, path)
+    return data
+
+
+def _choose_modalities(
+    path: Path, there: tuple[Modality, ...], wanted: Sequence[Modality] | None
+) -> tuple[Modality, ...]:
+    for modality in wanted or ():
+        if modality not in there:
+            raise InputError(f"{path} has no {modality}; it has {', '.join(there)}")
+    return there if wanted is None else tuple(wanted)
+
+
+def _to_tensors(
+    cache: FeatureCache, modalities: tuple[Modality, ...], input: InputKind
+) -> FusionData:
+    present = np.stack([cache.present[name] for name in modalities], axis=1)
+    features = {}
+    for name, values in (cache.raw if input == "raw" else cache.embedding).items():
+        layered = values if input == "raw" else values[:, None, :]  # [rows, layers, dim]
+        features[name] = torch.from_numpy(np.ascontiguousarray(layered, dtype=np.float32))
+    return FusionData(
+        split=cache.split,
+        recipe=cache.recipe,
+        input=input,
+        modalities=modalities,
+        features=features,
+        present=torch.from_numpy(present),  # [rows, modalities]
+        emotion=_label_indices(cache.emotion, EMOTIONS),
+        sentiment=_label_indices(cache.sentiment, SENTIMENTS),
+        keys=tuple(
+            ClipKey(cache.split, int(dialogue), int(utterance))
+            for dialogue, utterance in zip(cache.dialogue_id, cache.utterance_id, strict=True)
+        ),
+        text=tuple(cache.text),
+        speaker=tuple(cache.speaker),
+        projection_hash=cache.projection_hash if input == "embedding" else None,
+        encoders_run=cache.encoders_run,
+    )
+
+
+def _label_indices(names: Sequence[str], order: tuple[str, ...]) -> Tensor:
+    index = {name: position for position, name in enumerate(order)} | {"": UNLABELLED}
+    for name in set(names) - index.keys():
+        raise CacheCorrupt(f"label {name!r} in the cache is none of {', '.join(order)}")
+    return torch.tensor([index[name] for name in names], dtype=torch.int64)
+
+
+def _check_features(data: FusionData, path: Path) -> None:
+    for modality, values in data.features.items():
+        if 0 in values.shape[1:]:
+            raise CacheCorrupt(
+                f"{path}: {modality} features of {list(values.shape[1:])} [layers, dim] hold "
+                "nothing; extract the split again"
+            )
+    for column, modality in enumerate(data.modalities):
+        if modality in data.features:
+            values = data.features[modality].flatten(1)
+            # The sum is finite only where every value is (or in a float32 overflow, as bad).
+            broken = ~torch.isfinite(values.sum(dim=1)) & data.present[:, column]
+            if broken.any():
+                key = data.keys[int(broken.nonzero()[0, 0])]
+                raise CacheCorrupt(
+                    f"{path}: {modality} features of {int(broken.sum())} rows are not finite, "
+                    f"first {key}; extract the split again"
+                )

@@ -1,0 +1,270 @@
+"""`meld evaluate`: a trained run measured on one split; nothing is chosen here."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fusion.data.load import load_split
+from fusion.data.split import FusionData, check_recipe
+from fusion.evaluation.bootstrap import interval
+from fusion.evaluation.calibration import calibrate
+from fusion.evaluation.error_analysis import analyse_errors
+from fusion.evaluation.joint_labels import score_joint
+from fusion.evaluation.leakage import check_leakage
+from fusion.evaluation.modality_subsets import SubsetPredictions, predict_subsets, score_subsets
+from fusion.evaluation.report import Calibration, EvalReport, HeadReport, ModalityPresence
+from fusion.evaluation.scores import accuracy_of, score
+from fusion.evaluation.test_looks import record_look
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint
+from fusion.inference.decoding import Decoding
+from fusion.inference.predictions import Predictions
+from fusion.labels import UNLABELLED, Labels
+from pipeline.errors import RecipeMismatch, UsageError
+from pipeline.json_values import json_bytes
+from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
+from pipeline.whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+
+OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, accidents
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """features: None takes the folder that the run was trained from; for a fine-tuned run it
+    measures on raw clips, of which its own encoders make features in <run>/features.
+
+    data: where those clips are; None takes the corpus it was fine-tuned on
+    """
+
+    run: Path
+    split: Split = "test"
+    features: Path | None = None
+    data: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+
+
+def evaluate(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None, *, draw: bool = True
+) -> EvalReport:
+    """Modalities, input kind and labels are the run's own.
+
+    Writes `evaluation-<split>.json` and, if `draw`, plots into the run, and of test that it was
+    looked at.
+    Raises RecipeMismatch where the features were not made as those that the run was trained on.
+    """
+    report = measure_split(config, on_progress).report
+    write_whole(config.run / f"evaluation-{config.split}.json", json_bytes(report.to_dict()))
+    if draw:
+        from fusion.evaluation.plots import plot_report  # matplotlib takes seconds to load
+
+        plot_report(report, config.run)
+    log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run on a split: what it predicts from each subset of its modalities, and the scores."""
+
+    checkpoint: Checkpoint
+    by_subset: SubsetPredictions
+    report: EvalReport
+
+
+def measure_split(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None, *, command: str = "evaluate"
+) -> Measured:
+    """A look at test is written down before anything is returned.
+
+    command: on whose behalf. Raises as `evaluate`.
+    """
+    checkpoint, data = open_split(config, on_progress)
+    by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
+    predictions = by_subset[data.modalities]
+    looks = record_look(config.run, command) if config.split == "test" else 0
+    report = replace(
+        report_subsets(checkpoint, by_subset),
+        test_looks=looks,
+        leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
+        errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
+    )
+    return Measured(checkpoint=checkpoint, by_subset=by_subset, report=report)
+
+
+def open_split(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
+) -> tuple[Checkpoint, FusionData]:
+    """A run and a split's features, made as those that it was trained on."""
+    checkpoint = read_checkpoint(config.run)
+    dims = checkpoint.dims
+    data = load_split(
+        _features(config, checkpoint, on_progress),
+        config.split,
+        modalities=dims.names,
+        input=dims.input,
+    )
+    _check_made_alike(config, checkpoint, data)
+    return checkpoint, data
+
+
+def name_of(run: Path) -> str:
+    return run.resolve().name
+
+
+def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> Path:
+    if config.features is not None:
+        return config.features
+    if not checkpoint.finetuned:
+        if config.data is not None:
+            raise UsageError(
+                f"--data: {config.run} was trained on cached features, and is measured on them; "
+                "extract features of that corpus and name them with --features"
+            )
+        return checkpoint.features
+    # Only for fine-tuned runs: a plain one is measured without decoder, Ray or encoders.
+    from pipeline.encoders.choice import EncoderRequest
+    from pipeline.extract import ExtractConfig, extract
+
+    features = config.run / "features"
+    data = config.data or checkpoint.data
+    assert data is not None
+    if (
+        checkpoint.data is None or data.resolve() != checkpoint.data.resolve()
+    ):  # the same annotations may be of other clips
+        features /= hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
+    request = EncoderRequest(run=config.run)
+    extract(
+        ExtractConfig(data=data, features=features, splits=(config.split,), encoders=request),
+        on_progress,
+    )
+    return features
+
+
+def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: FusionData) -> None:
+    try:
+        check_recipe(checkpoint.recipe, checkpoint.projection_hash, data)
+    except RecipeMismatch as error:
+        if not checkpoint.finetuned:
+            raise
+        raise RecipeMismatch(
+            f"{config.run} was fine-tuned and reads features of its own encoders alone; leave out "
+            f"--features to measure it on raw clips, or make such features: meld extract --split "
+            f"{config.split} --encoders {config.run} --features FOLDER ({error})"
+        ) from error
+
+
+def report_subsets(checkpoint: Checkpoint, by_subset: SubsetPredictions) -> EvalReport:
+    """`report_of` the predictions from all modalities, with the scores of every subset of them."""
+    return replace(
+        report_of(checkpoint, by_subset[max(by_subset, key=len)]),
+        subsets=score_subsets(by_subset, checkpoint.decoding),
+    )
+
+
+def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
+    """What predictions are worth. The headline scores are those of each head's own first choice,
+    decoded together or not: on MELD's transcripts neither is better (LOG.md)."""
+    decoding = checkpoint.decoding
+    return EvalReport(
+        run=predictions.run,
+        split=predictions.split,
+        fingerprint=checkpoint.recipe.fingerprint,
+        rows=len(predictions),
+        presence=tuple(
+            ModalityPresence(
+                modality=modality,
+                rows=int(predictions.present[:, column].sum()),
+                random_weights=modality in checkpoint.recipe.random_modalities,
+            )
+            for column, modality in enumerate(predictions.modalities)
+        ),
+        emotion=report_emotion(
+            predictions.emotion,
+            predictions.predicted_emotion,
+            checkpoint.emotion_counts,
+            dialogue=predictions.dialogue,
+        ),
+        sentiment=report_sentiment(
+            predictions.sentiment,
+            predictions.predicted_sentiment,
+            checkpoint.sentiment_counts,
+            dialogue=predictions.dialogue,
+        ),
+        test_clips=checkpoint.recipe.test_clips,
+        calibration=None if decoding is None else _calibration(decoding, predictions),
+        joint=None if decoding is None else score_joint(decoding, predictions),
+    )
+
+
+def _calibrated(decoding: Decoding | None, predictions: Predictions) -> Predictions:
+    """The same first choices, with probabilities that can be believed."""
+    if decoding is None:
+        return predictions
+    return replace(
+        predictions,
+        emotion_logits=decoding.emotion.log_probabilities(predictions.emotion_logits),
+        sentiment_logits=decoding.sentiment.log_probabilities(predictions.sentiment_logits),
+    )
+
+
+def _calibration(decoding: Decoding, predictions: Predictions) -> Calibration:
+    return Calibration(
+        emotion=calibrate(predictions.emotion_logits, predictions.emotion, decoding.emotion),
+        sentiment=calibrate(
+            predictions.sentiment_logits, predictions.sentiment, decoding.sentiment
+        ),
+    )
+
+
+def report_emotion(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """dialogue: which dialogue each row is of, numbered from 0; None leaves out the intervals."""
+    return _report_head(EMOTIONS, true, predicted, train_counts, dialogue)
+
+
+def report_sentiment(
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    *,
+    dialogue: Labels | None = None,
+) -> HeadReport:
+    """See `report_emotion`."""
+    return _report_head(SENTIMENTS, true, predicted, train_counts, dialogue)
+
+
+def _report_head(
+    labels: tuple[str, ...],
+    true: Labels,
+    predicted: Labels,
+    train_counts: Sequence[int],
+    dialogue: Labels | None,
+) -> HeadReport:
+    f1_interval = accuracy_interval = None
+    if dialogue is not None:
+        f1_interval = interval(true, predicted, dialogue, len(labels))
+        accuracy_interval = interval(true, predicted, dialogue, len(labels), scoring=accuracy_of)
+    majority = int(np.argmax(train_counts))
+    return HeadReport(
+        labels=labels,
+        rows=int((true != UNLABELLED).sum()),
+        model=score(labels, true, predicted),
+        majority_label=labels[majority],
+        majority=score(labels, true, np.full_like(true, majority)),
+        weighted_f1_interval=f1_interval,
+        accuracy_interval=accuracy_interval,
+    )

@@ -1,0 +1,144 @@
+"""What was measured of a run on a split, as values: what `evaluation-<split>.json` holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fusion.evaluation.bootstrap import Interval
+from fusion.evaluation.calibration import HeadCalibration
+from fusion.evaluation.error_analysis import ErrorAnalysis
+from fusion.evaluation.leakage import Leakage, NotChecked
+from fusion.evaluation.scores import Scores, selection_score
+from pipeline.json_values import to_values
+from pipeline.recipe import TestClips
+from pipeline.schema import Modality, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadReport:
+    """One head's scores over its labelled rows.
+
+    majority: the same numbers for always saying `majority_label`, the commonest in train
+    intervals: of the model's scores, over dialogues; None where there are fewer than two
+    """
+
+    labels: tuple[str, ...]
+    rows: int
+    model: Scores
+    majority_label: str
+    majority: Scores
+    weighted_f1_interval: Interval | None = None
+    accuracy_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityPresence:
+    """In how many rows a modality was there; `random_weights`: its encoder was never trained."""
+
+    modality: Modality
+    rows: int
+    random_weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far each head's probabilities can be believed; None for one without labelled rows."""
+
+    emotion: HeadCalibration | None
+    sentiment: HeadCalibration | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointScores:
+    """Both heads decoded together, against each head's own first choice.
+
+    contradictions: share of rows whose two first choices never occur together in train; decoded
+                    together none is left
+    rows_changed:   rows in which at least one label became another
+    *_f1, *_f1_joint: weighted F1 of the first choices and of the joint ones; None without labels
+    """
+
+    rows: int
+    sentiment_weight: float
+    contradictions: float
+    rows_changed: int
+    emotion_rows_changed: int
+    sentiment_rows_changed: int
+    emotion_f1: float | None
+    emotion_f1_joint: float | None
+    sentiment_f1: float | None
+    sentiment_f1_joint: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetScores:
+    """The run when nothing but `modalities` may be seen.
+
+    rows:      all rows of the split, so that subsets are comparable
+    rows_seen: those of them in which one of `modalities` is present
+    *_f1, *_ece: weighted F1 and expected calibration error through the run's temperature over the
+               labelled rows; None without labels
+    """
+
+    modalities: tuple[Modality, ...]
+    rows: int
+    rows_seen: int
+    emotion_f1: float | None
+    sentiment_f1: float | None
+    emotion_ece: float | None
+    sentiment_ece: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """One run on one split. `fingerprint` is that of the features' recipe.
+
+    test_clips: which cuts of MELD's test clips the features are of; None where they are of no clip
+    calibration, joint: None for a run without a `Decoding`
+    subsets:            every choice of the run's modalities; empty where it was not measured
+    test_looks: how often test was looked at with this run, this time included; 0 for other splits
+    leakage:    what of it stands in train; None for train itself
+    errors:     where the run is wrong. Training's own reports have neither of the two
+    """
+
+    run: str
+    split: Split
+    fingerprint: str
+    rows: int
+    presence: tuple[ModalityPresence, ...]
+    emotion: HeadReport
+    sentiment: HeadReport
+    test_clips: TestClips | None = None
+    calibration: Calibration | None = None
+    joint: JointScores | None = None
+    subsets: tuple[SubsetScores, ...] = ()
+    test_looks: int = 0
+    leakage: Leakage | NotChecked | None = None
+    errors: ErrorAnalysis | None = None
+
+    @property
+    def random_modalities(self) -> tuple[Modality, ...]:
+        return tuple(each.modality for each in self.presence if each.random_weights)
+
+    @property
+    def score(self) -> float:
+        """What dev chooses by: `selection_score` of the two weighted F1s."""
+        heads = (self.emotion, self.sentiment)
+        return selection_score([head.model.weighted_f1 for head in heads if head.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_values(self) | {"random_modalities": list(self.random_modalities)}
+
+
+def describe_presence(report: EvalReport) -> str:
+    """ "text 100%, video 98% (video: RANDOM WEIGHTS); test clips fixed" """
+    shares = [
+        f"{each.modality} {each.rows / max(report.rows, 1):.0%}"
+        + (f" ({each.modality}: RANDOM WEIGHTS)" if each.random_weights else "")
+        for each in report.presence
+    ]
+    return ", ".join(shares) + describe_test_clips(report.test_clips)
+
+
+def describe_test_clips(test_clips: TestClips | None) -> str:
+    """ "; test clips fixed", or nothing where no clip was read."""
+    return "" if test_clips is None else f"; test clips {test_clips}"

@@ -1,0 +1,1 @@
+"""Many trainings compared: cross-validation, ablation, two runs, the demo."""

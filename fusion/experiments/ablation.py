@@ -1,0 +1,346 @@
+"""`meld ablate`: every subset of modalities x every fusion type x seeds, as one table and a plot.
+
+Each cell of the table is a file that appears whole, so a run that was stopped goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fusion.data.batches import Rows
+from fusion.data.load import load_split
+from fusion.data.split import FusionData, check_recipe, check_trainable
+from fusion.evaluation.bootstrap import Interval, mean_interval
+from fusion.evaluation.modality_subsets import choose_subsets
+from fusion.evaluation.scores import weighted_f1
+from fusion.evaluation.test_looks import record_look
+from fusion.inference.predict import predict
+from fusion.labels import Labels
+from fusion.model.fusion import InputKind, ModelConfig
+from fusion.model.joins import JOINS, FusionType
+from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.train import build_model, check_modalities, choose_device
+from pipeline.errors import CacheCorrupt, InputError, StorageError
+from pipeline.json_values import json_bytes, to_values
+from pipeline.recipe import TestClips
+from pipeline.resources import num_cores
+from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
+from pipeline.settings import build_config, describe_config
+from pipeline.whole_files import write_whole
+
+RESULT = "ablation.json"
+
+Bar = tuple[float, float, float]  # a mean and its bounds
+OnProgress = Callable[[int, int], None]  # cells done, cells in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
+        run that measures on test counts as one look, written down in `out`
+
+    fusions: None takes all; model.fusion is not used
+    """
+
+    features: Path = Path("features")
+    modalities: tuple[Modality, ...] | None = None
+    fusions: tuple[FusionType, ...] | None = None
+    input: InputKind = "raw"
+    split: Literal["dev", "test"] = "dev"
+    seeds: int = 5
+    out: Path = Path("runs/ablation")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        check_modalities(self.modalities)
+        for name in self.fusions or ():
+            if name not in JOINS:
+                raise ValueError(f"fusions are {', '.join(JOINS)}, not {name!r}")
+        if self.fusions is not None and len(set(self.fusions)) != len(self.fusions):
+            raise ValueError(f"each fusion once, not {', '.join(self.fusions)}")
+        if self.fusions == ():
+            raise ValueError("at least one fusion")
+        if not 1 <= self.seeds <= 1000:  # all of them are in memory at once
+            raise ValueError(f"seeds must be in 1 to 1000, not {self.seeds}")
+        if self.split not in ("dev", "test"):
+            raise ValueError(f"split must be dev or test, not {self.split!r}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "AblateConfig":
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
+        return build_config(cls, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One subset with one fusion: weighted F1 of each seed; intervals of their means over other
+    dialogues, None where there is one dialogue or no label."""
+
+    modalities: tuple[Modality, ...]
+    fusion: FusionType
+    emotion_f1: tuple[float, ...]
+    sentiment_f1: tuple[float, ...]
+    emotion_interval: Interval | None
+    sentiment_interval: Interval | None
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.modalities)
+
+    @property
+    def emotion_mean(self) -> float:
+        return float(np.mean(self.emotion_f1)) if self.emotion_f1 else 0.0
+
+    @property
+    def sentiment_mean(self) -> float:
+        return float(np.mean(self.sentiment_f1)) if self.sentiment_f1 else 0.0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
+        """Raises AttributeError, KeyError, TypeError or ValueError where `values` is no such
+        thing."""
+        intervals = {
+            name: None
+            if values[name] is None
+            else Interval(**{bound: float(value) for bound, value in values[name].items()})
+            for name in ("emotion_interval", "sentiment_interval")
+        }
+        return cls(
+            modalities=tuple(values["modalities"]),
+            fusion=values["fusion"],
+            emotion_f1=tuple(map(float, values["emotion_f1"])),
+            sentiment_f1=tuple(map(float, values["sentiment_f1"])),
+            **intervals,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAblation:
+    """What `ablation.json` says, for a report."""
+
+    split: str
+    cells: tuple[Cell, ...]
+
+
+def read_ablation(path: Path) -> StoredAblation:
+    """Raises InputError where it is no such file."""
+    try:
+        values = json.loads(path.read_bytes())
+        cells = tuple(Cell.from_dict(row) for row in values["rows"])
+        return StoredAblation(split=str(values["split"]), cells=cells)
+    except OSError as error:
+        raise InputError(f"--ablation {path}: {error.strerror}") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationReport:
+    """cells: subset by subset, the smallest first. reused: so many stood there already."""
+
+    out: Path
+    split: str
+    rows: int
+    seeds: int
+    fingerprint: str
+    random_modalities: tuple[Modality, ...]
+    test_clips: TestClips | None
+    cells: tuple[Cell, ...]
+    reused: int
+    test_looks: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ablation.json`: only what a repeated run says again."""
+        return {
+            "split": self.split,
+            "rows_measured": self.rows,
+            "seeds": self.seeds,
+            "fingerprint": self.fingerprint,
+            "random_modalities": list(self.random_modalities),
+            "test_clips": self.test_clips,
+            "test_looks": self.test_looks,
+            "rows": [to_values(cell) for cell in self.cells],
+        }
+
+
+def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> AblationReport:
+    """Raises UsageError, InputError, StorageError or RecipeMismatch."""
+    train, dev, measured = _load(config)
+    cells = [
+        (subset, fusion)
+        for subset in choose_subsets(train.modalities)
+        for fusion in config.fusions or tuple(JOINS)
+    ]
+    hashes = _hash_cells(config, (train, dev, measured))
+    done: list[Cell] = []
+    reused = 0
+    _make_folder(config.out / "cells")
+    looks = record_look(config.out, "ablate") if config.split == "test" else 0
+    for number, (subset, fusion) in enumerate(cells):
+        on_progress(number, len(cells))
+        path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
+        cell = _read_cell(path, subset, fusion)
+        if cell is None:
+            parts = [data.select(subset) for data in (train, dev, measured)]
+            cell = _measure_cell(config, fusion, *parts)
+            write_whole(path, json_bytes(to_values(cell)))
+        else:
+            reused += 1
+        done.append(cell)
+    on_progress(len(cells), len(cells))
+    report = AblationReport(
+        out=config.out,
+        split=config.split,
+        rows=len(measured),
+        seeds=config.seeds,
+        fingerprint=train.recipe.fingerprint,
+        random_modalities=tuple(
+            name for name in train.recipe.random_modalities if name in train.modalities
+        ),
+        test_clips=train.recipe.test_clips,
+        cells=tuple(done),
+        reused=reused,
+        test_looks=looks,
+    )
+    write_whole(config.out / RESULT, json_bytes(report.to_dict()))
+    from fusion.evaluation.plots import plot_bars  # matplotlib takes seconds to load
+
+    series: dict[str, list[Bar | None]] = {}
+    for cell in report.cells:
+        series.setdefault(cell.fusion, []).append(_bar(cell))
+    plot_bars(
+        list(dict.fromkeys(cell.name for cell in report.cells)),
+        series,
+        config.out / "ablation.png",
+        title=f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues",
+    )
+    return report
+
+
+def _load(config: AblateConfig) -> tuple[FusionData, FusionData, FusionData]:
+    """train, dev, and what is measured on"""
+    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
+    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
+    check_trainable(train, dev)
+    if config.split == "dev":
+        return train, dev, dev
+    test = load_split(config.features, "test", modalities=train.modalities, input=config.input)
+    check_recipe(train.recipe, train.projection_hash, test)
+    return train, dev, test
+
+
+def _hash_cells(
+    config: AblateConfig, splits: Sequence[FusionData]
+) -> dict[tuple[Modality, ...], str]:
+    """Of each subset: all that decides its cells but the fusion. Settings, rows and features."""
+    unsaid = replace(config, out=Path(), features=Path(), modalities=None, fusions=None)
+    rows = [
+        [list(map(str, data.keys)), data.speaker, data.emotion.tolist(), data.sentiment.tolist()]
+        for data in splits
+    ]
+    made = [splits[0].recipe.fingerprint, splits[0].projection_hash]
+    told = json.dumps([describe_config(unsaid), made, rows], sort_keys=True)
+    modalities = splits[0].modalities
+    features = {name: [_hash_features(data, name) for data in splits] for name in modalities}
+    return {
+        subset: hashlib.sha256(
+            json.dumps([told, *(features[name] for name in subset)]).encode()
+        ).hexdigest()
+        for subset in choose_subsets(modalities)
+    }
+
+
+def _hash_features(data: FusionData, modality: Modality) -> str:
+    present = data.present[:, data.modalities.index(modality)]
+    digest = hashlib.sha256(present.numpy().tobytes())
+    if modality in data.features:
+        digest.update(data.features[modality].numpy().data)
+    return digest.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {folder}: {error}") from error
+
+
+def _read_cell(path: Path, subset: tuple[Modality, ...], fusion: FusionType) -> Cell | None:
+    """None where it is still to be made."""
+    try:
+        cell = Cell.from_dict(json.loads(path.read_bytes()))
+        if (cell.modalities, cell.fusion) != (subset, fusion):
+            raise ValueError(f"it is of {cell.name}, {cell.fusion}")
+        return cell
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise CacheCorrupt(f"{path}: no cell of an ablation ({error!r}); delete it") from error
+
+
+def _measure_cell(
+    config: AblateConfig,
+    fusion: FusionType,
+    train: FusionData,
+    dev: FusionData,
+    measured: FusionData,
+) -> Cell:
+    device = choose_device(config.device)
+    model = replace(config.model, fusion=fusion)
+    models = [build_model(train, model, seed=seed).to(device) for seed in range(config.seeds)]
+    rows, chosen = (Rows.prepare(models[0], data, device) for data in (train, dev))
+    trainings = [
+        Training(model=each, train=rows, dev=chosen, seed=seed) for seed, each in enumerate(models)
+    ]
+    fit_together(trainings, config.fit, cores=num_cores())
+    seen = chosen if measured is dev else Rows.prepare(models[0], measured, device)
+    outputs = [predict(each, seen) for each in models]
+    emotion = np.stack([each.emotion_logits.argmax(1).cpu().numpy() for each in outputs])
+    sentiment = np.stack([each.sentiment_logits.argmax(1).cpu().numpy() for each in outputs])
+    dialogue = measured.turns.dialogue.numpy()
+    true = (measured.emotion.numpy(), measured.sentiment.numpy())
+    return Cell(
+        modalities=train.modalities,
+        fusion=fusion,
+        emotion_f1=_scores(true[0], emotion),
+        sentiment_f1=_scores(true[1], sentiment),
+        emotion_interval=mean_interval(true[0], emotion, dialogue, len(EMOTIONS)),
+        sentiment_interval=mean_interval(true[1], sentiment, dialogue, len(SENTIMENTS)),
+    )
+
+
+def _scores(true: Labels, predicted: Labels) -> tuple[float, ...]:
+    """Empty where there are no labels."""
+    scores = [weighted_f1(true, labels) for labels in predicted]
+    return tuple(score for score in scores if score is not None)
+
+
+def _bar(cell: Cell) -> Bar | None:
+    """None where there are no labels; without an interval its bounds are the mean itself."""
+    if not cell.emotion_f1:
+        return None
+    mean, bounds = float(np.mean(cell.emotion_f1)), cell.emotion_interval
+    return (mean, mean, mean) if bounds is None else (mean, bounds.low, bounds.high)

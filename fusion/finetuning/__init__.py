@@ -1,0 +1,1 @@
+"""Encoders and fusion trained together on raw clips."""

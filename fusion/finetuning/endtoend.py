@@ -1,0 +1,197 @@
+"""Encoders and fusion as one model: `EndToEnd(raw) == FusionModel(encode(raw))`.
+
+It has no parameter that the two do not have, so before the first step it is exactly the trained
+fusion model, only that its features are made on the spot.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fusion.finetuning.clips import RawBatch
+from fusion.model.fusion import FusionModel, FusionOutput
+from pipeline.encode import VIDEO_BATCH, Encoders
+from pipeline.errors import UsageError
+from pipeline.schema import Modality
+
+TrainingPrecision = Literal["float32", "bfloat16"]
+
+# Where Hugging Face models number their layers: bert.encoder.layer.3., layers.3., h.3., block.3.
+_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
+
+
+class EndToEnd(nn.Module):
+    """Raw batch -> logits, gradients through every encoder that is unfrozen.
+
+    precision: of the encoders' arithmetic; weights and fusion are float32 in either case.
+    train_batchnorm: False keeps the video net's BatchNorm at its running statistics, as small
+        batches of like clips would spoil them.
+    """
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        fusion: FusionModel,
+        *,
+        unfrozen: Sequence[Modality],
+        precision: TrainingPrecision,
+        train_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.fusion = fusion
+        self.unfrozen = tuple(unfrozen)
+        self.precision = precision
+        self.train_batchnorm = train_batchnorm
+        self.encoders_learn = True
+        self.let_encoders_learn(True)
+
+    def let_encoders_learn(self, learn: bool) -> None:
+        """False trains the heads alone for a while, as if no encoder were unfrozen."""
+        self.encoders_learn = learn
+        for name, encoder in self.encoders.by_modality.items():
+            for path, parameter in encoder.named_parameters():
+                # A BERT's pooler makes nothing that is used here.
+                unused = ".pooler." in path
+                parameter.requires_grad_(learn and name in self.unfrozen and not unused)
+
+    def train(self, mode: bool = True) -> "EndToEnd":
+        """Frozen encoders stay as they are in inference, and so does BatchNorm unless asked."""
+        super().train(mode)
+        learn = mode and self.encoders_learn
+        for name, encoder in self.encoders.by_modality.items():
+            encoder.train(learn and name in self.unfrozen)
+            for module in encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(learn and name in self.unfrozen and self.train_batchnorm)
+        return self
+
+    def forward(self, batch: RawBatch, present: Tensor | None = None) -> FusionOutput:
+        """present: bool [batch, modalities], where training hides some; None takes the batch's."""
+        features = {
+            name: self._features(name, batch)
+            for name in self.fusion.dims.names
+            if name in batch.cached or len(batch.places[name])
+        }
+        return self.fusion(features, batch.present if present is None else present)
+
+    def _features(self, modality: Modality, batch: RawBatch) -> Tensor:
+        """float32 [batch, layers, dim]; rows without the modality are zero, and masked later."""
+        if modality in batch.cached:
+            return batch.cached[modality]
+        learn = torch.is_grad_enabled() and self.encoders_learn and modality in self.unfrozen
+        device = batch.present.device
+        half = self.precision == "bfloat16" and modality != "audio"  # as in extraction
+        with torch.set_grad_enabled(learn), torch.autocast(device.type, torch.bfloat16, half):
+            encoded = self._encode(modality, batch).float()  # [rows that have it, layers, dim]
+        features = encoded.new_zeros(len(batch.present), *encoded.shape[1:])
+        return features.index_copy(0, batch.places[modality], encoded)
+
+    def _encode(self, modality: Modality, batch: RawBatch) -> Tensor:
+        encoder = cast(Any, self.encoders.by_modality[modality])
+        if modality == "text":
+            return encoder.encode(batch.tokens)
+        if modality == "video":
+            assert batch.frames is not None
+            # In slices: the trunk's intermediate values are the largest thing in memory.
+            return torch.cat([encoder(frames) for frames in batch.frames.split(VIDEO_BATCH)])
+        return encoder(batch.waveforms, batch.masks)
+
+    def checkpoint_gradients(self) -> None:
+        """Recomputes the text encoder's intermediate values in the backward pass: about a third
+        more time for a fraction of the memory."""
+        if "text" in self.encoders.by_modality:
+            text = cast(Any, self.encoders.by_modality["text"])
+            try:
+                text.model.activation_checkpointing_enable()
+            except ValueError as error:
+                raise UsageError(f"gradient_checkpointing: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """AdamW's, at their highest. `layer_decay`: each layer of a transformer learns so much slower
+    than the one above it (Howard & Ruder 2018, arXiv 1801.06146)."""
+
+    text: float = 3e-5
+    video: float = 1e-4
+    audio: float = 1e-3
+    heads: float = 3e-4
+    layer_decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("text", "video", "audio", "heads"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], not {self.layer_decay}")
+
+
+def parameter_groups(
+    model: EndToEnd, rates: LearningRates, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group; matrices decay, vectors do not.
+
+    Each group has `lr`, `weight_decay`, `name` and `params`.
+    """
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for part, rate, parameter in _trainable(model, rates):
+        groups.setdefault((part, rate, parameter.ndim > 1), []).append(parameter)
+    _check_partition(model, groups.values())
+    return [
+        {
+            "name": part,
+            "params": parameters,
+            "lr": rate,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (part, rate, decays), parameters in groups.items()
+    ]
+
+
+def _trainable(model: EndToEnd, rates: LearningRates) -> Iterator[tuple[str, float, nn.Parameter]]:
+    """(part, learning rate, parameter)"""
+    for name, encoder in model.encoders.by_modality.items():
+        depths = _depths(encoder) if name == "text" else {}
+        top = max(depths.values(), default=0)
+        for path, parameter in encoder.named_parameters():
+            if parameter.requires_grad:
+                below = top - depths.get(path, top)
+                rate = getattr(rates, name) * rates.layer_decay**below
+                yield f"{name} encoder, {below} below the top", rate, parameter
+    for parameter in model.fusion.parameters():
+        if parameter.requires_grad:
+            yield "heads", rates.heads, parameter
+
+
+def _depths(encoder: nn.Module) -> dict[str, int]:
+    """Parameter -> depth: 0 the embeddings, layer i at i + 1, what is above all at the top."""
+    numbered = {
+        path: int(found.group(1)) + 1
+        for path, _ in encoder.named_parameters()
+        if (found := _LAYER.search(path))
+    }
+    top = max(numbered.values(), default=0)
+    return {
+        path: numbered.get(path, 0 if "embeddings" in path else top)
+        for path, _ in encoder.named_parameters()
+    }
+
+
+def _check_partition(model: EndToEnd, groups: Any) -> None:
+    placed = [id(parameter) for group in groups for parameter in group]
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(placed) == len(set(placed)), "a parameter is in two groups"
+    assert set(placed) == trainable, "a trainable parameter is in no group"
+
+
+def count_parameters(model: EndToEnd) -> tuple[int, int]:
+    """(trainable, frozen)"""
+    counts = [0, 0]
+    for parameter in model.parameters():
+        counts[not parameter.requires_grad] += parameter.numel()
+    return counts[0], counts[1]

@@ -1,0 +1,309 @@
+"""What fine-tuning starts from, opened and checked: run, cache, weights, clips; and the model
+made of them, compared with the cache before anything is trained."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion.data.load import load_split
+from fusion.data.split import FusionData, check_recipe
+from fusion.finetuning.augment import AugmentConfig
+from fusion.finetuning.clips import ClipDataset, Collate
+from fusion.finetuning.endtoend import EndToEnd
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint
+from fusion.inference.encoders import find_encoders_of
+from pipeline.annotations import hash_rows, read_corpus, with_context
+from pipeline.cache import read_header
+from pipeline.clips import locate_clips
+from pipeline.encode import Encoders
+from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.weights import CROP_SIZE
+from pipeline.errors import ParityError, RecipeMismatch, UsageError
+from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
+from pipeline.schema import MODALITIES, Modality, Split, Utterance
+
+if TYPE_CHECKING:
+    from pipeline.encoders.text import Tokeniser
+    from pipeline.store import DecodedStore
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who wants to know. on_decoded: clips done, clips in all, accidents."""
+
+    say: Callable[[str], None] = lambda line: None
+    on_decoded: Callable[[int, int, int], None] = lambda *_: None
+
+
+# Largest difference of any logit that rounding explains, measured (LOG.md). In bfloat16 two ways
+# of batching alone give features that differ in the third digit.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.25}
+_PARITY_ROWS = 16
+_LABELLED_SPLITS: tuple[Split, Split] = ("train", "dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSource:
+    """Where everything lies and what is to learn; fields as in `FinetuneConfig`."""
+
+    run: Path
+    data: Path
+    features: Path | None
+    modalities: tuple[Modality, ...] | None
+    unfreeze: tuple[Modality, ...] | None
+    store: Path | None
+    weights_dir: Path | None
+    encoders: Path | None
+    precision: Precision
+    augment: AugmentConfig
+    train_batchnorm: bool
+    gradient_checkpointing: bool
+    seed: int
+    device: str
+    address: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveData:
+    """recipe: of features that these encoders give, in the precision of training."""
+
+    source: TuneSource
+    start: Checkpoint
+    unfrozen: tuple[Modality, ...]
+    choices: tuple[EncoderChoice, ...]
+    recipe: FeatureRecipe
+    train: ClipDataset
+    dev: ClipDataset
+
+
+def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
+    """Opens and checks all that is needed; decodes clips that no earlier run decoded.
+
+    Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
+    """
+    start = read_checkpoint(source.run)
+    unfrozen = _check_wishes(source, start)
+    if start.recipe.revision != REVISION:
+        raise RecipeMismatch(
+            f"{source.run} was trained on features of revision {start.recipe.revision}, this "
+            f"program makes revision {REVISION}; extract and train again"
+        )
+    choices = find_encoders_of(
+        source.run, start, weights_dir=source.weights_dir, encoders=source.encoders
+    )
+    recipe = FeatureRecipe(
+        encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
+        # A run on the text of a cache that also has pictures needs no decoding.
+        decode=None if start.dims.names == ("text",) else start.recipe.decode,
+    )
+    train, dev = (
+        _open_split(split, source, start, unfrozen, choices, watch or Watch())
+        for split in _LABELLED_SPLITS
+    )
+    return LiveData(
+        source=source,
+        start=start,
+        unfrozen=unfrozen,
+        choices=choices,
+        recipe=recipe,
+        train=train,
+        dev=dev,
+    )
+
+
+def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]:
+    """The modalities to unfreeze, in our order."""
+    names = start.dims.names
+    if start.dims.input != "raw":
+        raise UsageError(
+            f"{source.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
+            "features: meld train-fusion --input raw"
+        )
+    if start.dims.model.context != "none":
+        raise UsageError(
+            f"{source.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips "
+            "one by one; start from a run without, on features of meld extract --context K"
+        )
+    if source.modalities is not None and set(source.modalities) != set(names):
+        raise UsageError(
+            f"--modalities {','.join(source.modalities)}: {source.run} was trained on "
+            f"{','.join(names)}; leave the option out, or train such a run first"
+        )
+    strange = [name for name in source.unfreeze or () if name not in names]
+    if strange:
+        raise UsageError(f"--unfreeze {strange[0]}: {source.run} has only {', '.join(names)}")
+    return tuple(name for name in MODALITIES if name in (source.unfreeze or names))
+
+
+def _retuned(spec: EncoderSpec, source: TuneSource, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
+    if spec.modality not in unfrozen or spec.modality == "audio":  # audio is always float32
+        return spec
+    return replace(spec, precision=source.precision)
+
+
+def _open_split(
+    split: Split,
+    source: TuneSource,
+    start: Checkpoint,
+    unfrozen: tuple[Modality, ...],
+    choices: tuple[EncoderChoice, ...],
+    watch: Watch,
+) -> ClipDataset:
+    folder = source.features or start.features
+    data = load_split(folder, split, modalities=start.dims.names, input="raw")
+    check_recipe(start.recipe, start.projection_hash, data)
+    utterances = _read_rows(split, source, folder, start)
+    chosen = {choice.spec.modality: choice for choice in choices}
+    store = _open_store(split, utterances, source, start, folder, unfrozen, watch)
+    _check_presence(data, store, unfrozen, source)
+    return ClipDataset(
+        data,
+        utterances,
+        unfrozen,
+        tokenise=_tokeniser(chosen["text"]) if "text" in unfrozen else None,
+        store=store,
+        crop=CROP_SIZE if "video" in unfrozen else (0, 0),
+        augment=source.augment if split == "train" else None,
+        seed=source.seed,
+    )
+
+
+def _tokeniser(choice: EncoderChoice) -> "Tokeniser":
+    from pipeline.encoders.text import Tokeniser
+
+    assert choice.path is not None
+    return Tokeniser(choice.path)
+
+
+def _read_rows(
+    split: Split, source: TuneSource, folder: Path, start: Checkpoint
+) -> list[Utterance]:
+    utterances = read_corpus(source.data, (split,))[split]
+    path = folder / f"{split}.h5"
+    if hash_rows(utterances) != read_header(path).rows_hash:
+        raise RecipeMismatch(
+            f"{path} was made from other annotations than the {split} CSV in {source.data}; name "
+            "the corpus it was made from with --data, or extract again"
+        )
+    return with_context(utterances, max(spec.context for spec in start.recipe.encoders))
+
+
+def _open_store(
+    split: Split,
+    utterances: list[Utterance],
+    source: TuneSource,
+    start: Checkpoint,
+    folder: Path,
+    unfrozen: tuple[Modality, ...],
+    watch: Watch,
+) -> "DecodedStore | None":
+    if set(unfrozen) <= {"text"} or start.recipe.decode is None:
+        return None
+    # Both, whichever is unfrozen: the next wish must not decode everything once more.
+    media = tuple(name for name in start.recipe.modalities if name != "text")
+    # Opens a decoder and Ray: only where clips are to be decoded.
+    from pipeline.prepare import bytes_needed, prepare_store
+    from pipeline.resources import num_cores
+    from pipeline.store import StoreConfig
+    from pipeline.work import Cluster
+
+    config = StoreConfig(
+        root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media
+    )
+    watch.say(
+        f"decoded {split} clips are kept in {config.folder(split)}: "
+        f"{bytes_needed(utterances, config) / 2**30:.2f} GiB where none is there yet"
+    )
+    return prepare_store(
+        split,
+        locate_clips(source.data, split, utterances, start.recipe.decode.test_clips),
+        config,
+        Cluster(workers=num_cores(), address=source.address),
+        watch.on_decoded,
+    )
+
+
+def _check_presence(
+    data: FusionData,
+    store: "DecodedStore | None",
+    unfrozen: tuple[Modality, ...],
+    source: TuneSource,
+) -> None:
+    """What the cache has must be there raw as well: a moved file would be trained as silence."""
+    for column, name in enumerate(data.modalities):
+        if store is None or name == "text" or name not in unfrozen:
+            continue
+        lost = data.present[:, column] & ~torch.from_numpy(store.present[name])
+        if lost.any():
+            first = data.keys[int(lost.nonzero()[0])]
+            raise RecipeMismatch(
+                f"{first}: the cache has its {name}, but the clip under {source.data} does not "
+                f"give any ({int(lost.sum())} such clips); were files moved? Name the corpus with "
+                "--data, or extract again"
+            )
+
+
+def build_end_to_end(live: LiveData, device: torch.device) -> EndToEnd:
+    """Encoders with float32 weights, whatever precision they compute in, and the run's fusion."""
+    whole = [
+        replace(choice, spec=replace(choice.spec, precision="float32")) for choice in live.choices
+    ]
+    model = EndToEnd(
+        Encoders(whole, live.start.recipe.decode),
+        copy.deepcopy(live.start.model),
+        unfrozen=live.unfrozen,
+        precision=live.source.precision,
+        train_batchnorm=live.source.train_batchnorm,
+    )
+    if live.source.gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model.to(device)
+
+
+@torch.no_grad()
+def check_parity(model: EndToEnd, live: LiveData, device: torch.device) -> float:
+    """The largest difference between logits from raw input and from the cache, over a few rows
+    of dev.
+
+    Raises:
+        ParityError: above `TOLERANCE`.
+    """
+    clips = live.dev
+    rows = torch.linspace(0, len(clips) - 1, min(_PARITY_ROWS, len(clips))).long().unique()
+    batch = Collate(clips.tokeniser)([clips[0, row] for row in rows.tolist()]).to(device)
+    model.eval()
+    raw = model(batch)
+    cached = model.fusion(
+        {name: values[rows].to(device) for name, values in clips.data.features.items()},
+        batch.present,
+    )
+    differences = torch.cat(
+        [
+            (raw.emotion_logits - cached.emotion_logits).abs(),
+            (raw.sentiment_logits - cached.sentiment_logits).abs(),
+        ],
+        dim=1,
+    )  # [rows, 7 + 3]
+    largest = float(differences.max())
+    tolerance = _tolerance(live)
+    if not largest <= tolerance:  # NaN is no parity either
+        worst = clips.data.keys[int(rows[int(differences.amax(dim=1).argmax())])]
+        raise ParityError(
+            f"before step 1, logits on raw input and on the cache differ by {largest:.3g} "
+            f"(tolerance {tolerance:g}; most for {worst}). Likely causes: other weights than those "
+            "that made the cache, another version of a library or of this program, or clips that "
+            "changed since extraction. Extract and train again with what is here now"
+        )
+    return largest
+
+
+def _tolerance(live: LiveData) -> float:
+    cached = {spec.modality: spec.precision for spec in live.start.recipe.encoders}
+    exact = live.source.precision == "float32" and all(
+        cached[name] == "float32" for name in live.unfrozen
+    )
+    return TOLERANCE["float32" if exact else "bfloat16"]

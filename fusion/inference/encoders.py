@@ -1,0 +1,36 @@
+"""The encoders behind a trained run."""
+
+from pathlib import Path
+
+from fusion.inference.checkpoint import Checkpoint
+from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.find import find_encoders
+
+
+def find_encoders_of(
+    run: Path,
+    checkpoint: Checkpoint,
+    *,
+    weights_dir: Path | None = None,
+    encoders: Path | None = None,
+) -> tuple[EncoderChoice, ...]:
+    """The very encoders that made the features which `run` was trained on, one per modality.
+
+    Those of a fine-tuned run are its own. A run on the features of a fine-tuned run looks for that
+    one by the name it recorded: from the current folder, beside itself and beside its features.
+
+    Args:
+        weights_dir: a folder to look for pretrained weights in, before the libraries' own caches.
+        encoders: the fine-tuned run that owns the encoders, wherever it lies.
+
+    Raises:
+        As `find_encoders`.
+    """
+    return find_encoders(
+        checkpoint.recipe,
+        checkpoint.dims.names,
+        weights_dir=weights_dir,
+        run=run if encoders is None and checkpoint.finetuned else encoders,
+        recorded=checkpoint.encoders_run,
+        beside=(run, checkpoint.features),
+    )

@@ -1,0 +1,86 @@
+"""What a run says of every row of a split, beside what is known of that row."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.data.split import FusionData
+from fusion.labels import Labels
+from fusion.model.fusion import FusionOutput
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """One run on one split, in the split's order.
+
+    emotion, sentiment: int64 [rows], the true labels, UNLABELLED = none
+    emotion_logits:     float64 [rows, 7], in the order of EMOTIONS
+    sentiment_logits:   float64 [rows, 3], in the order of SENTIMENTS
+    present:            bool [rows, modalities], columns as in `modalities`
+    """
+
+    run: str
+    split: Split
+    keys: tuple[ClipKey, ...]
+    text: tuple[str, ...]
+    speaker: tuple[str, ...]
+    modalities: tuple[Modality, ...]
+    present: NDArray[np.bool_]
+    emotion: Labels
+    sentiment: Labels
+    emotion_logits: NDArray[np.float64]
+    sentiment_logits: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "text": (len(self),),
+            "speaker": (len(self),),
+            "present": (len(self), len(self.modalities)),
+            "emotion": (len(self),),
+            "sentiment": (len(self),),
+            "emotion_logits": (len(self), len(EMOTIONS)),
+            "sentiment_logits": (len(self), len(SENTIMENTS)),
+        }
+        for name, shape in wanted.items():
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} must be {shape}, not {np.shape(getattr(self, name))}")
+
+    @classmethod
+    def of(cls, run: str, data: FusionData, output: FusionOutput) -> "Predictions":
+        return cls(
+            run=run,
+            split=data.split,
+            keys=data.keys,
+            text=data.text,
+            speaker=data.speaker,
+            modalities=data.modalities,
+            present=data.present.numpy(),
+            emotion=data.emotion.numpy(),
+            sentiment=data.sentiment.numpy(),
+            emotion_logits=output.emotion_logits.cpu().double().numpy(),
+            sentiment_logits=output.sentiment_logits.cpu().double().numpy(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def predicted_emotion(self) -> Labels:
+        """int64 [rows]: each head's own first choice."""
+        return self.emotion_logits.argmax(axis=1)
+
+    @property
+    def predicted_sentiment(self) -> Labels:
+        return self.sentiment_logits.argmax(axis=1)
+
+    @property
+    def dialogue(self) -> Labels:
+        """int64 [rows]: 0 for the first dialogue's rows, and so on; rows of a dialogue are what
+        a bootstrap keeps together."""
+        numbers: dict[tuple[Split, int], int] = {}
+        return np.array(
+            [numbers.setdefault((key.split, key.dialogue_id), len(numbers)) for key in self.keys],
+            dtype=np.int64,
+        )

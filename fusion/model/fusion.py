@@ -1,0 +1,253 @@
+"""The fusion model: parts in a row, each chosen by name.
+
+    features {modality: [batch, layers, dim]}     present [batch, modalities]
+        │ standardise     by mean and deviation of the train split
+        │ ModalityBranch  learned mix over layers -> linear -> norm, GELU, dropout; an absent
+        │                 modality is one learned vector         [batch, 128]
+        │ join            late, early, hybrid, gated, attention: see joins.py  [batch, hidden]
+        │ context         if asked: what the rest of the dialogue adds, see turns.py
+        └ Heads           emotion [batch, 7], sentiment [batch, 3]
+
+`standardise` is a step of its own, so that training on a cache does it once and not every epoch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fusion.model.dialogue import DialogueContext, Turns
+from fusion.model.dropout import Dropout
+from fusion.model.joins import JOINS, AttentionJoin, FusionType
+from pipeline.schema import EMBEDDING_DIM, EMOTIONS, MODALITIES, SENTIMENTS, Modality
+
+InputKind = Literal["raw", "embedding"]
+ContextKind = Literal["none", "dialogue"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a user may choose of the model; everything else follows from the features.
+
+    feature_dropout works on the mixed features, dropout on everything behind them.
+    context: "dialogue" lets each utterance see those said before it, with `future` also those
+        said after it
+    """
+
+    fusion: FusionType = "late"
+    context: ContextKind = "none"
+    future: bool = False
+    projection: int = EMBEDDING_DIM
+    hidden: int = 256
+    feature_dropout: float = 0.2
+    dropout: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.fusion not in JOINS:
+            raise ValueError(f"fusion must be one of {', '.join(JOINS)}, not {self.fusion!r}")
+        if self.context not in ("none", "dialogue"):
+            raise ValueError(f"context must be none or dialogue, not {self.context!r}")
+        if self.future and self.context == "none":
+            raise ValueError("future is part of the dialogue: ask for context dialogue with it")
+        for name in ("projection", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.fusion == "attention" and self.projection % AttentionJoin.heads:
+            raise ValueError(
+                f"attention needs a projection divisible by {AttentionJoin.heads}, not "
+                f"{self.projection}"
+            )
+        for name in ("feature_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityDims:
+    """One modality's features: [layers, dim] per utterance."""
+
+    modality: Modality
+    layers: int
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise ValueError(f"modality {self.modality!r} is none of {', '.join(MODALITIES)}")
+        if self.layers < 1 or self.dim < 1:
+            raise ValueError(f"{self.modality} needs layers and dim >= 1: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionDims:
+    """What the weights need to be rebuilt. The order of `modalities` is that of `present`."""
+
+    modalities: tuple[ModalityDims, ...]
+    input: InputKind = "raw"
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        if not self.modalities or len(set(self.names)) != len(self.names):
+            raise ValueError(f"every modality once, and at least one, not {self.names}")
+        if self.input not in ("raw", "embedding"):
+            raise ValueError(f"input must be raw or embedding, not {self.input!r}")
+
+    @property
+    def names(self) -> tuple[Modality, ...]:
+        return tuple(dims.modality for dims in self.modalities)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FusionDims":
+        """Raises KeyError, TypeError or ValueError where `values` is no such thing."""
+        return cls(
+            modalities=tuple(ModalityDims(**dims) for dims in values["modalities"]),
+            input=values["input"],
+            model=ModelConfig(**values["model"]),
+        )
+
+
+@dataclass(frozen=True)
+class FusionOutput:
+    emotion_logits: Tensor  # [batch, 7], in the order of EMOTIONS
+    sentiment_logits: Tensor  # [batch, 3], in the order of SENTIMENTS
+
+
+class ModalityBranch(nn.Module):
+    """One modality's features -> [batch, width], width the projection's or, without, dim."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dims: ModalityDims, config: ModelConfig, *, project: bool) -> None:
+        super().__init__()
+        self.width = config.projection if project else dims.dim
+        self.register_buffer("mean", torch.zeros(dims.layers, dims.dim))
+        self.register_buffer("deviation", torch.ones(dims.layers, dims.dim))
+        # As in ELMo (Peters et al. 2018): which layer serves best is learned, starting from all.
+        self.layer_logits = nn.Parameter(torch.zeros(dims.layers)) if dims.layers > 1 else None
+        self.absent = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.feature_dropout = Dropout(config.feature_dropout)
+        self.project = Projection(dims.dim, config) if project else nn.Identity()
+
+    @torch.no_grad()
+    def fit_standardisation(self, features: Tensor, present: Tensor) -> None:
+        """Takes mean and deviation from the rows that are there."""
+        real = features[present]  # [rows, layers, dim]
+        self.mean.copy_(real.mean(dim=0))
+        deviation = real.std(dim=0, correction=0)
+        # A dimension that hardly moves in train must not shout when it moves elsewhere.
+        floor = 0.01 * deviation.mean(dim=1, keepdim=True)
+        self.deviation.copy_(torch.maximum(deviation, floor).clamp_min(1e-6))
+
+    def standardise(self, features: Tensor, present: Tensor) -> Tensor:
+        """[batch, layers, dim] -> the same; whatever stands in an absent row becomes zero."""
+        scaled = (features - self.mean) / self.deviation
+        return torch.where(present[:, None, None], scaled, 0.0)
+
+    def forward(self, standardised: Tensor | None, present: Tensor) -> Tensor:
+        """standardised: None where the modality is absent in every row."""
+        if standardised is None:
+            return self.absent.expand(len(present), -1)
+        mixed = self.feature_dropout(self.mix_layers(standardised))  # [batch, dim]
+        return torch.where(present[:, None], self.project(mixed), self.absent)
+
+    def mix_layers(self, standardised: Tensor) -> Tensor:
+        if self.layer_logits is None:
+            return standardised[:, 0]
+        return self.layer_logits.softmax(dim=0) @ standardised
+
+
+class Projection(nn.Module):
+    """[batch, dim] -> [batch, projection]"""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, config.projection)
+        self.norm = nn.LayerNorm(config.projection)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.dropout(nn.functional.gelu(self.norm(self.linear(features))))
+
+
+class Heads(nn.Module):
+    """[batch, hidden] -> two sets of logits."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.emotion = nn.Linear(hidden, len(EMOTIONS))
+        self.sentiment = nn.Linear(hidden, len(SENTIMENTS))
+
+    def forward(self, hidden: Tensor) -> FusionOutput:
+        return FusionOutput(self.emotion(hidden), self.sentiment(hidden))
+
+
+class FusionModel(nn.Module):
+    """The whole model. A modality missing from `features` counts as absent in every row.
+
+    turns: where the rows stand in their dialogues; only a model with context looks at it, and then
+        it must have all rows of every dialogue in the batch
+    """
+
+    def __init__(self, dims: FusionDims) -> None:
+        super().__init__()
+        self.dims = dims
+        config = dims.model
+        join = JOINS[config.fusion]
+        self.branches = nn.ModuleDict(
+            {
+                each.modality: ModalityBranch(each, config, project=join.projects)
+                for each in dims.modalities
+            }
+        )
+        widths = [branch.width for _, branch in self._branches()]
+        self.join = join(widths, config.hidden, config.dropout)
+        self.context = (
+            DialogueContext(config.hidden, future=config.future, dropout=config.dropout)
+            if config.context == "dialogue"
+            else None
+        )
+        self.heads = Heads(config.hidden)
+
+    def forward(
+        self, features: Mapping[Modality, Tensor], present: Tensor, turns: Turns | None = None
+    ) -> FusionOutput:
+        """features: {modality: float32 [batch, layers, dim]}; present: bool [batch, modalities]."""
+        return self.fuse(self.standardise(features, present), present, turns)
+
+    def fit_standardisation(self, features: Mapping[Modality, Tensor], present: Tensor) -> None:
+        """Takes every branch's mean and deviation from the train split."""
+        for column, (name, branch) in enumerate(self._branches()):
+            branch.fit_standardisation(features[name], present[:, column])
+
+    def standardise(
+        self, features: Mapping[Modality, Tensor], present: Tensor
+    ) -> dict[Modality, Tensor]:
+        return {
+            name: branch.standardise(features[name], present[:, column])
+            for column, (name, branch) in enumerate(self._branches())
+            if name in features
+        }
+
+    def fuse(
+        self, standardised: Mapping[Modality, Tensor], present: Tensor, turns: Turns | None = None
+    ) -> FusionOutput:
+        """Like `forward`, from features that went through `standardise` already."""
+        vectors = [
+            branch(standardised.get(name), present[:, column])
+            for column, (name, branch) in enumerate(self._branches())
+        ]  # each [batch, width]
+        hidden = self.join(vectors, present)  # [batch, hidden]
+        if self.context is not None:
+            if turns is None:
+                raise ValueError("a model with dialogue context needs to know the dialogues")
+            hidden = self.context(hidden, turns)
+        return self.heads(hidden)
+
+    def _branches(self) -> list[tuple[Modality, ModalityBranch]]:
+        return [(name, self.branches[name]) for name in self.dims.names]  # type: ignore[misc]

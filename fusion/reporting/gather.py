@@ -1,0 +1,120 @@
+"""Everything a report says about one run on one split, gathered into one value."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion.evaluation.evaluate import EvaluateConfig, measure_split
+from fusion.evaluation.report import EvalReport
+from fusion.evaluation.shapley import ModalityShares, explain_modalities
+from fusion.inference.checkpoint import CONFIG, read_checkpoint
+from fusion.inference.predictions import Predictions
+from fusion.reporting.reproduce import Remake, remake
+from fusion.training.history import EpochResult, read_history
+from fusion.training.train import HISTORY
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import ClipKey, Split
+from pipeline.stills import read_stills
+
+OnProgress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """One run on one split. What is None or empty is left out of the page.
+
+    settings: of the training, as in the run's config, nested
+    versions: package -> version that trained it
+    stills:   a frame of some clips as JPEG, where the clips are at hand
+    """
+
+    path: Path
+    evaluation: EvalReport
+    predictions: Predictions
+    recipe: FeatureRecipe
+    settings: Mapping[str, Any]
+    remake: Remake
+    versions: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[EpochResult, ...] = ()
+    shapley: ModalityShares | None = None
+    stills: Mapping[ClipKey, bytes] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.evaluation.run
+
+    @property
+    def dialogues(self) -> int:
+        return len(set(self.predictions.dialogue.tolist()))
+
+    @property
+    def sections(self) -> tuple[tuple[str, str], ...]:
+        """(anchor, title) of what the page says of this run, in its order."""
+        evaluation = self.evaluation
+        there = {
+            "classes": "classes",
+            "confusion": "confusion",
+            "errors": "errors" if evaluation.errors else "",
+            "mistakes": "mistakes" if evaluation.errors else "",
+            "subsets": "modalities hidden" if len(evaluation.subsets) > 1 else "",
+            "decides": "which modality decides" if self.shapley else "",
+            "calibration": "calibration" if evaluation.calibration else "",
+            "joint": "joint decoding" if evaluation.joint else "",
+            "leakage": "leakage" if evaluation.leakage else "",
+            "training": "training" if self.history else "",
+            "recipe": "features",
+            "settings": "settings",
+            "again": "commands",
+        }
+        return tuple((anchor, title) for anchor, title in there.items() if title)
+
+
+def gather(
+    run: Path, split: Split, data: Path | None, on_progress: OnProgress = lambda *_: None
+) -> RunReport:
+    """Measures a run and reads what it left of its training.
+
+    data: the corpus, for stills; None takes that of a fine-tuned run, which is measured on it
+
+    Raises what reading a run and its features raises; the message says what to do.
+    """
+    measured = measure_split(_evaluation(run, split, data), on_progress, command="report")
+    checkpoint, by_subset = measured.checkpoint, measured.by_subset
+    errors, clips = measured.report.errors, data or checkpoint.data
+    shown = [mistake.key for mistake in errors.mistakes] if errors is not None else []
+    stills: dict[ClipKey, bytes] = {}
+    if clips is not None and clips.is_dir():
+        stills = read_stills(clips, shown, checkpoint.recipe.test_clips or "fixed")
+    return RunReport(
+        path=run,
+        evaluation=measured.report,
+        predictions=by_subset[max(by_subset, key=len)],
+        recipe=checkpoint.recipe,
+        settings=checkpoint.settings,
+        remake=remake(checkpoint, run, data=data),
+        versions=_versions(run),
+        history=_history(run),
+        stills=stills,
+        # With one modality there is nothing to share out.
+        shapley=explain_modalities(checkpoint, by_subset) if len(by_subset) > 1 else None,
+    )
+
+
+def _evaluation(run: Path, split: Split, data: Path | None) -> EvaluateConfig:
+    finetuned = read_checkpoint(run).finetuned
+    return EvaluateConfig(run=run, split=split, data=data if finetuned else None)
+
+
+def _history(run: Path) -> tuple[EpochResult, ...]:
+    path = run / HISTORY
+    return tuple(read_history(path)) if path.is_file() else ()
+
+
+def _versions(run: Path) -> dict[str, str]:
+    """Of a run that was read already, so its config is known to be sound."""
+    versions = json.loads((run / CONFIG).read_bytes()).get("versions", {})
+    if not isinstance(versions, dict):
+        return {}
+    return {str(name): str(number) for name, number in versions.items()}

@@ -1,0 +1,127 @@
+"""The commands, and the settings files they need, that make a run again."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.inference.checkpoint import Checkpoint
+from fusion.training.train import TrainConfig
+from pipeline.recipe import DecodeConfig
+from pipeline.settings import describe_config
+
+# What only says how the command was given, or is said in another place of it.
+_NOT_OPTIONS = ("out", "features", "overwrite", "resume", "store", "address")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remake:
+    """commands: one a line, ready for a shell; files: name -> TOML that they read."""
+
+    commands: tuple[str, ...]
+    files: Mapping[str, str]
+
+
+def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
+    """`data`: the corpus, where it is known; a run on cached features does not remember it."""
+    make = _finetune if checkpoint.finetuned else _extract_and_train
+    return make(checkpoint, run, data)
+
+
+def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
+    features = checkpoint.features
+    extract, decode = _extract(checkpoint, data)
+    default = describe_config(TrainConfig())
+    if checkpoint.settings.get("start"):  # what is not said would be the start's
+        default |= {"model": {}, "fit": {}}
+    train, settings = _command(
+        ["meld", "train-fusion", "--features", str(features), "--out", str(run)],
+        checkpoint.settings,
+        default,
+        config="train.toml",
+    )
+    files = {"extract.toml": decode, "train.toml": settings}
+    return Remake(
+        commands=(extract, train), files={name: text for name, text in files.items() if text}
+    )
+
+
+def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
+    from fusion.finetuning.finetune import FinetuneConfig  # brings the encoders with it
+
+    del data  # the settings name it
+    settings = dict(checkpoint.settings)
+    if settings.get("run") == str(run.absolute() / "start"):
+        settings["run"] = None  # it was trained on the way, and will be again
+    words = ["meld", "finetune", "--end-to-end", "--out", str(run)]
+    if settings.get("features"):
+        words += ["--features", str(settings["features"])]
+    command, tables = _command(
+        words, settings, describe_config(FinetuneConfig()), config="finetune.toml"
+    )
+    return Remake(commands=(command,), files={"finetune.toml": tables} if tables else {})
+
+
+def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
+    """The command and its TOML, "" where it needs none."""
+    recipe, features = checkpoint.recipe, checkpoint.features
+    words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
+    words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
+    lines = []
+    default = DecodeConfig()
+    for name in ("num_frames", "channel", "max_duration_s"):
+        value = getattr(recipe.decode or default, name)
+        if value != getattr(default, name):
+            lines.append(f"{name} = {json.dumps(value)}")
+    if any(spec.weights == "finetuned" for spec in recipe.encoders):
+        words += ["--encoders", checkpoint.encoders_run or "RUN_THAT_OWNS_THEM"]
+    else:
+        words += [word for spec in recipe.encoders for word in (f"--{spec.modality}", spec.name)]
+        random = [f"{spec.modality}=random" for spec in recipe.encoders if spec.weights == "random"]
+        words += ["--weights", ",".join(random)] if random else []
+        for spec in recipe.encoders:
+            words += ["--context", str(spec.context)] if spec.context else []
+            # Counting from 0 without a gap is what "every layer" looks like, the default.
+            if spec.modality == "text" and spec.layers != tuple(range(len(spec.layers))):
+                lines += ["[encoders]", f"text_layers = {json.dumps(spec.layers)}"]
+        words += ["--precision", recipe.encoders[0].precision]
+        words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
+    words += ["--config", "extract.toml"] if lines else []
+    return shlex.join(words), "\n".join(lines)
+
+
+def _command(
+    words: list[str], settings: Mapping[str, Any], default: Mapping[str, Any], *, config: str
+) -> tuple[str, str]:
+    """What differs from the defaults: options on the command line, tables in TOML."""
+    differing = {
+        name: value
+        for name, value in settings.items()
+        if name not in _NOT_OPTIONS and value is not None and value != default.get(name)
+    }
+    for name, value in differing.items():
+        if not isinstance(value, Mapping):
+            said = ",".join(value) if isinstance(value, list) else str(value)
+            words = [*words, f"--{name.replace('_', '-')}", said]
+    lines: list[str] = []
+    for name, value in differing.items():
+        if isinstance(value, Mapping):
+            lines += _toml(name, value, default.get(name))
+    return shlex.join([*words, "--config", config] if lines else words), "\n".join(lines)
+
+
+def _toml(table: str, values: Mapping[str, Any], default: Any) -> Iterator[str]:
+    """Lines for what differs from the default. JSON's scalars and lists are TOML's."""
+    default = default if isinstance(default, Mapping) else {}
+    plain = [
+        f"{name} = {json.dumps(value)}"
+        for name, value in values.items()
+        if not isinstance(value, Mapping) and value is not None and value != default.get(name)
+    ]
+    if plain:
+        yield from (f"[{table}]", *plain)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _toml(f"{table}.{name}", value, default.get(name))

@@ -1,0 +1,1 @@
+"""Feature caches to a trained run."""

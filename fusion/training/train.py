@@ -1,0 +1,373 @@
+"""`meld train-fusion`: feature caches -> a run folder with a trained, measured model."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fusion.data.batches import Rows
+from fusion.data.load import load_split
+from fusion.data.split import FusionData, check_recipe, check_trainable
+from fusion.evaluation.evaluate import report_of, report_subsets
+from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
+from fusion.evaluation.modality_subsets import predict_subsets
+from fusion.evaluation.report import EvalReport
+from fusion.inference.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from fusion.inference.predict import predict_rows
+from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
+from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
+from fusion.training.history import EpochResult
+from fusion.training.losses import count_labels
+from fusion.training.warm_start import check_shape, settings_of_start, take_weights
+from pipeline.errors import StorageError, UsageError
+from pipeline.json_values import json_bytes, to_values
+from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
+from pipeline.settings import build_config, describe_config, merge_settings
+from pipeline.whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+HISTORY = "history.jsonl"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """start: a trained run to go on from, on features made as its own were; None begins anew
+
+    modalities: None takes all that the caches have; out: None makes a name under runs/.
+    """
+
+    features: Path = Path("features")
+    modalities: tuple[Modality, ...] | None = None
+    input: InputKind = "raw"
+    start: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        check_modalities(self.modalities)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. What is not said is the
+        start's, where there is one. Raises UsageError, and what reading the start raises."""
+        start = build_config(cls, {"start": values.get("start")}).start
+        if start is None:
+            return build_config(cls, values)
+        inherited = settings_of_start(read_checkpoint(start).dims)
+        return build_config(cls, merge_settings(inherited, values))
+
+
+def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
+    """Raises ValueError unless None, or each at most once and at least one."""
+    if modalities is None:
+        return
+    if not modalities or len(set(modalities)) != len(modalities):
+        raise ValueError(f"modalities: each once and at least one: {modalities}")
+    unknown = [name for name in modalities if name not in MODALITIES]
+    if unknown:
+        raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """seconds: of training alone, with what was trained beside it
+
+    train, dev: measured with the best epoch's weights
+    best_epoch: 0 where training had a start and nothing was better on dev
+    """
+
+    run: Path
+    epochs: int
+    best_epoch: int
+    seconds: float
+    train: EvalReport
+    dev: EvalReport
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_values(self) | {"train": self.train.to_dict(), "dev": self.dev.to_dict()}
+
+
+def train_fusion(
+    config: TrainConfig, on_epoch: Callable[[EpochResult], None] = lambda result: None
+) -> TrainResult:
+    """Trains on train, chooses the epoch on dev, never looks at test.
+
+    Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
+    """
+    return train_seeds([config], lambda _, result: on_epoch(result))[0]
+
+
+def train_seeds(
+    configs: Sequence[TrainConfig],
+    on_epoch: Callable[[int, EpochResult], None] = lambda number, result: None,
+    *,
+    draw: Callable[[TrainConfig], bool] = lambda config: True,
+) -> list[TrainResult]:
+    """Runs that differ in `seed` and `out` alone, trained side by side as one batched model, which
+    takes far less time than one after another. Each is what it would be alone, up to rounding.
+
+    on_epoch: is told which run by its number
+    draw: of which runs to make plots, which take seconds each
+    Raises as `train_fusion`, and ValueError where they differ in more.
+    """
+    config = configs[0]
+    if any(dataclasses.replace(c, seed=config.seed, out=config.out) != config for c in configs):
+        raise ValueError("runs that are trained side by side may differ in seed and out alone")
+    device = choose_device(config.device)
+    start = None if config.start is None else read_checkpoint(config.start)
+    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
+    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
+    check_trainable(train, dev)
+    models = [_first_model(each, train, start).to(device) for each in configs]
+    runs = [_open_run_of(each, train) for each in configs]
+    trainings = [
+        Training(
+            model=model,
+            train=Rows.prepare(model, train, device),
+            dev=Rows.prepare(model, dev, device),
+            seed=each.seed,
+            is_trained=start is not None,
+        )
+        for each, model in zip(configs, models, strict=True)
+    ]
+    with ExitStack() as open_logs:
+        logs = [open_logs.enter_context(closing(_EpochLog(run))) for run in runs]
+
+        def follow(number: int, result: EpochResult) -> None:
+            logs[number].write(result)
+            on_epoch(number, result)
+
+        started = time.perf_counter()
+        fitted = fit_together(trainings, config.fit, follow)
+        seconds = time.perf_counter() - started
+    return [
+        _write_run(
+            _describe_run(each, model, train), run, result, train, dev, seconds, draw=draw(each)
+        )
+        for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
+    ]
+
+
+def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
+    """Before its first step: random weights, or those of the run to go on from."""
+    model = build_model(train, config.model, seed=config.seed)
+    if start is not None:
+        check_shape(start.dims, model.dims)
+        check_recipe(start.recipe, start.projection_hash, train)
+        take_weights(model, start.model)
+    return model
+
+
+def _open_run_of(config: TrainConfig, train: FusionData) -> Path:
+    name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
+    inputs = [path for path in (config.features, config.start) if path is not None]
+    return open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
+
+
+def _write_run(
+    described: Checkpoint,
+    run: Path,
+    fitted: FitResult,
+    train: FusionData,
+    dev: FusionData,
+    seconds: float,
+    *,
+    draw: bool,
+) -> TrainResult:
+    """Measures a fitted model and writes its run; the checkpoint last, which makes it one."""
+    checkpoint = _with_decoding(described, train, dev)
+    result = TrainResult(
+        run=run,
+        epochs=fitted.history[-1].epoch,
+        best_epoch=fitted.best.epoch,
+        seconds=seconds,
+        train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
+        dev=report_subsets(checkpoint, predict_subsets(checkpoint, dev, run=run.name)),
+    )
+    write_whole(run / METRICS, _metrics_json(result, fitted))
+    if draw:
+        from fusion.evaluation.plots import plot_report
+        from fusion.training.curves import plot_history  # matplotlib takes seconds to load
+
+        plot_report(result.dev, run)
+        plot_history(fitted.history, run / "training.png", title=run.name)
+    write_checkpoint(run, checkpoint)
+    return result
+
+
+class _EpochLog:
+    """One line per epoch in `history.jsonl`, and TensorBoard's events where it is installed.
+
+    Its methods raise StorageError.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._events = None
+        try:
+            # Optional and slow to import: only a training pays for it.
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.info("no TensorBoard events: the package tensorboard is not installed")
+        else:
+            with self._told_as_ours():
+                self._events = SummaryWriter(str(run))
+
+    def write(self, result: EpochResult) -> None:
+        values = dataclasses.asdict(result)
+        with self._told_as_ours():
+            with (self._run / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+            for name, value in values.items():
+                if self._events is not None and name != "epoch" and value is not None:
+                    self._events.add_scalar(name, value, result.epoch)
+
+    def close(self) -> None:
+        if self._events is not None:
+            with self._told_as_ours():
+                self._events.close()
+
+    @contextmanager
+    def _told_as_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._run}: cannot write the training log: {error}") from error
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but this machine has no usable GPU")
+    return torch.device(name)
+
+
+def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionModel:
+    """A fresh model for train's features, standardisation taken from them.
+
+    Raises UsageError where it is too large for this machine.
+    """
+    dims = FusionDims(
+        modalities=tuple(
+            ModalityDims(
+                modality=name,
+                layers=train.features[name].shape[1],
+                dim=train.features[name].shape[2],
+            )
+            for name in train.modalities
+        ),
+        input=train.input,
+        model=config,
+    )
+    try:
+        with seeded(seed):
+            model = FusionModel(dims)
+    except RuntimeError as error:  # PyTorch's word for too little memory
+        raise UsageError(
+            f"a model of hidden = {config.hidden}, projection = {config.projection} cannot be "
+            f"built: {str(error).splitlines()[0]}"
+        ) from error
+    model.fit_standardisation(train.features, train.present)
+    return model
+
+
+def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) -> Checkpoint:
+    start = config.start and config.start.absolute()
+    return Checkpoint(
+        model=model,
+        recipe=train.recipe,
+        projection_hash=train.projection_hash,
+        emotion_counts=tuple(count_labels(train.emotion, len(EMOTIONS)).tolist()),
+        sentiment_counts=tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist()),
+        settings=describe_config(dataclasses.replace(config, start=start)),
+        features=config.features.absolute(),
+        encoders_run=train.encoders_run,
+    )
+
+
+def _with_decoding(checkpoint: Checkpoint, train: FusionData, dev: FusionData) -> Checkpoint:
+    allowed = allowed_pairs(train.emotion.numpy(), train.sentiment.numpy())
+    predictions = predict_rows(checkpoint, dev, run="")
+    return dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
+
+
+def open_run(out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]) -> Path:
+    """An empty folder for a run: `out`, or runs/<time>-<name>; what an earlier run left there
+    goes only if told so, and never where `inputs` of the new run lie in it.
+
+    Raises UsageError or StorageError.
+    """
+    try:
+        if out is None:
+            return _new_run(name)
+        for path in inputs:
+            if path.resolve().is_relative_to(out.resolve()):
+                raise UsageError(f"{path} is needed and lies in {out}; name another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            _clear_run(out, overwrite)
+    except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
+        raise StorageError(f"cannot make the run's folder: {error}") from error
+    return out
+
+
+def _new_run(name: str) -> Path:
+    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
+        run = Path("runs") / f"{started}-{name}{suffix}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            continue
+    raise StorageError(f"a thousand runs are named runs/{started}-{name}")
+
+
+def _clear_run(run: Path, overwrite: bool) -> None:
+    """Removes what a run writes, its config first, and nothing else. How often test was looked
+    at stays written down: see `looks.py`."""
+    if not overwrite:
+        raise UsageError(f"{run} exists and is not empty; name another folder, or --overwrite it")
+    patterns = (CONFIG, WEIGHTS, METRICS, HISTORY, "evaluation-*.json", "*.png", "events.out.*")
+    for pattern in patterns:
+        for path in run.glob(pattern):
+            path.unlink()
+    if (run / "checkpoints" / "settings.json").is_file():  # a fine-tuned run has more
+        for folder in ("encoders", "features", "start", "checkpoints"):
+            shutil.rmtree(run / folder, ignore_errors=True)
+
+
+def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:
+    values = {
+        "run": result.run.name,
+        "best": dataclasses.asdict(fitted.best),
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "train": result.train.to_dict(),
+        "dev": result.dev.to_dict(),
+    }
+    return json_bytes(values)

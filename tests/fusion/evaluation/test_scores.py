@@ -1,0 +1,100 @@
+"""The numbers of a report, counted by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from fusion.evaluation.evaluate import report_emotion, report_sentiment
+from fusion.evaluation.report import EvalReport, ModalityPresence
+from fusion.evaluation.scores import score, weighted_f1
+from fusion.labels import UNLABELLED
+from pipeline.json_values import json_bytes
+
+LABELS = ("neutral", "positive", "negative")
+
+
+def test_scores_by_hand():
+    true = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 0, 2])
+    scores = score(LABELS, true, predicted)
+    assert scores.accuracy == pytest.approx(4 / 6)
+    assert scores.confusion == ((2, 1, 0), (1, 1, 0), (0, 0, 1))
+    assert [each.f1 for each in scores.classes] == pytest.approx([2 / 3, 1 / 2, 1])
+    assert [each.support for each in scores.classes] == [3, 2, 1]
+    assert scores.weighted_f1 == pytest.approx((3 * 2 / 3 + 2 / 2 + 1) / 6)
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+
+
+def test_the_baseline_says_what_is_commonest_in_train_not_here():
+    true = np.array([0, 1, 1, 1])
+    head = report_sentiment(true, true, train_counts=[10, 3, 2])
+    assert head.majority_label == "neutral"
+    assert head.majority.accuracy == pytest.approx(1 / 4)
+    # F1 of neutral: precision 1/4, recall 1
+    assert head.majority.weighted_f1 == pytest.approx(0.4 / 4)
+    assert head.majority.macro_f1 == pytest.approx(0.4 / 3)
+    assert head.model.accuracy == 1
+
+
+def test_the_majority_on_melds_test_split_is_as_published():
+    counts = [1256, 281, 50, 208, 402, 68, 345]  # per emotion, in the order of EMOTIONS
+    true = np.repeat(np.arange(7), counts)
+    head = report_emotion(true, true, train_counts=[4710, 1205, 268, 683, 1743, 271, 1109])
+    assert head.majority.accuracy == pytest.approx(0.4812, abs=5e-5)
+    assert head.majority.weighted_f1 == pytest.approx(0.3127, abs=5e-5)
+    assert head.majority.macro_f1 == pytest.approx(0.0928, abs=5e-5)
+
+
+def test_unlabelled_rows_are_not_measured():
+    true = np.array([0, 1, UNLABELLED, UNLABELLED])
+    predicted = np.array([0, 1, 2, 0])
+    head = report_sentiment(true, predicted, train_counts=[1, 1, 1])
+    assert (head.rows, head.model.accuracy) == (2, 1.0)
+    assert weighted_f1(true, predicted) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_f1_that_dev_chooses_by_is_scikit_learns(seed):
+    random = np.random.default_rng(seed)
+    true = random.choice(7, 200, p=[0.46, 0.16, 0.04, 0.08, 0.14, 0.02, 0.1])
+    predicted = np.where(random.random(200) < 0.5, true, random.integers(0, 7, 200))
+    expected = f1_score(true, predicted, average="weighted", zero_division=0)
+    assert weighted_f1(true, predicted) == pytest.approx(expected)
+    hidden = np.append(true, [UNLABELLED] * 20)
+    assert weighted_f1(hidden, np.append(predicted, [3] * 20)) == pytest.approx(expected)
+
+
+def test_a_head_without_labels_reports_zero_rows():
+    true = np.full(3, UNLABELLED)
+    head = report_sentiment(true, np.zeros(3, np.int64), train_counts=[0, 0, 0])
+    assert (head.rows, head.model.weighted_f1) == (0, 0.0)
+    assert weighted_f1(true, true) is None
+
+
+def test_a_class_that_never_occurs_keeps_its_place():
+    true = np.array([0, 1])
+    scores = score(LABELS, true, true)
+    assert [each.label for each in scores.classes] == list(LABELS)
+    assert scores.classes[2].f1 == 0
+    assert scores.macro_f1 == pytest.approx(2 / 3)
+
+
+def test_the_json_says_everything_and_marks_random_weights():
+    true = np.array([0, 1, 2])
+    report = EvalReport(
+        run="first",
+        split="test",
+        fingerprint="f" * 64,
+        rows=3,
+        presence=(ModalityPresence(modality="video", rows=2, random_weights=True),),
+        emotion=report_emotion(true, true, [1] * 7),
+        sentiment=report_sentiment(true, true, [1] * 3),
+    )
+    values = report.to_dict()
+    assert values["random_modalities"] == ["video"]
+    assert values["presence"] == [{"modality": "video", "random_weights": True, "rows": 2}]
+    assert values["emotion"]["model"]["accuracy"] == 1.0
+    assert values["sentiment"]["majority"]["accuracy"] == pytest.approx(1 / 3)
+    assert json.loads(json_bytes(values)) == values

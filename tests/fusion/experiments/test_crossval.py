@@ -1,0 +1,277 @@
+"""Cross-validation: dialogues stay whole, nothing is chosen where it is measured, noise shows."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from console.show.crossval import render_crossval
+from fusion.evaluation.scores import weighted_f1
+from fusion.experiments.crossval import (
+    CrossvalConfig,
+    CrossvalReport,
+    crossval,
+    load_pooled,
+    make_folds,
+)
+from fusion.model.fusion import ModelConfig
+from fusion.training.fit import FitConfig
+from pipeline.cache import FeatureCache, write_cache
+from pipeline.errors import (
+    InputError,
+    MismatchError,
+    RecipeMismatch,
+    StorageError,
+    UsageError,
+)
+from pipeline.schema import EMOTIONS
+
+pytestmark = pytest.mark.heavy
+
+QUICK = FitConfig(epochs=10, learning_rate=3e-3, batch_size=32)
+SMALL = ModelConfig(projection=16, hidden=32, dropout=0.1)
+
+
+@pytest.fixture
+def config(features: Path, write_split: Callable[..., FeatureCache]) -> CrossvalConfig:
+    write_split("train", 300, strength=5.0)
+    write_split("dev", 60, strength=5.0)
+    return CrossvalConfig(features=features, folds=3, seeds=2, model=SMALL, fit=QUICK)
+
+
+def emotion_f1(report: CrossvalReport) -> float:
+    return report.emotion[0].mean
+
+
+def test_folds_hold_whole_dialogues_and_every_row_is_measured_once(config: CrossvalConfig) -> None:
+    data = load_pooled(config)
+    folds = make_folds(data, 5, seed=0)
+    measured = np.concatenate([fold.measure for fold in folds])
+    assert sorted(measured) == list(range(360))
+    dialogue = data.turns.dialogue.numpy()
+    for fold in folds:
+        parts = [set(dialogue[part]) for part in (fold.train, fold.choose, fold.measure)]
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 72
+
+
+def test_dialogues_of_train_and_dev_with_one_number_are_two(config: CrossvalConfig) -> None:
+    data = load_pooled(config)
+    assert {key.split for key in data.keys} == {"train", "dev"}
+    assert int(data.turns.dialogue.max()) + 1 == 60 + 12
+
+
+def test_a_planted_signal_is_found_with_spread_and_interval(config: CrossvalConfig) -> None:
+    report = crossval(config)
+    f1 = report.emotion[0]
+    assert f1.name == "weighted F1"
+    assert f1.mean > 0.8 > 0.4 > f1.majority
+    assert np.shape(f1.by_training) == (3, 2)
+    assert len(f1.by_seed) == 2
+    assert f1.interval is not None
+    assert f1.interval.low < f1.mean < f1.interval.high
+    assert f1.interval.value == pytest.approx(f1.mean)
+    assert sum(report.rows_by_fold) == report.rows == 360
+
+
+def test_features_that_say_nothing_stay_near_the_majority(
+    config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 300, carriers=())
+    write_split("dev", 60, carriers=())
+    assert emotion_f1(crossval(config)) < 0.3  # 7 classes by chance: 0.14
+
+
+@pytest.mark.slow
+def test_planted_label_noise_shows_beyond_the_intervals(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    clean = crossval(config).emotion[0].interval
+    random = np.random.default_rng(0)
+    for split, rows in (("train", 300), ("dev", 60)):
+        cache = plant_cache(split, rows, strength=5.0)
+        noisy = [
+            EMOTIONS[random.integers(7)] if random.random() < 0.4 else name
+            for name in cache.emotion
+        ]
+        write_cache(config.features / f"{split}.h5", dataclasses.replace(cache, emotion=noisy))
+    noised = crossval(config).emotion[0].interval
+    assert clean is not None
+    assert noised is not None
+    assert noised.high < clean.low
+    assert noised.high - noised.low > clean.high - clean.low
+
+
+def test_the_same_command_gives_the_same_numbers(config: CrossvalConfig) -> None:
+    first, second = crossval(config), crossval(config)
+    assert first.emotion == second.emotion
+    assert first.sentiment == second.sentiment
+
+
+def test_test_is_never_read(config: CrossvalConfig, features: Path) -> None:
+    (features / "test.h5").write_bytes(b"no cache at all")
+    crossval(dataclasses.replace(config, seeds=1))
+    with pytest.raises(UsageError, match="splits"):
+        CrossvalConfig.from_mapping({"splits": ("train", "test")})
+
+
+def test_the_result_is_written_as_json_and_told_as_a_table(
+    config: CrossvalConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "crossval.json"
+    report = crossval(dataclasses.replace(config, seeds=1, out=out))
+    told = json.loads(out.read_text())
+    assert told["emotion"][0]["by_seed"] == list(report.emotion[0].by_seed)
+    assert told["settings"]["folds"] == 3
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(render_crossval(report))
+    assert f"{report.emotion[0].mean:.3f}" in console.export_text()
+
+
+def test_caches_of_two_recipes_are_not_pooled(
+    config: CrossvalConfig,
+    write_split: Callable[..., FeatureCache],
+    planted_recipe: Callable,
+) -> None:
+    write_split("dev", 60, recipe=planted_recipe(["text", "audio"], num_frames=8))
+    with pytest.raises(RecipeMismatch, match="num_frames"):
+        crossval(config)
+
+
+def test_more_folds_than_dialogues_is_told_in_one_line(
+    config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 10)
+    write_split("dev", 5)
+    with pytest.raises(InputError, match="5 folds need at least 6 dialogues, there are 3"):
+        crossval(dataclasses.replace(config, folds=5))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"folds": 1},
+        {"seeds": 0},
+        {"seeds": 10**12},
+        {"splits": ()},
+        {"seed": -1},
+        {"modalities": ("smell",)},
+    ],
+)
+def test_settings_without_meaning_are_refused(wrong: dict) -> None:
+    with pytest.raises(UsageError):
+        CrossvalConfig.from_mapping(wrong)
+
+
+def test_scores_of_a_seed_are_those_of_its_rows_together(config: CrossvalConfig) -> None:
+    """Not a mean over folds: weighted F1 of all rows at once."""
+    report = crossval(dataclasses.replace(config, seeds=1))
+    f1 = report.emotion[0]
+    assert f1.by_seed[0] != pytest.approx(np.mean(f1.by_training), abs=1e-6)
+    assert f1.by_seed[0] == pytest.approx(np.mean(f1.by_training), abs=0.05)
+    assert weighted_f1(np.array([0, 1]), np.array([0, 1])) == 1
+
+
+def test_features_of_encoders_that_saw_the_labels_of_train_are_refused(
+    config: CrossvalConfig,
+    write_split: Callable[..., FeatureCache],
+    planted_recipe: Callable,
+) -> None:
+    recipe = planted_recipe(["text", "audio"])
+    text, audio = recipe.encoders
+    tuned = dataclasses.replace(
+        recipe, encoders=(dataclasses.replace(text, weights="finetuned"), audio)
+    )
+    write_split("train", 60, recipe=tuned)
+    write_split("dev", 60, recipe=tuned)
+    with pytest.raises(MismatchError, match="fine-tuned on the labels of train"):
+        crossval(config)
+    load_pooled(dataclasses.replace(config, modalities=("audio",)))  # that encoder was not
+    load_pooled(dataclasses.replace(config, splits=("dev",)))
+
+
+def test_a_modality_that_a_fold_never_sees_is_refused(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    """Its standardisation would be no numbers, and so would every prediction."""
+    for split, rows in (("train", 300), ("dev", 60)):
+        cache = plant_cache(split, rows)
+        present = {"text": np.ones(rows, np.bool_), "audio": np.arange(rows) < 2}
+        if split == "dev":
+            present["audio"][:] = False
+        write_cache(config.features / f"{split}.h5", dataclasses.replace(cache, present=present))
+    with pytest.raises(InputError, match=r"fold . of 3: audio is absent in all"):
+        crossval(config)
+
+
+def test_an_epoch_is_never_chosen_on_rows_without_labels(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    for split, rows in (("train", 300), ("dev", 60)):
+        cache = plant_cache(split, rows)
+        labels = {
+            name: [label if row % 60 < 5 else "" for row, label in enumerate(getattr(cache, name))]
+            for name in ("emotion", "sentiment")
+        }
+        write_cache(config.features / f"{split}.h5", dataclasses.replace(cache, **labels))
+    with pytest.raises(InputError, match=r"rows to (train on|choose the epoch by) has a label"):
+        crossval(config)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("rows", "folds"), [(25, 5), (20, 2), (60, 12)])
+def test_few_rows_are_dealt_by_dialogue_alone_without_a_librarys_warning(
+    rows: int, folds: int, config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", rows)
+    write_split("dev", 10)
+    made = make_folds(load_pooled(config), folds, seed=0)
+    assert sorted(np.concatenate([fold.measure for fold in made])) == list(range(rows + 10))
+    assert all(len(part) for fold in made for part in (fold.train, fold.choose, fold.measure))
+
+
+def test_a_fold_that_leaves_one_dialogue_is_told_in_one_line(
+    config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 10)
+    write_split("dev", 5)
+    with pytest.raises(InputError, match="leaves one dialogue"):
+        crossval(dataclasses.replace(config, folds=2))
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [(".", StorageError), ("features/train.h5", UsageError), ("features/dev.h5/x", StorageError)],
+)
+def test_nothing_is_trained_where_the_result_cannot_be_written(
+    out: str, error: type[Exception], config: CrossvalConfig, tmp_path: Path
+) -> None:
+    before = (config.features / "train.h5").read_bytes()
+    with pytest.raises(error):
+        crossval(dataclasses.replace(config, out=tmp_path / out), lambda *_: pytest.fail("trained"))
+    assert (config.features / "train.h5").read_bytes() == before
+
+
+def test_a_result_replaces_an_earlier_one(config: CrossvalConfig, tmp_path: Path) -> None:
+    once = dataclasses.replace(config, seeds=1, folds=2, out=tmp_path / "deep" / "crossval.json")
+    crossval(once)
+    crossval(once)
+    assert json.loads((tmp_path / "deep" / "crossval.json").read_text())["seeds"] == 1
+
+
+def test_the_command_prints_one_json_object(config: CrossvalConfig) -> None:
+    from typer.testing import CliRunner
+
+    from cli import app
+
+    options = ["--folds", "3", "--seeds", "1", "--epochs", "2", "--fusion", "gated", "--json"]
+    done = CliRunner().invoke(app, ["crossval", "--features", str(config.features), *options])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["emotion"][0]["name"] == "weighted F1"
+    assert told["settings"]["model"]["fusion"] == "gated"

@@ -1,0 +1,125 @@
+"""Every way of fusing: what is absent stays out, and what carries the label is found."""
+
+import dataclasses
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+
+from fusion.data.batches import Rows
+from fusion.inference.predict import predict
+from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.model.joins import JOINS, AttentionJoin, EarlyJoin, FusionType, GatedJoin
+from fusion.training.fit import FitConfig, fit
+from fusion.training.train import build_model
+from pipeline.schema import MODALITIES
+
+pytestmark = pytest.mark.heavy
+
+ALL: tuple[FusionType, ...] = tuple(JOINS)
+DIMS = (
+    ModalityDims(modality="text", layers=3, dim=10),
+    ModalityDims(modality="video", layers=1, dim=6),
+    ModalityDims(modality="audio", layers=1, dim=8),
+)
+
+
+def make_model(fusion: FusionType, **config: object) -> FusionModel:
+    torch.manual_seed(0)
+    model = ModelConfig(fusion=fusion, projection=16, hidden=12, **config)  # type: ignore[arg-type]
+    return FusionModel(FusionDims(modalities=DIMS, model=model)).eval()
+
+
+def make_features(rows: int = 5) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {d.modality: torch.randn(rows, d.layers, d.dim, generator=generator) for d in DIMS}
+
+
+@pytest.mark.parametrize("fusion", ALL)
+def test_what_stands_in_an_absent_row_changes_nothing(fusion: FusionType) -> None:
+    model, features = make_model(fusion), make_features()
+    present = torch.ones(5, 3, dtype=torch.bool)
+    present[:, 1] = False
+    changed = features | {"video": features["video"] * 1e6}
+    before, after = model(features, present), model(changed, present)
+    assert torch.equal(before.emotion_logits, after.emotion_logits)
+    absent = {name: values for name, values in features.items() if name != "video"}
+    assert torch.equal(before.emotion_logits, model(absent, present).emotion_logits)
+
+
+@pytest.mark.parametrize("fusion", ALL)
+def test_every_subset_of_modalities_gives_numbers_even_none(fusion: FusionType) -> None:
+    model, features = make_model(fusion), make_features()
+    for size in range(4):
+        for columns in combinations(range(3), size):
+            present = torch.zeros(5, 3, dtype=torch.bool)
+            present[:, list(columns)] = True
+            output = model(features, present)
+            assert output.emotion_logits.isfinite().all()
+            assert output.sentiment_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("fusion", ALL)
+def test_one_modality_alone_works(fusion: FusionType) -> None:
+    model = FusionModel(FusionDims(modalities=DIMS[:1], model=ModelConfig(fusion=fusion))).eval()
+    output = model({"text": make_features()["text"]}, torch.ones(5, 1, dtype=torch.bool))
+    assert output.emotion_logits.shape == (5, 7)
+
+
+@pytest.mark.parametrize("fusion", ALL)
+def test_gradients_stay_finite_where_a_row_has_nothing(fusion: FusionType) -> None:
+    model = make_model(fusion).train()
+    present = torch.zeros(5, 3, dtype=torch.bool)
+    present[0] = True
+    model(make_features(), present).emotion_logits.sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [name if name == "attention" else pytest.param(name, marks=pytest.mark.slow) for name in ALL],
+)
+def test_each_fusion_finds_a_label_that_two_modalities_share(
+    fusion: FusionType, load_planted: Callable
+) -> None:
+    planted = {"modalities": MODALITIES, "carriers": ("text", "audio"), "strength": 3.0}
+    train, dev = load_planted("train", 400, **planted), load_planted("dev", 150, **planted)
+    config = ModelConfig(fusion=fusion, projection=32, hidden=64, dropout=0.2)
+    model = build_model(train, config, seed=0)
+    result = fit(model, train, dev, FitConfig(epochs=12, learning_rate=3e-3), seed=0)
+    both = result.best.dev_emotion_f1
+    assert both > 0.8
+    blind = dataclasses.replace(dev, present=dev.present & torch.tensor([False, True, False]))
+    output = predict(model, Rows.prepare(model, blind, torch.device("cpu")))
+    assert (output.emotion_logits.argmax(1) == dev.emotion).float().mean() < 0.4
+
+
+def test_early_fusion_sees_features_that_nothing_projected() -> None:
+    model = make_model("early")
+    assert not EarlyJoin.projects
+    assert model.join.trunk[0].in_features == 10 + 6 + 8
+
+
+def test_gates_weigh_only_what_is_there() -> None:
+    join = GatedJoin([4, 4, 4], hidden=5, dropout=0.0)
+    vectors = [torch.randn(2, 4) for _ in range(3)]
+    present = torch.tensor([[True, False, True], [False, True, False]])
+    weights = join.weigh(vectors, present)
+    assert weights[0, 1] == 0
+    assert weights[1].tolist() == [0, 1, 0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+
+
+def test_attention_refuses_a_width_that_its_heads_cannot_share() -> None:
+    with pytest.raises(ValueError, match="divisible by 4"):
+        AttentionJoin([6, 6], hidden=5, dropout=0.0)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        ModelConfig(fusion="attention", projection=6)
+
+
+def test_an_unknown_fusion_is_refused_with_the_known_ones_named() -> None:
+    with pytest.raises(ValueError, match="late, early, hybrid, gated, attention"):
+        ModelConfig(fusion="magic")  # type: ignore[arg-type]
