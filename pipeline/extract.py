@@ -198,7 +198,7 @@ def plan(config: ExtractConfig) -> ExtractPlan:
     """What `extract` would do; raises what it would raise before any work."""
     if config.features.exists() and not config.features.is_dir():
         raise StorageError(f"{config.features}: not a folder; --features takes one")
-    job = _prepare(config)
+    job = _prepare(config, check_files=False)
     for work in job.works:
         check_existing(work, job.recipe, config.overwrite, dry=True)
     return ExtractPlan(
@@ -224,8 +224,11 @@ class _Job:
     works: tuple[SplitWork, ...]
 
 
-def _prepare(config: ExtractConfig) -> _Job:
-    """Everything that can be wrong with the input is found here, before any decoding."""
+def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
+    """Everything that can be wrong with the input is found here, before any decoding.
+
+    check_files: False leaves the weights of a fine-tuned run unread
+    """
     corpus = read_corpus(config.data, config.splits)
     modalities, decode = _what_to_encode(config)
     device = _choose_device(config)
@@ -233,7 +236,7 @@ def _prepare(config: ExtractConfig) -> _Job:
         config.precision if config.precision != "auto" else native_precision(device)
     )
     choices = tuple(
-        choose_encoder(modality, config.encoders, precision)
+        choose_encoder(modality, config.encoders, precision, check_files=check_files)
         for modality in MODALITIES
         if modality in modalities
     )

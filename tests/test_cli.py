@@ -205,6 +205,8 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("extract", "--split", "dev", "--modalities", "smell"), 2, "--modalities smell"),
         (("extract", "--split", "dev", "--weights", "audio=random"), 2, "--weights audio=random"),
         (("extract", "--split", "dev", "--config", "no.toml"), 2, "no.toml"),
+        (("extract", "--split", "dev", "--video", "foo"), 2, "--video foo: known are r3d_18"),
+        (("extract", "--split", "dev", "--audio", "foo"), 2, "--audio foo: known are spectrogram"),
         (("info", "no.h5"), 5, "no.h5: no such file"),
         (("train-fusion", "--features", "nowhere"), 4, "meld extract --split train"),
         (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),

@@ -52,6 +52,9 @@ class EncoderRequest:
     run: Path | None = None
 
     def __post_init__(self) -> None:
+        weights.check_video_encoder(self.video)
+        if self.audio not in AUDIO_ENCODERS:
+            raise UsageError(f"--audio {self.audio}: known are {', '.join(AUDIO_ENCODERS)}")
         if self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
 
@@ -73,16 +76,26 @@ class EncoderRequest:
 
 
 def choose_encoder(
-    modality: Modality, request: EncoderRequest, precision: Precision
+    modality: Modality,
+    request: EncoderRequest,
+    precision: Precision,
+    *,
+    check_files: bool = True,
 ) -> EncoderChoice:
     """Finds and hashes the weights.
 
+    check_files: False believes what a fine-tuned run says of its files, without reading them
+
     Raises:
-        UsageError: no encoder of that name.
+        UsageError: the text encoder has no such layer.
         WeightsMissing: the weights are not to be had.
+        InputError, CacheCorrupt, MismatchError: what the fine-tuned run has is not its encoders.
     """
     if request.run is not None:
-        return choose_saved(read_encoders(request.run), modality)
+        saved = read_encoders(request.run)
+        if check_files:
+            saved.check_files(modality)
+        return choose_saved(saved, modality)
     return {"text": _choose_text, "video": _choose_video, "audio": _choose_audio}[modality](
         request, precision
     )
@@ -90,7 +103,7 @@ def choose_encoder(
 
 def choose_saved(saved: SavedEncoders, modality: Modality) -> EncoderChoice:
     """A fine-tuned run's encoder, in the precision that it was tuned in: that is part of what it
-    is.
+    is. Its files are not looked at, see `SavedEncoders.check_files`.
 
     Raises InputError where the run has none of that modality.
     """
@@ -131,7 +144,6 @@ def _text_hash(folder: Path, choice: WeightsChoice) -> str:
 
 def _choose_video(request: EncoderRequest, precision: Precision) -> EncoderChoice:
     name = request.video
-    weights.check_video_encoder(name)
     choice = request.video_weights
     path = None
     if choice == "pretrained":
@@ -150,13 +162,10 @@ def _choose_video(request: EncoderRequest, precision: Precision) -> EncoderChoic
 
 
 def _choose_audio(request: EncoderRequest, precision: Precision) -> EncoderChoice:
-    name = request.audio
-    if name not in AUDIO_ENCODERS:
-        raise UsageError(f"--audio {name}: known are {', '.join(AUDIO_ENCODERS)}")
     return EncoderChoice(
         spec=EncoderSpec(
             modality="audio",
-            name=name,
+            name=request.audio,
             weights="none",
             weights_hash=RANDOM_SEED,
             pooling="statistics over time",

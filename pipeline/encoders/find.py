@@ -54,11 +54,7 @@ def find_encoders(
             f"--weights-dir {weights_dir}: the features were made by encoders of a fine-tuned "
             "run, which holds all their weights; leave the option out"
         )
-    if run is not None:
-        saved = read_encoders(run)
-        _check_specs(str(run), saved.recipe, wanted)
-    else:
-        saved = _find_owner(recorded, beside, wanted)
+    saved = _open_run(run, wanted) if run is not None else _find_owner(recorded, beside, wanted)
     return tuple(choose_saved(saved, spec.modality) for spec in wanted)
 
 
@@ -114,9 +110,7 @@ def _find_owner(
         if not (place / INDEX_PATH).is_file():
             continue
         try:
-            saved = read_encoders(place)
-            _check_specs(str(place), saved.recipe, wanted)
-            return saved
+            return _open_run(place, wanted)
         except MeldError as error:  # another run of that name may still be the one
             refusals.append(error)
     if refusals:
@@ -125,6 +119,14 @@ def _find_owner(
         f"the features were made by encoders of the fine-tuned run {recorded}, which is not there "
         f"(looked for {', '.join(map(str, places))}); name the run with --encoders"
     )
+
+
+def _open_run(run: Path, wanted: Sequence[EncoderSpec]) -> SavedEncoders:
+    saved = read_encoders(run)
+    _check_specs(str(run), saved.recipe, wanted)
+    for spec in wanted:
+        saved.check_files(spec.modality)
+    return saved
 
 
 def _places(recorded: str, beside: Sequence[Path]) -> Iterator[Path]:

@@ -11,7 +11,7 @@ evaluate or predict with.
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SavedEncoders:
-    """What a run's folder of encoders says. `recipe` is that of features made with them."""
+    """What a run's folder of encoders says.
+
+    recipe: of features made with them; files: per modality the hash of its files, as written
+    """
 
     folder: Path
     recipe: FeatureRecipe
+    files: Mapping[Modality, str]
 
     def spec(self, modality: Modality) -> EncoderSpec:
         for spec in self.recipe.encoders:
@@ -49,6 +53,23 @@ class SavedEncoders:
     def path(self, modality: Modality) -> Path:
         folder = self.folder / modality
         return folder if modality == "text" else folder / f"{self.spec(modality).name}.safetensors"
+
+    def check_files(self, modality: Modality) -> None:
+        """Reads and hashes them: hundreds of megabytes, so once a start is enough.
+
+        Raises:
+            CacheCorrupt: not the files that were written.
+        """
+        folder = self.folder / modality
+        try:
+            found = hash_weights(folder)
+        except OSError as error:
+            raise CacheCorrupt(f"{folder}: cannot be read ({error}); fine-tune again") from error
+        if found != self.files[modality]:
+            raise CacheCorrupt(
+                f"{folder}: not the files that fine-tuning wrote (their hash "
+                "differs from encoders.json's); fine-tune again, or restore them"
+            )
 
 
 def write_encoders(
@@ -103,11 +124,12 @@ def _save(encoders: "Encoders", spec: EncoderSpec, folder: Path) -> None:
 
 
 def read_encoders(run: Path) -> SavedEncoders:
-    """What a fine-tuned run owns; the weights themselves are read when an encoder is built.
+    """What a fine-tuned run says that it owns; its files are read by `check_files` and when an
+    encoder is built.
 
     Raises:
         InputError: no run, or one that was not fine-tuned.
-        CacheCorrupt: damaged.
+        CacheCorrupt: encoders.json is damaged.
         MismatchError: another version of the format.
     """
     folder = run / FOLDER
@@ -123,13 +145,7 @@ def read_encoders(run: Path) -> SavedEncoders:
         if version != FORMAT_VERSION:
             raise MismatchError(f"{path}: format version {version}, wanted {FORMAT_VERSION}")
         recipe = FeatureRecipe.from_json(json.dumps(index["recipe"]))
-        saved = SavedEncoders(folder=folder, recipe=recipe)
-        for modality in recipe.modalities:
-            if hash_weights(folder / modality) != hashes[modality]:
-                raise CacheCorrupt(
-                    f"{folder / modality}: not the files that fine-tuning wrote (their hash "
-                    "differs from encoders.json's); fine-tune again, or restore them"
-                )
+        files = {modality: str(hashes[modality]) for modality in recipe.modalities}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error!r}); fine-tune again") from error
-    return saved
+    return SavedEncoders(folder=folder, recipe=recipe, files=files)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from pipeline.errors import MismatchError
 from pipeline.recipe import Precision
@@ -73,26 +73,32 @@ class Tokeniser:
         self.mask_id: int | None = self.tokenizer.mask_token_id
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
         self.gives_types = "token_type_ids" in self.tokenizer.model_input_names
+        self._encode([""], None)  # puts away the cutting that a tokenizer's own file asks for
 
     def __call__(
         self, sentences: Sequence[str], contexts: Sequence[str] | None = None
     ) -> list[Tokens]:
-        """`contexts`: what was said before each sentence, as one text; None means no context."""
+        """`contexts`: what was said before each sentence, as one text; None means no context.
+
+        May be called by several threads at once.
+        """
+        encoded = self._encode(list(sentences), None if contexts is None else list(contexts))
         if contexts is None:
-            encoded = self.tokenizer(list(sentences), truncation=True, max_length=MAX_TOKENS)
-            return [_whole(ids) for ids in encoded["input_ids"]]
-        self.tokenizer.truncation_side = "left"  # the oldest goes first
-        encoded = self.tokenizer(
-            list(contexts),
-            list(sentences),
-            truncation="longest_first",
-            max_length=MAX_TOKENS_WITH_CONTEXT,
-        )
-        self.tokenizer.truncation_side = "right"
+            special = encoded["special_tokens_mask"]
+            return [_whole(*pair) for pair in zip(encoded["input_ids"], special, strict=True)]
         return [
-            _second_of_pair(ids, encoded.sequence_ids(i))
-            for i, ids in enumerate(encoded["input_ids"])
+            _second_of_pair(ids, encoded.sequence_ids(row))
+            for row, ids in enumerate(encoded["input_ids"])
         ]
+
+    def _encode(self, sentences: list[str], contexts: list[str] | None) -> BatchEncoding:
+        """Whole, to be cut by us: the library keeps how it cuts in the tokenizer itself, where one
+        thread would change it for another; and it knows no way that cuts the context alone as
+        long as the sentence fits."""
+        texts = (sentences,) if contexts is None else (contexts, sentences)
+        return self.tokenizer(
+            *texts, truncation=False, return_special_tokens_mask=True, verbose=False
+        )
 
     def pad(self, sentences: Sequence[Tokens]) -> TokenBatch:
         return TokenBatch.pad(sentences, self.pad_id)
@@ -151,16 +157,28 @@ class TextEncoder(nn.Module):
         return torch.stack(pooled, dim=1)
 
 
-def _whole(ids: list[int]) -> Tokens:
+def _whole(ids: list[int], special: list[int]) -> Tokens:
+    """Cut at its end to MAX_TOKENS; `special`: 1 for a token that the tokenizer added."""
+    words = [position for position, added in enumerate(special) if not added]
+    cut = set(words[len(words) - max(len(ids) - MAX_TOKENS, 0) :])
+    ids = [token for position, token in enumerate(ids) if position not in cut]
     return Tokens(ids=ids, types=[0] * len(ids), pooled=[True] * len(ids))
 
 
 def _second_of_pair(ids: list[int], parts: list[int | None]) -> Tokens:
-    """`parts`: 0 in the first text, 1 in the second, None on special tokens."""
-    second = [part == 1 for part in parts]
-    first = second.index(True) if any(second) else len(ids)
-    types = [int(position >= first) for position in range(len(ids))]
-    return Tokens(ids=ids, types=types, pooled=second)
+    """Cut to MAX_TOKENS_WITH_CONTEXT: the oldest of the context, and of the sentence the end, but
+    only where it alone is too long. `parts`: 0 in the context, 1 in the sentence, None on special
+    tokens."""
+    excess = max(len(ids) - MAX_TOKENS_WITH_CONTEXT, 0)
+    context = [position for position, part in enumerate(parts) if part == 0]
+    sentence = [position for position, part in enumerate(parts) if part == 1]
+    too_long = max(excess - len(context), 0)
+    cut = {*context[:excess], *sentence[len(sentence) - too_long :]}
+    kept = [position for position in range(len(ids)) if position not in cut]
+    second = [parts[position] == 1 for position in kept]
+    first = second.index(True) if any(second) else len(kept)
+    types = [int(position >= first) for position in range(len(kept))]
+    return Tokens(ids=[ids[position] for position in kept], types=types, pooled=second)
 
 
 def _check_complete(missing_keys: Iterable[str]) -> None:

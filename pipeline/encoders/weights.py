@@ -140,18 +140,22 @@ def check_video_encoder(name: str) -> None:
 
 
 def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
-    """The .pth file of torchvision's default weights for a video net, downloaded if need be and
-    if `download`.
+    """The .pth file of torchvision's default weights for a video net.
+
+    Looks at: `weights_dir`; the cache of torch.hub; and, if `download`, torchvision's server. What
+    is downloaded goes into that cache, never into the user's folder.
 
     Raises:
         WeightsMissing: with what was tried and what to do.
     """
     url = VIDEO_WEIGHTS[name]
     filename = os.path.basename(url)  # noqa: PTH119 - a URL, not a path
-    folder = weights_dir or _torch_hub_folder()
-    path = folder / filename
-    if path.is_file():
-        return path.absolute()
+    folder = _torch_hub_folder()
+    folders = [folder] if weights_dir is None else [weights_dir, folder]
+    for path in (each / filename for each in folders):
+        if path.is_file():
+            return path.absolute()
+    places = ", ".join(str(each / filename) for each in folders)
     ways = (
         f"Either connect once, or fetch {url} elsewhere and "
         f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
@@ -159,7 +163,7 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
         "--weights video=random"
     )
     if not download:
-        raise WeightsMissing(f"video encoder {name}: not found at {path}. {ways}")
+        raise WeightsMissing(f"video encoder {name}: not found at {places}. {ways}")
     try:
         _check_answers(url)
         from torch.hub import load_state_dict_from_url
@@ -167,10 +171,10 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
         load_state_dict_from_url(url, model_dir=str(folder), check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsMissing(
-            f"video encoder {name}: not found at {path}, and the download failed "
+            f"video encoder {name}: not found at {places}, and the download failed "
             f"({_first_line(error)}). {ways}"
         ) from error
-    return path.absolute()
+    return (folder / filename).absolute()
 
 
 def _torch_hub_folder() -> Path:

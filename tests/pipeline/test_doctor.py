@@ -547,6 +547,18 @@ def test_weights_that_are_there_are_found_and_a_broken_off_download_is_not_taken
     assert present()["bert-base-uncased"]
 
 
+def test_weights_in_torch_hubs_folder_are_found_beside_a_weights_folder(
+    no_network: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"weights")
+    machine = look_at_machine(tmp_path, tmp_path, tmp_path / "texts")
+    states = {each.name: each for each in machine.encoders}
+    assert states["r3d_18"].where == str(cached)
+
+
 def test_what_the_system_does_not_tell_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,39 @@ def test_too_long_a_context_loses_its_oldest_words_and_never_the_sentence(
     assert "oldest" not in text
     assert "newest ann :" in text
     assert sum(tokens.pooled) == 5
+
+
+def test_a_long_sentence_keeps_its_beginning_and_takes_all_the_room_there_is(
+    minilm: TextEncoder,
+) -> None:
+    """Context is what gives way; the sentence itself only where it alone is too long."""
+    context = "oldest " * 100
+    fits, too_long = minilm.tokenise(
+        ["first " + "word " * 198 + "last", "first " + "word " * 300 + "last"], [context] * 2
+    )
+    decode = minilm.tokenise.tokenizer.decode
+    assert (len(fits.ids), sum(fits.pooled)) == (256, 200)
+    assert decode(fits.ids).split().count("oldest") == 256 - 3 - 200
+    assert "first word" in decode(fits.ids)
+    assert "word last" in decode(fits.ids)
+    assert (len(too_long.ids), sum(too_long.pooled)) == (256, 253)
+    assert "oldest" not in decode(too_long.ids)
+    assert "[SEP] first word" in decode(too_long.ids)
+
+
+def test_threads_may_share_a_tokeniser(minilm: TextEncoder) -> None:
+    """With and without context at the same time: no call may change what another one does."""
+    sentence, context = "go " * 300 + "stop", "older " * 300 + "newer"
+    alone = minilm.tokenise([sentence])
+    beside = minilm.tokenise([sentence], [context])
+    with ThreadPoolExecutor(8) as threads:
+        many = [
+            threads.submit(minilm.tokenise, [sentence], *([[context]] if number % 2 else []))
+            for number in range(200)
+        ]
+    assert all(
+        each.result() == (beside if number % 2 else alone) for number, each in enumerate(many)
+    )
 
 
 @pytest.mark.heavy
@@ -494,6 +528,38 @@ def test_video_weights_that_are_not_to_be_had_say_where_and_what_to_do(
             choose_encoder("video", EncoderRequest(weights_dir=tmp_path), "float32")
     assert time.monotonic() - began < 5
     one_line(caught, "r3d_18", tmp_path / R3D_18, url, "--weights-dir", "--weights video=random")
+
+
+def test_a_weights_folder_without_the_video_weights_hides_none_of_torch_hubs(
+    video_state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / R3D_18
+    cached.parent.mkdir(parents=True)
+    torch.save(video_state, cached)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    request = EncoderRequest(weights_dir=texts)
+    assert choose_encoder("video", request, "float32").path == cached
+    shutil.copy(cached, texts)
+    assert choose_encoder("video", request, "float32").path == texts / R3D_18
+
+
+def test_video_weights_are_never_downloaded_into_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(url: str, model_dir: str, **_: object) -> None:
+        Path(model_dir).mkdir(parents=True)
+        (Path(model_dir) / R3D_18).write_bytes(b"weights")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(weights, "_check_answers", lambda url: None)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    path = weights.find_video_weights("r3d_18", texts)
+    assert path == tmp_path / "torch" / "hub" / "checkpoints" / R3D_18
+    assert list(texts.iterdir()) == []
 
 
 def test_unknown_encoders_are_usage_errors_that_name_the_known() -> None:

@@ -1,6 +1,7 @@
 """Fine-tuning, on text whose emotion is one planted word, with a tiny BERT that must learn it."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -49,7 +50,7 @@ from pipeline.errors import (
     UsageError,
     WeightsMissing,
 )
-from pipeline.extract import ExtractConfig, extract
+from pipeline.extract import ExtractConfig, extract, plan
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 from pipeline.work import ShardFeatures, ShardTask
@@ -306,6 +307,10 @@ class Stopped(Exception):
     pass
 
 
+def stop(*_: object) -> None:
+    raise Stopped
+
+
 @pytest.mark.parametrize(
     "step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6, 20)), 7]
 )
@@ -509,8 +514,31 @@ def test_a_changed_encoder_file_of_a_run_is_noticed(
     run = shutil.copytree(unbroken.run, tmp_path / "run")
     config = run / "encoders" / "text" / "config.json"
     config.write_text(config.read_text().replace("gelu", "relu"))
-    with pytest.raises(Exception, match="not the files that fine-tuning wrote"):
-        read_encoders(run)
+    with pytest.raises(CacheCorrupt, match="not the files that fine-tuning wrote"):
+        choose_encoder("text", EncoderRequest(run=run), "float32")
+
+
+def test_a_runs_encoder_files_are_hashed_once_and_not_at_all_for_a_dry_run(
+    place: Path, tmp_path: Path, unbroken: FinetuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    genuine = hashlib.file_digest
+
+    def count(stream: Any, name: str) -> Any:
+        hashed.append(Path(stream.name).name)
+        return genuine(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    config = ExtractConfig(
+        data=place / "corpus", features=tmp_path, encoders=EncoderRequest(run=unbroken.run)
+    )
+    plan(config)
+    assert hashed == []
+    monkeypatch.setattr("pipeline.extract._encode_missing", stop)
+    with pytest.raises(Stopped):
+        extract(config)
+    assert sorted(hashed) == sorted(set(hashed))
+    assert "model.safetensors" in hashed
 
 
 def test_a_fine_tuned_run_can_be_fine_tuned_again(
