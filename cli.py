@@ -46,8 +46,8 @@ from console.options import (
 )
 from console.printing import print_json, say
 from console.progress import byte_progress, progress
-from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
 from pipeline.errors import MeldError, StorageError, UsageError
+from pipeline.options import encoder_table, given, merge_with_file, modalities_in, splits_in
 from pipeline.telling import one_line
 
 if TYPE_CHECKING:

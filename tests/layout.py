@@ -231,7 +231,7 @@ def closure(imports: Sequence[Import], modules: set[str], starts: Sequence[str])
 
 
 def find_branches(root: Path) -> list[str]:
-    """ "fusion.plan:63" for every place outside OWNERS where what happens next hangs on a name:
+    """ "fusion.place:63" for every place outside OWNERS where what happens next hangs on a name:
     compared with one, looked up by one, or a case of a match."""
     found = []
     for module, path in module_files(root).items():

@@ -72,7 +72,7 @@ def test_each_heavy_library_has_one_home(imports: list[Import]) -> None:
         "fusion.evaluation.evaluate",
         "fusion.experiments.compare",
         "fusion.reporting.html",
-        "fusion.model.fusion.fusion",
+        "fusion.model.fusion.fusion.fusion",
     ],
 )
 def test_training_on_caches_imports_no_decoder_and_no_ray(

@@ -1,22 +1,26 @@
-"""What was typed -> a mapping that a config is built from.
+"""Options of a command, or arguments of its Python function -> a mapping that a config is built
+from.
 
-Only what was typed is passed on, and over the settings of a `--config` file: every default is the
+Only what was given is passed on, and over the settings of a `config` file: every default is the
 config's own. What is wrong with the text of an option is said here, with the option's name; what
 is wrong with a value is said by the config.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.settings import merge_settings
 
+AnyPath = str | PathLike[str]
+
 
 def given(**options: Any) -> dict[str, Any]:
-    """What was typed of these, choices as plain text.
+    """What was given of these, choices as plain text.
 
     A flag that was left out is not False but not given: the file may have set it.
     """
@@ -28,13 +32,14 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def merge_with_file(
-    file: Path | None, options: dict[str, Any], **tables: dict[str, Any]
+    file: AnyPath | Mapping[str, Any] | None, options: dict[str, Any], **tables: dict[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a TOML file with what was typed over them, table by table.
+    """The settings of a TOML file, or of what it would hold, with the options over them, table by
+    table.
 
     Raises UsageError where the file cannot be read, or one of `tables` is no table in it.
     """
-    settings = _read_file(file)
+    settings = dict(file) if isinstance(file, Mapping) else _read_file(file)
     for name in tables:
         if not isinstance(settings.get(name, {}), dict):
             raise UsageError(f"{name} is a table of settings, not {settings[name]!r}")
@@ -66,27 +71,35 @@ def encoder_table(
     return {"run": run}
 
 
-def modalities_in(names: str | None, option: str = "--modalities") -> tuple[str, ...] | None:
-    """Raises UsageError unless `names` has some of them and nothing else."""
+def modalities_in(
+    names: str | Sequence[str] | None, option: str = "--modalities"
+) -> tuple[str, ...] | None:
+    """ "audio, text" or a sequence -> each once, in our order.
+
+    Raises UsageError unless `names` has some of them and nothing else.
+    """
     from pipeline.schema import MODALITIES
 
     return _subset(names, MODALITIES, option)
 
 
-def splits_in(names: str | None) -> tuple[str, ...] | None:
-    """Raises UsageError unless `names` has some of them and nothing else."""
+def splits_in(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The same of splits."""
     from pipeline.schema import SPLITS
 
     return _subset(names, SPLITS, "--splits")
 
 
-def _subset(names: str | None, known: Sequence[str], option: str) -> tuple[str, ...] | None:
-    """Each once, and in the order of `known`."""
+def _subset(
+    names: str | Sequence[str] | None, known: Sequence[str], option: str
+) -> tuple[str, ...] | None:
     if names is None:
         return None
-    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    each = names.split(",") if isinstance(names, str) else names
+    wanted = {str(name).strip() for name in each if str(name).strip()}
     if not wanted or not wanted <= set(known):
-        raise UsageError(f"{option} {names}: a comma-separated subset of {', '.join(known)}")
+        told = names if isinstance(names, str) else ",".join(map(str, names))
+        raise UsageError(f"{option} {told}: a comma-separated subset of {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
 
 
@@ -108,11 +121,11 @@ def _weights(text: str | None) -> dict[str, str]:
     return chosen
 
 
-def _read_file(path: Path | None) -> dict[str, Any]:
+def _read_file(path: AnyPath | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from console.options import FusionChoice
-from console.settings import encoder_table, given, merge_with_file, modalities_in, splits_in
 from pipeline.errors import UsageError
+from pipeline.options import encoder_table, given, merge_with_file, modalities_in, splits_in
 
 
 def test_only_what_was_typed_is_given_and_a_choice_is_plain_text() -> None:
@@ -27,6 +27,12 @@ def test_what_was_typed_wins_over_the_file_table_by_table(tmp_path: Path) -> Non
     }
 
 
+def test_settings_may_come_as_a_mapping_in_the_place_of_a_file() -> None:
+    settings = {"seed": 7, "fit": {"epochs": 3}}
+    assert merge_with_file(settings, {"seed": 1}) == {"seed": 1, "fit": {"epochs": 3}}
+    assert settings["seed"] == 7
+
+
 def test_a_table_of_which_nothing_was_typed_is_left_to_the_config() -> None:
     assert merge_with_file(None, {}, tune={}) == {}
 
@@ -34,6 +40,7 @@ def test_a_table_of_which_nothing_was_typed_is_left_to_the_config() -> None:
 def test_names_come_once_and_in_the_order_of_the_project() -> None:
     assert modalities_in("audio, text,audio") == ("text", "audio")
     assert splits_in("test,dev") == ("dev", "test")
+    assert modalities_in(("audio", "text")) == ("text", "audio")
     assert modalities_in(None) is None
     with pytest.raises(UsageError, match="--unfreeze smell: a comma-separated subset of text"):
         modalities_in("smell", "--unfreeze")

@@ -1,0 +1,368 @@
+"""`import meld`: what the commands compute, as functions.
+
+    import meld
+
+    meld.extract("all", data="data", text="minilm", weights="video=random")
+    trained = meld.train_fusion(modalities=("text", "audio"), out="runs/first")
+    report = meld.evaluate(trained.run, "test")
+    print(report.emotion.model.weighted_f1, report.emotion.weighted_f1_interval)
+
+A keyword argument is named as the command's option, `-` being `_`; one that is left out has the
+command's default. `config` takes what a settings file holds: its path, or a mapping such as
+`{"fit": {"learning_rate": 3e-4}}`; an argument wins over it.
+
+Every error is a `MeldError`, by whose subclass a caller tells a wrong argument (`UsageError`) from
+bad input (`InputError`), the disk (`StorageError`) and things that do not belong together
+(`MismatchError`).
+
+Importing this module imports nothing heavy. Extraction starts Ray unless it runs in the process
+already; a caller's Ray is used and left running.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from pipeline.errors import (
+    AnnotationError,
+    CacheBusy,
+    CacheCorrupt,
+    InputError,
+    MeldError,
+    MismatchError,
+    ParityError,
+    RecipeMismatch,
+    StorageError,
+    UsageError,
+    WeightsMissing,
+)
+from pipeline.options import AnyPath, encoder_table, given, merge_with_file, modalities_in
+
+if TYPE_CHECKING:
+    from fusion.evaluation.report import EvalReport
+    from fusion.finetuning.finetune import FinetuneResult
+    from fusion.finetuning.loop import StepResult
+    from fusion.model.fusion import InputKind
+    from fusion.model.joins import FusionType
+    from fusion.training.history import EpochResult
+    from fusion.training.train import TrainResult
+    from pipeline.cache import FeatureCache
+    from pipeline.extract import ExtractReport
+    from pipeline.schema import Split
+
+__all__ = [
+    "AnnotationError",
+    "CacheBusy",
+    "CacheCorrupt",
+    "InputError",
+    "MeldError",
+    "MismatchError",
+    "ParityError",
+    "RecipeMismatch",
+    "StorageError",
+    "UsageError",
+    "WeightsMissing",
+    "evaluate",
+    "extract",
+    "finetune",
+    "read_cache",
+    "train_fusion",
+]
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+Names = str | Sequence[str]  # "text,audio" or ("text", "audio")
+Config = AnyPath | Mapping[str, Any]  # a TOML file, or what it would hold
+OnClips = Callable[[int, int, int], None]  # clips done, clips in all, failures so far
+
+
+def _speaks_python(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Messages are written for the command line; here they name arguments instead of options."""
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except MeldError as error:
+            error.args = (in_python(str(error)),)
+            raise
+
+    return call
+
+
+@_speaks_python
+def extract(
+    split: "Split | Literal['all']",
+    *,
+    data: AnyPath | None = None,
+    features: AnyPath | None = None,
+    modalities: Names | None = None,
+    text: str | None = None,
+    video: str | None = None,
+    audio: str | None = None,
+    weights: str | Mapping[str, str] | None = None,
+    weights_dir: AnyPath | None = None,
+    context: int | None = None,
+    test_clips: Literal["fixed", "legacy"] | None = None,
+    encoders: AnyPath | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    config: Config | None = None,
+    overwrite: bool = False,
+    on_progress: OnClips = lambda done, total, failures: None,
+) -> "ExtractReport":
+    """Runs the encoders once over a split ("all": every split that has a CSV), and writes
+    `<features>/<split>.h5`. What an earlier call finished is kept.
+
+    weights: "pretrained", "random", or of each modality: {"video": "random"}
+    encoders: a fine-tuned run whose encoders are taken
+
+    A clip that cannot be read is no error: `report.num_failures` counts them, and each split's
+    `failures` say why.
+
+    Raises UsageError, InputError, StorageError, RecipeMismatch, WeightsMissing or CacheBusy.
+    """
+    if isinstance(weights, Mapping):
+        weights = ",".join(f"{modality}={choice}" for modality, choice in weights.items())
+    chosen = encoder_table(
+        given(text=text, video=video, audio=audio, context=context, weights_dir=_path(weights_dir)),
+        weights,
+        run=_path(encoders),
+        also_from_run=given(precision=precision, test_clips=test_clips),
+    )
+    options = given(
+        data=_path(data),
+        features=_path(features),
+        splits=None if split == "all" else (split,),
+        modalities=modalities_in(modalities),
+        device=device,
+        precision=precision,
+        test_clips=test_clips,
+        workers=workers,
+        address=address,
+        overwrite=overwrite,
+    )
+
+    from pipeline.extract import ExtractConfig
+    from pipeline.extract import extract as run
+    from pipeline.settings import build_config
+
+    settings = merge_with_file(config, options, encoders=chosen)
+    return run(build_config(ExtractConfig, settings), on_progress)
+
+
+@_speaks_python
+def train_fusion(
+    *,
+    features: AnyPath | None = None,
+    modalities: Names | None = None,
+    input: "InputKind | None" = None,
+    fusion: "FusionType | None" = None,
+    context: Literal["none", "dialogue"] | None = None,
+    future: bool = False,
+    start: AnyPath | None = None,
+    out: AnyPath | None = None,
+    seed: int | None = None,
+    epochs: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    config: Config | None = None,
+    overwrite: bool = False,
+    on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
+) -> "TrainResult":
+    """Trains a fusion model on the caches of train; dev chooses the epoch, test is not read.
+
+    out: the run's folder; None makes a new one under runs/
+    start: a trained run to go on from
+
+    Raises UsageError, InputError, StorageError or RecipeMismatch.
+    """
+    options = given(
+        features=_path(features),
+        modalities=modalities_in(modalities),
+        input=input,
+        start=_path(start),
+        out=_path(out),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+    )
+
+    from fusion.training.train import TrainConfig
+    from fusion.training.train import train_fusion as run
+
+    settings = merge_with_file(
+        config,
+        options,
+        model=given(fusion=fusion, context=context, future=future),
+        fit=given(epochs=epochs),
+    )
+    return run(TrainConfig.from_mapping(settings), on_epoch)
+
+
+@_speaks_python
+def finetune(
+    *,
+    run: AnyPath | None = None,
+    data: AnyPath | None = None,
+    features: AnyPath | None = None,
+    modalities: Names | None = None,
+    unfreeze: Names | None = None,
+    epochs: int | None = None,
+    out: AnyPath | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    weights_dir: AnyPath | None = None,
+    encoders: AnyPath | None = None,
+    config: Config | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    on_step: "Callable[[StepResult], None]" = lambda step: None,
+    on_decoded: OnClips = lambda done, total, failures: None,
+) -> "FinetuneResult":
+    """Trains the encoders behind a trained fusion run together with it, on raw clips.
+
+    run: where to start; None trains a fusion run first
+    encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
+    say: is told in a line what takes long
+
+    Raises UsageError, InputError, StorageError, RecipeMismatch, ParityError or WeightsMissing.
+    """
+    options = given(
+        run=_path(run),
+        data=_path(data),
+        features=_path(features),
+        modalities=modalities_in(modalities),
+        unfreeze=modalities_in(unfreeze, "--unfreeze"),
+        out=_path(out),
+        seed=seed,
+        device=device,
+        precision=precision,
+        workers=workers,
+        address=address,
+        weights_dir=_path(weights_dir),
+        encoders=_path(encoders),
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+    from fusion.finetuning.finetune import FinetuneConfig
+    from fusion.finetuning.finetune import finetune as run_finetuning
+
+    settings = merge_with_file(config, options, tune=given(epochs=epochs))
+    return run_finetuning(FinetuneConfig.from_mapping(settings), say, on_step, on_decoded)
+
+
+@_speaks_python
+def evaluate(
+    run: AnyPath,
+    split: "Split" = "test",
+    *,
+    features: AnyPath | None = None,
+    data: AnyPath | None = None,
+    plots: bool = True,
+    on_progress: OnClips = lambda done, total, failures: None,
+) -> "EvalReport":
+    """Measures a run on a split, and writes `evaluation-<split>.json` and plots into the run.
+
+    features: None takes those that the run was trained on
+    data: corpus to measure a fine-tuned run on, by its own encoders
+
+    A test evaluation is counted in the run (`report.test_looks`).
+
+    Raises UsageError, InputError, StorageError or MismatchError.
+    """
+    from fusion.evaluation.evaluate import EvaluateConfig
+    from fusion.evaluation.evaluate import evaluate as measure
+    from pipeline.settings import build_config
+
+    options = given(run=_path(run), split=split, features=_path(features), data=_path(data))
+    return measure(build_config(EvaluateConfig, options), on_progress, draw=plots)
+
+
+@_speaks_python
+def read_cache(
+    file: AnyPath,
+    *,
+    modalities: Names | None = None,
+    want: Sequence[Literal["raw", "embedding"]] = ("raw", "embedding"),
+) -> "FeatureCache":
+    """A feature cache, whole in memory: `cache.raw["text"]` is float32 [rows, layers, dim],
+    `cache.embedding["text"]` float32 [rows, 128], `cache.present["text"]` bool [rows], beside
+    texts, speakers and labels, in the order of the annotations.
+
+    modalities, want: fewer are read faster
+
+    Raises StorageError, or CacheCorrupt where a checksum does not hold.
+    """
+    from pipeline.cache import read_cache as read
+
+    chosen: Any = modalities_in(modalities)
+    return read(Path(file), modalities=chosen, want=tuple(want))
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "extract": extract,
+    "train-fusion": train_fusion,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}
+_OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
+_TYPED = re.compile(
+    rf"\bmeld (?P<function>{'|'.join(_FUNCTIONS)})\b(?P<words>{_OPTIONS})"
+    rf"|\b(?:meld|pip|docker) [a-z]+{_OPTIONS}"  # no function does that: it stays a command
+    r"|--(?P<option>[a-z][a-z-]*[a-z])"
+)
+
+
+def in_python(message: str) -> str:
+    """ "--weights-dir" becomes "weights_dir", and "meld extract --split train" becomes
+    'meld.extract(split="train")'. What has no function here stays as it is typed in a shell."""
+
+    def say(match: re.Match[str]) -> str:
+        if match["function"]:
+            return _call(match["function"], match["words"].split())
+        return _argument(match["option"]) if match["option"] else match.group()
+
+    return _TYPED.sub(say, message)
+
+
+def _arguments() -> dict[str, bool]:
+    """Of all functions: the option, and whether it is a flag."""
+    parameters = (inspect.signature(function).parameters for function in _FUNCTIONS.values())
+    return {
+        name.replace("_", "-"): parameter.default is False
+        for each in parameters
+        for name, parameter in each.items()
+    }
+
+
+def _argument(option: str) -> str:
+    known = _arguments()
+    if option not in known:
+        return f"--{option}"
+    return f"{option.replace('-', '_')}{'=True' if known[option] else ''}"
+
+
+def _call(function: str, words: list[str]) -> str:
+    """Options without a value are flags; --end-to-end says what the function's name does."""
+    arguments = []
+    while words:
+        name = words.pop(0).removeprefix("--").replace("-", "_")
+        value = words.pop(0) if words and not words[0].startswith("--") else None
+        if name != "end_to_end":
+            arguments.append(f'{name}="{value}"' if value is not None else f"{name}=True")
+    return f"meld.{function.replace('-', '_')}({', '.join(arguments)})"

@@ -1,0 +1,136 @@
+"""`import meld`: the commands as functions, with messages that speak Python."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import cli
+import meld
+
+ROOT = Path(__file__).resolve().parents[1]
+FUNCTIONS = {
+    "extract": meld.extract,
+    "train-fusion": meld.train_fusion,
+    "finetune": meld.finetune,
+    "evaluate": meld.evaluate,
+}
+# Of a command line alone: what is printed, and what a function returns or is told instead.
+NOT_ARGUMENTS = {"as_json", "dry_run", "errors", "end_to_end", "help"}
+
+
+@pytest.mark.heavy
+def test_importing_it_imports_nothing_heavy() -> None:
+    script = "import sys, meld; print(*{name.split('.')[0] for name in sys.modules})"
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert finished.returncode == 0, finished.stderr
+    heavy = set(
+        "torch torchvision numpy scipy ray h5py av transformers pandas sklearn typer".split()
+    )
+    assert set(finished.stdout.split()) & heavy == set()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arguments_are_named_as_the_commands_options(name: str) -> None:
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    options = {
+        option.removeprefix("--").replace("-", "_")
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    arguments = set(inspect.signature(FUNCTIONS[name]).parameters)
+    missing = {each for each in options - {"json", *NOT_ARGUMENTS} if each not in arguments}
+    assert missing == set()
+
+
+def test_a_wrong_argument_is_named_without_dashes(tmp_path: Path) -> None:
+    with pytest.raises(meld.UsageError) as caught:
+        meld.extract("train", data=tmp_path, modalities="smell")
+    assert str(caught.value) == ("modalities smell: a comma-separated subset of text, video, audio")
+
+
+def test_advice_is_a_call_and_not_a_command(tmp_path: Path) -> None:
+    with pytest.raises(meld.InputError) as caught:
+        meld.evaluate(tmp_path / "nothing")
+    assert str(caught.value).endswith("train one with: meld.train_fusion()")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("name its folder with --weights-dir", "name its folder with weights_dir"),
+        ("replace it with --overwrite", "replace it with overwrite=True"),
+        (
+            "run meld extract --split train, then meld extract --split dev, or train on raw",
+            'run meld.extract(split="train"), then meld.extract(split="dev"), or train on raw',
+        ),
+        ("(meld finetune --end-to-end)", "(meld.finetune())"),
+        ("meld train-fusion --input raw", 'meld.train_fusion(input="raw")'),
+        ("see meld doctor --data data", "see meld doctor --data data"),
+        ("get it with: pip install --no-deps x", "get it with: pip install --no-deps x"),
+    ],
+)
+def test_what_is_typed_becomes_what_is_called(typed: str, said: str) -> None:
+    assert meld.in_python(typed) == said
+
+
+def messages() -> Iterator[str]:
+    """Every string of the code below the command line that names an option."""
+    for folder in ("pipeline", "fusion"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            docs = {
+                ast.get_docstring(node, clean=False)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            }
+            for node in ast.walk(tree):
+                value = node.value if isinstance(node, ast.Constant) else None
+                if isinstance(value, str) and value not in docs and re.search(r"--[a-z]", value):
+                    yield value
+
+
+def test_no_message_names_an_option_that_is_an_argument_here() -> None:
+    found = [*messages()]
+    assert len(found) > 40
+    arguments = {
+        name.replace("_", "-")
+        for each in FUNCTIONS.values()
+        for name in inspect.signature(each).parameters
+    }
+    for message in found:
+        kept = re.findall(r"(?<!\w )--([a-z][a-z-]*[a-z])", meld.in_python(message))
+        commands = re.findall(r"(?:meld|pip|docker) [a-z]+ --.*", meld.in_python(message))
+        assert commands or not set(kept) & arguments, message
+
+
+def test_importing_meld_and_reading_a_cache_gives_arrays(features: Path) -> None:
+    cache = meld.read_cache(features / "dev.h5", modalities="text", want=("raw",))
+    assert cache.raw["text"].shape[0] == len(cache) == len(cache.text)
+    assert set(cache.raw) == {"text"}
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_the_readmes_example_runs(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [example] = re.findall(
+        r"```python\n(import meld\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "data").symlink_to(corpus)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(textwrap.dedent(example), "README.md", "exec"), {})
+    assert re.search(r"0\.\d+", capsys.readouterr().out)
