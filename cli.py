@@ -47,7 +47,7 @@ from console.options import (
 from console.printing import print_json, say
 from console.progress import byte_progress, progress
 from pipeline.errors import MeldError, StorageError, UsageError
-from pipeline.options import encoder_table, given, merge_with_file, modalities_in, splits_in
+from pipeline.options import given, merge_with_file, modalities_in, splits_in, weights_in
 from pipeline.telling import one_line
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def extract(
     encoders: Annotated[
         Path | None,
         typer.Option(
-            help="A fine-tuned run, whose own encoders, precision and decode settings are taken."
+            help="A fine-tuned run, whose own encoders, precision and decode settings are taken; "
+            "other ones beside it are refused."
         ),
     ] = None,
     device: DeviceOption = None,
@@ -311,11 +312,13 @@ def extract(
     Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
     some clips had accidents (see `meld info`).
     """
-    chosen = encoder_table(
-        given(text=text, video=video, audio=audio, context=context, weights_dir=weights_dir),
-        weights,
+    chosen = given(
+        text=text,
+        video=video,
+        audio=audio,
+        context=context,
+        weights_dir=weights_dir,
         run=encoders,
-        also_from_run=given(precision=precision, test_clips=test_clips),
     )
     options = given(
         data=data,
@@ -329,7 +332,9 @@ def extract(
         address=address,
         overwrite=overwrite,
     )
-    settings = merge_with_file(config, options, encoders=chosen)
+    settings = merge_with_file(
+        config, options, always_given=("splits",), encoders=chosen | weights_in(weights)
+    )
 
     from console.show.extraction import show_extraction, show_plan
     from pipeline.extract import ExtractConfig, plan

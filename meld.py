@@ -39,7 +39,7 @@ from pipeline.errors import (
     UsageError,
     WeightsMissing,
 )
-from pipeline.options import AnyPath, encoder_table, given, merge_with_file, modalities_in
+from pipeline.options import AnyPath, given, merge_with_file, modalities_in, weights_in
 
 if TYPE_CHECKING:
     from fusion.evaluation.report import EvalReport
@@ -130,11 +130,13 @@ def extract(
     """
     if isinstance(weights, Mapping):
         weights = ",".join(f"{modality}={choice}" for modality, choice in weights.items())
-    chosen = encoder_table(
-        given(text=text, video=video, audio=audio, context=context, weights_dir=_path(weights_dir)),
-        weights,
+    chosen = given(
+        text=text,
+        video=video,
+        audio=audio,
+        context=context,
+        weights_dir=_path(weights_dir),
         run=_path(encoders),
-        also_from_run=given(precision=precision, test_clips=test_clips),
     )
     options = given(
         data=_path(data),
@@ -153,7 +155,9 @@ def extract(
     from pipeline.extract import extract as run
     from pipeline.settings import build_config
 
-    settings = merge_with_file(config, options, encoders=chosen)
+    settings = merge_with_file(
+        config, options, always_given=("splits",), encoders=chosen | weights_in(weights)
+    )
     return run(build_config(ExtractConfig, settings), on_progress)
 
 

@@ -9,7 +9,7 @@ run, the next one takes up where it stopped and ends with the same file.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,8 @@ from pipeline.encoders.choice import (
     choose_encoder,
 )
 from pipeline.encoders.find import name_of_owner
-from pipeline.encoders.saved import read_encoders
-from pipeline.encoders.weights import FRAME_SIZE
+from pipeline.encoders.saved import SavedEncoders, read_encoders
+from pipeline.encoders.weights import FRAME_SIZE, count_layers
 from pipeline.errors import StorageError, UsageError
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
 from pipeline.resources import num_cores
@@ -53,10 +53,12 @@ OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, accident
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What to extract and where. Every default is written here and nowhere else.
+    """What to extract and where.
 
     splits: None takes every split that has a CSV.
     modalities: None takes all, or those of the fine-tuned run whose encoders are asked for.
+    num_frames, channel, max_duration_s, test_clips: as in `DecodeConfig`; None takes its defaults,
+        or what the run says whose encoders are asked for.
     device, precision: "auto" takes a GPU, and bfloat16, where the machine has them.
     workers: CPU cores; None takes all that this process may use.
     """
@@ -66,10 +68,10 @@ class ExtractConfig:
     splits: tuple[Split, ...] | None = None
     modalities: tuple[Modality, ...] | None = None
     encoders: EncoderRequest = field(default_factory=EncoderRequest)
-    num_frames: int = 16
-    channel: ChannelPolicy = "front_centre"
-    max_duration_s: float = 30.0
-    test_clips: TestClips = "fixed"
+    num_frames: int | None = None
+    channel: ChannelPolicy | None = None
+    max_duration_s: float | None = None
+    test_clips: TestClips | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     workers: int | None = None
@@ -230,20 +232,20 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
     check_files: False leaves the weights of a fine-tuned run unread
     """
     corpus = read_corpus(config.data, config.splits)
-    modalities, decode = _what_to_encode(config)
+    run = config.encoders.run
+    saved = None if run is None else read_encoders(run)
+    modalities, decode = _what_to_encode(config, saved)
     device = _choose_device(config)
     precision: Precision = (
         config.precision if config.precision != "auto" else native_precision(device)
     )
     choices = tuple(
         choose_encoder(modality, config.encoders, precision, check_files=check_files)
-        for modality in MODALITIES
-        if modality in modalities
+        for modality in modalities
     )
     recipe = FeatureRecipe(encoders=tuple(choice.spec for choice in choices), decode=decode)
     context = max(spec.context for spec in recipe.encoders)
     corpus = {split: with_context(utterances, context) for split, utterances in corpus.items()}
-    run = config.encoders.run
     owner = None if run is None else name_of_owner(run, config.features)
     default_rows = ROWS_PER_SHARD if recipe.decode else TEXT_ROWS_PER_SHARD
     works = tuple(
@@ -273,27 +275,83 @@ def _choose_device(config: ExtractConfig) -> Literal["cpu", "cuda"]:
     return "cpu"
 
 
-def _what_to_encode(config: ExtractConfig) -> tuple[tuple[Modality, ...], DecodeConfig | None]:
+def _what_to_encode(
+    config: ExtractConfig, saved: SavedEncoders | None
+) -> tuple[tuple[Modality, ...], DecodeConfig | None]:
     """A fine-tuned run brings its own decode settings: its encoders know no others."""
-    if config.encoders.run is None:
-        modalities = config.modalities or MODALITIES
-        return modalities, None if set(modalities) == {"text"} else _decode_config(config)
-    recipe = read_encoders(config.encoders.run).recipe
-    modalities = config.modalities or recipe.modalities
-    return modalities, None if set(modalities) == {"text"} else recipe.decode
+    there = MODALITIES if saved is None else saved.recipe.modalities
+    wanted = config.modalities or there
+    modalities = tuple(name for name in MODALITIES if name in wanted)
+    _refuse_what_changes_nothing(config, modalities)
+    if saved is not None:
+        _refuse_what_contradicts(config, saved, modalities)
+    if modalities == ("text",):
+        return modalities, None
+    return modalities, _decode_config(config) if saved is None else saved.recipe.decode
+
+
+def _given_decode(config: ExtractConfig) -> dict[str, Any]:
+    names = ("num_frames", "channel", "max_duration_s", "test_clips")
+    given = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse_what_changes_nothing(config: ExtractConfig, modalities: Sequence[Modality]) -> None:
+    """Raises UsageError for a setting of what is not extracted."""
+    for modality in MODALITIES:
+        for name, value in config.encoders.given(modality).items():
+            if modality not in modalities:
+                raise UsageError(
+                    f"encoders.{name} = {value}: {modality} is not extracted; leave it out, or "
+                    "name other --modalities"
+                )
+    for name, value in _given_decode(config).items():
+        if set(modalities) == {"text"}:
+            raise UsageError(
+                f"{name} = {value}: text alone is extracted, and no clip is read; leave it out, or "
+                "name other --modalities"
+            )
+
+
+def _refuse_what_contradicts(
+    config: ExtractConfig, saved: SavedEncoders, modalities: Sequence[Modality]
+) -> None:
+    """Raises UsageError for a setting that is another than that of the fine-tuned run."""
+    run = config.encoders.run
+    if config.encoders.weights_dir is not None:
+        raise UsageError(
+            f"weights_dir = {config.encoders.weights_dir}: the encoders of {run} bring their own "
+            "weights; leave it out"
+        )
+    pairs: list[tuple[str, Any, Any]] = []  # setting, what was asked for, what the run says
+    for modality in modalities:
+        spec = saved.spec(modality)
+        its = {
+            modality: spec.name,
+            f"{modality}_weights": spec.weights,
+            "text_layers": spec.layers,
+            "context": spec.context,
+        }
+        asked = config.encoders.given(modality)
+        if asked.get("text_layers") == ():
+            asked["text_layers"] = tuple(range(count_layers(saved.path(modality))))
+        pairs += [(f"encoders.{name}", value, its[name]) for name, value in asked.items()]
+        if modality != "audio" and config.precision != "auto":  # audio is always float32
+            pairs.append(("precision", config.precision, spec.precision))
+    decode = saved.recipe.decode
+    pairs += [(name, value, getattr(decode, name)) for name, value in _given_decode(config).items()]
+    for name, value, there in pairs:
+        if value != there:
+            raise UsageError(
+                f"{name} = {value}: the encoders of {run} were fine-tuned with {there}; leave it "
+                "out, or choose encoders without --encoders"
+            )
 
 
 def _decode_config(config: ExtractConfig) -> DecodeConfig:
     height, width = FRAME_SIZE
     try:
-        return DecodeConfig(
-            num_frames=config.num_frames,
-            frame_height=height,
-            frame_width=width,
-            channel=config.channel,
-            max_duration_s=config.max_duration_s,
-            test_clips=config.test_clips,
-        )
+        return DecodeConfig(frame_height=height, frame_width=width, **_given_decode(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

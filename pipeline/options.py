@@ -32,43 +32,30 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def merge_with_file(
-    file: AnyPath | Mapping[str, Any] | None, options: dict[str, Any], **tables: dict[str, Any]
+    file: AnyPath | Mapping[str, Any] | None,
+    options: dict[str, Any],
+    *,
+    always_given: Sequence[str] = (),
+    **tables: dict[str, Any],
 ) -> dict[str, Any]:
     """The settings of a TOML file, or of what it would hold, with the options over them, table by
     table.
 
-    Raises UsageError where the file cannot be read, or one of `tables` is no table in it.
+    always_given: settings that an option always says, so that the file's would never count
+    Raises UsageError where the file cannot be read or has one of those, or one of `tables` is no
+    table in it.
     """
     settings = dict(file) if isinstance(file, Mapping) else _read_file(file)
+    for name in always_given:
+        if name in settings:
+            raise UsageError(
+                f"--config: {name} = {settings[name]}: an option says it; leave it out"
+            )
     for name in tables:
         if not isinstance(settings.get(name, {}), dict):
             raise UsageError(f"{name} is a table of settings, not {settings[name]!r}")
     typed = {name: table for name, table in tables.items() if table}
     return merge_settings(settings, {**options, **typed})
-
-
-def encoder_table(
-    typed: dict[str, Any],
-    weights: str | None,
-    *,
-    run: Path | None,
-    also_from_run: dict[str, Any],
-) -> dict[str, Any]:
-    """The `encoders` table: encoders as they were typed, or those of a fine-tuned run.
-
-    also_from_run: what was typed of other things that such a run brings with its encoders
-    Raises UsageError where both were typed.
-    """
-    chosen = {**typed, **_weights(weights)}
-    if run is None:
-        return chosen
-    if chosen or also_from_run:
-        raise UsageError(
-            f"--encoders {run}: brings its encoders, precision and decode settings; leave "
-            "out --text, --video, --audio, --weights, --weights-dir, --context, --test-clips "
-            "and --precision"
-        )
-    return {"run": run}
 
 
 def modalities_in(
@@ -90,21 +77,11 @@ def splits_in(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return _subset(names, SPLITS, "--splits")
 
 
-def _subset(
-    names: str | Sequence[str] | None, known: Sequence[str], option: str
-) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    each = names.split(",") if isinstance(names, str) else names
-    wanted = {str(name).strip() for name in each if str(name).strip()}
-    if not wanted or not wanted <= set(known):
-        told = names if isinstance(names, str) else ",".join(map(str, names))
-        raise UsageError(f"{option} {told}: a comma-separated subset of {', '.join(known)}")
-    return tuple(name for name in known if name in wanted)
+def weights_in(text: str | None) -> dict[str, str]:
+    """Settings of the `encoders` table: "random" -> both; "video=random,text=pretrained" -> each.
 
-
-def _weights(text: str | None) -> dict[str, str]:
-    """ "random" -> both; "video=random,text=pretrained" -> each."""
+    Raises UsageError for anything else.
+    """
     if text is None:
         return {}
     if "=" not in text:
@@ -119,6 +96,19 @@ def _weights(text: str | None) -> dict[str, str]:
             )
         chosen[f"{modality}_weights"] = choice
     return chosen
+
+
+def _subset(
+    names: str | Sequence[str] | None, known: Sequence[str], option: str
+) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    each = names.split(",") if isinstance(names, str) else names
+    wanted = {str(name).strip() for name in each if str(name).strip()}
+    if not wanted or not wanted <= set(known):
+        told = names if isinstance(names, str) else ",".join(map(str, names))
+        raise UsageError(f"{option} {told}: a comma-separated subset of {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
 
 
 def _read_file(path: AnyPath | None) -> dict[str, Any]:

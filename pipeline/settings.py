@@ -71,7 +71,8 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
             raise UsageError(f"{name} is a table of settings, not {value!r}")
         return build_config(typing.cast(type, wanted), value, table=name)
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is types.UnionType:  # only `X | None` occurs
+    # Only `X | None` occurs; of a Literal it is a typing.Union.
+    if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(value, inner[0], name)
     if origin is tuple:
         if not isinstance(value, list | tuple):

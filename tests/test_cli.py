@@ -212,6 +212,11 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
         (("compare", "nowhere", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
         (("compare", "a", "b", "--samples", 3), 2, "samples must be in 100 to 100000, not 3"),
+        (
+            ("evaluate", "a", "--features", "b", "--data", "c"),
+            2,
+            "--data c: with --features the cl",
+        ),
         (("evaluate", "x" * 300), 5, "xxx/config.json: File name too long"),
         (("evaluate", "README.md"), 4, "README.md is no trained run (a file, not a folder)"),
     ],
@@ -249,6 +254,27 @@ def test_a_settings_table_that_is_none_is_named(
     assert finished.status == 2, finished.err
     assert message in finished.err
     assert "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "message"),
+    [
+        (("ablate",), "[model]\nfusion = 'late'", "model.fusion: an ablation trains several; name"),
+        (
+            ("finetune", "--end-to-end", "--resume", "--out", "runs/a"),
+            "overwrite = true",
+            "--resume goes on with the run in --out, --overwrite replaces it",
+        ),
+    ],
+)
+def test_a_setting_that_would_not_count_is_refused(
+    meld: Meld, tmp_path: Path, command: tuple[str, ...], settings: str, message: str
+) -> None:
+    (tmp_path / "settings.toml").write_text(settings)
+    finished = meld(*command, "--config", tmp_path / "settings.toml")
+    assert finished.status == 2, finished.err
+    assert message in finished.err
+    assert finished.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000, "0x", "\udcff"])

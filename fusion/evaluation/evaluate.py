@@ -50,6 +50,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+        if self.features is not None and self.data is not None:
+            raise UsageError(
+                f"--data {self.data}: with --features the clips are not read; give one of the two"
+            )
 
 
 def evaluate(

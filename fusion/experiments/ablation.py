@@ -25,7 +25,7 @@ from fusion.model.fusion import InputKind, ModelConfig
 from fusion.model.joins import JOINS, FusionType
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.train import build_model, check_modalities, choose_device
-from pipeline.errors import CacheCorrupt, InputError, StorageError
+from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.json_values import json_bytes, to_values
 from pipeline.recipe import TestClips
 from pipeline.resources import num_cores
@@ -34,6 +34,8 @@ from pipeline.settings import build_config, describe_config
 from pipeline.whole_files import write_whole
 
 RESULT = "ablation.json"
+
+_NO_SINGLE_FUSION = "model.fusion: an ablation trains several; name them with --fusion, or fusions"
 
 Bar = tuple[float, float, float]  # a mean and its bounds
 OnProgress = Callable[[int, int], None]  # cells done, cells in all
@@ -44,7 +46,7 @@ class AblateConfig:
     """split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
         run that measures on test counts as one look, written down in `out`
 
-    fusions: None takes all; model.fusion is not used
+    fusions: None takes all; model.fusion, which they replace, is not for choosing
     """
 
     features: Path = Path("features")
@@ -60,6 +62,8 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
+        if self.model.fusion != ModelConfig().fusion:
+            raise ValueError(_NO_SINGLE_FUSION)
         for name in self.fusions or ():
             if name not in JOINS:
                 raise ValueError(f"fusions are {', '.join(JOINS)}, not {name!r}")
@@ -75,7 +79,10 @@ class AblateConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "AblateConfig":
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
-        return build_config(cls, values)
+        config = build_config(cls, values)
+        if "fusion" in values.get("model", {}):
+            raise UsageError(f"settings: {_NO_SINGLE_FUSION}")
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)

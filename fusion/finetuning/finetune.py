@@ -101,6 +101,8 @@ class FinetuneConfig:
             raise ValueError("train_batchnorm: each worker would have its own; use --workers 1")
         if self.resume and self.out is None:
             raise ValueError("--resume needs --out, the run to go on with")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with the run in --out, --overwrite replaces it")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "FinetuneConfig":

@@ -136,7 +136,19 @@ def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]
     strange = [name for name in source.unfreeze or () if name not in names]
     if strange:
         raise UsageError(f"--unfreeze {strange[0]}: {source.run} has only {', '.join(names)}")
-    return tuple(name for name in MODALITIES if name in (source.unfreeze or names))
+    unfrozen = tuple(name for name in MODALITIES if name in (source.unfreeze or names))
+    if source.train_batchnorm and "video" not in unfrozen:
+        raise UsageError("tune.train_batchnorm: only the video encoder has BatchNorm; unfreeze it")
+    if source.store is not None and not _needs_clips(start, unfrozen):
+        raise UsageError(
+            f"store = {source.store}: {','.join(unfrozen)} alone learns, and no clip is decoded; "
+            "leave it out"
+        )
+    return unfrozen
+
+
+def _needs_clips(start: Checkpoint, unfrozen: tuple[Modality, ...]) -> bool:
+    return start.recipe.decode is not None and unfrozen != ("text",)
 
 
 def _retuned(spec: EncoderSpec, source: TuneSource, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
@@ -201,7 +213,7 @@ def _open_store(
     unfrozen: tuple[Modality, ...],
     watch: Watch,
 ) -> "DecodedStore | None":
-    if set(unfrozen) <= {"text"} or start.recipe.decode is None:
+    if start.recipe.decode is None or not _needs_clips(start, unfrozen):
         return None
     # Both, whichever is unfrozen: the next wish must not decode everything once more.
     media = tuple(name for name in start.recipe.modalities if name != "text")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoders import weights
-from pipeline.encoders.choice import EncoderRequest
+from pipeline.encoders.choice import DEFAULT_ENCODERS
 from pipeline.errors import WeightsMissing
 from pipeline.resources import (
     OBJECT_STORE_BYTES,
@@ -108,19 +108,19 @@ def _find_gpus() -> tuple[str, ...]:
 
 def _find_encoders(weights_dir: Path | None) -> tuple[EncoderState, ...]:
     """The defaults, and the text encoder that needs no download."""
-    wanted = EncoderRequest()
+    text, video = DEFAULT_ENCODERS["text"], DEFAULT_ENCODERS["video"]
     bundled = weights.BUNDLED_TEXT_ENCODER
     return (
-        _find_encoder("text", wanted.text, lambda: _text_folder(wanted.text, weights_dir)),
+        _find_encoder("text", text, lambda: _text_folder(text, weights_dir)),
         _find_encoder("text", bundled, lambda: _text_folder(bundled, weights_dir)),
         _find_encoder(
             "video",
-            wanted.video,
-            lambda: weights.find_video_weights(wanted.video, weights_dir, download=False),
+            video,
+            lambda: weights.find_video_weights(video, weights_dir, download=False),
         ),
         EncoderState(
             modality="audio",
-            name=wanted.audio,
+            name=DEFAULT_ENCODERS["audio"],
             is_default=True,
             is_present=True,
             where="needs no weights",

@@ -5,7 +5,7 @@ So a stale cache is refused at once, and the process that only steers stays smal
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.encoders import weights
 from pipeline.encoders.saved import SavedEncoders, read_encoders
@@ -16,6 +16,11 @@ from pipeline.schema import Modality
 WeightsChoice = Literal["pretrained", "random"]
 
 AUDIO_ENCODERS = ("spectrogram",)
+DEFAULT_ENCODERS: dict[Modality, str] = {
+    "text": "bert-base-uncased",
+    "video": "r3d_18",
+    "audio": "spectrogram",
+}
 RANDOM_SEED = "seed 0"
 
 
@@ -29,34 +34,53 @@ class EncoderChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRequest:
-    """What the user asked for.
+    """What the user asked for; None takes the default, or what `run` brings.
 
-    text:         a Hugging Face model name, a folder, or "minilm" (bundled)
-    text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all (a learned
-                  mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see LOG.md)
-    *_weights:    "random" gives untrained features, marked as such wherever they go
+    text, video, audio: names as in `DEFAULT_ENCODERS`; text also takes another Hugging Face model
+                  name, a folder, or "minilm" (bundled)
+    text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as None does (a
+                  learned mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see
+                  LOG.md)
+    *_weights:    "random" gives untrained features, marked as such wherever they go; default
+                  "pretrained"
     context:      previous utterances of the dialogue, with their speakers, that the text encoder
-                  reads before the current one
+                  reads before the current one; default 0
     weights_dir:  looked at before the libraries' own caches
-    run:          a fine-tuned run, whose own encoders are taken; then nothing else here counts
+    run:          a fine-tuned run, whose own encoders are taken; whatever else is asked for must
+                  be what they are
     """
 
-    text: str = "bert-base-uncased"
-    video: str = "r3d_18"
-    audio: str = "spectrogram"
-    text_weights: WeightsChoice = "pretrained"
-    video_weights: WeightsChoice = "pretrained"
-    text_layers: tuple[int, ...] = ()
-    context: int = 0
+    text: str | None = None
+    video: str | None = None
+    audio: str | None = None
+    text_weights: WeightsChoice | None = None
+    video_weights: WeightsChoice | None = None
+    text_layers: tuple[int, ...] | None = None
+    context: int | None = None
     weights_dir: Path | None = None
     run: Path | None = None
 
     def __post_init__(self) -> None:
-        weights.check_video_encoder(self.video)
-        if self.audio not in AUDIO_ENCODERS:
+        if self.video is not None:
+            weights.check_video_encoder(self.video)
+        if self.audio not in (None, *AUDIO_ENCODERS):
             raise UsageError(f"--audio {self.audio}: known are {', '.join(AUDIO_ENCODERS)}")
-        if self.context < 0:
+        if self.context is not None and self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
+
+    def given(self, modality: Modality) -> dict[str, Any]:
+        """What was asked for of one modality's encoder: setting -> value."""
+        named: dict[Modality, dict[str, Any]] = {
+            "text": {
+                "text": self.text,
+                "text_weights": self.text_weights,
+                "text_layers": self.text_layers,
+                "context": self.context,
+            },
+            "video": {"video": self.video, "video_weights": self.video_weights},
+            "audio": {"audio": self.audio},
+        }
+        return {name: value for name, value in named[modality].items() if value is not None}
 
     @classmethod
     def of(cls, spec: EncoderSpec, *, weights_dir: Path | None = None) -> "EncoderRequest":
@@ -111,11 +135,11 @@ def choose_saved(saved: SavedEncoders, modality: Modality) -> EncoderChoice:
 
 
 def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice:
-    name = request.text
+    name = asked = request.text or DEFAULT_ENCODERS["text"]
     if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
         name = Path(name).resolve().name
-    folder = weights.find_text_encoder(request.text, request.weights_dir)
-    choice = request.text_weights
+    folder = weights.find_text_encoder(asked, request.weights_dir)
+    choice = request.text_weights or "pretrained"
     num_layers = weights.count_layers(folder)
     layers = request.text_layers or tuple(range(num_layers))
     wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
@@ -130,7 +154,7 @@ def _choose_text(request: EncoderRequest, precision: Precision) -> EncoderChoice
             pooling="mean over tokens",
             precision=precision,
             layers=layers,
-            context=request.context,
+            context=request.context or 0,
         ),
         path=folder,
     )
@@ -143,8 +167,8 @@ def _text_hash(folder: Path, choice: WeightsChoice) -> str:
 
 
 def _choose_video(request: EncoderRequest, precision: Precision) -> EncoderChoice:
-    name = request.video
-    choice = request.video_weights
+    name = request.video or DEFAULT_ENCODERS["video"]
+    choice = request.video_weights or "pretrained"
     path = None
     if choice == "pretrained":
         path = weights.find_video_weights(name, request.weights_dir)
@@ -165,7 +189,7 @@ def _choose_audio(request: EncoderRequest, precision: Precision) -> EncoderChoic
     return EncoderChoice(
         spec=EncoderSpec(
             modality="audio",
-            name=request.audio,
+            name=request.audio or DEFAULT_ENCODERS["audio"],
             weights="none",
             weights_hash=RANDOM_SEED,
             pooling="statistics over time",

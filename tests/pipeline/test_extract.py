@@ -38,7 +38,8 @@ ENCODERS = EncoderRequest(text="minilm", video_weights="random")
 
 def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
     settings = {"num_frames": 4, "rows_per_shard": 2, **changes}
-    return ExtractConfig(data=data, features=features, encoders=ENCODERS, **settings)
+    encoders = EncoderRequest() if settings.get("modalities") == ("audio",) else ENCODERS
+    return ExtractConfig(data=data, features=features, encoders=encoders, **settings)
 
 
 @pytest.fixture
@@ -158,13 +159,6 @@ def test_the_test_clips_that_were_asked_for_are_read_and_never_mixed(
         plan(config_for(corpus, features, **legacy))
 
 
-def test_a_finetuned_runs_test_clips_are_not_for_choosing(meld: Meld) -> None:
-    options = ("--encoders", "runs/none", "--test-clips", "legacy")
-    finished = meld("extract", "--split", "all", *options)
-    assert finished.status == 2
-    assert "--test-clips" in finished.err
-
-
 @pytest.mark.slow
 def test_dev_before_train_is_completed_when_train_arrives(
     corpus: Path, features: Path, tmp_path: Path
@@ -185,7 +179,7 @@ def test_killed_in_the_middle_the_next_run_ends_with_the_same_bytes(
     unbroken = tmp_path / "unbroken"
     extract(config_for(corpus, unbroken, modalities=("audio",)))
     command = ["extract", "--split", "all", "--data", corpus, "--features", tmp_path / "features"]
-    command += [*few_frames, "--modalities", "audio"]
+    command += [*few_frames[-2:], "--modalities", "audio"]
     running = subprocess.Popen([sys.executable, "-m", "cli", *map(str, command)], cwd=ROOT)
     finished_shards = tmp_path / "features" / ".work"
     while running.poll() is None and not list(finished_shards.glob("*/shard-*.h5")):

@@ -13,22 +13,31 @@ from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import hash_weights
 from pipeline.errors import InputError, RecipeMismatch, UsageError, WeightsMissing
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
+from pipeline.schema import Modality
 
 DECODE = DecodeConfig()
 
 
-def plant_run(run: Path, content: bytes = b"weights") -> FeatureRecipe:
-    """A run's encoders as fine-tuning leaves them; no network ever reads these weights."""
-    folder = run / "encoders" / "audio"
+def plant_run(
+    run: Path, content: bytes = b"weights", modality: Modality = "audio"
+) -> FeatureRecipe:
+    """A run's encoder as fine-tuning leaves it; no network ever reads these weights."""
+    folder = run / "encoders" / modality
     folder.mkdir(parents=True)
-    (folder / "spectrogram.safetensors").write_bytes(content)
+    if modality == "text":
+        (folder / "config.json").write_text('{"num_hidden_layers": 2}')
+    (folder / f"{'model' if modality == 'text' else 'spectrogram'}.safetensors").write_bytes(
+        content
+    )
     spec = EncoderSpec(
-        modality="audio",
-        name="spectrogram",
+        modality=modality,
+        name="tiny" if modality == "text" else "spectrogram",
         weights="finetuned",
         weights_hash=hash_weights(folder),
-        pooling="statistics over time",
+        pooling="mean over tokens" if modality == "text" else "statistics over time",
         precision="float32",
+        layers=(0, 1, 2) if modality == "text" else (-1,),
+        context=2 if modality == "text" else 0,
         started_from="none",
     )
     recipe = FeatureRecipe(encoders=(spec,), decode=DECODE)
@@ -36,7 +45,7 @@ def plant_run(run: Path, content: bytes = b"weights") -> FeatureRecipe:
         "format": "meld-encoders",
         "format_version": 1,
         "recipe": json.loads(recipe.to_json()),
-        "files": {"audio": spec.weights_hash},
+        "files": {modality: spec.weights_hash},
     }
     (run / "encoders" / "encoders.json").write_text(json.dumps(index))
     assert read_encoders(run).recipe == recipe

@@ -6,7 +6,7 @@ import pytest
 
 from console.options import FusionChoice
 from pipeline.errors import UsageError
-from pipeline.options import encoder_table, given, merge_with_file, modalities_in, splits_in
+from pipeline.options import given, merge_with_file, modalities_in, splits_in, weights_in
 
 
 def test_only_what_was_typed_is_given_and_a_choice_is_plain_text() -> None:
@@ -48,27 +48,12 @@ def test_names_come_once_and_in_the_order_of_the_project() -> None:
         splits_in(",")
 
 
-def test_encoders_are_chosen_one_by_one_or_all_are_those_of_a_run() -> None:
-    run = Path("tuned")
-    one_by_one = encoder_table({"text": "minilm"}, "video=random", run=None, also_from_run={})
-    assert one_by_one == {"text": "minilm", "video_weights": "random"}
-    assert encoder_table({}, "random", run=None, also_from_run={"precision": "auto"}) == {
-        "text_weights": "random",
-        "video_weights": "random",
-    }
-    assert encoder_table({}, None, run=run, also_from_run={}) == {"run": run}
+def test_weights_are_chosen_for_both_or_for_each() -> None:
+    assert weights_in(None) == {}
+    assert weights_in("random") == {"text_weights": "random", "video_weights": "random"}
+    assert weights_in("video=random") == {"video_weights": "random"}
 
 
-@pytest.mark.parametrize(
-    ("typed", "weights", "also"),
-    [
-        ({"text": "minilm"}, None, {}),
-        ({}, "random", {}),
-        ({}, None, {"precision": "float32"}),
-    ],
-)
-def test_a_run_brings_its_encoders_and_nothing_is_chosen_beside_them(
-    typed: dict[str, str], weights: str | None, also: dict[str, str]
-) -> None:
-    with pytest.raises(UsageError, match="--encoders tuned: brings its encoders"):
-        encoder_table(typed, weights, run=Path("tuned"), also_from_run=also)
+def test_a_file_does_not_say_what_an_option_always_says() -> None:
+    with pytest.raises(UsageError, match=r"--config: splits = dev: an option says it; leave it"):
+        merge_with_file({"splits": "dev"}, {}, always_given=("splits",))

@@ -98,7 +98,7 @@ def write_features(
     recipe = FeatureRecipe(encoders=(choice.spec,), decode=decode)
     encoders = Encoders([choice], None)
     for split, rows in read_corpus(corpus, SPLITS).items():
-        rows = with_context(rows, request.context)
+        rows = with_context(rows, choice.spec.context)
         encoded = encode_clips(encoders, [DecodedClip(utterance=row) for row in rows])
         write_cache(
             folder / f"{split}.h5",
@@ -218,6 +218,13 @@ def test_what_contradicts_the_run_is_refused(place: Path) -> None:
         opened(place, modalities=("text", "audio"))
     with pytest.raises(UsageError, match="--unfreeze video"):
         opened(place, unfreeze=("video",))
+
+
+def test_a_setting_that_would_not_count_is_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"train_batchnorm: only the video encoder has BatchNorm"):
+        opened(place, tune=replace(STEADY, train_batchnorm=True))
+    with pytest.raises(UsageError, match=r"store = .*store: text alone learns, and no clip is dec"):
+        opened(place, store=tmp_path / "store")
 
 
 # ------------------------------------------------------------------------------------ learning
