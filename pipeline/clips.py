@@ -10,7 +10,10 @@ from pipeline.recipe import TestClips
 from pipeline.schema import LocatedClip, Split, Utterance
 
 # In order of preference, where one utterance has several files.
-_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wav", ".flac", ".mp3", ".ogg")
+_EXTENSIONS = tuple(
+    ".mp4 .m4v .mov .mkv .webm .avi .ts .m2ts .mts .mpg .mpeg .vob .flv .wmv .asf "
+    ".m4a .wav .flac .mp3 .ogg .oga .opus .aac .wma".split()
+)
 
 
 def locate_clips(
@@ -26,7 +29,7 @@ def locate_clips(
     """
     files = index_clips(data, split)
     corrected = CORRECTED_PREFIX if split == "test" and test_clips == "fixed" else None
-    return [_locate(utterance, files, data, corrected) for utterance in utterances]
+    return [_locate(utterance, files, corrected) for utterance in utterances]
 
 
 def index_clips(data: Path, split: Split) -> dict[str, Path]:
@@ -56,13 +59,11 @@ def index_files(folders: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _locate(
-    utterance: Utterance, files: dict[str, Path], data: Path, corrected: str | None
-) -> LocatedClip:
+def _locate(utterance: Utterance, files: dict[str, Path], corrected: str | None) -> LocatedClip:
     stem = clip_stem(utterance.key)
     path = files.get(f"{corrected}{stem}") if corrected else None
     path = path or files.get(stem)
     if path is None:
         folder = MEDIA_FOLDERS[utterance.key.split]
-        return LocatedClip(utterance=utterance, missing=f"no {stem}.mp4 in {folder} under {data}")
+        return LocatedClip(utterance=utterance, missing=f"no {stem}.mp4 in {folder}")
     return LocatedClip(utterance=utterance, path=path.absolute())

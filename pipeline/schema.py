@@ -90,6 +90,57 @@ class ClipFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MediaSpan:
+    """A part of a media file, in milliseconds from the file's start: the earliest presentation
+    time of its streams. `end_ms` is None where the span goes on to the file's end.
+
+    A span that starts at 0 holds each stream from its first packet, as a whole clip does.
+    Raises ValueError for a span without length and for one that starts before the file.
+    """
+
+    start_ms: int = 0
+    end_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start_ms < 0:
+            raise ValueError(f"a span starts at 0 ms or later, not at {self.start_ms} ms")
+        if self.end_ms is not None and self.end_ms <= self.start_ms:
+            raise ValueError(f"a span ends after its start: {self.start_ms} to {self.end_ms} ms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaFailure:
+    """One failure of one modality of a span: a `ClipFailure` of media that have no key.
+
+    The message names no folder: it is kept in files that travel. Who shows it adds the place.
+    """
+
+    modality: Modality
+    code: str
+    message: str
+    lost: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedMedia:
+    """What a span of a media file holds.
+
+    frames:   uint8 [num_frames, height, width, 3], RGB; None without picture
+    times_s:  float64 [num_frames], presentation time of each frame from the span's start (from the
+              first picture, where the span starts at 0); below 0 for a picture that was on screen
+              before
+    waveform: float32 [samples], mono at the config's rate, in [-1, 1]; None without sound
+    failures: a modality that was asked for and is None has one with `lost`
+    """
+
+    span: MediaSpan
+    frames: NDArray[np.uint8] | None = None
+    times_s: NDArray[np.float64] | None = None
+    waveform: NDArray[np.float32] | None = None
+    failures: tuple[MediaFailure, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodedClip:
     """What is left of a media file after decoding.
 

@@ -41,7 +41,7 @@ def read_still(clip: LocatedClip) -> bytes | None:
     # Here, so that a report without clips needs no decoder.
     from pipeline.decode.clip import decode_still
 
-    picture = decode_still(clip, width=WIDTH)
+    picture = None if clip.path is None else decode_still(clip.path, width=WIDTH)
     return None if picture is None else _jpeg(picture)
 
 

@@ -1,62 +1,79 @@
-"""A media file to sampled frames and a mono waveform.
-
-One open and one pass over the packets serve both streams. Frames are chosen from the packets'
-presentation times before anything is decoded; of the pictures that nobody asked for, those
-that no other picture refers to are never decoded, and only sampled frames are scaled and
-converted. Measured on MELD-like clips: 30 % less time, bit-identical frames.
-"""
+"""A clip of a corpus to sampled frames and a mono waveform: its file's one span, with its key."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode.audio import try_audio
-from pipeline.decode.container import check_file, open_container
+from pipeline.decode.container import check_file, declared_length, find_stream, open_container
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.packets import read_packets
-from pipeline.decode.video import try_video
+from pipeline.decode.spans import decode_media
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
-from pipeline.schema import DecodedClip, LocatedClip, Modality
+from pipeline.schema import (
+    ClipFailure,
+    DecodedClip,
+    DecodedMedia,
+    LocatedClip,
+    MediaSpan,
+    Modality,
+)
 
 
 def decode_clip(
     clip: LocatedClip, config: DecodeConfig, modalities: Sequence[Modality]
 ) -> DecodedClip:
-    """Decodes what `modalities` asks for; accidents become entries of `failures`.
+    """Decodes what `modalities` asks for; failures become entries of `failures`.
 
-    Never raises for a bad file: a modality that could not be had is None and in the ledger.
+    Never raises for a bad file: a modality that is not there is None and in the ledger.
     """
-    ledger = Ledger(clip, [name for name in ("video", "audio") if name in modalities])
-    try:
-        path = check_file(clip)
-        with open_container(path) as container:
-            packets = read_packets(container, config, ledger)
-            frames, times_s = try_video(packets, config, ledger)
-            waveform = try_audio(packets, config, ledger)
-    except ClipError as error:
-        ledger.lose_all(error)
-        return DecodedClip(utterance=clip.utterance, failures=ledger.entries)
+    media = _decode_whole(clip, config, modalities)
     return DecodedClip(
         utterance=clip.utterance,
-        frames=frames,
-        times_s=times_s,
-        waveform=waveform,
-        failures=ledger.entries,
+        frames=media.frames,
+        times_s=media.times_s,
+        waveform=media.waveform,
+        failures=tuple(
+            ClipFailure(
+                key=clip.utterance.key,
+                modality=failure.modality,
+                stage="decode",
+                code=failure.code,
+                message=failure.message,
+                lost=failure.lost,
+            )
+            for failure in media.failures
+        ),
     )
 
 
-def decode_still(clip: LocatedClip, *, width: int) -> NDArray[np.uint8] | None:
-    """uint8 [height, width, 3], RGB: the middle of the clip, as wide as asked for and as high as
-    the picture's shape wants. None where there is no picture to be had."""
+def _decode_whole(
+    clip: LocatedClip, config: DecodeConfig, modalities: Sequence[Modality]
+) -> DecodedMedia:
+    if clip.path is not None:
+        return decode_media(clip.path, MediaSpan(), config, modalities)
+    ledger = Ledger([name for name in ("video", "audio") if name in modalities])
+    ledger.lose_all(ClipError("missing_file", clip.missing or "no media file"))
+    return DecodedMedia(span=MediaSpan(), failures=ledger.entries)
+
+
+def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
+    """uint8 [height, width, 3], RGB: the picture on screen in the middle of a media file, as wide
+    as asked for and as high as its shape wants. None where there is no picture."""
     try:
-        with open_container(check_file(clip)) as container:
-            shapes = [(each.width, each.height) for each in container.streams.video]
+        with open_container(check_file(path)) as container:
+            stream = find_stream(container, "video")
+            across, down = stream.codec_context.width, stream.codec_context.height
+            length_s = declared_length(container, stream).length_s or 0.0
     except ClipError:
         return None
-    across, down = shapes[0] if shapes and all(shapes[0]) else (16, 9)
-    height = min(max(round(width * down / across), 1), 4 * width)
+    height = round(width * down / across) if across and down else round(width * 9 / 16)
+    height = min(max(height, 1), 4 * width)
     config = DecodeConfig(num_frames=1, frame_height=height, frame_width=width)
-    frames = decode_clip(clip, config, ["video"]).frames
+    middle_ms = round(max(length_s, 0.0) * 500)
+    middle = MediaSpan(start_ms=middle_ms, end_ms=middle_ms + 1)
+    frames = decode_media(path, middle, config, ["video"]).frames
+    if frames is None:  # cut off before its middle
+        frames = decode_media(path, MediaSpan(), config, ["video"]).frames
     return None if frames is None else frames[0]

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,9 @@ from pipeline.decode.container import (
     MAX_PACKET_BYTES,
     MEDIA_ERRORS,
     TRUNCATION_SLACK_S,
+    Declared,
     check_file,
+    declared_length,
     find_stream,
     open_container,
     reason,
@@ -92,14 +94,16 @@ def inspect_clip(clip: LocatedClip, *, deep: bool) -> ClipInspection:
     Headers promise what may not be there: of a broken file only its cut-off end shows in them.
     Never raises for a bad file: what is wrong becomes a `Problem`.
     """
+    if clip.path is None:
+        missing = ClipError("missing_file", clip.missing or "no media file")
+        return unreadable(clip, missing, deep=deep)
     try:
-        path = check_file(clip)
-        with open_container(path) as container:
-            return _inspect(container, clip, path, deep)
+        with open_container(check_file(clip.path)) as container:
+            return _inspect(container, clip, clip.path, deep)
     except ClipError as error:
         return unreadable(clip, error, deep=deep)
     except MEDIA_ERRORS as error:
-        return unreadable(clip, ClipError("unreadable", f"{clip.path}: {reason(error)}"), deep=deep)
+        return unreadable(clip, ClipError("unreadable", reason(error)), deep=deep)
 
 
 def unreadable(clip: LocatedClip, error: ClipError, *, deep: bool) -> ClipInspection:
@@ -113,14 +117,16 @@ def _inspect(
 ) -> ClipInspection:
     streams, problems = _find_streams(container)
     problems += _cut_off(container, streams, path)
-    lengths_s = {name: _declared_length_s(container, stream) for name, stream in streams.items()}
+    declared = {name: declared_length(container, stream) for name, stream in streams.items()}
+    lengths_s = {name: max(each.length_s or 0.0, 0.0) for name, each in declared.items()}
     num_frames = _declared_frames(streams, lengths_s)
     bad_packets = 0
+    if not deep and any(each.length_s is None for each in declared.values()):
+        passed = _read_all(container, streams, _Passed.note_time)
+        lengths_s = {name: each.length_s for name, each in passed.items()}
     if deep and streams:
-        decoded = _decode_all(container, streams)
-        problems += _what_is_broken(
-            decoded, streams, lengths_s, is_cut_off=_has(problems, "truncated")
-        )
+        decoded = _read_all(container, streams, _decode_packet)
+        problems += _what_is_broken(decoded, declared, is_cut_off=_has(problems, "truncated"))
         lengths_s = {name: each.length_s for name, each in decoded.items()}
         num_frames = decoded["video"].num_decoded if "video" in decoded else None
         bad_packets = sum(each.num_bad for each in decoded.values())
@@ -168,15 +174,6 @@ def _cut_off(
         return []
     message = f"{size:,} of at least {wanted:,} bytes are there"
     return [Problem(stream=None, code="truncated", message=message)]
-
-
-def _declared_length_s(
-    container: "av.container.InputContainer", stream: "av.stream.Stream"
-) -> float:
-    if stream.duration and stream.time_base:
-        return max(float(stream.duration * stream.time_base), 0.0)
-    # Matroska tells it for the file only: that of its longest stream.
-    return max((container.duration or 0) / av.time_base, 0.0)
 
 
 def _declared_frames(
@@ -229,7 +226,7 @@ def _has(problems: list[Problem], code: str) -> bool:
 
 
 @dataclass(kw_only=True)
-class _Decoded:
+class _Passed:
     """What came out of one stream so far; times in seconds, of its packets."""
 
     num_decoded: int = 0
@@ -251,29 +248,31 @@ class _Decoded:
         self.last_s = max(self.last_s, start_s + float((packet.duration or 0) * packet.time_base))
 
 
-def _decode_all(
-    container: "av.container.InputContainer", streams: Mapping[Stream, "av.stream.Stream"]
-) -> dict[Stream, _Decoded]:
-    """Raises ClipError where a budget is spent; nothing that was decoded is kept."""
+def _read_all(
+    container: "av.container.InputContainer",
+    streams: Mapping[Stream, "av.stream.Stream"],
+    take: Callable[[_Passed, av.Packet], None],
+) -> dict[Stream, _Passed]:
+    """Raises ClipError where a budget is spent; nothing that was read is kept."""
     deadline = time.monotonic() + MAX_SECONDS_DEEP
-    decoded = {name: _Decoded() for name in streams}
-    by_index = {stream.index: decoded[name] for name, stream in streams.items()}
+    passed = {name: _Passed() for name in streams}
+    by_index = {stream.index: passed[name] for name, stream in streams.items()}
     num_bytes = 0
     for stream in streams.values():
         stream.codec_context.thread_count = 1  # many processes decode side by side
     # A file whose packets end too early is told by its length.
     with contextlib.suppress(FFmpegError):
         for packet in container.demux(list(streams.values())):
-            _decode_packet(packet, by_index[packet.stream.index])
+            take(by_index[packet.stream.index], packet)
             num_bytes += packet.size
             if num_bytes > MAX_PACKET_BYTES:
                 raise ClipError("too_large", f"more than {MAX_PACKET_BYTES >> 20} MiB of packets")
             if time.monotonic() > deadline:
                 raise ClipError("timeout", f"not decoded within {MAX_SECONDS_DEEP:.0f} s")
-    return decoded
+    return passed
 
 
-def _decode_packet(packet: av.Packet, decoded: _Decoded) -> None:
+def _decode_packet(decoded: _Passed, packet: av.Packet) -> None:
     if packet.size:  # 0: the flush at the end
         decoded.num_packets += 1
         decoded.note_time(packet)
@@ -286,9 +285,8 @@ def _decode_packet(packet: av.Packet, decoded: _Decoded) -> None:
 
 
 def _what_is_broken(
-    decoded: Mapping[Stream, _Decoded],
-    streams: Mapping[Stream, "av.stream.Stream"],
-    declared_s: Mapping[Stream, float],
+    decoded: Mapping[Stream, _Passed],
+    declared: Mapping[Stream, Declared],
     *,
     is_cut_off: bool,
 ) -> list[Problem]:
@@ -303,9 +301,10 @@ def _what_is_broken(
         elif each.num_bad:
             message = f"{each.num_bad} of {each.num_packets} {name} packets are broken"
             problems.append(Problem(stream=name, code="bad_packets", message=message))
-        # A length that is told for the file only is promised of its longest stream.
-        kept_s = each.length_s if streams[name].duration else longest_s
-        if not is_cut_off and declared_s[name] - kept_s > TRUNCATION_SLACK_S:
-            message = f"{each.length_s:.1f} s of {declared_s[name]:.1f} s of {what} are there"
+        promise = declared[name]
+        kept_s = longest_s if promise.is_of_file else each.length_s
+        promised_s = promise.length_s or 0.0
+        if not is_cut_off and promised_s - kept_s > TRUNCATION_SLACK_S:
+            message = f"{each.length_s:.1f} s of {promised_s:.1f} s of {what} are there"
             problems.append(Problem(stream=name, code="truncated", message=message))
     return problems

@@ -1,28 +1,25 @@
-"""One clip's accidents, collected while it is decoded."""
+"""One span's failures, collected while it is decoded."""
+
+from collections.abc import Sequence
 
 from pipeline.errors import ClipError
-from pipeline.schema import ClipFailure, LocatedClip, Modality
+from pipeline.schema import MediaFailure, Modality
 
 
 class Ledger:
-    """Collects one clip's accidents."""
+    """Collects one span's failures."""
 
-    def __init__(self, clip: LocatedClip, wanted: list[Modality]) -> None:
+    def __init__(self, wanted: Sequence[Modality]) -> None:
         self.wanted = wanted
-        self._key = clip.utterance.key
-        self._entries: list[ClipFailure] = []
+        self._entries: list[MediaFailure] = []
 
     def add(self, modality: Modality, error: ClipError, *, lost: bool) -> None:
         self._entries.append(
-            ClipFailure(
-                key=self._key,
-                modality=modality,
-                stage="decode",
-                code=error.code,
-                message=error.message,
-                lost=lost,
-            )
+            MediaFailure(modality=modality, code=error.code, message=error.message, lost=lost)
         )
+
+    def extend(self, other: "Ledger") -> None:
+        self._entries += other._entries
 
     def lose_all(self, error: ClipError) -> None:
         lost = {entry.modality for entry in self._entries if entry.lost}
@@ -31,5 +28,5 @@ class Ledger:
                 self.add(modality, error, lost=True)
 
     @property
-    def entries(self) -> tuple[ClipFailure, ...]:
+    def entries(self) -> tuple[MediaFailure, ...]:
         return tuple(self._entries)

@@ -1,7 +1,10 @@
-"""Packets to the sampled frames: what nobody asked for is hardly ever decoded."""
+"""Packets to the sampled frames: only packets that these frames need are decoded."""
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import av
@@ -13,41 +16,47 @@ from numpy.typing import NDArray
 
 from pipeline.decode.container import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.packets import Packets
+from pipeline.decode.packets import VideoPackets
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 
 _LEANING = (PictureType.P, PictureType.B)
 
 
-def try_video(
-    packets: Packets, config: DecodeConfig, ledger: Ledger
-) -> tuple[NDArray[np.uint8] | None, NDArray[np.float64] | None]:
-    """Frames [num_frames, height, width, 3] and their times in seconds, as in `DecodedClip`;
-    None, and the reason in the ledger, where there are none to be had."""
-    if packets.video is None:
-        return None, None
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """frames: uint8 [num_frames, height, width, 3]; times_s: float64 [num_frames], as in
+    `DecodedMedia`."""
+
+    frames: NDArray[np.uint8]
+    times_s: NDArray[np.float64]
+
+
+def try_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> Pictures | None:
+    """None, and the reason in the ledger, where there are no pictures."""
     try:
-        return _decode_video(packets.video, config, ledger)
+        if given.error is not None:
+            raise given.error
+        return _decode_video(given, config, ledger)
     except ClipError as error:
         ledger.add("video", error, lost=True)
     except MEDIA_ERRORS as error:
         ledger.add("video", ClipError("video_decode", reason(error)), lost=True)
-    return None, None
+    return None
 
 
-def _decode_video(
-    packets: list[av.Packet], config: DecodeConfig, ledger: Ledger
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    time_base = float(packets[0].time_base or 0) if packets else 0.0
-    shown = _presentation_ticks(packets)
-    if len(shown) == 0:
+def _decode_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> Pictures:
+    packets = given.packets
+    if not packets:
         raise ClipError("no_frames", "the video stream holds no frame")
-    shown = shown[(shown - shown[0]) * time_base < config.max_duration_s]
-    if len(shown) < config.num_frames:
-        message = f"{len(shown)} frames; some are repeated to make {config.num_frames}"
+    time_base = packets[0].time_base
+    if time_base is None:
+        raise ClipError("no_times", "a video packet has no time base")
+    screen = _on_screen(given, time_base)
+    if len(screen.shown) < config.num_frames:
+        message = f"{len(screen.shown)} frames; some are repeated to make {config.num_frames}"
         ledger.add("video", ClipError("few_frames", message), lost=False)
-    wanted = choose_frames(shown, _last_duration(packets, shown), config.num_frames)
+    wanted = choose_frames(screen, config.num_frames)
     decoded, num_bad = _decode_wanted(packets, {int(tick) for tick in wanted}, config)
     if not decoded:
         raise ClipError("video_decode", f"none of {len(packets)} packets could be decoded")
@@ -57,8 +66,56 @@ def _decode_video(
     # A frame that was lost is stood in for by the nearest one that was not.
     ticks = np.array(sorted(decoded), dtype=np.int64)
     nearest = ticks[np.abs(ticks[None, :] - wanted[:, None]).argmin(axis=1)]
-    frames = np.stack([decoded[int(tick)] for tick in nearest])
-    return frames, (nearest - shown[0]) * time_base
+    return Pictures(
+        frames=np.stack([decoded[int(tick)] for tick in nearest]),
+        times_s=(nearest - screen.zero) * float(time_base),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What a window shows, in ticks.
+
+    shown: int64 [pictures], sorted presentation times; the first is on screen when the window
+        starts, or appears in it first
+    start, end: when the screen first shows a picture of the window, and when it last does
+    zero:  what times are counted from
+    """
+
+    shown: NDArray[np.int64]
+    start: float
+    end: float
+    zero: float
+
+
+def _on_screen(given: VideoPackets, time_base: Fraction) -> Screen:
+    """Raises ClipError where the window shows no picture."""
+    window, every = given.window, _presentation_ticks(given.packets)
+    if len(every) == 0:
+        raise ClipError("no_frames", "the video stream holds no frame")
+    start: float = int(every[0])
+    zero, end = start, start
+    shown = every
+    if window.start_s is not None:
+        zero = float(window.start_s / time_base)
+        # The picture that is on screen when the window starts appeared before it.
+        before = int(np.searchsorted(every, math.floor(window.start_s / time_base), "right"))
+        start = zero if before else start
+        shown = every[max(before - 1, 0) :]
+    if window.end_s is not None:
+        shown = shown[shown < math.ceil(window.end_s / time_base)]
+    else:
+        shown = shown[(shown - zero) * float(time_base) < window.max_duration_s]
+    if len(shown) == 0:
+        raise ClipError("no_frames", "the picture begins after the span")
+    # The last picture stays until the next appears, in the window or after it.
+    end = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
+    if window.end_s is not None:
+        window_end = float(window.end_s / time_base)
+        end = window_end if given.stop == "end" else min(end, window_end)
+    if end <= start:
+        raise ClipError("no_frames", "the picture ends before the span")
+    return Screen(shown=shown, start=start, end=end, zero=zero)
 
 
 def _presentation_ticks(packets: list[av.Packet]) -> NDArray[np.int64]:
@@ -85,25 +142,19 @@ def _last_duration(packets: list[av.Packet], shown: NDArray[np.int64]) -> int:
     return int(np.median(np.diff(shown))) if len(shown) > 1 else 1
 
 
-def choose_frames(
-    shown: NDArray[np.int64], last_duration: int, num_frames: int
-) -> NDArray[np.int64]:
+def choose_frames(screen: Screen, num_frames: int) -> NDArray[np.int64]:
     """Which frames to sample: the one on screen at the middle of each of `num_frames` equal
-    parts of the clip.
+    parts of the window.
 
     By time, not by index, so that a variable frame rate does not distort. With fewer pictures
     than `num_frames`, pictures repeat.
 
-    Args:
-        shown: int64 [pictures], sorted presentation times in ticks.
-        last_duration: how long the last picture stays, in ticks.
-
     Returns:
-        int64 [num_frames], elements of `shown`, ascending.
+        int64 [num_frames], elements of `screen.shown`, ascending.
     """
-    span = int(shown[-1] - shown[0]) + max(last_duration, 1)
-    middles = shown[0] + (2 * np.arange(num_frames) + 1) * span / (2 * num_frames)
-    return shown[np.searchsorted(shown, middles, side="right") - 1]
+    length = screen.end - screen.start
+    middles = screen.start + (2 * np.arange(num_frames) + 1) * length / (2 * num_frames)
+    return screen.shown[np.searchsorted(screen.shown, middles, side="right") - 1]
 
 
 def _decode_wanted(
@@ -113,6 +164,8 @@ def _decode_wanted(
     context = packets[0].stream.codec_context
     context.thread_count = 1  # many processes decode side by side; threads would only contend
     context.thread_type = "NONE"
+    if context.is_open:  # by the span before
+        context.flush_buffers()
     # AVI tells no presentation times; what FFmpeg puts there are guesses.
     timed = packets[0].stream.container.format.name != "avi"
     try:

@@ -179,7 +179,7 @@ def _about(inspection: ClipInspection, kind: str, message: str, known_why: str =
         kind=kind,
         key=inspection.key,
         path=inspection.path,
-        message=message.removeprefix(f"{inspection.path}: "),  # the finding names it anyway
+        message=message,
         known_why=known_why,
     )
 
@@ -241,12 +241,7 @@ def _judge_unannotated(evidence: Evidence) -> Iterator[Finding]:
             kind="unannotated",
             key=clip.utterance.key,
             path=clip.path,
-            message="; ".join(
-                [
-                    "no row tells of it",
-                    *(each.message.removeprefix(f"{clip.path}: ") for each in problems),
-                ]
-            ),
+            message="; ".join(["no row tells of it", *(each.message for each in problems)]),
             known_why="published: safe to ignore" if clip.utterance.key[1:] in known else "",
         )
     for path in evidence.files.foreign:

@@ -87,8 +87,9 @@ def test_a_missing_clip_says_where_it_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "dev_splits_complete").mkdir()
     [clip] = locate_clips(tmp_path, "dev", [utterance("dev", 110, 7)], "fixed")
     assert clip.path is None
-    for part in ("dia110_utt7.mp4", "dev_splits_complete", str(tmp_path)):
+    for part in ("dia110_utt7.mp4", "dev_splits_complete"):
         assert part in clip.missing
+    assert str(tmp_path) not in clip.missing  # it is kept in caches, which travel
 
 
 def test_a_corpus_without_any_folder_is_all_absences(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
-"""Media files to frames and sound. The clips plant the answer: the grey of a frame is its
-number, the pitch of a second names the second, and each channel has a pitch of its own.
-"""
+"""Clips to frames and sound (see `tests.media` for what the clips plant)."""
 
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,84 +19,14 @@ from pipeline.decode import packets as decode_packets
 from pipeline.decode import video as decode_video
 from pipeline.decode.audio import mix_to_mono
 from pipeline.decode.clip import decode_clip
-from pipeline.decode.video import choose_frames
+from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
+from tests.media import FPS, RATE_HZ, SIZE, grey, pitch_of, textured, tone, write_clip
 
-RATE_HZ = 48_000
-FPS = 24
-SIZE = (160, 128)  # width, height
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0"}
 
 av.logging.set_level(None)  # hostile files make FFmpeg talkative
-
-
-def tone(pitches_hz: Sequence[float], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
-    """One second of each pitch, one after the other."""
-    times_s = np.arange(rate_hz) / rate_hz
-    parts = [0.3 * np.sin(2 * np.pi * pitch * times_s) for pitch in pitches_hz]
-    return np.concatenate(parts).astype(np.float32)
-
-
-def pitch_of(waveform: NDArray[np.float32], rate_hz: int = 16_000) -> float:
-    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
-    return float(np.fft.rfftfreq(len(waveform), 1 / rate_hz)[spectrum.argmax()])
-
-
-def grey(number: int) -> NDArray[np.uint8]:
-    """The frame that names its number: 16 + 3 * number, mid-grey range, flat."""
-    return np.full((SIZE[1], SIZE[0], 3), 16 + 3 * number, np.uint8)
-
-
-def textured(number: int) -> NDArray[np.uint8]:
-    """Moving noise: a wrongly decoded picture cannot be taken for the right one."""
-    return np.ascontiguousarray(_NOISE[:, 2 * number : 2 * number + SIZE[0]])
-
-
-_NOISE = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] + 1024, 3), np.uint8)
-
-
-def write_clip(
-    path: Path,
-    *,
-    num_frames: int = 60,
-    picture: Callable[[int], NDArray[np.uint8]] = grey,
-    ticks: Sequence[int] | None = None,
-    time_base: Fraction = Fraction(1, FPS),
-    codec: str | None = "libx264",
-    options: dict[str, str] | None = None,
-    sound: NDArray[np.float32] | None = None,
-    sound_codec: str = "aac",
-    layout: str = "mono",
-    rate_hz: int = RATE_HZ,
-    container_options: dict[str, str] | None = None,
-) -> Path:
-    """`sound` is float32 [samples] or [channels, samples]; `ticks` are presentation times."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        video = audio = None
-        if codec is not None:
-            video = container.add_stream(codec, rate=FPS, options=options or {"qp": "4"})
-            video.width, video.height = SIZE
-            video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            video.codec_context.time_base = time_base
-        if sound is not None:
-            audio = container.add_stream(sound_codec, rate=rate_hz, layout=layout)
-        if video is not None:
-            for number in range(num_frames):
-                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-                frame.pts = number if ticks is None else ticks[number]
-                frame.time_base = time_base
-                container.mux(video.encode(frame))
-            container.mux(video.encode())
-        if audio is not None and sound is not None:
-            channels = np.atleast_2d(sound)
-            for start in range(0, channels.shape[1], 1024):
-                samples = np.ascontiguousarray(channels[:, start : start + 1024])
-                frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-                frame.sample_rate, frame.pts = rate_hz, start
-                container.mux(audio.encode(frame))
-            container.mux(audio.encode())
-    return path
 
 
 def decoded(
@@ -125,13 +53,20 @@ def middles_of_parts(num_frames: int, parts: int = 16) -> list[int]:
     return [int((2 * part + 1) * num_frames / (2 * parts)) for part in range(parts)]
 
 
+def screen(shown: Sequence[int] | NDArray[np.int64], last: int) -> Screen:
+    """A whole clip, whose last picture stays for `last` ticks."""
+    ticks = np.array(shown)
+    start, end = int(ticks[0]), int(ticks[-1]) + max(last, 1)
+    return Screen(shown=ticks, start=start, end=end, zero=start)
+
+
 def decode_plainly(path: Path) -> NDArray[np.uint8]:
     """Every picture decoded, nothing skipped: what the fast way has to equal."""
     config = DecodeConfig()
     with av.open(str(path)) as container:
         frames = {frame.pts: frame for frame in container.decode(video=0)}
     ticks = np.array(sorted(frames))
-    wanted = choose_frames(ticks, int(np.diff(ticks).min()) if len(ticks) > 1 else 1, 16)
+    wanted = choose_frames(screen(ticks, int(np.diff(ticks).min()) if len(ticks) > 1 else 1), 16)
     return np.stack(
         [
             frames[int(tick)]
@@ -189,11 +124,11 @@ def test_frames_go_by_time_where_the_frame_rate_varies(tmp_path: Path) -> None:
     ],
 )
 def test_choosing_frames_by_hand(shown: list[int], last: int, wanted: list[int]) -> None:
-    assert choose_frames(np.array(shown), last, 4).tolist() == wanted
+    assert choose_frames(screen(shown, last), 4).tolist() == wanted
 
 
 def test_a_picture_that_appears_just_at_the_middle_of_a_part_is_on_screen_then() -> None:
-    assert choose_frames(np.array([0, 10, 20, 30]), 10, 2).tolist() == [10, 30]
+    assert choose_frames(screen([0, 10, 20, 30], 10), 2).tolist() == [10, 30]
 
 
 def test_times_count_from_the_first_picture_wherever_the_clock_of_the_file_begins(

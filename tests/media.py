@@ -1,0 +1,89 @@
+"""Media files that plant the answer: the grey of a frame is its number, the pitch of a second
+names the second, and each channel has a pitch of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+RATE_HZ = 48_000
+FPS = 24
+SIZE = (160, 128)  # width, height
+
+
+def tone(pitches_hz: Sequence[float], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
+    """One second of each pitch, one after the other."""
+    times_s = np.arange(rate_hz) / rate_hz
+    parts = [0.3 * np.sin(2 * np.pi * pitch * times_s) for pitch in pitches_hz]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def pitch_of(waveform: NDArray[np.float32], rate_hz: int = 16_000) -> float:
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return float(np.fft.rfftfreq(len(waveform), 1 / rate_hz)[spectrum.argmax()])
+
+
+def grey(number: int) -> NDArray[np.uint8]:
+    """The frame that names its number: 16 + 3 * number, mid-grey range, flat."""
+    return np.full((SIZE[1], SIZE[0], 3), 16 + 3 * number, np.uint8)
+
+
+def textured(number: int) -> NDArray[np.uint8]:
+    """Moving noise: a wrongly decoded picture cannot be taken for the right one."""
+    return np.ascontiguousarray(_NOISE[:, 2 * number : 2 * number + SIZE[0]])
+
+
+_NOISE = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] + 1024, 3), np.uint8)
+
+
+def write_clip(
+    path: Path,
+    *,
+    num_frames: int = 60,
+    picture: Callable[[int], NDArray[np.uint8]] = grey,
+    ticks: Sequence[int] | None = None,
+    time_base: Fraction = Fraction(1, FPS),
+    codec: str | None = "libx264",
+    options: dict[str, str] | None = None,
+    sound: NDArray[np.float32] | None = None,
+    sound_codec: str = "aac",
+    layout: str = "mono",
+    rate_hz: int = RATE_HZ,
+    container_options: dict[str, str] | None = None,
+    container_format: str | None = None,
+) -> Path:
+    """`sound` is float32 [samples] or [channels, samples]; `ticks` are presentation times.
+    `container_format` is as the extension tells, unless given."""
+    with av.open(
+        str(path), "w", format=container_format, options=container_options or {}
+    ) as container:
+        video = audio = None
+        if codec is not None:
+            video = container.add_stream(codec, rate=FPS, options=options or {"qp": "4"})
+            video.width, video.height = SIZE
+            video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            video.codec_context.time_base = time_base
+        if sound is not None:
+            audio = container.add_stream(sound_codec, rate=rate_hz, layout=layout)
+            if sound_codec.startswith("wma"):  # it has no default
+                audio.bit_rate = 96_000
+        if video is not None:
+            for number in range(num_frames):
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+                frame.pts = number if ticks is None else ticks[number]
+                frame.time_base = time_base
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+        if audio is not None and sound is not None:
+            channels = np.atleast_2d(sound)
+            for start in range(0, channels.shape[1], 1024):
+                samples = np.ascontiguousarray(channels[:, start : start + 1024])
+                frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+                frame.sample_rate, frame.pts = rate_hz, start
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+    return path
