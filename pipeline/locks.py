@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,6 +46,8 @@ def hold(path: Path, what: str) -> Iterator[None]:
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
         yield
+        with suppress(OSError):  # who held it says nothing any more, and names private paths
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

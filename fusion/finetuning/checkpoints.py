@@ -24,11 +24,9 @@ from torch import nn
 
 from fusion.finetuning.workers import Worker
 from fusion.training.history import EpochResult
-from fusion.training.train import HISTORY
+from fusion.training.run_folder import CHECKPOINTS, HISTORY
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.whole_files import write_whole
-
-FOLDER = "checkpoints"
 
 
 class ProgressFolder:
@@ -36,7 +34,7 @@ class ProgressFolder:
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.folder = run / FOLDER
+        self.folder = run / CHECKPOINTS
         self._settings = self.folder / "settings.json"
         self._last = self.folder / "last.pt"
         self._best = self.folder / "best.safetensors"

@@ -9,7 +9,8 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from fusion.evaluation.evaluate import report_of
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.report import EvalReport
-from fusion.finetuning.checkpoints import FOLDER, ProgressFolder
+from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.cost import FinetunePlan, make_plan
 from fusion.finetuning.endtoend import EndToEnd
 from fusion.finetuning.loop import StepResult, TuneConfig, Tuning, predict_raw
@@ -33,15 +34,8 @@ from fusion.finetuning.workers import Worker, run_workers
 from fusion.inference.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.predictions import Predictions
 from fusion.training.history import EpochResult, read_history
-from fusion.training.train import (
-    HISTORY,
-    METRICS,
-    TrainConfig,
-    choose_device,
-    open_run,
-    train_fusion,
-)
-from pipeline import locks
+from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
+from fusion.training.train import TrainConfig, choose_device, train_fusion
 from pipeline.annotations import read_corpus
 from pipeline.cache import require_cache
 from pipeline.device import native_precision
@@ -180,10 +174,8 @@ def finetune(
         RecipeMismatch: run, cache, weights and clips do not belong together.
         ParityError: the encoders on raw input do not give what the cache holds.
     """
-    config = _open(config)
-    assert config.out is not None
-    with locks.hold(config.out / FOLDER / ".lock", "this fine-tuning run"):
-        return _finetune(config, Watch(say, on_decoded), on_step)
+    with _open(config) as opened:
+        return _finetune(opened, Watch(say, on_decoded), on_step)
 
 
 def _finetune(config: FinetuneConfig, watch: Watch, on_step: OnStep) -> FinetuneResult:
@@ -209,25 +201,30 @@ def _finetune(config: FinetuneConfig, watch: Watch, on_step: OnStep) -> Finetune
     return _finish(config, model, live, plan, parity, seconds)
 
 
-def _open(config: FinetuneConfig) -> FinetuneConfig:
-    """The config with every path in it and a folder for the run; what is there is touched only
-    after a look at what was asked for."""
+@contextmanager
+def _open(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
+    """The config with every path in it and a folder for the run, held for the length of the block;
+    what is there is touched only after a look at what was asked for, and never while another
+    process writes it."""
     if config.resume:
-        return config
+        assert config.out is not None
+        with hold_run(config.out):
+            yield config
+        return
     config = replace(config, precision=_precision(config))  # a resumed run keeps to it
     if config.run is None:
         config = replace(config, features=config.features or Path("features"))
     inputs = [path for path in (config.run, config.data, config.features, config.store) if path]
     _look_at_inputs(config)
-    out = open_run(
+    with open_run(
         config.out,
         overwrite=config.overwrite,
         name=f"finetune-seed{config.seed}",
         inputs=inputs,
-    )
-    config = _with_whole_paths(replace(config, out=out, run=config.run or out / "start"))
-    ProgressFolder(out).begin(describe_config(replace(config, overwrite=False)))
-    return config
+    ) as out:
+        config = _with_whole_paths(replace(config, out=out, run=config.run or out / "start"))
+        ProgressFolder(out).begin(describe_config(replace(config, overwrite=False)))
+        yield config
 
 
 def _look_at_inputs(config: FinetuneConfig) -> None:

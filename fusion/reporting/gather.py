@@ -13,7 +13,7 @@ from fusion.inference.checkpoint import CONFIG, read_checkpoint
 from fusion.inference.predictions import Predictions
 from fusion.reporting.reproduce import Remake, remake
 from fusion.training.history import EpochResult, read_history
-from fusion.training.train import HISTORY
+from fusion.training.run_folder import HISTORY
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipKey, Split
 from pipeline.stills import read_stills

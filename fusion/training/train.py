@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +20,6 @@ from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.modality_subsets import predict_subsets
 from fusion.evaluation.report import EvalReport
 from fusion.inference.checkpoint import (
-    CONFIG,
-    WEIGHTS,
     Checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -33,6 +29,7 @@ from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
+from fusion.training.run_folder import HISTORY, METRICS, open_run
 from fusion.training.warm_start import check_shape, settings_of_start, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.json_values import json_bytes, to_values
@@ -41,9 +38,6 @@ from pipeline.settings import build_config, describe_config, merge_settings
 from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
-
-HISTORY = "history.jsonl"
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +136,6 @@ def train_seeds(
     dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
     check_trainable(train, dev)
     models = [_first_model(each, train, start).to(device) for each in configs]
-    runs = [_open_run_of(each, train) for each in configs]
     trainings = [
         Training(
             model=model,
@@ -153,8 +146,9 @@ def train_seeds(
         )
         for each, model in zip(configs, models, strict=True)
     ]
-    with ExitStack() as open_logs:
-        logs = [open_logs.enter_context(closing(_EpochLog(run))) for run in runs]
+    with ExitStack() as held:
+        runs = [held.enter_context(_open_run_of(each, train)) for each in configs]
+        logs = [held.enter_context(closing(_EpochLog(run))) for run in runs]
 
         def follow(number: int, result: EpochResult) -> None:
             logs[number].write(result)
@@ -163,12 +157,12 @@ def train_seeds(
         started = time.perf_counter()
         fitted = fit_together(trainings, config.fit, follow)
         seconds = time.perf_counter() - started
-    return [
-        _write_run(
-            _describe_run(each, model, train), run, result, train, dev, seconds, draw=draw(each)
-        )
-        for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
-    ]
+        return [
+            _write_run(
+                _describe_run(each, model, train), run, result, train, dev, seconds, draw=draw(each)
+            )
+            for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
+        ]
 
 
 def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
@@ -181,7 +175,7 @@ def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | Non
     return model
 
 
-def _open_run_of(config: TrainConfig, train: FusionData) -> Path:
+def _open_run_of(config: TrainConfig, train: FusionData) -> AbstractContextManager[Path]:
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
     inputs = [path for path in (config.features, config.start) if path is not None]
     return open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
@@ -313,52 +307,6 @@ def _with_decoding(checkpoint: Checkpoint, train: FusionData, dev: FusionData) -
     allowed = allowed_pairs(train.emotion.numpy(), train.sentiment.numpy())
     predictions = predict_rows(checkpoint, dev, run="")
     return dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
-
-
-def open_run(out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]) -> Path:
-    """An empty folder for a run: `out`, or runs/<time>-<name>; what an earlier run left there
-    goes only if told so, and never where `inputs` of the new run lie in it.
-
-    Raises UsageError or StorageError.
-    """
-    try:
-        if out is None:
-            return _new_run(name)
-        for path in inputs:
-            if path.resolve().is_relative_to(out.resolve()):
-                raise UsageError(f"{path} is needed and lies in {out}; name another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            _clear_run(out, overwrite)
-    except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
-        raise StorageError(f"cannot make the run's folder: {error}") from error
-    return out
-
-
-def _new_run(name: str) -> Path:
-    started = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
-        run = Path("runs") / f"{started}-{name}{suffix}"
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            continue
-    raise StorageError(f"a thousand runs are named runs/{started}-{name}")
-
-
-def _clear_run(run: Path, overwrite: bool) -> None:
-    """Removes what a run writes, its config first, and nothing else. How often test was looked
-    at stays written down: see `looks.py`."""
-    if not overwrite:
-        raise UsageError(f"{run} exists and is not empty; name another folder, or --overwrite it")
-    patterns = (CONFIG, WEIGHTS, METRICS, HISTORY, "evaluation-*.json", "*.png", "events.out.*")
-    for pattern in patterns:
-        for path in run.glob(pattern):
-            path.unlink()
-    if (run / "checkpoints" / "settings.json").is_file():  # a fine-tuned run has more
-        for folder in ("encoders", "features", "start", "checkpoints"):
-            shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:

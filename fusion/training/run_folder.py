@@ -1,0 +1,150 @@
+"""The folder of a run: opened for one writer, and cleared of an earlier run when that is asked for.
+
+Only what this program writes into a run is ever removed, by name, and only from a folder that is
+known for a run. `test-looks.jsonl` stays: it counts test evaluations, also those of the run that
+is replaced.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from fusion.inference.checkpoint import CONFIG, FORMAT, WEIGHTS
+from pipeline import locks
+from pipeline.embeddings import projection_path
+from pipeline.encoders.saved import FOLDER as ENCODERS
+from pipeline.encoders.saved import INDEX_PATH
+from pipeline.errors import StorageError, UsageError
+from pipeline.schema import SPLITS
+
+HISTORY = "history.jsonl"
+METRICS = "metrics.json"
+# Held while a run is written; stays, so that an unfinished run is known for one.
+MARKER = ".meld-run"
+CHECKPOINTS = "checkpoints"  # of a fine-tuning: see `fusion.finetuning.checkpoints`
+START = "start"  # the run that a fine-tuning trained first
+
+_FILES = (
+    *(CONFIG, WEIGHTS, METRICS, HISTORY, "training.png"),
+    *(f"evaluation-{split}.json" for split in SPLITS),
+    *(f"{split}-{plot}.png" for split in SPLITS for plot in ("confusion", "classes")),
+)
+_EVENTS = "events.out.tfevents.*"  # TensorBoard's
+_CHECKPOINT_FILES = ("settings.json", "step.json", "last.pt", "best.safetensors")
+
+
+@contextmanager
+def open_run(
+    out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]
+) -> Iterator[Path]:
+    """An empty folder for a run: `out`, or runs/<time>-<name>; held for the length of the block.
+
+    overwrite: what an earlier run wrote there is removed; never where `inputs` of the new run lie
+        in it
+
+    Raises:
+        UsageError: the folder has something in it, and it is no run or `overwrite` was not said.
+        CacheBusy: another process writes this run.
+        StorageError: the folder cannot be made.
+    """
+    try:
+        run = _new_run(name) if out is None else _check_run(out, overwrite, inputs)
+    except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
+        raise StorageError(f"cannot make the run's folder: {error}") from error
+    with hold_run(run):
+        try:
+            clear_run(run)
+        except OSError as error:
+            raise StorageError(f"cannot clear {run}: {error}") from error
+        yield run
+
+
+def hold_run(run: Path) -> AbstractContextManager[None]:
+    """The one lock of a run. Raises CacheBusy or StorageError."""
+    return locks.hold(run / MARKER, f"the run {run}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this program wrote it, finished or not. Raises OSError."""
+    if (folder / MARKER).is_file() or (folder / CHECKPOINTS / "settings.json").is_file():
+        return True
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
+def clear_run(run: Path) -> None:
+    """Removes what a run writes, its config first; files of others stay, and links that lead out
+    of it are not followed. Raises OSError."""
+    for name in _FILES:
+        (run / name).unlink(missing_ok=True)
+    for path in run.glob(_EVENTS):
+        path.unlink()
+    if (run / INDEX_PATH).is_file():
+        shutil.rmtree(run / ENCODERS)
+    start = run / START
+    if _is_folder(start) and is_run(start):
+        clear_run(start)
+        (start / MARKER).unlink(missing_ok=True)
+        _remove_if_empty(start)
+    if _is_folder(run / CHECKPOINTS):
+        for name in _CHECKPOINT_FILES:
+            (run / CHECKPOINTS / name).unlink(missing_ok=True)
+        _remove_if_empty(run / CHECKPOINTS)
+    features = run / "features"
+    if _is_folder(features):
+        for folder in (*features.glob("[0-9a-f]" * 12), features):
+            if _is_folder(folder):
+                _clear_caches(folder)
+
+
+def _clear_caches(folder: Path) -> None:
+    """Those that a fine-tuned run makes of the clips it is measured on."""
+    for path in (*(folder / f"{split}.h5" for split in SPLITS), projection_path(folder)):
+        path.unlink(missing_ok=True)
+    if (folder / ".work").is_dir():
+        shutil.rmtree(folder / ".work")
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _check_run(out: Path, overwrite: bool, inputs: Iterable[Path]) -> Path:
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"{path} is needed and lies in {out}; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if all(path.name == MARKER for path in out.iterdir()):
+        return out
+    if not is_run(out):
+        raise UsageError(
+            f"{out} is not empty and holds no run of meld, so nothing in it is replaced; "
+            "name another --out"
+        )
+    if not overwrite:
+        raise UsageError(f"{out} holds a run; name another --out, or --overwrite it")
+    return out
+
+
+def _new_run(name: str) -> Path:
+    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
+        run = Path("runs") / f"{started}-{name}{suffix}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            continue
+    raise StorageError(f"a thousand runs are named runs/{started}-{name}")

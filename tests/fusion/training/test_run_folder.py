@@ -1,0 +1,99 @@
+"""Only what this program wrote is removed, only when asked for, and never under a writer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fusion.training.run_folder import MARKER, clear_run, hold_run, is_run, open_run
+from pipeline.errors import CacheBusy, UsageError
+
+
+def opened(out: Path, *, overwrite: bool = False) -> list[str]:
+    """What is there once the run is open."""
+    with open_run(out, overwrite=overwrite, name="x", inputs=[]) as run:
+        return sorted(path.name for path in run.iterdir() if path.name != MARKER)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A fine-tuned run with all that one ever has, and with two files of its owner's."""
+    run = tmp_path / "runs" / "a"
+    files = "model.safetensors metrics.json history.jsonl training.png test-confusion.png "
+    files += "evaluation-test.json events.out.tfevents.1 test-looks.jsonl notes.txt faces.png "
+    files += "encoders/encoders.json encoders/text/config.json start/model.safetensors "
+    files += "checkpoints/settings.json checkpoints/last.pt features/test.h5 features/notes.txt "
+    files += "features/.work/test/shard-0.h5 features/0123456789ab/dev.h5"
+    for name in files.split():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    for folder in (run, run / "start"):
+        (folder / "config.json").write_text(json.dumps({"format": "meld-fusion"}))
+    return run
+
+
+def test_a_folder_of_pictures_loses_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").write_bytes(b"me")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds no run of meld, so nothing in it is replaced"):
+            opened(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
+def test_a_model_of_another_program_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UsageError, match="holds no run of meld"):
+        opened(tmp_path, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("config", ["[]", "not JSON", "[" * 100_000])
+def test_a_config_that_cannot_be_read_makes_no_run(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert not is_run(tmp_path)
+
+
+def test_a_run_is_replaced_only_where_that_is_asked_for(finished: Path) -> None:
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(UsageError, match="holds a run; name another --out, or --overwrite it"):
+        opened(finished)
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_of_a_replaced_run_the_owners_files_and_the_count_of_evaluations_stay(
+    finished: Path,
+) -> None:
+    assert opened(finished, overwrite=True) == [
+        *("faces.png", "features", "notes.txt", "test-looks.jsonl"),
+    ]
+    assert [path.name for path in (finished / "features").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_is_being_written_is_neither_cleared_nor_shared(finished: Path) -> None:
+    before = sorted(finished.rglob("*"))
+    with hold_run(finished):
+        with pytest.raises(CacheBusy, match=r"the run .*a is being written by process \d+"):
+            opened(finished, overwrite=True)
+        assert sorted({*finished.rglob("*")} - {finished / MARKER}) == before
+
+
+def test_a_run_that_was_killed_at_once_may_be_begun_again(tmp_path: Path) -> None:
+    assert opened(tmp_path / "new") == []
+    assert (tmp_path / "new" / MARKER).read_bytes() == b""  # nobody holds it: it names nobody
+    assert opened(tmp_path / "new") == []
+
+
+def test_an_unfinished_run_is_known_by_its_marker(tmp_path: Path) -> None:
+    opened(tmp_path / "new")
+    (tmp_path / "new" / "history.jsonl").write_text("{}\n")
+    assert opened(tmp_path / "new", overwrite=True) == []
+
+
+def test_clearing_follows_no_link_out_of_the_run(finished: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "train.h5").write_text("mine")
+    (finished / "features" / "abcdefabcdef").symlink_to(elsewhere)
+    clear_run(finished)
+    assert (elsewhere / "train.h5").read_text() == "mine"
