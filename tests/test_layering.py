@@ -129,6 +129,12 @@ def test_looking_at_a_corpus_waits_for_ray_only_where_everything_is_decoded(
     }
 
 
+def test_planning_an_extraction_and_refusing_a_csv_wait_neither_for_ray_nor_for_a_decoder(
+    imports: list[Import], modules: set[str]
+) -> None:
+    assert list(ways_to(imports, modules, "pipeline.extract", {"ray", "av", "torch"})) == []
+
+
 def test_packages_begin_with_a_docstring_and_nothing_else() -> None:
     for module, path in module_files(ROOT).items():
         if path.name == "__init__.py":

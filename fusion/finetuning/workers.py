@@ -15,6 +15,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from pipeline.errors import MeldError, UsageError
+from pipeline.resources import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,10 @@ def run_workers(
         _check_room(workers, device)  # Ray Train would wait for it for ever
         trainer = TorchTrainer(
             _in_worker,
-            train_loop_config={"job": job, "device": device, "workers": workers},
+            train_loop_config={
+                "job": job,
+                "device": device,
+            },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
             run_config=RunConfig(name="ray", storage_path=str(folder.absolute())),
         )
@@ -91,6 +95,12 @@ def _check_room(workers: int, device: str) -> None:
         raise UsageError(f"--workers {workers}: the Ray cluster has {there} {name}s")
 
 
+def _share_cores(workers: int) -> None:
+    """workers: on this machine. Ray tells a worker of one CPU to use one thread, whatever the
+    machine has, so PyTorch's own number is no measure of it."""
+    torch.set_num_threads(max(1, num_cores() // workers))
+
+
 def _in_worker(settings: dict[str, Any]) -> None:
     from ray.train import get_context
 
@@ -99,6 +109,6 @@ def _in_worker(settings: dict[str, Any]) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, torch.get_num_threads() // settings["workers"]))
+        _share_cores(context.get_local_world_size())
     rank, world = context.get_world_rank(), context.get_world_size()
     settings["job"](Worker(device=device, rank=rank, world=world))
