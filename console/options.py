@@ -98,7 +98,11 @@ ModalityNames = Annotated[
 DeviceOption = Annotated[Device | None, typer.Option(help="[default: auto]")]
 Cores = Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")]
 ClusterAddress = Annotated[
-    str | None, typer.Option(help="Existing Ray cluster, as auto or host:port.")
+    str | None,
+    typer.Option(
+        help="Existing Ray cluster, as auto or host:port. What --device and --precision leave open "
+        "is decided where the work runs."
+    ),
 ]
 
 # A training, and the run it leaves.

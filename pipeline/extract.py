@@ -59,8 +59,9 @@ class ExtractConfig:
     modalities: None takes all, or those of the fine-tuned run whose encoders are asked for.
     num_frames, channel, max_duration_s, test_clips: as in `DecodeConfig`; None takes its defaults,
         or what the run says whose encoders are asked for.
-    device, precision: "auto" takes a GPU, and bfloat16, where the machine has them.
-    workers: CPU cores; None takes all that this process may use.
+    device, precision: "auto" takes a GPU, and bfloat16, where there are any: on this machine, or
+        with `address` on the cluster.
+    workers: CPU cores; None takes all that this process may use. Not for choosing with `address`.
     """
 
     data: Path = Path("data")
@@ -84,6 +85,11 @@ class ExtractConfig:
             raise UsageError("--modalities: at least one of text, video, audio")
         if self.rows_per_shard is not None and self.rows_per_shard < 1:
             raise UsageError("rows_per_shard must be at least 1")
+        if self.workers is not None and self.address is not None:
+            raise UsageError(
+                f"--workers {self.workers}: cores of this machine, and with --address "
+                f"{self.address} the work runs on the cluster; leave one of the two out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +241,7 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
     run = config.encoders.run
     saved = None if run is None else read_encoders(run)
     modalities, decode = _what_to_encode(config, saved)
-    device = _choose_device(config)
-    precision: Precision = (
-        config.precision if config.precision != "auto" else native_precision(device)
-    )
+    device, precision = _choose_hardware(config, any_precision=saved is not None)
     choices = tuple(
         choose_encoder(modality, config.encoders, precision, check_files=check_files)
         for modality in modalities
@@ -265,14 +268,24 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
     return _Job(recipe=recipe, choices=choices, cluster=cluster, works=works)
 
 
-def _choose_device(config: ExtractConfig) -> Literal["cpu", "cuda"]:
-    if config.device == "cpu" or (config.device == "cuda" and config.address):
-        return config.device
-    if has_gpu():
-        return "cuda"
-    if config.device == "cuda":
+def _choose_hardware(
+    config: ExtractConfig, *, any_precision: bool
+) -> tuple[Literal["cpu", "cuda"], Precision]:
+    """Of the machine that the encoders will run on.
+
+    any_precision: the encoders have one of their own
+    """
+    device = config.device
+    precision = "float32" if any_precision else config.precision
+    if config.address is not None and "auto" in (device, precision):
+        from pipeline.parallel import look_at_cluster  # Ray
+
+        return look_at_cluster(config.address, device, precision)
+    if device == "auto":
+        device = "cuda" if has_gpu() else "cpu"
+    elif device == "cuda" and config.address is None and not has_gpu():
         raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
-    return "cpu"
+    return device, native_precision(device) if precision == "auto" else precision
 
 
 def _what_to_encode(

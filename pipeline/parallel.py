@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import (
@@ -31,10 +31,11 @@ from ray.exceptions import (
 )
 
 from pipeline.decode.clip import decode_clip
+from pipeline.device import native_precision
 from pipeline.encoders.choice import EncoderChoice
 from pipeline.errors import MeldError, UsageError
-from pipeline.recipe import DecodeConfig
-from pipeline.resources import OBJECT_STORE_BYTES
+from pipeline.recipe import DecodeConfig, Precision
+from pipeline.resources import OBJECT_STORE_BYTES, num_cores
 from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
 from pipeline.work import (
     ClipWork,
@@ -324,6 +325,39 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
             raise UsageError(f"{what} ({last_line(error)})") from error
 
 
+def look_at_cluster(
+    address: str,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "float32", "bfloat16"],
+) -> tuple[Literal["cpu", "cuda"], Precision]:
+    """What the work on an existing cluster computes with: its resources and one of its workers are
+    asked, as the machine that only steers may be of another kind. Joins the cluster and leaves it.
+
+    Raises UsageError where it is not to be reached, has no GPU that was asked for, or its workers
+    cannot run this program.
+    """
+    with ray_cluster(Cluster(device=device, address=address)):
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        if precision == "auto":
+            return device, _ask_precision(address, device)
+    return device, precision
+
+
+def _ask_precision(address: str, device: Literal["cpu", "cuda"]) -> Precision:
+    ask: Any = ray.remote(native_precision)
+    gpus = 1 if device == "cuda" else 0
+    try:
+        precision: Precision = ray.get(ask.options(num_cpus=1, num_gpus=gpus).remote(device))
+    except RayError as error:
+        raise UsageError(
+            f"--address {address}: the cluster's workers cannot tell what they compute with "
+            f"({last_line(error)}); is this program installed there? --precision float32 or "
+            "bfloat16 asks nobody"
+        ) from error
+    return precision
+
+
 def _num_encoders(cluster: Cluster) -> int:
     """One for the whole machine on CPU (it uses every thread), one per GPU otherwise."""
     return max(int(ray.cluster_resources().get("GPU", 0)), 1) if cluster.device == "cuda" else 1
@@ -338,7 +372,7 @@ def _start_encoder(
         num_gpus=1 if cluster.device == "cuda" else 0,
         max_restarts=0,  # `_run_to_the_end` starts another
         allow_out_of_order_execution=True,  # a shard that decodes slowly holds up no other
-    ).remote(list(choices), decode, cluster.device, cluster.workers)
+    ).remote(list(choices), decode, cluster.device, cluster.threads)
     encoder.load.remote()
     return encoder
 
@@ -385,8 +419,9 @@ class _ShardEncoder:
         choices: list[EncoderChoice],
         decode: DecodeConfig | None,
         device: str,
-        num_threads: int,
+        num_threads: int | None,
     ) -> None:
+        """num_threads: None takes a thread for each core that it finds where it runs."""
         self._choices, self._decode = choices, decode
         self._device, self._num_threads = device, num_threads
 
@@ -411,7 +446,7 @@ class _ShardEncoder:
 
         from pipeline.encode import Encoders, encode_clips
 
-        torch.set_num_threads(self._num_threads)
+        torch.set_num_threads(self._num_threads or num_cores())
         return partial(encode_clips, Encoders(self._choices, self._decode).to(self._device))
 
 

@@ -28,6 +28,11 @@ class Cluster:
         if self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
 
+    @property
+    def threads(self) -> int | None:
+        """Of an encoder on CPU; None takes all of its machine, which `workers` says nothing of."""
+        return self.workers if self.address is None else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:

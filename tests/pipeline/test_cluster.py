@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import parallel
 from pipeline.errors import UsageError
-from pipeline.parallel import decode_shards, encode_shards
+from pipeline.parallel import decode_shards, encode_shards, look_at_cluster
 from pipeline.recipe import DecodeConfig
 from pipeline.work import Cluster
 
@@ -69,6 +69,30 @@ def test_a_cluster_asked_for_by_address_is_joined_as_it_is(asked_for: AskedFor) 
     settings = asked_for(Cluster(address="head:6379", workers=3))
     assert settings["address"] == "head:6379"
     assert not {"num_cpus", "num_gpus", "object_store_memory"} & settings.keys()
+
+
+def test_the_encoders_threads_are_those_of_its_own_machine() -> None:
+    assert Cluster(workers=3).threads == 3
+    assert Cluster(workers=3, address="head:6379").threads is None
+
+
+@pytest.fixture
+def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A cluster that has these; nothing can be run on it."""
+    there = {"CPU": 4.0}
+    monkeypatch.setattr(parallel.ray, "init", lambda **_: None)
+    monkeypatch.setattr(parallel.ray, "cluster_resources", lambda: there)
+    monkeypatch.delattr(parallel.ray, "remote")
+    return there
+
+
+def test_whether_there_is_a_gpu_is_asked_of_the_cluster(resources: dict[str, float]) -> None:
+    assert look_at_cluster("head:6379", "auto", "float32") == ("cpu", "float32")
+    with pytest.raises(UsageError, match="--device cuda: the Ray cluster has no GPU"):
+        look_at_cluster("head:6379", "cuda", "float32")
+    resources["GPU"] = 1.0
+    assert look_at_cluster("head:6379", "auto", "bfloat16") == ("cuda", "bfloat16")
+    assert look_at_cluster("head:6379", "cpu", "bfloat16") == ("cpu", "bfloat16")
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

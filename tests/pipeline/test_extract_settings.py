@@ -116,6 +116,32 @@ def test_a_runs_text_encoder_is_what_it_is(
         plan(replace(config, encoders=EncoderRequest(run=run, **asked)))
 
 
+def test_a_cluster_says_itself_what_it_computes_with(
+    config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither this machine's GPU nor its precision counts."""
+    asked = []
+
+    def look(*what: str) -> tuple[str, str]:
+        asked.append(what)
+        return "cuda", "bfloat16"
+
+    monkeypatch.setattr("pipeline.parallel.look_at_cluster", look)
+    monkeypatch.delattr("pipeline.extract.has_gpu")
+    away = replace(config, address="head:6379", device="auto")
+    assert plan(away).device == "cuda"
+    assert plan(replace(away, device="cpu")).device == "cpu"  # nothing is left to ask
+    video = EncoderRequest(video_weights="random")
+    planned = plan(replace(away, modalities=("video",), encoders=video))
+    assert planned.recipe.encoders[0].precision == "bfloat16"
+    assert asked == [("head:6379", "auto", "float32"), ("head:6379", "auto", "auto")]
+
+
+def test_cores_of_this_machine_say_nothing_of_a_cluster(config: ExtractConfig) -> None:
+    with pytest.raises(UsageError, match="--workers 2: cores of this machine, and with --address"):
+        replace(config, workers=2, address="head:6379")
+
+
 def test_what_is_not_extracted_has_no_settings(data: Path, tmp_path: Path) -> None:
     text = ExtractConfig(data=data, features=tmp_path, modalities=("text",), device="cpu")
     with pytest.raises(UsageError, match="num_frames = 4: text alone is extracted, and no clip"):

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import ray
 
 from pipeline import parallel
+from pipeline.device import native_precision
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import InputError, MeldError, MismatchError, UsageError
-from pipeline.parallel import encode_shards, ray_cluster, work_on_shards
+from pipeline.parallel import encode_shards, look_at_cluster, ray_cluster, work_on_shards
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, LocatedClip, Utterance
 from pipeline.work import ClipWork, Cluster, ShardTask
@@ -141,6 +143,30 @@ def test_an_encoder_that_dies_is_started_again_and_not_for_ever(
         list(encode_shards([task(0, "a")], [], None, CLUSTER))
     assert deaths(tmp_path) == {"encoder": parallel.MAX_ROUNDS}
     assert "a worker died; starting another for 1 shards" in caplog.text
+
+
+def test_the_precision_is_that_of_the_clusters_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process is made to believe that its machine is of the other kind."""
+    there = native_precision("cpu")
+    (tmp_path / "cpuinfo").write_text(f"flags: {'fpu' if there == 'bfloat16' else 'amx_bf16'}")
+    monkeypatch.setattr("pipeline.device._CPU_INFO", tmp_path / "cpuinfo")
+    assert native_precision("cpu") != there
+    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    assert look_at_cluster("here", "cpu", "auto") == ("cpu", there)
+
+
+def test_a_cluster_whose_workers_lack_the_program_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacking(device: str) -> str:
+        raise ModuleNotFoundError("No module named 'pipeline'")
+
+    monkeypatch.setattr(parallel, "native_precision", lacking)
+    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    with pytest.raises(UsageError, match=r"--address here: .*No module named 'pipeline'.*install"):
+        look_at_cluster("here", "cpu", "auto")
 
 
 def test_ray_that_was_there_before_is_used_and_left_as_it_is() -> None:
