@@ -40,6 +40,13 @@ def textured(number: int) -> NDArray[np.uint8]:
 _NOISE = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] + 1024, 3), np.uint8)
 
 
+def _later(packets: list[av.Packet], by_s: int) -> list[av.Packet]:
+    for packet in packets:
+        packet.pts += round(by_s / packet.time_base)
+        packet.dts += round(by_s / packet.time_base)
+    return packets
+
+
 def write_clip(
     path: Path,
     *,
@@ -55,6 +62,7 @@ def write_clip(
     rate_hz: int = RATE_HZ,
     container_options: dict[str, str] | None = None,
     container_format: str | None = None,
+    sound_starts_s: int = 0,
 ) -> Path:
     """`sound` is float32 [samples] or [channels, samples]; `ticks` are presentation times.
     `container_format` is as the extension tells, unless given."""
@@ -71,19 +79,22 @@ def write_clip(
             audio = container.add_stream(sound_codec, rate=rate_hz, layout=layout)
             if sound_codec.startswith("wma"):  # it has no default
                 audio.bit_rate = 96_000
+        packets: list[av.Packet] = []
         if video is not None:
             for number in range(num_frames):
                 frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
                 frame.pts = number if ticks is None else ticks[number]
                 frame.time_base = time_base
-                container.mux(video.encode(frame))
-            container.mux(video.encode())
+                packets += video.encode(frame)
+            packets += video.encode()
         if audio is not None and sound is not None:
             channels = np.atleast_2d(sound)
             for start in range(0, channels.shape[1], 1024):
                 samples = np.ascontiguousarray(channels[:, start : start + 1024])
                 frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
                 frame.sample_rate, frame.pts = rate_hz, start
-                container.mux(audio.encode(frame))
-            container.mux(audio.encode())
+                packets += _later(audio.encode(frame), sound_starts_s)
+            packets += _later(audio.encode(), sound_starts_s)
+        for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
+            container.mux(packet)
     return path

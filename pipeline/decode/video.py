@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.decode.container import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.packets import VideoPackets
+from pipeline.decode.window import is_timed, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 
@@ -112,25 +113,22 @@ def _on_screen(given: VideoPackets, time_base: Fraction) -> Screen:
     end = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
     if window.end_s is not None:
         window_end = float(window.end_s / time_base)
-        end = window_end if given.stop == "end" else min(end, window_end)
+        is_followed = given.stop == "end" or every[-1] >= window_end
+        end = window_end if is_followed else min(end, window_end)
     if end <= start:
         raise ClipError("no_frames", "the picture ends before the span")
     return Screen(shown=shown, start=start, end=end, zero=zero)
 
 
 def _presentation_ticks(packets: list[av.Packet]) -> NDArray[np.int64]:
-    """Sorted presentation times in ticks of every picture that will be shown.
-
-    AVI has decoding times only: the same times, each given to another picture where pictures
-    are reordered.
-    """
+    """Sorted presentation times in ticks of every picture that will be shown."""
     return np.array(
         sorted({_tick(packet) for packet in packets if not packet.is_discard}), dtype=np.int64
     )
 
 
 def _tick(packet: av.Packet) -> int:
-    tick = packet.pts if packet.pts is not None else packet.dts
+    tick = shown_tick(packet)
     if tick is None:
         raise ClipError("no_times", "a video packet has no time stamp")
     return int(tick)
@@ -162,12 +160,12 @@ def _decode_wanted(
 ) -> tuple[dict[int, NDArray[np.uint8]], int]:
     """Wanted pictures by tick, and how many packets were broken."""
     context = packets[0].stream.codec_context
-    context.thread_count = 1  # many processes decode side by side; threads would only contend
-    context.thread_type = "NONE"
     if context.is_open:  # by the span before
         context.flush_buffers()
-    # AVI tells no presentation times; what FFmpeg puts there are guesses.
-    timed = packets[0].stream.container.format.name != "avi"
+    else:
+        context.thread_count = 1  # many processes decode side by side; threads would only contend
+        context.thread_type = "NONE"
+    timed = is_timed(packets[0].stream)
     try:
         decoded, num_bad = _decode_pass(packets, wanted, config, timed=timed, skipping=timed)
     except _NotIntra:

@@ -58,7 +58,7 @@ class Window:
 
     def is_before(self, packet: av.Packet) -> bool:
         """Whether the packet is shown before the window, or just at its start."""
-        tick = packet.pts if packet.pts is not None else packet.dts
+        tick = shown_tick(packet)
         if self.start_s is None or tick is None or packet.time_base is None:
             return False
         return bool(tick * packet.time_base <= self.start_s)
@@ -75,7 +75,9 @@ class Window:
         if tick is None or packet.time_base is None:
             return None
         if self.end_s is not None:
-            return "end" if tick * packet.time_base >= self.end_s else None
+            # Without decoding times, a picture that is shown in the window may still come.
+            is_later = packet.dts is not None and packet.dts * packet.time_base >= self.end_s
+            return "end" if is_later else None
         start_s = self.start_s
         if start_s is None:
             start_tick = first.pts if first.pts is not None else first.dts
@@ -103,15 +105,29 @@ class Extent:
         return float((tick - first_tick) * self.last.time_base) + duration_s
 
     def length_after(self, start_s: Fraction) -> float:
-        tick = decoding_tick(self.last)
-        if tick is None or self.last.time_base is None:
+        """As `length_s`, from a time on."""
+        tick = shown_tick(self.first)
+        if tick is None or self.first.time_base is None:
             return 0.0
-        return max(float(tick * self.last.time_base - start_s) + _duration_s(self.last), 0.0)
+        return max(self.length_s - float(start_s - tick * self.first.time_base), 0.0)
 
 
 def decoding_tick(packet: av.Packet) -> int | None:
     # Matroska has no decoding times; where FFmpeg cannot guess them the other will do.
     return packet.dts if packet.dts is not None else packet.pts
+
+
+def shown_tick(packet: av.Packet) -> int | None:
+    """When the packet's picture is shown. AVI has decoding times only: the same times, each given
+    to another picture where pictures are reordered. What FFmpeg makes of them are guesses."""
+    if packet.pts is None or (packet.dts is not None and not is_timed(packet.stream)):
+        return packet.dts
+    return packet.pts
+
+
+def is_timed(stream: "av.stream.Stream") -> bool:
+    """Whether the container tells when pictures are shown."""
+    return stream.container.format.name != "avi"
 
 
 def _duration_s(packet: av.Packet) -> float:

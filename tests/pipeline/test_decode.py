@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.decode import packets as decode_packets
 from pipeline.decode import video as decode_video
 from pipeline.decode.audio import mix_to_mono
-from pipeline.decode.clip import decode_clip
+from pipeline.decode.clip import decode_clip, decode_still
 from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
@@ -311,6 +311,31 @@ def test_stereo_is_averaged_in_either_case(tmp_path: Path, channel: str) -> None
 def _level_at(waveform: NDArray[np.float32], pitch_hz: float) -> float:
     times_s = np.arange(len(waveform)) / 16_000
     return float(np.abs(np.mean(waveform * np.exp(-2j * np.pi * pitch_hz * times_s))))
+
+
+@pytest.mark.parametrize("layout", ["7.1", "hexadecagonal"])
+def test_sound_of_eight_channels_and_more_crashes_nothing(tmp_path: Path, layout: str) -> None:
+    """Blu-ray discs have 8; PyAV reads a frame of so many planes beyond its end."""
+    num_channels = {"7.1": 8, "hexadecagonal": 16}[layout]
+    pitches = [300 + 100 * channel for channel in range(num_channels)]
+    sound = np.stack([tone([pitch]) for pitch in pitches])
+    path = tmp_path / "a.wav"
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("pcm_s16le", rate=RATE_HZ, layout=layout)
+        for start in range(0, RATE_HZ, 1024):
+            samples = np.ascontiguousarray(sound[:, start : start + 1024].T).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(
+                (samples * 32_767).astype(np.int16), format="s16", layout=layout
+            )
+            frame.sample_rate, frame.pts = RATE_HZ, start
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode())
+    centre = decoded(path, ["audio"]).waveform
+    mixed = decoded(path, ["audio"], channel="downmix").waveform
+    assert centre is not None
+    assert mixed is not None
+    assert pitch_of(centre) == pytest.approx(500, abs=3)  # FL FR FC: the third in either layout
+    assert all(_level_at(mixed, pitch) > 0.5 * _level_at(mixed, 300) for pitch in pitches)
 
 
 def test_mixing_by_hand() -> None:
@@ -673,3 +698,37 @@ def test_when_no_sampled_picture_comes_out_a_few_others_stand_in(
     clip = decoded(path, ["video"])
     assert set(numbers(clip)) <= set(range(18))
     assert codes(clip, lost=False) == {("video", "bad_packets")}
+
+
+# ---------------------------------------------------------------------------------------- stills
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+def test_a_still_is_the_middle_of_the_whole_clip(tmp_path: Path, extension: str) -> None:
+    """Not of what extraction would use of it: its first 30 s."""
+    ticks = [number * FPS for number in range(60)]  # one picture a second
+    path = write_clip(tmp_path / f"a.{extension}", num_frames=60, ticks=ticks)
+    still = decode_still(path, width=80)
+    assert still is not None
+    assert still.shape == (64, 80, 3)
+    assert round(float(still.mean() - 16) / 3) == pytest.approx(29, abs=1)
+
+
+def test_a_still_of_a_file_cut_off_before_its_middle_is_what_is_there(tmp_path: Path) -> None:
+    path = write_clip(
+        tmp_path / "a.mp4",
+        num_frames=75,
+        picture=textured,
+        options={"g": "1"},
+        container_options={"movflags": "faststart"},
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 4 // 10])
+    assert decode_still(path, width=80) is not None
+
+
+def test_there_is_no_still_of_what_has_no_picture(tmp_path: Path) -> None:
+    sound = write_clip(tmp_path / "a.wav", codec=None, sound=tone([440]), sound_codec="pcm_s16le")
+    assert decode_still(sound, width=80) is None
+    assert decode_still(tmp_path / "nowhere.mp4", width=80) is None
