@@ -578,8 +578,8 @@ def finetune(
     settings = merge_with_file(config, options, tune=given(epochs=epochs))
 
     from console.show.training import show_finetuning
-    from fusion.finetuning.finetune import FinetuneConfig
     from fusion.finetuning.finetune import finetune as run_finetuning
+    from fusion.finetuning.job import FinetuneConfig
 
     finetune_config = FinetuneConfig.from_mapping(settings)
     with progress("clips", note="accidents") as advance:

@@ -259,8 +259,8 @@ def finetune(
         overwrite=overwrite,
     )
 
-    from fusion.finetuning.finetune import FinetuneConfig
     from fusion.finetuning.finetune import finetune as run_finetuning
+    from fusion.finetuning.job import FinetuneConfig
 
     settings = merge_with_file(config, options, tune=given(epochs=epochs))
     return run_finetuning(FinetuneConfig.from_mapping(settings), say, on_step, on_decoded)

@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 
-from fusion.finetuning.augment import AugmentConfig
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import RawBatch, shuffled_batches
+from fusion.finetuning.job import FinetuneConfig, choose_hardware, resolve
 from fusion.finetuning.loop import TuneConfig, Tuning
-from fusion.finetuning.setup import LiveData, TuneSource, build_end_to_end, open_live
+from fusion.finetuning.setup import LiveData, build_end_to_end, open_live
 from fusion.finetuning.workers import Worker
 from pipeline.annotations import read_corpus
 from pipeline.clips import locate_clips
 from pipeline.decode.clip import decode_clip
-from pipeline.device import native_precision
 
 CPU = torch.device("cpu")
 
 
 def main() -> None:
     arguments = _parse()
-    live = open_live(_source(arguments.run, arguments.data))
+    config = FinetuneConfig(run=arguments.run, data=arguments.data, device="cpu")
+    live = open_live(resolve(config, Path("never-written"), choose_hardware(config)))
     store_s, decode_s = _time_reading(live, arguments.data)
     step_s, floor_s = _time_steps(live, arguments.steps, arguments.micro_batch)
     clips = len(live.train)
@@ -53,26 +53,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--micro-batch", type=int, default=4)
     return parser.parse_args()
-
-
-def _source(run: Path, data: Path) -> TuneSource:
-    return TuneSource(
-        run=run.absolute(),
-        data=data.absolute(),
-        features=None,
-        modalities=None,
-        unfreeze=None,
-        store=None,
-        weights_dir=None,
-        encoders=None,
-        precision=native_precision("cpu"),
-        augment=AugmentConfig(),
-        train_batchnorm=False,
-        gradient_checkpointing=False,
-        seed=0,
-        device="cpu",
-        address=None,
-    )
 
 
 def _time_reading(live: LiveData, data: Path) -> tuple[float, float]:

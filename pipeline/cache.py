@@ -220,6 +220,7 @@ class CacheHeader:
     rows_hash: str
     num_rows: int
     projection_hash: str | None
+    encoders_run: str | None
 
 
 def read_header(path: Path) -> CacheHeader:
@@ -231,6 +232,7 @@ def read_header(path: Path) -> CacheHeader:
             rows_hash=reader.text("rows_hash"),
             num_rows=reader.num_rows("key/dialogue_id"),
             projection_hash=reader.text("projection_hash") or None,
+            encoders_run=reader.optional_text("encoders_run"),
         )
 
 

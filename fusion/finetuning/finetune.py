@@ -9,11 +9,13 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from fusion.evaluation.evaluate import report_of
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
@@ -21,111 +23,27 @@ from fusion.evaluation.report import EvalReport
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.cost import FinetunePlan, make_plan
 from fusion.finetuning.endtoend import EndToEnd
-from fusion.finetuning.loop import StepResult, TuneConfig, Tuning, predict_raw
-from fusion.finetuning.setup import (
-    LiveData,
-    TuneSource,
-    Watch,
-    build_end_to_end,
-    check_parity,
-    open_live,
+from fusion.finetuning.job import (
+    FinetuneConfig,
+    FinetuneJob,
+    check_begun,
+    choose_hardware,
+    resolve,
 )
+from fusion.finetuning.loop import StepResult, Tuning, predict_raw
+from fusion.finetuning.setup import LiveData, Watch, build_end_to_end, check_parity, open_live
 from fusion.finetuning.workers import Worker, run_workers
 from fusion.inference.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.encoders import find_encoders_of
 from fusion.inference.predictions import Predictions
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
-from fusion.training.train import TrainConfig, choose_device, train_fusion
+from fusion.training.train import TrainConfig, train_fusion
 from pipeline.annotations import read_corpus
-from pipeline.cache import require_cache
-from pipeline.device import native_precision
+from pipeline.cache import read_header, require_cache
+from pipeline.encoders.find import find_encoders
 from pipeline.encoders.saved import write_encoders
-from pipeline.errors import UsageError
-from pipeline.recipe import Precision
-from pipeline.schema import MODALITIES, Modality
-from pipeline.settings import build_config, describe_config, merge_settings
 from pipeline.whole_files import write_whole
-
-# May differ between a run and its --resume: none of them changes what is trained.
-_FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """What to fine-tune and where.
-
-    run:        a trained fusion run; None trains one first, on `features`, in <out>/start
-    features:   None takes the run's own caches (or features/ where there is no run)
-    modalities: of the fusion model that is trained first; those of a given run are its own
-    unfreeze:   whose encoders learn; None unfreezes all of the run's
-    store:      where decoded clips are kept; None takes <features>/decoded
-    encoders:   the fine-tuned run whose encoders made the features; None takes that which they
-                recorded
-    out:        None makes a name under runs/; --resume needs it
-    """
-
-    run: Path | None = None
-    data: Path = Path("data")
-    features: Path | None = None
-    modalities: tuple[Modality, ...] | None = None
-    unfreeze: tuple[Modality, ...] | None = None
-    store: Path | None = None
-    out: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    workers: int = 1
-    address: str | None = None
-    weights_dir: Path | None = None
-    encoders: Path | None = None
-    tune: TuneConfig = field(default_factory=TuneConfig)
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, not {self.workers}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
-        for name in ("modalities", "unfreeze"):
-            chosen = getattr(self, name)
-            if chosen is not None and (not chosen or set(chosen) - set(MODALITIES)):
-                raise ValueError(f"{name}: some of {', '.join(MODALITIES)}, not {chosen}")
-        if self.workers > 1 and self.tune.train_batchnorm:
-            raise ValueError("train_batchnorm: each worker would have its own; use --workers 1")
-        if self.resume and self.out is None:
-            raise ValueError("--resume needs --out, the run to go on with")
-        if self.resume and self.overwrite:
-            raise ValueError("--resume goes on with the run in --out, --overwrite replaces it")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "FinetuneConfig":
-        """From a command line and a TOML file. With `resume`, from what the run was begun with;
-        what is given beside that may not contradict it. Raises UsageError."""
-        config = build_config(cls, values)
-        if not config.resume:
-            return config
-        assert config.out is not None
-        begun = build_config(cls, ProgressFolder(config.out).read_settings())
-        both = _with_whole_paths(build_config(cls, merge_settings(describe_config(begun), values)))
-        differing = [
-            f"{name}: {getattr(begun, name)} != {getattr(both, name)}"
-            for name in vars(begun)
-            if name not in _FREE_ON_RESUME and getattr(begun, name) != getattr(both, name)
-        ]
-        if differing:
-            raise UsageError(
-                f"--resume: {config.out} was begun with other settings ({'; '.join(differing)}); "
-                "leave them out, or start a new run with another --out"
-            )
-        return both
-
-
-def _with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """Workers have working folders of their own, and --resume may come from elsewhere."""
-    names = ("run", "data", "features", "store", "out", "weights_dir", "encoders")
-    paths = {name: getattr(config, name) for name in names}
-    return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,145 +92,121 @@ def finetune(
         RecipeMismatch: run, cache, weights and clips do not belong together.
         ParityError: the encoders on raw input do not give what the cache holds.
     """
-    with _open(config) as opened:
-        return _finetune(opened, Watch(say, on_decoded), on_step)
+    with _open(config) as job:
+        return _finetune(job, Watch(say, on_decoded), on_step)
 
 
-def _finetune(config: FinetuneConfig, watch: Watch, on_step: OnStep) -> FinetuneResult:
-    assert config.out is not None
-    _train_start(config)
-    source = tune_source(config)
-    live = open_live(source, watch)
-    device = choose_device(config.device)
+def _finetune(job: FinetuneJob, watch: Watch, on_step: OnStep) -> FinetuneResult:
+    _train_start(job)
+    live = open_live(job, watch)
+    device = torch.device(job.hardware.device)
     model = build_end_to_end(live, device)
-    plan = make_plan(model, live, config.tune)
+    plan = make_plan(model, live, job.tune)
     watch.say(str(plan))
     parity = check_parity(model, live, device)
     watch.say(f"step 0: logits on raw input and on the cache differ by at most {parity:.2g}")
     started = time.perf_counter()
-    if config.workers == 1:
-        _train(model, live, config, Worker(device=device), on_step)
+    if job.workers == 1:
+        _train(model, live, Worker(device=device), on_step)
     else:
         model.cpu()  # the workers need the GPU's memory
-        _train_in_workers(source, config, on_step)
-        ProgressFolder(config.out).load_best(model)
+        _train_in_workers(job, on_step)
+        ProgressFolder(job.out).load_best(model)
         model.to(device)
     seconds = time.perf_counter() - started
-    return _finish(config, model, live, plan, parity, seconds)
+    return _finish(model, live, plan, parity, seconds)
 
 
 @contextmanager
-def _open(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
-    """The config with every path in it and a folder for the run, held for the length of the block;
-    what is there is touched only after a look at what was asked for, and never while another
-    process writes it."""
-    if config.resume:
-        assert config.out is not None
-        with hold_run(config.out):
-            yield config
+def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
+    """The job and its run's folder, held for the length of the block; what is there is touched only
+    after a look at what was asked for, and never while another process writes it."""
+    hardware = choose_hardware(config)
+    if config.begun is not None:
+        with hold_run(config.begun):
+            check_begun(config, config.begun)
+            yield resolve(config, config.begun, hardware)
         return
-    config = replace(config, precision=_precision(config))  # a resumed run keeps to it
-    if config.run is None:
-        config = replace(config, features=config.features or Path("features"))
-    inputs = [path for path in (config.run, config.data, config.features, config.store) if path]
-    _look_at_inputs(config)
     with open_run(
         config.out,
         overwrite=config.overwrite,
         name=f"finetune-seed{config.seed}",
-        inputs=inputs,
+        inputs=_look_at_inputs(config),
     ) as out:
-        config = _with_whole_paths(replace(config, out=out, run=config.run or out / "start"))
-        ProgressFolder(out).begin(describe_config(replace(config, overwrite=False)))
-        yield config
+        job = resolve(config, out, hardware)
+        ProgressFolder(out).begin(job.settings)
+        yield job
 
 
-def _look_at_inputs(config: FinetuneConfig) -> None:
-    """Raises InputError, or what reading them raises, for a run, cache or corpus not there."""
+def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
+    """Everything that is needed, the encoders' files too. Raises InputError, or what reading them
+    raises, for a run, cache, corpus or encoder not there."""
     if config.run is not None:
-        read_checkpoint(config.run)
+        choices = find_encoders_of(
+            config.run,
+            read_checkpoint(config.run),
+            weights_dir=config.weights_dir,
+            encoders=config.encoders,
+        )
+        inputs = [config.run]
     else:
-        assert config.features is not None
-        require_cache(config.features, "train")
-        require_cache(config.features, "dev")
+        features = config.features or Path("features")
+        header = read_header(require_cache(features, "train"))
+        require_cache(features, "dev")
+        choices = find_encoders(
+            header.recipe,
+            config.modalities or header.recipe.modalities,
+            weights_dir=config.weights_dir,
+            run=config.encoders,
+            recorded=header.encoders_run,
+            beside=(features,),
+        )
+        inputs = [features]
     read_corpus(config.data, ("train", "dev"))
+    inputs += [path for path in (config.data, config.features, config.store) if path]
+    return inputs + [choice.path for choice in choices if choice.path is not None]
 
 
-def _train_start(config: FinetuneConfig) -> None:
+def _train_start(job: FinetuneJob) -> None:
     """The fusion run to start from, where none was given; once."""
-    assert config.out is not None
-    start = config.out / "start"
-    if config.run != start or (start / CONFIG).is_file():
+    if not job.trains_start or (job.run / CONFIG).is_file():
         return
-    assert config.features is not None
     train_fusion(
         TrainConfig(
-            features=config.features,
-            modalities=config.modalities,
-            out=start,
+            features=job.features,
+            modalities=job.modalities,
+            out=job.run,
             overwrite=True,
-            seed=config.seed,
-            device=config.device,
+            seed=job.seed,
+            device=job.hardware.device,
         )
-    )
-
-
-def _precision(config: FinetuneConfig) -> Precision:
-    if config.precision != "auto":
-        return config.precision
-    device = choose_device(config.device)
-    return native_precision("cuda" if device.type == "cuda" else "cpu")
-
-
-def tune_source(config: FinetuneConfig) -> TuneSource:
-    assert config.run is not None
-    return TuneSource(
-        run=config.run,
-        data=config.data,
-        features=config.features,
-        modalities=config.modalities,
-        unfreeze=config.unfreeze,
-        store=config.store,
-        weights_dir=config.weights_dir,
-        encoders=config.encoders,
-        precision=_precision(config),
-        augment=config.tune.augment,
-        train_batchnorm=config.tune.train_batchnorm,
-        gradient_checkpointing=config.tune.gradient_checkpointing,
-        seed=config.seed,
-        device=config.device,
-        address=config.address,
     )
 
 
 # --------------------------------------------------------------------------------- training
 
 
-def _train(
-    model: EndToEnd, live: LiveData, config: FinetuneConfig, worker: Worker, on_step: OnStep
-) -> None:
+def _train(model: EndToEnd, live: LiveData, worker: Worker, on_step: OnStep) -> None:
     """What one worker does, whether it is alone or not."""
-    assert config.out is not None
-    progress = ProgressFolder(config.out)
-    tuning = Tuning(model, live.train, live.dev, config.tune, config.seed, worker, progress)
+    job = live.job
+    progress = ProgressFolder(job.out)
+    tuning = Tuning(model, live.train, live.dev, job.tune, job.seed, worker, progress)
     tuning.to_the_end(on_step)
 
 
-def _train_beside_others(source: TuneSource, config: FinetuneConfig, worker: Worker) -> None:
-    assert config.out is not None
-    progress = ProgressFolder(config.out)
+def _train_beside_others(job: FinetuneJob, worker: Worker) -> None:
+    progress = ProgressFolder(job.out)
 
     def tell(step: StepResult) -> None:
         if worker.is_first:
             progress.tell_step(dataclasses.asdict(step))
 
-    live = open_live(source)  # decoded already, by the process that started this one
-    _train(build_end_to_end(live, worker.device), live, config, worker, tell)
+    live = open_live(job)  # decoded already, by the process that started this one
+    _train(build_end_to_end(live, worker.device), live, worker, tell)
 
 
-def _train_in_workers(source: TuneSource, config: FinetuneConfig, on_step: OnStep) -> None:
-    assert config.out is not None
-    progress = ProgressFolder(config.out)
+def _train_in_workers(job: FinetuneJob, on_step: OnStep) -> None:
+    progress = ProgressFolder(job.out)
     finished = threading.Event()
 
     def watch() -> None:
@@ -325,10 +219,10 @@ def _train_in_workers(source: TuneSource, config: FinetuneConfig, on_step: OnSte
     watcher.start()
     try:
         run_workers(
-            functools.partial(_train_beside_others, source, config),
-            workers=config.workers,
-            device=choose_device(config.device).type,
-            address=config.address,
+            functools.partial(_train_beside_others, job),
+            workers=job.workers,
+            device=job.hardware.workers_device,
+            address=job.address,
             folder=progress.folder,
         )
     finally:
@@ -340,19 +234,12 @@ def _train_in_workers(source: TuneSource, config: FinetuneConfig, on_step: OnSte
 
 
 def _finish(
-    config: FinetuneConfig,
-    model: EndToEnd,
-    live: LiveData,
-    plan: FinetunePlan,
-    parity: float,
-    seconds: float,
+    model: EndToEnd, live: LiveData, plan: FinetunePlan, parity: float, seconds: float
 ) -> FinetuneResult:
     """`model` with the best epoch's weights -> a run folder; its config comes last."""
-    assert config.out is not None
-    assert config.run is not None
-    run = config.out
+    job, run = live.job, live.job.out
     history = tuple(read_history(run / HISTORY))
-    worker = Worker(device=choose_device(config.device))
+    worker = Worker(device=torch.device(job.hardware.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
     predictions = Predictions.of(run.name, live.dev.data, output)
     labels = live.train.data
@@ -364,16 +251,16 @@ def _finish(
         projection_hash=None,
         emotion_counts=live.start.emotion_counts,
         sentiment_counts=live.start.sentiment_counts,
-        settings=describe_config(config),
+        settings=job.settings,
         features=run.absolute() / "features",
         finetuned=live.unfrozen,
-        data=config.data,
+        data=job.data,
         decoding=fit_decoding(predictions, allowed),
     )
     best = max(history, key=lambda result: result.score)
     result = FinetuneResult(
         run=run,
-        start=config.run,
+        start=job.run,
         plan=plan,
         parity=parity,
         history=history,

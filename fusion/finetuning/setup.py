@@ -4,16 +4,15 @@ made of them, compared with the cache before anything is trained."""
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion.data.load import load_split
 from fusion.data.split import FusionData, check_recipe
-from fusion.finetuning.augment import AugmentConfig
 from fusion.finetuning.clips import ClipDataset, Collate
 from fusion.finetuning.endtoend import EndToEnd
+from fusion.finetuning.job import FinetuneJob
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from pipeline.annotations import hash_rows, read_corpus, with_context
@@ -47,31 +46,10 @@ _LABELLED_SPLITS: tuple[Split, Split] = ("train", "dev")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSource:
-    """Where everything lies and what is to learn; fields as in `FinetuneConfig`."""
-
-    run: Path
-    data: Path
-    features: Path | None
-    modalities: tuple[Modality, ...] | None
-    unfreeze: tuple[Modality, ...] | None
-    store: Path | None
-    weights_dir: Path | None
-    encoders: Path | None
-    precision: Precision
-    augment: AugmentConfig
-    train_batchnorm: bool
-    gradient_checkpointing: bool
-    seed: int
-    device: str
-    address: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class LiveData:
     """recipe: of features that these encoders give, in the precision of training."""
 
-    source: TuneSource
+    job: FinetuneJob
     start: Checkpoint
     unfrozen: tuple[Modality, ...]
     choices: tuple[EncoderChoice, ...]
@@ -80,32 +58,30 @@ class LiveData:
     dev: ClipDataset
 
 
-def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
+def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
     """Opens and checks all that is needed; decodes clips that no earlier run decoded.
 
     Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
     """
-    start = read_checkpoint(source.run)
-    unfrozen = _check_wishes(source, start)
+    start = read_checkpoint(job.run)
+    unfrozen = _check_wishes(job, start)
     if start.recipe.revision != REVISION:
         raise RecipeMismatch(
-            f"{source.run} was trained on features of revision {start.recipe.revision}, this "
+            f"{job.run} was trained on features of revision {start.recipe.revision}, this "
             f"program makes revision {REVISION}; extract and train again"
         )
-    choices = find_encoders_of(
-        source.run, start, weights_dir=source.weights_dir, encoders=source.encoders
-    )
+    choices = find_encoders_of(job.run, start, weights_dir=job.weights_dir, encoders=job.encoders)
     recipe = FeatureRecipe(
-        encoders=tuple(_retuned(choice.spec, source, unfrozen) for choice in choices),
+        encoders=tuple(_retuned(choice.spec, job, unfrozen) for choice in choices),
         # A run on the text of a cache that also has pictures needs no decoding.
         decode=None if start.dims.names == ("text",) else start.recipe.decode,
     )
     train, dev = (
-        _open_split(split, source, start, unfrozen, choices, watch or Watch())
+        _open_split(split, job, start, unfrozen, choices, watch or Watch())
         for split in _LABELLED_SPLITS
     )
     return LiveData(
-        source=source,
+        job=job,
         start=start,
         unfrozen=unfrozen,
         choices=choices,
@@ -115,33 +91,33 @@ def open_live(source: TuneSource, watch: Watch | None = None) -> LiveData:
     )
 
 
-def _check_wishes(source: TuneSource, start: Checkpoint) -> tuple[Modality, ...]:
+def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
     """The modalities to unfreeze, in our order."""
     names = start.dims.names
     if start.dims.input != "raw":
         raise UsageError(
-            f"{source.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
+            f"{job.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
             "features: meld train-fusion --input raw"
         )
     if start.dims.model.context != "none":
         raise UsageError(
-            f"{source.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips "
+            f"{job.run} sees whole dialogues (--context dialogue), and fine-tuning takes clips "
             "one by one; start from a run without, on features of meld extract --context K"
         )
-    if source.modalities is not None and set(source.modalities) != set(names):
+    if job.modalities is not None and set(job.modalities) != set(names):
         raise UsageError(
-            f"--modalities {','.join(source.modalities)}: {source.run} was trained on "
+            f"--modalities {','.join(job.modalities)}: {job.run} was trained on "
             f"{','.join(names)}; leave the option out, or train such a run first"
         )
-    strange = [name for name in source.unfreeze or () if name not in names]
+    strange = [name for name in job.unfreeze or () if name not in names]
     if strange:
-        raise UsageError(f"--unfreeze {strange[0]}: {source.run} has only {', '.join(names)}")
-    unfrozen = tuple(name for name in MODALITIES if name in (source.unfreeze or names))
-    if source.train_batchnorm and "video" not in unfrozen:
+        raise UsageError(f"--unfreeze {strange[0]}: {job.run} has only {', '.join(names)}")
+    unfrozen = tuple(name for name in MODALITIES if name in (job.unfreeze or names))
+    if job.tune.train_batchnorm and "video" not in unfrozen:
         raise UsageError("tune.train_batchnorm: only the video encoder has BatchNorm; unfreeze it")
-    if source.store is not None and not _needs_clips(start, unfrozen):
+    if job.store is not None and not _needs_clips(start, unfrozen):
         raise UsageError(
-            f"store = {source.store}: {','.join(unfrozen)} alone learns, and no clip is decoded; "
+            f"store = {job.store}: {','.join(unfrozen)} alone learns, and no clip is decoded; "
             "leave it out"
         )
     return unfrozen
@@ -151,27 +127,26 @@ def _needs_clips(start: Checkpoint, unfrozen: tuple[Modality, ...]) -> bool:
     return start.recipe.decode is not None and unfrozen != ("text",)
 
 
-def _retuned(spec: EncoderSpec, source: TuneSource, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
+def _retuned(spec: EncoderSpec, job: FinetuneJob, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
     if spec.modality not in unfrozen or spec.modality == "audio":  # audio is always float32
         return spec
-    return replace(spec, precision=source.precision)
+    return replace(spec, precision=job.hardware.precision)
 
 
 def _open_split(
     split: Split,
-    source: TuneSource,
+    job: FinetuneJob,
     start: Checkpoint,
     unfrozen: tuple[Modality, ...],
     choices: tuple[EncoderChoice, ...],
     watch: Watch,
 ) -> ClipDataset:
-    folder = source.features or start.features
-    data = load_split(folder, split, modalities=start.dims.names, input="raw")
+    data = load_split(job.features, split, modalities=start.dims.names, input="raw")
     check_recipe(start.recipe, start.projection_hash, data)
-    utterances = _read_rows(split, source, folder, start)
+    utterances = _read_rows(split, job, start)
     chosen = {choice.spec.modality: choice for choice in choices}
-    store = _open_store(split, utterances, source, start, folder, unfrozen, watch)
-    _check_presence(data, store, unfrozen, source)
+    store = _open_store(split, utterances, job, start, unfrozen, watch)
+    _check_presence(data, store, unfrozen, job)
     return ClipDataset(
         data,
         utterances,
@@ -179,8 +154,8 @@ def _open_split(
         tokenise=_tokeniser(chosen["text"]) if "text" in unfrozen else None,
         store=store,
         crop=CROP_SIZE if "video" in unfrozen else (0, 0),
-        augment=source.augment if split == "train" else None,
-        seed=source.seed,
+        augment=job.tune.augment if split == "train" else None,
+        seed=job.seed,
     )
 
 
@@ -191,14 +166,12 @@ def _tokeniser(choice: EncoderChoice) -> "Tokeniser":
     return Tokeniser(choice.path)
 
 
-def _read_rows(
-    split: Split, source: TuneSource, folder: Path, start: Checkpoint
-) -> list[Utterance]:
-    utterances = read_corpus(source.data, (split,))[split]
-    path = folder / f"{split}.h5"
+def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Utterance]:
+    utterances = read_corpus(job.data, (split,))[split]
+    path = job.features / f"{split}.h5"
     if hash_rows(utterances) != read_header(path).rows_hash:
         raise RecipeMismatch(
-            f"{path} was made from other annotations than the {split} CSV in {source.data}; name "
+            f"{path} was made from other annotations than the {split} CSV in {job.data}; name "
             "the corpus it was made from with --data, or extract again"
         )
     return with_context(utterances, max(spec.context for spec in start.recipe.encoders))
@@ -207,9 +180,8 @@ def _read_rows(
 def _open_store(
     split: Split,
     utterances: list[Utterance],
-    source: TuneSource,
+    job: FinetuneJob,
     start: Checkpoint,
-    folder: Path,
     unfrozen: tuple[Modality, ...],
     watch: Watch,
 ) -> "DecodedStore | None":
@@ -224,7 +196,9 @@ def _open_store(
     from pipeline.work import Cluster
 
     config = StoreConfig(
-        root=source.store or folder / "decoded", decode=start.recipe.decode, modalities=media
+        root=job.store or job.features / "decoded",
+        decode=start.recipe.decode,
+        modalities=media,
     )
     watch.say(
         f"decoded {split} clips are kept in {config.folder(split)}: "
@@ -232,9 +206,9 @@ def _open_store(
     )
     return prepare_store(
         split,
-        locate_clips(source.data, split, utterances, start.recipe.decode.test_clips),
+        locate_clips(job.data, split, utterances, start.recipe.decode.test_clips),
         config,
-        Cluster(workers=num_cores(), address=source.address),
+        Cluster(workers=num_cores(), address=job.address),
         watch.on_decoded,
     )
 
@@ -243,7 +217,7 @@ def _check_presence(
     data: FusionData,
     store: "DecodedStore | None",
     unfrozen: tuple[Modality, ...],
-    source: TuneSource,
+    job: FinetuneJob,
 ) -> None:
     """What the cache has must be there raw as well: a moved file would be trained as silence."""
     for column, name in enumerate(data.modalities):
@@ -253,7 +227,7 @@ def _check_presence(
         if lost.any():
             first = data.keys[int(lost.nonzero()[0])]
             raise RecipeMismatch(
-                f"{first}: the cache has its {name}, but the clip under {source.data} does not "
+                f"{first}: the cache has its {name}, but the clip under {job.data} does not "
                 f"give any ({int(lost.sum())} such clips); were files moved? Name the corpus with "
                 "--data, or extract again"
             )
@@ -268,10 +242,10 @@ def build_end_to_end(live: LiveData, device: torch.device) -> EndToEnd:
         Encoders(whole, live.start.recipe.decode),
         copy.deepcopy(live.start.model),
         unfrozen=live.unfrozen,
-        precision=live.source.precision,
-        train_batchnorm=live.source.train_batchnorm,
+        precision=live.job.hardware.precision,
+        train_batchnorm=live.job.tune.train_batchnorm,
     )
-    if live.source.gradient_checkpointing:
+    if live.job.tune.gradient_checkpointing:
         model.checkpoint_gradients()
     return model.to(device)
 
@@ -315,7 +289,7 @@ def check_parity(model: EndToEnd, live: LiveData, device: torch.device) -> float
 
 def _tolerance(live: LiveData) -> float:
     cached = {spec.modality: spec.precision for spec in live.start.recipe.encoders}
-    exact = live.source.precision == "float32" and all(
+    exact = live.job.hardware.precision == "float32" and all(
         cached[name] == "float32" for name in live.unfrozen
     )
     return TOLERANCE["float32" if exact else "bfloat16"]

@@ -49,7 +49,7 @@ def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> 
 
 
 def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
-    from fusion.finetuning.finetune import FinetuneConfig  # brings the encoders with it
+    from fusion.finetuning.job import FinetuneConfig  # brings the encoders with it
 
     del data  # the settings name it
     settings = dict(checkpoint.settings)

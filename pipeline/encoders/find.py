@@ -38,9 +38,15 @@ def find_encoders(
         UsageError: `run` or `weights_dir` was given, and these encoders do not come from there.
         WeightsMissing: the encoders are not there.
         RecipeMismatch: encoders were found that did not make these features.
-        InputError, CacheCorrupt: `run` is no fine-tuned run, or a damaged one.
+        InputError, CacheCorrupt: a modality is not in `recipe`, or `run` is no fine-tuned run, or
+            a damaged one.
     """
     specs = {spec.modality: spec for spec in recipe.encoders}
+    for modality in modalities:
+        if modality not in specs:
+            raise InputError(
+                f"the features have no {modality}; they have {', '.join(recipe.modalities)}"
+            )
     wanted = [specs[modality] for modality in modalities]
     if run is not None and not _is_tuned(recipe.encoders):
         raise UsageError(

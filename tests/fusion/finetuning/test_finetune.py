@@ -27,7 +27,8 @@ from fusion.finetuning.augment import AugmentConfig
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import shuffled_batches
 from fusion.finetuning.endtoend import LearningRates, parameter_groups
-from fusion.finetuning.finetune import FinetuneConfig, FinetuneResult, finetune, tune_source
+from fusion.finetuning.finetune import FinetuneResult, finetune
+from fusion.finetuning.job import FinetuneConfig, choose_hardware, resolve
 from fusion.finetuning.loop import StepResult, TuneConfig, load
 from fusion.finetuning.setup import LiveData, build_end_to_end, check_parity, open_live
 from fusion.finetuning.workers import Worker
@@ -161,7 +162,8 @@ def config_for(place: Path, out: Path, **changes: Any) -> FinetuneConfig:
 
 
 def opened(place: Path, **changes: Any) -> LiveData:
-    return open_live(tune_source(config_for(place, place / "nowhere", **changes)))
+    config = config_for(place, place / "nowhere", **changes)
+    return open_live(resolve(config, place / "nowhere", choose_hardware(config)))
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +377,8 @@ def test_resuming_takes_no_other_settings_and_needs_something_to_resume(
         FinetuneConfig.from_mapping({"resume": True, "out": tmp_path})
     with pytest.raises(UsageError, match="--resume needs --out"):
         FinetuneConfig.from_mapping({"resume": True})
+    with pytest.raises(UsageError, match="was begun with other settings"):
+        finetune(config_for(place, unbroken.run, seed=7, resume=True))
 
 
 def test_the_same_command_with_resume_goes_on_from_any_folder(
@@ -600,6 +604,8 @@ def test_a_run_on_a_fine_tuned_runs_features_can_be_fine_tuned_wherever_both_mov
     one_epoch = {"tune": replace(STEADY, epochs=1), "weights_dir": None}
     tuned_again = finetune(config_for(place, Path("runs/third"), run=again, **one_epoch))
     assert tuned_again.parity < 1e-4
+    with pytest.raises(UsageError, match="is needed and lies in"):  # the encoders it starts with
+        finetune(config_for(place, Path("runs/tuned"), run=again, overwrite=True, **one_epoch))
 
     monkeypatch.chdir(tmp_path)
     (project / "runs").rename(archive)

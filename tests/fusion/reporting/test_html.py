@@ -15,7 +15,7 @@ import pytest
 
 from fusion.evaluation.bootstrap import Interval
 from fusion.experiments.ablation import read_ablation
-from fusion.finetuning.finetune import FinetuneConfig
+from fusion.finetuning.job import FinetuneConfig
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.model.fusion import ModelConfig

@@ -1,0 +1,208 @@
+"""What fine-tuning is asked for, and the same with everything decided.
+
+FinetuneConfig   as typed: a path may be left out, device and precision may be "auto"
+FinetuneJob      whole paths, a device and a precision; what every step and every worker reads
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fusion.finetuning.checkpoints import ProgressFolder
+from fusion.finetuning.loop import TuneConfig
+from fusion.inference.checkpoint import read_checkpoint
+from fusion.training.run_folder import START
+from fusion.training.train import choose_device
+from pipeline.device import native_precision
+from pipeline.errors import UsageError
+from pipeline.recipe import Precision
+from pipeline.schema import MODALITIES, Modality
+from pipeline.settings import build_config, describe_config, merge_settings
+
+# May differ between a run and its --resume: none of them changes what is trained.
+_FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What to fine-tune and where.
+
+    run:        a trained fusion run; None trains one first, on `features`, in <out>/start
+    features:   None takes the run's own caches (or features/ where there is no run)
+    modalities: of the fusion model that is trained first; those of a given run are its own
+    unfreeze:   whose encoders learn; None unfreezes all of the run's
+    store:      where decoded clips are kept; None takes <features>/decoded
+    encoders:   the fine-tuned run whose encoders made the features; None takes that which they
+                recorded
+    out:        None makes a name under runs/; --resume needs it
+    """
+
+    run: Path | None = None
+    data: Path = Path("data")
+    features: Path | None = None
+    modalities: tuple[Modality, ...] | None = None
+    unfreeze: tuple[Modality, ...] | None = None
+    store: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int = 1
+    address: str | None = None
+    weights_dir: Path | None = None
+    encoders: Path | None = None
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        for name in ("modalities", "unfreeze"):
+            chosen = getattr(self, name)
+            if chosen is not None and (not chosen or set(chosen) - set(MODALITIES)):
+                raise ValueError(f"{name}: some of {', '.join(MODALITIES)}, not {chosen}")
+        if self.workers > 1 and self.tune.train_batchnorm:
+            raise ValueError("train_batchnorm: each worker would have its own; use --workers 1")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the run to go on with")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with the run in --out, --overwrite replaces it")
+
+    @property
+    def begun(self) -> Path | None:
+        """The run to go on with; None begins a new one."""
+        return self.out if self.resume else None
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "FinetuneConfig":
+        """From a command line and a TOML file. With `resume`, from what the run was begun with;
+        what is given beside that may not contradict it. Raises UsageError."""
+        config = build_config(cls, values)
+        run = config.begun
+        if run is None:
+            return config
+        begun = ProgressFolder(run).read_settings()
+        config = with_whole_paths(build_config(cls, merge_settings(begun, values)))
+        check_begun(config, run)
+        return config
+
+
+def check_begun(config: FinetuneConfig, run: Path) -> None:
+    """Raises UsageError where the run was begun with other settings than `config`."""
+    begun = build_config(FinetuneConfig, ProgressFolder(run).read_settings())
+    differing = [
+        f"{name}: {getattr(begun, name)} != {getattr(config, name)}"
+        for name in vars(begun)
+        if name not in _FREE_ON_RESUME and getattr(begun, name) != getattr(config, name)
+    ]
+    if differing:
+        raise UsageError(
+            f"--resume: {run} was begun with other settings ({'; '.join(differing)}); leave them "
+            "out, or start a new run with another --out"
+        )
+
+
+def with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers have working folders of their own, and --resume may come from elsewhere."""
+    names = ("run", "data", "features", "store", "out", "weights_dir", "encoders")
+    paths = {name: getattr(config, name) for name in names}
+    return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """device: here, where the model is compared and measured; workers_device: where it trains."""
+
+    device: Literal["cpu", "cuda"]
+    workers_device: Literal["cpu", "cuda"]
+    precision: Precision
+
+
+def choose_hardware(config: FinetuneConfig) -> Hardware:
+    """Raises UsageError where a GPU was asked for and there is none."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    if config.address is not None and config.workers > 1:
+        from pipeline.parallel import look_at_cluster  # Ray
+
+        there, precision = look_at_cluster(config.address, config.device, config.precision)
+        if there == "cuda" and torch.cuda.is_available():
+            device = "cuda"
+        return Hardware(device=device, workers_device=there, precision=precision)
+    if choose_device(config.device).type == "cuda":
+        device = "cuda"
+    precision = native_precision(device) if config.precision == "auto" else config.precision
+    return Hardware(device=device, workers_device=device, precision=precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneJob:
+    """A `FinetuneConfig` with everything decided; fields that are not here are as there.
+
+    settings: what the run writes down, and a --resume goes on with
+    """
+
+    out: Path
+    run: Path
+    data: Path
+    features: Path
+    modalities: tuple[Modality, ...] | None
+    unfreeze: tuple[Modality, ...] | None
+    store: Path | None
+    weights_dir: Path | None
+    encoders: Path | None
+    hardware: Hardware
+    seed: int
+    workers: int
+    address: str | None
+    tune: TuneConfig
+    settings: Mapping[str, Any]
+
+    @property
+    def trains_start(self) -> bool:
+        """Whether the fusion run to start from is trained on the way."""
+        return self.run == self.out / START
+
+
+def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJob:
+    """Reads nothing but the run to start from, and that for its features alone.
+
+    Raises what `read_checkpoint` raises.
+    """
+    features = config.features
+    if config.run is None:
+        features = features or Path("features")
+    config = with_whole_paths(
+        replace(
+            config,
+            out=out,
+            run=config.run or out / START,
+            features=features,
+            precision=hardware.precision,  # a resumed run keeps to it
+            resume=False,
+            overwrite=False,
+        )
+    )
+    run = (config.run or out / START).absolute()
+    return FinetuneJob(
+        out=out.absolute(),
+        run=run,
+        data=config.data,
+        features=config.features or read_checkpoint(run).features,
+        modalities=config.modalities,
+        unfreeze=config.unfreeze,
+        store=config.store,
+        weights_dir=config.weights_dir,
+        encoders=config.encoders,
+        hardware=hardware,
+        seed=config.seed,
+        workers=config.workers,
+        address=config.address,
+        tune=config.tune,
+        settings=describe_config(config),
+    )
