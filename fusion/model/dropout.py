@@ -62,7 +62,8 @@ class MaskSource:
             if isinstance(module, Dropout) and module.chance > 0
         ]
         model.train()
-        with torch.no_grad(), torch.random.fork_rng():
+        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             run()
         for hook in hooks:
             hook.remove()

@@ -132,35 +132,33 @@ def fit_together(
     """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which, one call
     at a time.
 
-    All take as many steps an epoch as the one with most rows needs; where they have alike many
-    rows, that is what each would take alone. Raises UsageError where a loss is no longer a number.
+    Raises UsageError where a loss is no longer a number.
 
-    cores: so many batched models, one thread each. Two threads on one batched model would wait for
-        each other after every small kernel, on a busy machine for most of the time. Which
-        trainings share a batched model decides the last bits.
+    cores: so many threads, each with batched models of its own. Two threads on one batched model
+        would wait for each other after every small kernel, on a busy machine for most of the time.
+        Which trainings share a batched model decides the last bits.
     """
-    steps = max(config.steps(len(training.train)) for training in trainings)
-    groups = [range(start, len(trainings), cores) for start in range(min(cores, len(trainings)))]
+    groups = _group(trainings, config, cores)
     stop, one_at_a_time = Event(), Lock()
     # Made one after another: drawing the masks' shapes borrows the process's random generator.
-    loops = [
-        _Loop([trainings[number] for number in group], config, steps, stop) for group in groups
-    ]
+    loops = [_Loop([trainings[number] for number in group], config, stop) for group in groups]
+    waiting = iter(list(zip(groups, loops, strict=True)))  # a list's iterator: threads may share it
 
-    def run(group: range, loop: _Loop) -> None:
+    def run_those_waiting() -> None:
         torch.set_num_threads(1)  # holds for the calling thread
         try:
-            for number, result in loop.run():
-                with one_at_a_time:
-                    on_epoch(group[number], result)
+            for group, loop in waiting:
+                for number, result in loop.run():
+                    with one_at_a_time:
+                        on_epoch(group[number], result)
         except Exception:  # told by whoever waits for this thread
             stop.set()
             raise
 
-    with one_thread(), ThreadPoolExecutor(len(groups)) as pool:
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
         try:
-            others = [pool.submit(run, *each) for each in list(zip(groups, loops, strict=True))[1:]]
-            run(groups[0], loops[0])  # here, where Ctrl-C arrives
+            others = [pool.submit(run_those_waiting) for _ in groups[1:cores]]
+            run_those_waiting()  # here, where Ctrl-C arrives
             for other in others:
                 other.result()
         finally:
@@ -169,6 +167,21 @@ def fit_together(
     for group, loop in zip(groups, loops, strict=True):
         results |= zip(group, loop.finish(), strict=True)
     return [results[number] for number in range(len(trainings))]
+
+
+def _group(trainings: Sequence[Training], config: FitConfig, cores: int) -> list[list[int]]:
+    """Which trainings share a batched model, by their numbers, the largest groups first.
+
+    Only those that take equally many steps may: the optimiser counts its steps, and the learning
+    rate follows them, for all of a batched model at once.
+    """
+    alike: dict[int, list[int]] = {}
+    for number, training in enumerate(trainings):
+        alike.setdefault(config.steps(len(training.train)), []).append(number)
+    groups = [
+        group[start::cores] for group in alike.values() for start in range(min(cores, len(group)))
+    ]
+    return sorted(groups, key=len, reverse=True)
 
 
 class _Log:
@@ -192,12 +205,11 @@ class _Log:
 
 
 class _Loop:
-    """Some trainings as one batched model."""
+    """Some trainings, of equally many steps an epoch, as one batched model."""
 
-    def __init__(
-        self, trainings: Sequence[Training], config: FitConfig, steps: int, stop: Event
-    ) -> None:
-        self.trainings, self.config, self.steps, self.stop = trainings, config, steps, stop
+    def __init__(self, trainings: Sequence[Training], config: FitConfig, stop: Event) -> None:
+        self.trainings, self.config, self.stop = trainings, config, stop
+        self.steps = config.steps(len(trainings[0].train))
         self.logs = [_Log() for _ in trainings]
         model, rows = trainings[0].model, trainings[0].train
         self.device = rows.present.device

@@ -57,8 +57,9 @@ def test_folds_and_seeds_side_by_side_equal_each_alone(
 ) -> None:
     train, dev = load_planted("train", 210), load_planted("dev", 60)
     model = ModelConfig(fusion=fusion, context=context, projection=16, hidden=24)  # type: ignore[arg-type]
-    # Two parts of unequal size, as folds are: five rows of one are filled up.
-    parts = [train.take(torch.arange(0, 200).numpy()), train.take(torch.arange(5, 200).numpy())]
+    # As folds are: five rows of the second are filled up, and the third takes fewer steps.
+    parts = [train.take(torch.arange(start, 200).numpy()) for start in (0, 5, 45)]
+    assert [CONFIG.steps(len(part)) for part in parts] == [5, 5, 4]
 
     def make() -> list[Training]:
         return [make_training(part, dev, model, seed=s) for part in parts for s in (0, 1)]
@@ -71,6 +72,7 @@ def test_folds_and_seeds_side_by_side_equal_each_alone(
         for mine, theirs in zip(result.history, expected.history, strict=True):
             assert mine.train_loss == pytest.approx(theirs.train_loss, abs=1e-5)
             assert mine.dev_loss == pytest.approx(theirs.dev_loss, abs=1e-4)
+            assert mine.learning_rate == theirs.learning_rate
     assert not torch.allclose(logits(together[0]), logits(together[1]))  # seeds differ
     assert not torch.allclose(logits(together[0]), logits(together[2]))  # and so do folds
 
@@ -106,6 +108,16 @@ def test_masks_drop_the_asked_share_and_keep_the_mean() -> None:
     assert mask[0].mean() == pytest.approx(1, abs=0.02)
     assert not mask[1, 30:].any()
     assert not torch.equal(mask[0, :30], mask[1, :30])
+
+
+def test_the_masks_are_found_without_touching_other_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 10), Dropout(0.4))
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert len(MaskSource.of(model, lambda: model(torch.zeros(1, 4))).sites) == 1
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_chance_next_to_one_is_still_a_chance() -> None:
