@@ -10,7 +10,7 @@ import torch
 
 from pipeline.decode.clip import decode_clip
 from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip, LocatedClip, Modality
 

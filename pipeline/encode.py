@@ -1,25 +1,17 @@
 """Decoded clips to features: the encoders joined, and the same under inference mode."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.encoders.choice import EncoderChoice
-from pipeline.encoders.registry import build_encoder
+from pipeline.encoders.encoder import AnyEncoder, EncoderChoice
+from pipeline.encoders.registry import build_encoder, find_entry
 from pipeline.recipe import DecodeConfig
-from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality, Utterance
-
-if TYPE_CHECKING:
-    from pipeline.encoders.text import TextEncoder
-
-# Part of what makes a run repeatable to the last bit: float results depend on who shares a
-# batch. On a CPU batches of 1 to 8 are equally fast; a GPU is still busy with 16.
-VIDEO_BATCH = 8
-TEXT_BATCH = 16
+from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
 
 
 class Encoders(nn.Module):
@@ -28,41 +20,32 @@ class Encoders(nn.Module):
     def __init__(self, choices: Sequence[EncoderChoice], decode: DecodeConfig | None) -> None:
         super().__init__()
         self.by_modality = nn.ModuleDict(
-            {choice.spec.modality: build_encoder(choice, decode) for choice in choices}
+            {choice.spec.modality: cast(Any, build_encoder(choice, decode)) for choice in choices}
         )
-        self.has_context = any(choice.spec.context for choice in choices)
+        # Whether each may compute in bfloat16.
+        self.autocast = {
+            choice.spec.modality: find_entry(choice.spec.modality, choice.spec.name).autocast
+            for choice in choices
+        }
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def texts_of(self, utterances: Sequence[Utterance]) -> tuple[list[str], list[str] | None]:
-        """What the text encoder reads: sentences, and contexts where its recipe has them."""
-        contexts = [row.context for row in utterances] if self.has_context else None
-        return [row.text for row in utterances], contexts
+    def __getitem__(self, modality: Modality) -> AnyEncoder:
+        return cast(AnyEncoder, self.by_modality[modality])
 
-    def count_tokens(self, utterances: Sequence[Utterance]) -> list[int]:
-        if not utterances:
-            return []
-        encoder = cast("TextEncoder", self.by_modality["text"])
-        return [len(tokens.ids) for tokens in encoder.tokenise(*self.texts_of(utterances))]
+    def items(self) -> Iterator[tuple[Modality, AnyEncoder]]:
+        for name in self.by_modality:
+            modality = cast(Modality, name)
+            yield modality, self[modality]
 
     def encode(self, modality: Modality, clips: Sequence[DecodedClip]) -> Tensor:
         """float32 [batch, layers, dim] of clips that all have this modality."""
-        encoder = self.by_modality[modality]
-        if modality == "text":
-            sentences, contexts = self.texts_of([clip.utterance for clip in clips])
-            return encoder(sentences, contexts)
-        if modality == "video":
-            frames = np.stack([clip.frames for clip in clips if clip.frames is not None])
-            return encoder(torch.from_numpy(frames).to(self.device, non_blocking=True))
-        return encoder(
-            [
-                torch.from_numpy(clip.waveform).to(self.device)
-                for clip in clips
-                if clip.waveform is not None
-            ]
-        )
+        return self._encode(self[modality], self[modality].preparation.prepare(clips))
+
+    def _encode(self, encoder: AnyEncoder, items: Sequence[Any]) -> Tensor:
+        return encoder(encoder.preparation.collate(items).to(self.device))
 
 
 def encode_clips(encoders: Encoders, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
@@ -73,10 +56,10 @@ def encode_clips(encoders: Encoders, clips: Sequence[DecodedClip]) -> list[ClipF
     features: list[dict[Modality, NDArray[np.float32]]] = [{} for _ in clips]
     failures = [list(clip.failures) for clip in clips]
     with torch.inference_mode():
-        for name in encoders.by_modality:
-            modality: Modality = name  # type: ignore[assignment]
-            for batch in _batches(modality, clips, encoders):
-                encoded = encoders.encode(modality, [clips[i] for i in batch]).cpu().numpy()
+        for modality, encoder in encoders.items():
+            items = encoder.preparation.prepare(clips)
+            for batch in _batches(encoder, items):
+                encoded = encoders._encode(encoder, [items[i] for i in batch]).cpu().numpy()
                 for index, row in zip(batch, encoded, strict=True):
                     if np.isfinite(row).all():
                         features[index][modality] = row
@@ -88,21 +71,12 @@ def encode_clips(encoders: Encoders, clips: Sequence[DecodedClip]) -> list[ClipF
     ]
 
 
-def _batches(
-    modality: Modality, clips: Sequence[DecodedClip], encoders: Encoders
-) -> Iterator[list[int]]:
-    """Indices of clips that have the modality; sentences of like length share a batch."""
-    if modality == "text":
-        indices = [i for i, clip in enumerate(clips) if clip.utterance.text]
-        lengths = encoders.count_tokens([clips[i].utterance for i in indices])
-        order = [indices[k] for k in np.argsort(lengths, kind="stable")]
-        size = TEXT_BATCH
-    elif modality == "video":
-        order = [i for i, clip in enumerate(clips) if clip.frames is not None]
-        size = VIDEO_BATCH
-    else:
-        order = [i for i, clip in enumerate(clips) if clip.waveform is not None]
-        size = max(len(order), 1)
+def _batches(encoder: AnyEncoder, items: Sequence[Any]) -> Iterator[list[int]]:
+    """Indices of clips that have the modality; those of like length share a batch."""
+    there = [index for index, item in enumerate(items) if item is not None]
+    lengths = [encoder.preparation.length(items[index]) for index in there]
+    order = [there[k] for k in np.argsort(lengths, kind="stable")]
+    size = encoder.batch_size or max(len(order), 1)
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

@@ -22,11 +22,12 @@ from pipeline.clips import locate_clips
 from pipeline.device import has_gpu, native_precision
 from pipeline.embeddings import complete_embeddings
 from pipeline.encoders.choice import (
-    EncoderChoice,
     EncoderRequest,
     choose_encoder,
 )
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.find import name_of_owner
+from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import SavedEncoders, read_encoders
 from pipeline.encoders.weights import FRAME_SIZE, count_layers
 from pipeline.errors import StorageError, UsageError
@@ -34,6 +35,7 @@ from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precisio
 from pipeline.resources import num_cores
 from pipeline.resume import check_existing, clean_up_after_a_kill
 from pipeline.schema import (
+    MEDIA,
     MODALITIES,
     ClipFailure,
     LocatedClip,
@@ -298,7 +300,7 @@ def _what_to_encode(
     _refuse_what_changes_nothing(config, modalities)
     if saved is not None:
         _refuse_what_contradicts(config, saved, modalities)
-    if modalities == ("text",):
+    if not set(modalities) & set(MEDIA):
         return modalities, None
     return modalities, _decode_config(config) if saved is None else saved.recipe.decode
 
@@ -319,7 +321,7 @@ def _refuse_what_changes_nothing(config: ExtractConfig, modalities: Sequence[Mod
                     "name other --modalities"
                 )
     for name, value in _given_decode(config).items():
-        if set(modalities) == {"text"}:
+        if not set(modalities) & set(MEDIA):
             raise UsageError(
                 f"{name} = {value}: text alone is extracted, and no clip is read; leave it out, or "
                 "name other --modalities"
@@ -339,17 +341,18 @@ def _refuse_what_contradicts(
     pairs: list[tuple[str, Any, Any]] = []  # setting, what was asked for, what the run says
     for modality in modalities:
         spec = saved.spec(modality)
+        layers = f"{modality}_layers"
         its = {
             modality: spec.name,
             f"{modality}_weights": spec.weights,
-            "text_layers": spec.layers,
+            layers: spec.layers,
             "context": spec.context,
         }
         asked = config.encoders.given(modality)
-        if asked.get("text_layers") == ():
-            asked["text_layers"] = tuple(range(count_layers(saved.path(modality))))
+        if asked.get(layers) == ():
+            asked[layers] = tuple(range(count_layers(saved.path(modality))))
         pairs += [(f"encoders.{name}", value, its[name]) for name, value in asked.items()]
-        if modality != "audio" and config.precision != "auto":  # audio is always float32
+        if find_entry(modality, spec.name).autocast and config.precision != "auto":
             pairs.append(("precision", config.precision, spec.precision))
     decode = saved.recipe.decode
     pairs += [(name, value, getattr(decode, name)) for name, value in _given_decode(config).items()]

@@ -84,12 +84,16 @@ def weights_in(text: str | None) -> dict[str, str]:
     """
     if text is None:
         return {}
+    from pipeline.encoders.choice import EncoderRequest
+    from pipeline.schema import MODALITIES
+
+    known = [name for name in MODALITIES if f"{name}_weights" in vars(EncoderRequest())]
     if "=" not in text:
-        text = f"text={text},video={text}"
+        text = ",".join(f"{name}={text}" for name in known)
     chosen = {}
     for part in text.split(","):
         modality, _, choice = part.strip().partition("=")
-        if modality not in ("text", "video") or choice not in ("pretrained", "random"):
+        if modality not in known or choice not in ("pretrained", "random"):
             raise UsageError(
                 f"--weights {part.strip()}: pretrained, random, or per modality such as "
                 "video=random (audio has no trained weights)"

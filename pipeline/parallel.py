@@ -32,11 +32,11 @@ from ray.exceptions import (
 
 from pipeline.decode.clip import decode_clip
 from pipeline.device import native_precision
-from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.errors import MeldError, UsageError
 from pipeline.recipe import DecodeConfig, Precision
 from pipeline.resources import OBJECT_STORE_BYTES, num_cores
-from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
+from pipeline.schema import MEDIA, ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
 from pipeline.work import (
     ClipWork,
     Cluster,
@@ -406,7 +406,7 @@ def _give_up_decoding(
                 message=message,
             )
             for modality in modalities
-            if modality != "text"
+            if modality in MEDIA
         ),
     )
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.schema import MODALITIES, Modality
+from pipeline.schema import MEDIA, MODALITIES, Modality
 
 # Raised by hand whenever our own code changes the values it makes from the same input.
 REVISION = 3
@@ -77,7 +77,7 @@ class EncoderSpec:
     started_from: str = ""
 
     def __post_init__(self) -> None:
-        if self.context < 0 or (self.context and self.modality != "text"):
+        if self.context < 0 or (self.context and self.modality in MEDIA):
             raise ValueError(f"context is 0 or more utterances, and of text alone: {self.context}")
 
     @property

@@ -16,6 +16,8 @@ Modality = Literal["text", "video", "audio"]
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MODALITIES: tuple[Modality, ...] = ("text", "video", "audio")
+# What is decoded from a clip's file; text comes with the annotations.
+MEDIA: tuple[Modality, ...] = ("video", "audio")
 
 # The order of MELD's own README; files store the names, so an index never has to be guessed.
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

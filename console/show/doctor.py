@@ -46,7 +46,7 @@ def render_machine(machine: Machine) -> RenderableType:
         state = f"there ({encoder.where})" if encoder.is_default else "there"
         if not encoder.is_present:
             state = "NOT HERE" if encoder.is_default else "not here"
-        if encoder.modality == "audio":
+        if not encoder.needs_weights:
             state = encoder.where
         table.add_row(Text(f"{encoder.modality}: {encoder.name}"), Text(one_line(state)))
     for extra in machine.extras:

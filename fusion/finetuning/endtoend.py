@@ -4,24 +4,19 @@ It has no parameter that the two do not have, so before the first step it is exa
 fusion model, only that its features are made on the spot.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fusion.finetuning.clips import RawBatch
 from fusion.model.fusion import FusionModel, FusionOutput
-from pipeline.encode import VIDEO_BATCH, Encoders
-from pipeline.errors import UsageError
+from pipeline.encode import Encoders
 from pipeline.schema import Modality
 
 TrainingPrecision = Literal["float32", "bfloat16"]
-
-# Where Hugging Face models number their layers: bert.encoder.layer.3., layers.3., h.3., block.3.
-_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
 
 
 class EndToEnd(nn.Module):
@@ -53,11 +48,10 @@ class EndToEnd(nn.Module):
     def let_encoders_learn(self, learn: bool) -> None:
         """False trains the heads alone for a while, as if no encoder were unfrozen."""
         self.encoders_learn = learn
-        for name, encoder in self.encoders.by_modality.items():
-            for path, parameter in encoder.named_parameters():
-                # A BERT's pooler makes nothing that is used here.
-                unused = ".pooler." in path
-                parameter.requires_grad_(learn and name in self.unfrozen and not unused)
+        for name, encoder in self.encoders.items():
+            used = encoder.layer_depths()
+            for path, parameter in self.encoders.by_modality[name].named_parameters():
+                parameter.requires_grad_(learn and name in self.unfrozen and path in used)
 
     def train(self, mode: bool = True) -> "EndToEnd":
         """Frozen encoders stay as they are in inference, and so does BatchNorm unless asked."""
@@ -75,7 +69,7 @@ class EndToEnd(nn.Module):
         features = {
             name: self._features(name, batch)
             for name in self.fusion.dims.names
-            if name in batch.cached or len(batch.places[name])
+            if name in batch.cached or name in batch.inputs
         }
         return self.fusion(features, batch.present if present is None else present)
 
@@ -85,31 +79,17 @@ class EndToEnd(nn.Module):
             return batch.cached[modality]
         learn = torch.is_grad_enabled() and self.encoders_learn and modality in self.unfrozen
         device = batch.present.device
-        half = self.precision == "bfloat16" and modality != "audio"  # as in extraction
+        half = self.precision == "bfloat16" and self.encoders.autocast[modality]
         with torch.set_grad_enabled(learn), torch.autocast(device.type, torch.bfloat16, half):
-            encoded = self._encode(modality, batch).float()  # [rows that have it, layers, dim]
+            # [rows that have it, layers, dim]
+            encoded = self.encoders[modality](batch.inputs[modality]).float()
         features = encoded.new_zeros(len(batch.present), *encoded.shape[1:])
         return features.index_copy(0, batch.places[modality], encoded)
 
-    def _encode(self, modality: Modality, batch: RawBatch) -> Tensor:
-        encoder = cast(Any, self.encoders.by_modality[modality])
-        if modality == "text":
-            return encoder.encode(batch.tokens)
-        if modality == "video":
-            assert batch.frames is not None
-            # In slices: the trunk's intermediate values are the largest thing in memory.
-            return torch.cat([encoder(frames) for frames in batch.frames.split(VIDEO_BATCH)])
-        return encoder(batch.waveforms, batch.masks)
-
     def checkpoint_gradients(self) -> None:
-        """Recomputes the text encoder's intermediate values in the backward pass: about a third
-        more time for a fraction of the memory."""
-        if "text" in self.encoders.by_modality:
-            text = cast(Any, self.encoders.by_modality["text"])
-            try:
-                text.model.activation_checkpointing_enable()
-            except ValueError as error:
-                raise UsageError(f"gradient_checkpointing: {error}") from error
+        """Raises UsageError where an encoder cannot."""
+        for _, encoder in self.encoders.items():
+            encoder.checkpoint_gradients()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,31 +135,17 @@ def parameter_groups(
 
 def _trainable(model: EndToEnd, rates: LearningRates) -> Iterator[tuple[str, float, nn.Parameter]]:
     """(part, learning rate, parameter)"""
-    for name, encoder in model.encoders.by_modality.items():
-        depths = _depths(encoder) if name == "text" else {}
+    for name, encoder in model.encoders.items():
+        depths = encoder.layer_depths()
         top = max(depths.values(), default=0)
-        for path, parameter in encoder.named_parameters():
+        for path, parameter in model.encoders.by_modality[name].named_parameters():
             if parameter.requires_grad:
-                below = top - depths.get(path, top)
+                below = top - depths[path]
                 rate = getattr(rates, name) * rates.layer_decay**below
                 yield f"{name} encoder, {below} below the top", rate, parameter
     for parameter in model.fusion.parameters():
         if parameter.requires_grad:
             yield "heads", rates.heads, parameter
-
-
-def _depths(encoder: nn.Module) -> dict[str, int]:
-    """Parameter -> depth: 0 the embeddings, layer i at i + 1, what is above all at the top."""
-    numbered = {
-        path: int(found.group(1)) + 1
-        for path, _ in encoder.named_parameters()
-        if (found := _LAYER.search(path))
-    }
-    top = max(numbered.values(), default=0)
-    return {
-        path: numbered.get(path, 0 if "embeddings" in path else top)
-        for path, _ in encoder.named_parameters()
-    }
 
 
 def _check_partition(model: EndToEnd, groups: Any) -> None:

@@ -244,7 +244,7 @@ def _finish(
     predictions = Predictions.of(run.name, live.dev.data, output)
     labels = live.train.data
     allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy())
-    recipe = write_encoders(run, model.encoders, live.recipe, live.unfrozen)
+    recipe = write_encoders(run, dict(model.encoders.items()), live.recipe, live.unfrozen)
     checkpoint = Checkpoint(
         model=model.fusion.cpu().eval(),
         recipe=recipe,

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusion.evaluation.scores import selection_score, weighted_f1
-from fusion.finetuning.augment import AugmentConfig
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import (
     ClipDataset,
@@ -32,6 +31,7 @@ from fusion.model.fusion import FusionOutput
 from fusion.training.fit import drop_modalities, seeded, warm_up_then_fall
 from fusion.training.history import EpochResult
 from fusion.training.losses import LossConfig, MultiTaskLoss
+from pipeline.encoders.augment import AugmentConfig
 from pipeline.errors import MeldError, UsageError
 
 log = logging.getLogger(__name__)
@@ -333,7 +333,8 @@ class Tuning:
 def micro_batch_size(config: TuneConfig, clips: ClipDataset) -> int:
     if config.micro_batch_size is not None:
         return config.micro_batch_size
-    return min(8, config.batch_size) if "video" in clips.live else config.batch_size
+    limits = [each.most_rows for each in clips.preparations.values() if each.most_rows is not None]
+    return min([config.batch_size, *limits])
 
 
 def load(
@@ -348,7 +349,7 @@ def load(
     loader = DataLoader(
         clips,
         batch_sampler=[[(epoch, row) for row in part] for part in parts],
-        collate_fn=Collate(clips.tokeniser),
+        collate_fn=Collate(clips.preparations),
         num_workers=ahead,
         pin_memory=worker.device.type == "cuda",
     )

@@ -19,14 +19,13 @@ from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import read_header
 from pipeline.clips import locate_clips
 from pipeline.encode import Encoders
-from pipeline.encoders.choice import EncoderChoice
-from pipeline.encoders.weights import CROP_SIZE
+from pipeline.encoders.encoder import EncoderChoice
+from pipeline.encoders.registry import find_entry, prepare_for
 from pipeline.errors import ParityError, RecipeMismatch, UsageError
 from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
-from pipeline.schema import MODALITIES, Modality, Split, Utterance
+from pipeline.schema import MEDIA, MODALITIES, Modality, Split, Utterance
 
 if TYPE_CHECKING:
-    from pipeline.encoders.text import Tokeniser
     from pipeline.store import DecodedStore
 
 
@@ -74,7 +73,7 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
     recipe = FeatureRecipe(
         encoders=tuple(_retuned(choice.spec, job, unfrozen) for choice in choices),
         # A run on the text of a cache that also has pictures needs no decoding.
-        decode=None if start.dims.names == ("text",) else start.recipe.decode,
+        decode=start.recipe.decode if set(start.dims.names) & set(MEDIA) else None,
     )
     train, dev = (
         _open_split(split, job, start, unfrozen, choices, watch or Watch())
@@ -113,8 +112,15 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
     if strange:
         raise UsageError(f"--unfreeze {strange[0]}: {job.run} has only {', '.join(names)}")
     unfrozen = tuple(name for name in MODALITIES if name in (job.unfreeze or names))
-    if job.tune.train_batchnorm and "video" not in unfrozen:
-        raise UsageError("tune.train_batchnorm: only the video encoder has BatchNorm; unfreeze it")
+    if job.tune.train_batchnorm and not any(
+        find_entry(spec.modality, spec.name).has_batchnorm
+        for spec in start.recipe.encoders
+        if spec.modality in unfrozen
+    ):
+        raise UsageError(
+            f"tune.train_batchnorm: no encoder of {','.join(unfrozen)} has BatchNorm; unfreeze one "
+            "that has (video)"
+        )
     if job.store is not None and not _needs_clips(start, unfrozen):
         raise UsageError(
             f"store = {job.store}: {','.join(unfrozen)} alone learns, and no clip is decoded; "
@@ -124,11 +130,11 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
 
 
 def _needs_clips(start: Checkpoint, unfrozen: tuple[Modality, ...]) -> bool:
-    return start.recipe.decode is not None and unfrozen != ("text",)
+    return start.recipe.decode is not None and bool(set(unfrozen) & set(MEDIA))
 
 
 def _retuned(spec: EncoderSpec, job: FinetuneJob, unfrozen: tuple[Modality, ...]) -> EncoderSpec:
-    if spec.modality not in unfrozen or spec.modality == "audio":  # audio is always float32
+    if spec.modality not in unfrozen or not find_entry(spec.modality, spec.name).autocast:
         return spec
     return replace(spec, precision=job.hardware.precision)
 
@@ -144,26 +150,20 @@ def _open_split(
     data = load_split(job.features, split, modalities=start.dims.names, input="raw")
     check_recipe(start.recipe, start.projection_hash, data)
     utterances = _read_rows(split, job, start)
-    chosen = {choice.spec.modality: choice for choice in choices}
     store = _open_store(split, utterances, job, start, unfrozen, watch)
     _check_presence(data, store, unfrozen, job)
     return ClipDataset(
         data,
         utterances,
-        unfrozen,
-        tokenise=_tokeniser(chosen["text"]) if "text" in unfrozen else None,
+        {
+            choice.spec.modality: prepare_for(choice, start.recipe.decode)
+            for choice in choices
+            if choice.spec.modality in unfrozen
+        },
         store=store,
-        crop=CROP_SIZE if "video" in unfrozen else (0, 0),
         augment=job.tune.augment if split == "train" else None,
         seed=job.seed,
     )
-
-
-def _tokeniser(choice: EncoderChoice) -> "Tokeniser":
-    from pipeline.encoders.text import Tokeniser
-
-    assert choice.path is not None
-    return Tokeniser(choice.path)
 
 
 def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Utterance]:
@@ -188,7 +188,7 @@ def _open_store(
     if start.recipe.decode is None or not _needs_clips(start, unfrozen):
         return None
     # Both, whichever is unfrozen: the next wish must not decode everything once more.
-    media = tuple(name for name in start.recipe.modalities if name != "text")
+    media = tuple(name for name in start.recipe.modalities if name in MEDIA)
     # Opens a decoder and Ray: only where clips are to be decoded.
     from pipeline.prepare import bytes_needed, prepare_store
     from pipeline.resources import num_cores
@@ -221,7 +221,7 @@ def _check_presence(
 ) -> None:
     """What the cache has must be there raw as well: a moved file would be trained as silence."""
     for column, name in enumerate(data.modalities):
-        if store is None or name == "text" or name not in unfrozen:
+        if store is None or name not in MEDIA or name not in unfrozen:
             continue
         lost = data.present[:, column] & ~torch.from_numpy(store.present[name])
         if lost.any():
@@ -260,7 +260,7 @@ def check_parity(model: EndToEnd, live: LiveData, device: torch.device) -> float
     """
     clips = live.dev
     rows = torch.linspace(0, len(clips) - 1, min(_PARITY_ROWS, len(clips))).long().unique()
-    batch = Collate(clips.tokeniser)([clips[0, row] for row in rows.tolist()]).to(device)
+    batch = Collate(clips.preparations)([clips[0, row] for row in rows.tolist()]).to(device)
     model.eval()
     raw = model(batch)
     cached = model.fusion(

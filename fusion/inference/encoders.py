@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusion.inference.checkpoint import Checkpoint
-from pipeline.encoders.choice import EncoderChoice
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.find import find_encoders
 
 

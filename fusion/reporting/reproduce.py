@@ -9,6 +9,7 @@ from typing import Any
 
 from fusion.inference.checkpoint import Checkpoint
 from fusion.training.train import TrainConfig
+from pipeline.encoders.choice import EncoderRequest
 from pipeline.recipe import DecodeConfig
 from pipeline.settings import describe_config
 
@@ -84,8 +85,10 @@ def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
         for spec in recipe.encoders:
             words += ["--context", str(spec.context)] if spec.context else []
             # Counting from 0 without a gap is what "every layer" looks like, the default.
-            if spec.modality == "text" and spec.layers != tuple(range(len(spec.layers))):
-                lines += ["[encoders]", f"text_layers = {json.dumps(spec.layers)}"]
+            every = spec.layers == tuple(range(len(spec.layers)))
+            option = f"{spec.modality}_layers"
+            if option in vars(EncoderRequest()) and not every:
+                lines += ["[encoders]", f"{option} = {json.dumps(spec.layers)}"]
         words += ["--precision", recipe.encoders[0].precision]
         words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     words += ["--config", "extract.toml"] if lines else []

@@ -34,6 +34,7 @@ class EncoderState:
     is_present: bool
     where: str = ""
     how: str = ""
+    needs_weights: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ def _find_encoders(weights_dir: Path | None) -> tuple[EncoderState, ...]:
             is_default=True,
             is_present=True,
             where="needs no weights",
+            needs_weights=False,
         ),
     )
 

@@ -1,15 +1,18 @@
 """The spectrogram encoder: log-mel statistics and a small seeded CNN; it needs no weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torchaudio
 from torch import Tensor, nn
 
-from pipeline.encoders.weights import load_trained_part
+from pipeline.encoders.augment import AugmentConfig, draw
+from pipeline.encoders.weights import load_trained_part, save_trained_part
+from pipeline.schema import DecodedClip
 
+NAME = "spectrogram"
 NUM_MELS = 80
 WINDOW_S = 0.025
 HOP_S = 0.010
@@ -29,12 +32,14 @@ class SpectrogramEncoder(nn.Module):
     the sense of Rahimi & Recht 2007): a projection of local patterns, not a trained network;
     fine-tuning may train it.
 
-    forward: list of [batch] float32 [samples] -> float32 [batch, 1, dim]; `masks`, one per
-    waveform, hide bands and times from it (SpecAugment; Park et al. 2019, arXiv 1904.08779).
+    forward: SoundBatch -> float32 [batch, 1, dim]
     """
+
+    batch_size: int | None = None
 
     def __init__(self, sample_rate_hz: int) -> None:
         super().__init__()
+        self.preparation = Sounds()
         window = round(WINDOW_S * sample_rate_hz)
         num_fft = max(MIN_FFT, 1 << (window - 1).bit_length())  # the window has to fit in
         self.min_samples = max(MIN_SAMPLES, num_fft)
@@ -50,31 +55,36 @@ class SpectrogramEncoder(nn.Module):
             torch.manual_seed(0)
             self.cnn = _small_cnn()
 
-    @property
-    def trained_part(self) -> nn.Module:
-        return self.cnn
-
     def log_mel(self, waveform: Tensor) -> Tensor:
         """float32 [samples] -> [mels, time], natural logarithm of power."""
         missing = self.min_samples - waveform.shape[-1]
         padded = nn.functional.pad(waveform, (0, max(missing, 0)))
         return torch.log(self.mel(padded) + LOG_FLOOR)
 
-    def forward(
-        self, waveforms: Sequence[Tensor], masks: Sequence["SpectrogramMask | None"] | None = None
-    ) -> Tensor:
+    def forward(self, batch: "SoundBatch") -> Tensor:
         # One at a time: lengths differ, and padding would leak into the statistics.
-        hidden = masks if masks is not None else [None] * len(waveforms)
-        rows = [self._encode(*pair) for pair in zip(waveforms, hidden, strict=True)]
-        return torch.stack(rows).unsqueeze(1)
+        return torch.stack([self._encode(sound) for sound in batch.sounds]).unsqueeze(1)
 
-    def _encode(self, waveform: Tensor, mask: "SpectrogramMask | None") -> Tensor:
-        log_mel = self.log_mel(waveform)  # [mels, time]
-        if mask is not None:
-            log_mel = mask.apply(log_mel)
+    def _encode(self, sound: "Sound") -> Tensor:
+        log_mel = self.log_mel(sound.waveform)  # [mels, time]
+        if sound.mask is not None:
+            log_mel = sound.mask.apply(log_mel)
         responses = self.cnn(log_mel[None, None])[0].flatten(1)  # [channels, mels' * time']
         pooled = torch.cat([responses.mean(1), responses.amax(1)])
         return torch.cat([mel_statistics(log_mel), pooled])
+
+    def layer_depths(self) -> dict[str, int]:
+        """All learn alike."""
+        return dict.fromkeys((path for path, _ in self.named_parameters()), 0)
+
+    def checkpoint_gradients(self) -> None:
+        """It keeps next to nothing."""
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        return 0.0  # beside the other encoders'
+
+    def save(self, folder: Path) -> None:
+        save_trained_part(self.cnn, folder / f"{NAME}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,62 @@ class SpectrogramMask:
         hidden[round(self.band[0] * mels) : round(self.band[1] * mels)] = True
         hidden[:, round(self.span[0] * time) : round(self.span[1] * time)] = True
         return torch.where(hidden, log_mel.mean(), log_mel)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """waveform: float32 [samples]; mask: what training hides of its spectrogram."""
+
+    waveform: Tensor
+    mask: SpectrogramMask | None = None
+
+
+@dataclass(frozen=True)
+class SoundBatch:
+    sounds: tuple[Sound, ...]
+
+    def to(self, device: torch.device) -> "SoundBatch":
+        return SoundBatch(
+            tuple(replace(sound, waveform=sound.waveform.to(device)) for sound in self.sounds)
+        )
+
+
+class Sounds:
+    """A clip's waveform; a batch of them side by side, each as long as it is."""
+
+    most_rows: int | None = None
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Sound | None]:
+        return [
+            None if clip.waveform is None else Sound(torch.from_numpy(clip.waveform))
+            for clip in clips
+        ]
+
+    def length(self, item: Sound) -> int:
+        return 0  # each is encoded alone: beside whom does not matter
+
+    def augment(self, item: Sound, config: AugmentConfig, generator: torch.Generator) -> Sound:
+        """Louder or softer, and a band and a span of time hidden (SpecAugment; Park et al. 2019,
+        arXiv 1904.08779)."""
+        gain_db = (2 * draw(generator) - 1) * config.gain_db
+        return Sound(item.waveform * 10 ** (gain_db / 20), draw_mask(config, generator))
+
+    def collate(self, items: Sequence[Sound]) -> SoundBatch:
+        return SoundBatch(tuple(items))
+
+
+def draw_mask(config: AugmentConfig, generator: torch.Generator) -> SpectrogramMask | None:
+    if config.band == config.span == 0:
+        return None
+    return SpectrogramMask(
+        band=_draw_interval(config.band, generator), span=_draw_interval(config.span, generator)
+    )
+
+
+def _draw_interval(longest: float, generator: torch.Generator) -> tuple[float, float]:
+    length = draw(generator) * longest
+    start = draw(generator) * (1 - length)
+    return start, start + length
 
 
 def mel_statistics(log_mel: Tensor) -> Tensor:
@@ -111,12 +177,12 @@ def _small_cnn() -> nn.Sequential:
 
 
 def build_audio_encoder(sample_rate_hz: int, path: Path | None = None) -> SpectrogramEncoder:
-    """`path`: fine-tuned weights of its CNN.
+    """`path`: a folder that `save` wrote fine-tuned weights of its CNN into.
 
     Raises:
         MismatchError: the file is no state dict of this CNN.
     """
     encoder = SpectrogramEncoder(sample_rate_hz)
     if path is not None:
-        load_trained_part(encoder.cnn, path)
+        load_trained_part(encoder.cnn, path / f"{NAME}.safetensors")
     return encoder.eval()

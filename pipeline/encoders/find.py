@@ -8,7 +8,9 @@ together.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.encoders.choice import EncoderChoice, EncoderRequest, choose_encoder, choose_saved
+from pipeline.encoders.choice import choose_saved
+from pipeline.encoders.encoder import EncoderChoice, EncoderWish
+from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import INDEX_PATH, SavedEncoders, read_encoders
 from pipeline.errors import InputError, MeldError, RecipeMismatch, UsageError, WeightsMissing
 from pipeline.recipe import EncoderSpec, FeatureRecipe
@@ -83,9 +85,8 @@ def _is_tuned(specs: Sequence[EncoderSpec]) -> bool:
 
 def _find_pretrained(spec: EncoderSpec, weights_dir: Path | None) -> EncoderChoice:
     try:
-        choice = choose_encoder(
-            spec.modality, EncoderRequest.of(spec, weights_dir=weights_dir), spec.precision
-        )
+        wish = EncoderWish.of(spec, weights_dir=weights_dir)
+        choice = find_entry(spec.modality, spec.name).choose(wish, spec.precision)
     except WeightsMissing as error:
         raise WeightsMissing(
             f"{error}. These are the weights that made the features; name the folder that "

@@ -1,51 +1,191 @@
-"""Encoders by name: from a choice to the network itself. Another backbone is one entry here."""
+"""Encoders by name. Another backbone is one entry here, and its own file.
 
-from collections.abc import Callable
+Each family's library takes a second to import: only those that are asked for are.
+"""
 
-from torch import nn
+from pathlib import Path
 
-from pipeline.encoders.choice import EncoderChoice
-from pipeline.recipe import DecodeConfig
+from pipeline.encoders import weights
+from pipeline.encoders.encoder import (
+    AnyEncoder,
+    AnyPreparation,
+    EncoderChoice,
+    EncoderEntry,
+    EncoderWish,
+    WeightsChoice,
+)
+from pipeline.errors import UsageError
+from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import Modality
 
+RANDOM_SEED = "seed 0"
 
-def build_encoder(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
-    """The encoder in eval mode (frozen BatchNorm, no dropout), on the CPU.
+
+def find_entry(modality: Modality, name: str) -> EncoderEntry:
+    """Raises UsageError, which names the known, where there is no encoder of that name."""
+    entry = ENCODERS.get(name)
+    if entry is not None and entry.modality == modality:
+        return entry
+    if modality in OPEN:
+        return OPEN[modality]
+    known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
+    raise UsageError(f"--{modality} {name}: known are {', '.join(known)}")
+
+
+def prepare_for(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    """What its encoder reads of a clip, without the encoder."""
+    return find_entry(choice.spec.modality, choice.spec.name).prepare(choice, decode)
+
+
+def build_encoder(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    """The encoder in evaluation mode, on the CPU.
 
     Raises:
         MismatchError: the files that were found are not this encoder's weights.
     """
-    return _BUILDERS[choice.spec.modality](choice, decode)
+    return find_entry(choice.spec.modality, choice.spec.name).build(choice, decode)
 
 
-# Each family's library takes a second to import: only those that are asked for are.
+# --------------------------------------------------------------- Hugging Face text encoders
 
 
-def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
-    from pipeline.encoders import text
-
-    assert choice.path is not None
-    spec = choice.spec
-    return text.build_text_encoder(
-        choice.path, spec.layers, spec.precision, pretrained=spec.weights != "random"
+def _choose_text(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    name = wish.name
+    if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
+        name = Path(name).resolve().name
+    folder = weights.find_text_encoder(wish.name, wish.weights_dir)
+    num_layers = weights.count_layers(folder)
+    layers = wish.layers or tuple(range(num_layers))
+    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if wrong:
+        raise UsageError(f"text_layers: {name} has layers 0 to {num_layers - 1}, not {wrong[0]}")
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="text",
+            name=name,
+            weights=wish.weights,
+            weights_hash=_text_hash(folder, wish.weights),
+            pooling="mean over tokens",
+            precision=precision,
+            layers=layers,
+            context=wish.context,
+        ),
+        path=folder,
     )
 
 
-def _build_video(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
-    from pipeline.encoders import video
+def _text_hash(folder: Path, choice: WeightsChoice) -> str:
+    """Random weights still have a config and a tokenizer that decide values."""
+    content = weights.hash_weights(folder)
+    return content if choice == "pretrained" else f"{RANDOM_SEED}, {content}"
 
-    return video.build_video_encoder(choice.spec.name, choice.path, choice.spec.precision)
+
+def _prepare_text(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.text import Tokeniser
+
+    assert choice.path is not None
+    return Tokeniser(choice.path, reads_context=choice.spec.context > 0)
 
 
-def _build_audio(choice: EncoderChoice, decode: DecodeConfig | None) -> nn.Module:
-    from pipeline.encoders import audio
+def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.text import build_text_encoder
+
+    assert choice.path is not None
+    spec = choice.spec
+    return build_text_encoder(
+        choice.path,
+        spec.layers,
+        spec.precision,
+        pretrained=spec.weights != "random",
+        reads_context=spec.context > 0,
+    )
+
+
+# --------------------------------------------------------------------- torchvision's video nets
+
+
+def _choose_video(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    path = None
+    if wish.weights == "pretrained":
+        path = weights.find_video_weights(wish.name, wish.weights_dir)
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="video",
+            name=wish.name,
+            weights=wish.weights,
+            weights_hash=weights.hash_weights(path) if path else RANDOM_SEED,
+            pooling="global average",
+            precision=precision,
+        ),
+        path=path,
+    )
+
+
+def _prepare_video(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.video import Frames
+
+    return Frames()
+
+
+def _build_video(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.video import build_video_encoder
 
     assert decode is not None
-    return audio.build_audio_encoder(decode.sample_rate_hz, choice.path)
+    spec = choice.spec
+    return build_video_encoder(spec.name, choice.path, spec.precision, decode.num_frames)
 
 
-_BUILDERS: dict[Modality, Callable[[EncoderChoice, DecodeConfig | None], nn.Module]] = {
-    "text": _build_text,
-    "video": _build_video,
-    "audio": _build_audio,
+# ------------------------------------------------------------------------------ the spectrogram
+
+
+def _choose_spectrogram(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="audio",
+            name=wish.name,
+            weights="none",
+            weights_hash=RANDOM_SEED,
+            pooling="statistics over time",
+            precision="float32",  # a few milliseconds a clip; nothing to gain
+        )
+    )
+
+
+def _prepare_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.audio import Sounds
+
+    return Sounds()
+
+
+def _build_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.audio import build_audio_encoder
+
+    assert decode is not None
+    return build_audio_encoder(decode.sample_rate_hz, choice.path)
+
+
+# ------------------------------------------------------------------------------------ the entries
+
+_VIDEO_NET = EncoderEntry(
+    modality="video",
+    choose=_choose_video,
+    prepare=_prepare_video,
+    build=_build_video,
+    has_batchnorm=True,
+)
+ENCODERS: dict[str, EncoderEntry] = {
+    **dict.fromkeys(weights.VIDEO_WEIGHTS, _VIDEO_NET),
+    "spectrogram": EncoderEntry(
+        modality="audio",
+        choose=_choose_spectrogram,
+        prepare=_prepare_spectrogram,
+        build=_build_spectrogram,
+        autocast=False,
+    ),
+}
+# Where any other name may be an encoder's: of a folder, or of a model on a hub.
+OPEN: dict[Modality, EncoderEntry] = {
+    "text": EncoderEntry(
+        modality="text", choose=_choose_text, prepare=_prepare_text, build=_build_text
+    )
 }

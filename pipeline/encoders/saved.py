@@ -14,15 +14,12 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from pipeline.encoders.encoder import AnyEncoder
 from pipeline.encoders.weights import hash_weights
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import Modality
-
-if TYPE_CHECKING:
-    from pipeline.encode import Encoders
 
 FOLDER = "encoders"
 INDEX = "encoders.json"
@@ -51,8 +48,7 @@ class SavedEncoders:
         )
 
     def path(self, modality: Modality) -> Path:
-        folder = self.folder / modality
-        return folder if modality == "text" else folder / f"{self.spec(modality).name}.safetensors"
+        return self.folder / modality
 
     def check_files(self, modality: Modality) -> None:
         """Reads and hashes them: hundreds of megabytes, so once a start is enough.
@@ -60,7 +56,7 @@ class SavedEncoders:
         Raises:
             CacheCorrupt: not the files that were written.
         """
-        folder = self.folder / modality
+        folder = self.path(modality)
         try:
             found = hash_weights(folder)
         except OSError as error:
@@ -73,7 +69,10 @@ class SavedEncoders:
 
 
 def write_encoders(
-    run: Path, encoders: "Encoders", recipe: FeatureRecipe, tuned: Collection[Modality]
+    run: Path,
+    encoders: Mapping[Modality, AnyEncoder],
+    recipe: FeatureRecipe,
+    tuned: Collection[Modality],
 ) -> FeatureRecipe:
     """Writes `run`/encoders, whole or not at all; returns the recipe of their features.
 
@@ -84,7 +83,8 @@ def write_encoders(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         for spec in recipe.encoders:
-            _save(encoders, spec, temporary / spec.modality)
+            (temporary / spec.modality).mkdir(parents=True)
+            encoders[spec.modality].save(temporary / spec.modality)
         hashes = {name: hash_weights(temporary / name) for name in recipe.modalities}
         specs = tuple(
             _tuned(spec, hashes[spec.modality]) if spec.modality in tuned else spec
@@ -108,19 +108,6 @@ def write_encoders(
 def _tuned(spec: EncoderSpec, files_hash: str) -> EncoderSpec:
     origin = spec.started_from or spec.weights
     return replace(spec, weights="finetuned", weights_hash=files_hash, started_from=origin)
-
-
-def _save(encoders: "Encoders", spec: EncoderSpec, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    encoder: Any = encoders.by_modality[spec.modality]
-    if spec.modality == "text":
-        encoder.save(folder)
-        return
-    weights = encoder.trained_part.state_dict()
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(contiguous, folder / f"{spec.name}.safetensors")
 
 
 def read_encoders(run: Path) -> SavedEncoders:

@@ -1,7 +1,8 @@
 """Hugging Face encoders: sentences to one mean-pooled vector per layer."""
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,24 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
-from pipeline.errors import MismatchError
+from pipeline.encoders.augment import AugmentConfig
+from pipeline.errors import MismatchError, UsageError
 from pipeline.recipe import Precision
+from pipeline.schema import DecodedClip
 
 MAX_TOKENS = 128  # MELD's longest utterance has 90-odd; nothing is padded up to this
 MAX_TOKENS_WITH_CONTEXT = 256
+
+# On a CPU batches of 1 to 8 are equally fast; a GPU is still busy with 16.
+BATCH = 16
+
+# Where Hugging Face models number their layers: bert.encoder.layer.3., layers.3., h.3., block.3.
+_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
+
+# What a backward pass keeps, measured on the CPU (LOG.md); autocast keeps much of a transformer in
+# float32, so both precisions are alike.
+_BYTES_PER_HIDDEN = 100  # of each token and layer
+_BYTES_PER_ATTENTION = 16  # of each pair of tokens, head and layer
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,15 @@ class TokenBatch:
 class Tokeniser:
     """A Hugging Face tokenizer, and which tokens of its output are the sentence's own.
 
+    reads_context: whether what was said before is read with each sentence
+
     Raises what transformers raises where the folder holds none, ValueError for an empty one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    most_rows: int | None = None
+
+    def __init__(self, folder: Path, *, reads_context: bool = False) -> None:
+        self.reads_context = reads_context
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # Without its files a tokenizer is built all the same, and knows no word.
         if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
@@ -100,8 +119,22 @@ class Tokeniser:
             *texts, truncation=False, return_special_tokens_mask=True, verbose=False
         )
 
-    def pad(self, sentences: Sequence[Tokens]) -> TokenBatch:
-        return TokenBatch.pad(sentences, self.pad_id)
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Tokens | None]:
+        said = [clip.utterance for clip in clips if clip.utterance.text]
+        if not said:
+            return [None] * len(clips)
+        contexts = [row.context for row in said] if self.reads_context else None
+        tokens = iter(self([row.text for row in said], contexts))
+        return [next(tokens) if clip.utterance.text else None for clip in clips]
+
+    def length(self, item: Tokens) -> int:
+        return len(item.ids)
+
+    def augment(self, item: Tokens, config: AugmentConfig, generator: torch.Generator) -> Tokens:
+        return hide_tokens(item, self, config, generator)
+
+    def collate(self, items: Sequence[Tokens]) -> TokenBatch:
+        return TokenBatch.pad(items, self.pad_id)
 
 
 class TextEncoder(nn.Module):
@@ -111,14 +144,22 @@ class TextEncoder(nn.Module):
     input is a pair, what was said before and the sentence; only the sentence's own tokens
     are pooled, and the oldest context is cut where both do not fit.
 
-    forward: list of [batch] sentences -> float32 [batch, layers, dim]
+    forward: TokenBatch -> float32 [batch, layers, dim]
     """
 
+    batch_size: int | None = BATCH
+
     def __init__(
-        self, folder: Path, layers: Sequence[int], precision: Precision, *, pretrained: bool
+        self,
+        folder: Path,
+        layers: Sequence[int],
+        precision: Precision,
+        *,
+        pretrained: bool,
+        reads_context: bool,
     ) -> None:
         super().__init__()
-        self.tokenise = Tokeniser(folder)
+        self.preparation = Tokeniser(folder, reads_context=reads_context)
         dtype = getattr(torch, precision)
         if pretrained:
             self.model, loaded = AutoModel.from_pretrained(
@@ -138,16 +179,36 @@ class TextEncoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder."""
         self.model.save_pretrained(folder)
-        self.tokenise.tokenizer.save_pretrained(folder)
+        self.preparation.tokenizer.save_pretrained(folder)
 
-    def forward(self, sentences: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
-        batch = self.tokenise.pad(self.tokenise(sentences, contexts))
-        return self.encode(batch.to(self.model.device))
+    def layer_depths(self) -> dict[str, int]:
+        """0 the embeddings, layer i at i + 1, what is above all at the top. A BERT's pooler makes
+        nothing that is used here."""
+        paths = [path for path, _ in self.named_parameters() if ".pooler." not in path]
+        numbered = {
+            path: int(found.group(1)) + 1 for path in paths if (found := _LAYER.search(path))
+        }
+        top = max(numbered.values(), default=0)
+        return {path: numbered.get(path, 0 if "embeddings" in path else top) for path in paths}
 
-    def encode(self, batch: TokenBatch) -> Tensor:
-        """float32 [batch, layers, dim]"""
+    def checkpoint_gradients(self) -> None:
+        """About a third more time for a fraction of the memory."""
+        try:
+            self.model.activation_checkpointing_enable()
+        except ValueError as error:
+            raise UsageError(f"gradient_checkpointing: {error}") from error
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        config = self.model.config
+        of_a_layer = (
+            _BYTES_PER_HIDDEN * config.hidden_size
+            + _BYTES_PER_ATTENTION * longest * config.num_attention_heads
+        )
+        return float(rows * longest * config.num_hidden_layers * of_a_layer)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        if self.tokenise.gives_types:
+        if self.preparation.gives_types:
             inputs["token_type_ids"] = batch.types
         hidden = self.model(**inputs, output_hidden_states=True).hidden_states
         mask = batch.pooled.unsqueeze(-1).float()  # [batch, tokens, 1]
@@ -155,6 +216,20 @@ class TextEncoder(nn.Module):
         count = mask.sum(1).clamp_min(1)
         pooled = [(hidden[i].float() * mask).sum(1) / count for i in self.layers]
         return torch.stack(pooled, dim=1)
+
+
+def hide_tokens(
+    tokens: Tokens, tokeniser: Tokeniser, config: AugmentConfig, generator: torch.Generator
+) -> Tokens:
+    """Some tokens become the mask token; special ones never do."""
+    hidden = torch.rand(len(tokens.ids), generator=generator) < config.token_dropout
+    if tokeniser.mask_id is None:
+        return tokens
+    ids = [
+        tokeniser.mask_id if hide and token not in tokeniser.special_ids else token
+        for token, hide in zip(tokens.ids, hidden.tolist(), strict=True)
+    ]
+    return replace(tokens, ids=ids)
 
 
 def _whole(ids: list[int], special: list[int]) -> Tokens:
@@ -190,7 +265,12 @@ def _check_complete(missing_keys: Iterable[str]) -> None:
 
 
 def build_text_encoder(
-    folder: Path, layers: Sequence[int], precision: Precision, *, pretrained: bool
+    folder: Path,
+    layers: Sequence[int],
+    precision: Precision,
+    *,
+    pretrained: bool,
+    reads_context: bool = False,
 ) -> TextEncoder:
     """From a Hugging Face folder; seeded random weights of its shape where not `pretrained`.
 
@@ -203,7 +283,9 @@ def build_text_encoder(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = TextEncoder(folder, layers, precision, pretrained=pretrained)
+            encoder = TextEncoder(
+                folder, layers, precision, pretrained=pretrained, reads_context=reads_context
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MismatchError(f"{folder}: no usable Hugging Face text model ({reason})") from error

@@ -1,14 +1,62 @@
 """torchvision's video ResNets: clips of frames to one vector per clip."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from pipeline.encoders.weights import load_trained_part
+from pipeline.encoders.augment import AugmentConfig, draw
+from pipeline.encoders.weights import CROP_SIZE, load_trained_part, save_trained_part
 from pipeline.errors import MismatchError
 from pipeline.recipe import Precision
+from pipeline.schema import DecodedClip
+
+# On a CPU batches of 1 to 8 are equally fast, and in training the trunk's intermediate values are
+# the largest thing in memory.
+BATCH = 8
+
+_VALUES_PER_PIXEL = 450  # that a backward pass keeps, of frames x height x width; measured, LOG.md
+
+
+class Frames:
+    """A clip's frames, uint8 [frames, height, width, 3]; a batch of them [batch, frames, ...].
+
+    crop: height, width of what augmentation leaves, and of what the net sees
+    """
+
+    most_rows: int | None = BATCH
+    crop = CROP_SIZE
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Tensor | None]:
+        return [None if clip.frames is None else torch.from_numpy(clip.frames) for clip in clips]
+
+    def length(self, item: Tensor) -> int:
+        return 0  # all alike
+
+    def augment(self, item: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        """Crop and flip are one draw for the whole clip: what moves must be the face, not the
+        camera."""
+        num_frames, height, width, _ = item.shape
+        if config.time_jitter:
+            reach = config.time_jitter
+            shift = torch.randint(-reach, reach + 1, (num_frames,), generator=generator)
+            order = (torch.arange(num_frames) + shift).clamp(0, num_frames - 1).sort().values
+            item = item[order]
+        top = _crop_start(height - self.crop[0], config.crop, generator)
+        left = _crop_start(width - self.crop[1], config.crop, generator)
+        cropped = item[:, top : top + self.crop[0], left : left + self.crop[1]]
+        return cropped.flip(2) if draw(generator) < config.flip else cropped
+
+    def collate(self, items: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(items))
+
+
+def _crop_start(room: int, share: float, generator: torch.Generator) -> int:
+    """Around the middle, where the encoder's own crop lies (rounded as it rounds)."""
+    offset = (2 * draw(generator) - 1) * share * room / 2
+    return min(max(round(room / 2 + offset), 0), room)
 
 
 class VideoEncoder(nn.Module):
@@ -17,11 +65,15 @@ class VideoEncoder(nn.Module):
     forward: uint8 [batch, frames, height, width, 3] -> float32 [batch, 1, 512]
     """
 
+    batch_size: int | None = BATCH
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, precision: Precision) -> None:
+    def __init__(self, name: str, precision: Precision, num_frames: int) -> None:
         super().__init__()
+        self.name = name
+        self.num_frames = num_frames
+        self.preparation = Frames()
         preset = get_model_weights(name).DEFAULT.transforms()
         self.crop_height, self.crop_width = preset.crop_size
         # Buffers, so that they travel to the device; float32 whatever the trunk is in.
@@ -30,10 +82,6 @@ class VideoEncoder(nn.Module):
         self.trunk = get_model(name, weights=None)
         self.trunk.fc = nn.Identity()
         self.dtype = getattr(torch, precision)
-
-    @property
-    def trained_part(self) -> nn.Module:
-        return self.trunk
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 [batch, frames, height, width, 3] -> [batch, 3, frames, crop, crop], normalised."""
@@ -45,13 +93,32 @@ class VideoEncoder(nn.Module):
         return scaled.permute(0, 4, 1, 2, 3)  # channels last in memory already
 
     def forward(self, frames: Tensor) -> Tensor:
+        return torch.cat([self._encode(part) for part in frames.split(BATCH)])
+
+    def _encode(self, frames: Tensor) -> Tensor:
         pixels = self.preprocess(frames).to(self.dtype)
         return self.trunk(pixels).float().unsqueeze(1)
 
+    def layer_depths(self) -> dict[str, int]:
+        """All learn alike."""
+        return dict.fromkeys((path for path, _ in self.named_parameters()), 0)
 
-def build_video_encoder(name: str, path: Path | None, precision: Precision) -> VideoEncoder:
-    """With torchvision's weights from `path`, or fine-tuned ones (.safetensors); with seeded random
-    ones where path is None.
+    def checkpoint_gradients(self) -> None:
+        """Small batches keep its memory small."""
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        pixels = self.num_frames * self.preparation.crop[0] * self.preparation.crop[1]
+        return float(value_bytes * _VALUES_PER_PIXEL * rows * pixels)
+
+    def save(self, folder: Path) -> None:
+        save_trained_part(self.trunk, folder / f"{self.name}.safetensors")
+
+
+def build_video_encoder(
+    name: str, path: Path | None, precision: Precision, num_frames: int = 16
+) -> VideoEncoder:
+    """With torchvision's weights from the file `path`, or those that `save` wrote into the folder
+    `path`; with seeded random ones where path is None.
 
     Raises:
         MismatchError: the file is no state dict of this net.
@@ -59,9 +126,9 @@ def build_video_encoder(name: str, path: Path | None, precision: Precision) -> V
     # torchvision initialises from the global generator; seeding it here is what "seeded" means.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = VideoEncoder(name, precision)
-    if path is not None and path.suffix == ".safetensors":
-        load_trained_part(encoder.trunk, path)
+        encoder = VideoEncoder(name, precision, num_frames)
+    if path is not None and path.is_dir():
+        load_trained_part(encoder.trunk, path / f"{name}.safetensors")
     elif path is not None:
         _load(encoder, name, path)
     encoder.trunk.to(dtype=encoder.dtype, memory_format=torch.channels_last_3d)

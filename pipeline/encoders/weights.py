@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import MismatchError, UsageError, WeightsMissing
+from pipeline.errors import MismatchError, WeightsMissing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,12 +133,6 @@ def count_layers(folder: Path) -> int:
         raise MismatchError(f"{path}: no config of a text encoder ({error})") from error
 
 
-def check_video_encoder(name: str) -> None:
-    """Raises UsageError where there is no video encoder of that name."""
-    if name not in VIDEO_WEIGHTS:
-        raise UsageError(f"--video {name}: known are {', '.join(VIDEO_WEIGHTS)}")
-
-
 def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
     """The .pth file of torchvision's default weights for a video net.
 
@@ -216,6 +210,14 @@ def load_trained_part(module: "nn.Module", path: Path) -> None:
         raise MismatchError(f"{path}: not this encoder's weights ({_first_line(error)})") from error
     if not all(value.isfinite().all() for value in module.state_dict().values()):
         raise MismatchError(f"{path}: holds weights that are not finite")
+
+
+def save_trained_part(module: "nn.Module", path: Path) -> None:
+    """What `load_trained_part` reads."""
+    from safetensors.torch import save_file
+
+    weights = module.state_dict()
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,8 +26,15 @@ from transformers import AutoConfig, AutoModel
 
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
-from pipeline.encoders.audio import SpectrogramEncoder, build_audio_encoder, mel_statistics
-from pipeline.encoders.choice import EncoderChoice, EncoderRequest, choose_encoder
+from pipeline.encoders.audio import (
+    Sound,
+    SoundBatch,
+    SpectrogramEncoder,
+    build_audio_encoder,
+    mel_statistics,
+)
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.registry import build_encoder
 from pipeline.encoders.text import TextEncoder, build_text_encoder
 from pipeline.encoders.video import VideoEncoder, build_video_encoder
@@ -90,6 +97,17 @@ def frames(batch: int = 1, height: int = 128, width: int = 171, seed: int = 0) -
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+def read(
+    encoder: TextEncoder, sentences: list[str], contexts: list[str] | None = None
+) -> torch.Tensor:
+    tokeniser = encoder.preparation
+    return encoder(tokeniser.collate(tokeniser(sentences, contexts)))
+
+
+def hear(encoder: SpectrogramEncoder, waveforms: list[torch.Tensor]) -> torch.Tensor:
+    return encoder(SoundBatch(tuple(map(Sound, waveforms))))
+
+
 def one_line(caught: pytest.ExceptionInfo[MeldError], *parts: object) -> None:
     message = str(caught.value)
     assert "\n" not in message
@@ -102,8 +120,8 @@ def one_line(caught: pytest.ExceptionInfo[MeldError], *parts: object) -> None:
 
 def test_a_sentence_is_the_mean_over_its_tokens(minilm: TextEncoder) -> None:
     with torch.inference_mode():
-        encoded = minilm(["We were on a break!"])
-        tokens = minilm.tokenise.tokenizer("We were on a break!", return_tensors="pt")
+        encoded = read(minilm, ["We were on a break!"])
+        tokens = minilm.preparation.tokenizer("We were on a break!", return_tensors="pt")
         hidden = minilm.model(**tokens).last_hidden_state[0]
     assert encoded.shape == (1, 1, 384)
     assert encoded.dtype == torch.float32
@@ -112,8 +130,8 @@ def test_a_sentence_is_the_mean_over_its_tokens(minilm: TextEncoder) -> None:
 
 def test_padding_does_not_matter(minilm: TextEncoder) -> None:
     with torch.inference_mode():
-        together = minilm(SENTENCES)
-        alone = torch.cat([minilm([sentence]) for sentence in SENTENCES])
+        together = read(minilm, SENTENCES)
+        alone = torch.cat([read(minilm, [sentence]) for sentence in SENTENCES])
     assert torch.allclose(together, alone, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
@@ -122,8 +140,8 @@ def test_padding_does_not_matter(minilm: TextEncoder) -> None:
 def test_layers_are_kept_in_the_order_asked_for(minilm_folder: Path, minilm: TextEncoder) -> None:
     some = build_text_encoder(minilm_folder, (0, 3, -1), "float32", pretrained=True)
     with torch.inference_mode():
-        encoded = some(SENTENCES[:1])
-        tokens = minilm.tokenise.tokenizer(SENTENCES[0], return_tensors="pt")
+        encoded = read(some, SENTENCES[:1])
+        tokens = minilm.preparation.tokenizer(SENTENCES[0], return_tensors="pt")
         hidden = minilm.model(**tokens, output_hidden_states=True).hidden_states
     assert encoded.shape == (1, 3, 384)
     for row, layer in enumerate((0, 3, 6)):
@@ -132,8 +150,8 @@ def test_layers_are_kept_in_the_order_asked_for(minilm_folder: Path, minilm: Tex
 
 def test_a_very_long_sentence_is_cut_not_refused(minilm: TextEncoder) -> None:
     with torch.inference_mode():
-        assert torch.isfinite(minilm(["really " * 3000])).all()
-    tokens = minilm.tokenise(["really " * 3000, "Hi"])
+        assert torch.isfinite(read(minilm, ["really " * 3000])).all()
+    tokens = minilm.preparation(["really " * 3000, "Hi"])
     assert [len(each.ids) for each in tokens] == [128, 3]
 
 
@@ -141,8 +159,8 @@ CONTEXT = "Ann: Hi. Bob: We were on a break! Ann:"
 
 
 def test_with_context_only_the_sentences_own_tokens_are_pooled(minilm: TextEncoder) -> None:
-    tokenizer = minilm.tokenise.tokenizer
-    (tokens,) = minilm.tokenise(["How you doin'?"], [CONTEXT])
+    tokenizer = minilm.preparation.tokenizer
+    (tokens,) = minilm.preparation(["How you doin'?"], [CONTEXT])
     own = [token for token, pooled in zip(tokens.ids, tokens.pooled, strict=True) if pooled]
     assert tokenizer.convert_ids_to_tokens(own) == ["how", "you", "doin", "'", "?"]
     pair = tokenizer(CONTEXT, "How you doin'?", return_tensors="pt")
@@ -150,22 +168,22 @@ def test_with_context_only_the_sentences_own_tokens_are_pooled(minilm: TextEncod
     with torch.inference_mode():
         hidden = minilm.model(**pair).last_hidden_state[0]
         expected = hidden[torch.tensor(tokens.pooled)].mean(0)
-        encoded = minilm(["How you doin'?", "Hi"], [CONTEXT, CONTEXT])[0, 0]  # padded
+        encoded = read(minilm, ["How you doin'?", "Hi"], [CONTEXT, CONTEXT])[0, 0]  # padded
     assert torch.allclose(encoded, expected, atol=1e-5)
 
 
 def test_what_was_said_before_changes_what_is_said(minilm: TextEncoder) -> None:
     with torch.inference_mode():
-        one, other = minilm(["Really?"] * 2, ["Ann: I won! Bob:", "Ann: He is dead. Bob:"])
+        one, other = read(minilm, ["Really?"] * 2, ["Ann: I won! Bob:", "Ann: He is dead. Bob:"])
     assert torch.cosine_similarity(one, other).max() < 0.98
 
 
 def test_too_long_a_context_loses_its_oldest_words_and_never_the_sentence(
     minilm: TextEncoder,
 ) -> None:
-    (tokens,) = minilm.tokenise(["How you doin'?"], ["oldest " + "word " * 400 + "newest Ann:"])
+    (tokens,) = minilm.preparation(["How you doin'?"], ["oldest " + "word " * 400 + "newest Ann:"])
     assert len(tokens.ids) == 256
-    text = minilm.tokenise.tokenizer.decode(tokens.ids)
+    text = minilm.preparation.tokenizer.decode(tokens.ids)
     assert "oldest" not in text
     assert "newest ann :" in text
     assert sum(tokens.pooled) == 5
@@ -176,10 +194,10 @@ def test_a_long_sentence_keeps_its_beginning_and_takes_all_the_room_there_is(
 ) -> None:
     """Context is what gives way; the sentence itself only where it alone is too long."""
     context = "oldest " * 100
-    fits, too_long = minilm.tokenise(
+    fits, too_long = minilm.preparation(
         ["first " + "word " * 198 + "last", "first " + "word " * 300 + "last"], [context] * 2
     )
-    decode = minilm.tokenise.tokenizer.decode
+    decode = minilm.preparation.tokenizer.decode
     assert (len(fits.ids), sum(fits.pooled)) == (256, 200)
     assert decode(fits.ids).split().count("oldest") == 256 - 3 - 200
     assert "first word" in decode(fits.ids)
@@ -192,11 +210,11 @@ def test_a_long_sentence_keeps_its_beginning_and_takes_all_the_room_there_is(
 def test_threads_may_share_a_tokeniser(minilm: TextEncoder) -> None:
     """With and without context at the same time: no call may change what another one does."""
     sentence, context = "go " * 300 + "stop", "older " * 300 + "newer"
-    alone = minilm.tokenise([sentence])
-    beside = minilm.tokenise([sentence], [context])
+    alone = minilm.preparation([sentence])
+    beside = minilm.preparation([sentence], [context])
     with ThreadPoolExecutor(8) as threads:
         many = [
-            threads.submit(minilm.tokenise, [sentence], *([[context]] if number % 2 else []))
+            threads.submit(minilm.preparation, [sentence], *([[context]] if number % 2 else []))
             for number in range(200)
         ]
     assert all(
@@ -208,7 +226,7 @@ def test_threads_may_share_a_tokeniser(minilm: TextEncoder) -> None:
 def test_bfloat16_tells_nearly_the_same(minilm_folder: Path, minilm: TextEncoder) -> None:
     half = build_text_encoder(minilm_folder, (-1,), "bfloat16", pretrained=True)
     with torch.inference_mode():
-        cosine = torch.cosine_similarity(half(SENTENCES), minilm(SENTENCES), dim=-1)
+        cosine = torch.cosine_similarity(read(half, SENTENCES), read(minilm, SENTENCES), dim=-1)
     assert cosine.min() > 0.999
 
 
@@ -219,8 +237,8 @@ def test_random_text_weights_are_seeded(tiny_text_folder: Path) -> None:
     second = build_text_encoder(tiny_text_folder, (-1,), "float32", pretrained=False)
     real = build_text_encoder(tiny_text_folder, (-1,), "float32", pretrained=True)
     with torch.inference_mode():
-        assert torch.equal(first(SENTENCES), second(SENTENCES))
-        assert not torch.allclose(first(SENTENCES), real(SENTENCES), atol=1e-2)
+        assert torch.equal(read(first, SENTENCES), read(second, SENTENCES))
+        assert not torch.allclose(read(first, SENTENCES), read(real, SENTENCES), atol=1e-2)
 
 
 def test_layers_are_chosen_and_checked() -> None:
@@ -289,7 +307,7 @@ def test_a_text_folder_that_is_not_whole_is_refused(text_folder: Path, what: str
     BROKEN_TEXT[what](text_folder)
     choice = choose_encoder("text", EncoderRequest(text=str(text_folder)), "float32")
     with pytest.raises(MismatchError) as caught:
-        build_encoder(choice, None)
+        build_encoder(choice, DecodeConfig())
     one_line(caught, text_folder)
 
 
@@ -370,7 +388,7 @@ def test_preprocessing_is_torchvisions_own(name: str) -> None:
     pixels = frames(2)
     preset = get_model_weights(name).DEFAULT.transforms()
     expected = preset(pixels.permute(0, 1, 4, 2, 3))
-    assert torch.equal(VideoEncoder(name, "float32").preprocess(pixels), expected)
+    assert torch.equal(VideoEncoder(name, "float32", 16).preprocess(pixels), expected)
 
 
 @pytest.mark.heavy
@@ -381,7 +399,7 @@ def test_features_are_what_the_classifier_sees(
     choice = choose_encoder("video", request, "float32")
     assert choice.path == weights_dir / R3D_18
     assert choice.spec.weights_hash == weights.hash_weights(weights_dir / R3D_18)
-    encoder = build_encoder(choice, None)
+    encoder = build_encoder(choice, DecodeConfig())
     whole = get_model("r3d_18", weights=None).eval()
     whole.load_state_dict(video_state)
     preset = get_model_weights("r3d_18").DEFAULT.transforms()
@@ -403,10 +421,10 @@ def test_random_video_weights_are_seeded_and_marked() -> None:
         None,
     )
     torch.manual_seed(1)
-    first = build_encoder(choice, None).state_dict()
+    first = build_encoder(choice, DecodeConfig()).state_dict()
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    second = build_encoder(choice, None).state_dict()
+    second = build_encoder(choice, DecodeConfig()).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -463,7 +481,7 @@ def test_other_things_than_this_nets_weights_are_refused(
     torch.save(WRONG_VIDEO[what](dict(video_state)), tmp_path / R3D_18)
     choice = choose_encoder("video", EncoderRequest(weights_dir=tmp_path), "float32")
     with pytest.raises(MismatchError) as caught:
-        build_encoder(choice, None)
+        build_encoder(choice, DecodeConfig())
     one_line(caught, tmp_path / R3D_18)
 
 
@@ -602,7 +620,7 @@ def test_silence_and_splinters_are_finite(
     spectrogram: SpectrogramEncoder, samples: int, loudness: float
 ) -> None:
     with torch.inference_mode():
-        features = spectrogram([noise(samples, loudness=loudness)])
+        features = hear(spectrogram, [noise(samples, loudness=loudness)])
     assert features.shape[:2] == (1, 1)
     assert torch.isfinite(features).all()
 
@@ -612,8 +630,8 @@ def test_louder_higher_and_livelier_sound_all_differ(spectrogram: SpectrogramEnc
     low, high = torch.sin(2 * torch.pi * 200 * times_s), torch.sin(2 * torch.pi * 3000 * times_s)
     bursts = low * (times_s % 0.2 < 0.1)
     with torch.inference_mode():
-        features = spectrogram([0.1 * low, 0.5 * low, 0.1 * high, 0.1 * bursts])[:, 0]
-        quiet, loud = spectrogram([noise(16_000), noise(16_000, loudness=0.5)])[:, 0, :80]
+        features = hear(spectrogram, [0.1 * low, 0.5 * low, 0.1 * high, 0.1 * bursts])[:, 0]
+        quiet, loud = hear(spectrogram, [noise(16_000), noise(16_000, loudness=0.5)])[:, 0, :80]
     assert torch.cdist(features, features).add(torch.eye(4) * 1e9).min() > 1
     spread = features[:, 80:160]
     assert spread[3].mean() > spread[0].mean() + 0.5
@@ -623,8 +641,8 @@ def test_louder_higher_and_livelier_sound_all_differ(spectrogram: SpectrogramEnc
 def test_a_sound_is_encoded_the_same_whoever_is_beside_it(spectrogram: SpectrogramEncoder) -> None:
     sounds = [noise(16_000), noise(700, 1), noise(48_000, 2)]
     with torch.inference_mode():
-        together = spectrogram(sounds)
-        alone = torch.cat([spectrogram([sound]) for sound in sounds])
+        together = hear(spectrogram, sounds)
+        alone = torch.cat([hear(spectrogram, [sound]) for sound in sounds])
     assert torch.equal(together, alone)
 
 
@@ -640,7 +658,7 @@ def test_the_filters_are_the_same_in_every_process(spectrogram: SpectrogramEncod
 def test_any_sample_rate_of_a_recipe_works(rate_hz: int) -> None:
     encoder = build_audio_encoder(rate_hz)
     with torch.inference_mode():
-        assert torch.isfinite(encoder([noise(10), noise(rate_hz)])).all()
+        assert torch.isfinite(hear(encoder, [noise(10), noise(rate_hz)])).all()
 
 
 # ------------------------------------------------------------------------------ all of them
@@ -716,7 +734,7 @@ def test_sentences_of_mixed_length_come_back_to_their_own_rows(
         assert set(each.raw) == ({"text"} if text else set())
         if text:
             with torch.inference_mode():
-                expected = minilm([text])[0].numpy()
+                expected = read(minilm, [text])[0].numpy()
             assert np.allclose(each.raw["text"], expected, atol=1e-4)
 
 

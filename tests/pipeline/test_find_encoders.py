@@ -83,7 +83,7 @@ def test_an_encoder_with_another_hash_is_refused_with_both() -> None:
 def test_the_run_that_is_named_owns_them(tuned: FeatureRecipe, here: Path) -> None:
     (choice,) = find_encoders(tuned, ["audio"], run=Path("runs/tuned"))
     assert choice.spec == tuned.encoders[0]
-    assert choice.path == Path("runs/tuned/encoders/audio/spectrogram.safetensors")
+    assert choice.path == Path("runs/tuned/encoders/audio")
 
 
 def test_the_recorded_run_is_found_from_the_current_folder(tuned: FeatureRecipe) -> None:
@@ -97,7 +97,7 @@ def test_it_is_found_beside_the_run_or_the_features_after_both_moved_together(
     (here / "archive").mkdir()
     (here / "runs" / "tuned").rename(here / "archive" / "tuned")
     (choice,) = find_encoders(tuned, ["audio"], recorded="runs/tuned", beside=[here / beside])
-    assert choice.path == here / "archive/tuned/encoders/audio/spectrogram.safetensors"
+    assert choice.path == here / "archive/tuned/encoders/audio"
 
 
 def test_another_run_of_its_name_is_passed_over(here: Path) -> None:
@@ -105,7 +105,7 @@ def test_another_run_of_its_name_is_passed_over(here: Path) -> None:
     recipe = plant_run(here / "archive" / "tuned")
     again = here / "archive" / "again"
     (choice,) = find_encoders(recipe, ["audio"], recorded="tuned", beside=[again])
-    assert choice.path == here / "archive/tuned/encoders/audio/spectrogram.safetensors"
+    assert choice.path == here / "archive/tuned/encoders/audio"
 
 
 def test_other_encoders_than_the_features_own_are_refused(tuned: FeatureRecipe, here: Path) -> None:

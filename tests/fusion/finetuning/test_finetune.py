@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel
 
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
-from fusion.finetuning.augment import AugmentConfig
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import shuffled_batches
 from fusion.finetuning.endtoend import LearningRates, parameter_groups
@@ -41,7 +40,9 @@ from pipeline.annotations import hash_rows, read_corpus, with_context
 from pipeline.cache import FeatureCache, write_cache
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
-from pipeline.encoders.choice import EncoderChoice, EncoderRequest, choose_encoder
+from pipeline.encoders.augment import AugmentConfig
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
+from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.saved import read_encoders
 from pipeline.errors import (
     CacheCorrupt,
@@ -223,7 +224,7 @@ def test_what_contradicts_the_run_is_refused(place: Path) -> None:
 
 
 def test_a_setting_that_would_not_count_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"train_batchnorm: only the video encoder has BatchNorm"):
+    with pytest.raises(UsageError, match=r"train_batchnorm: no encoder of text has BatchNorm"):
         opened(place, tune=replace(STEADY, train_batchnorm=True))
     with pytest.raises(UsageError, match=r"store = .*store: text alone learns, and no clip is dec"):
         opened(place, store=tmp_path / "store")
@@ -348,7 +349,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(ahead: int) -> None:
     class Damaged(Dataset):
-        tokeniser = None
+        preparations: ClassVar[dict[str, Any]] = {}
         reads_media = True
 
         def __getitem__(self, epoch_and_row: tuple[int, int]) -> None:

@@ -5,15 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusion.finetuning.augment import (
-    AugmentConfig,
-    augment_frames,
-    augment_waveform,
-    draw_mask,
-    hide_tokens,
-)
-from pipeline.encoders.audio import SpectrogramMask
-from pipeline.encoders.text import Tokens
+from pipeline.encoders.audio import Sound, Sounds, SpectrogramMask, draw_mask
+from pipeline.encoders.augment import AugmentConfig
+from pipeline.encoders.text import Tokens, hide_tokens
+from pipeline.encoders.video import Frames
 
 OFF = AugmentConfig.off()
 
@@ -29,6 +24,18 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def augment_frames(
+    frames: torch.Tensor, config: AugmentConfig, generator: torch.Generator
+) -> torch.Tensor:
+    return Frames().augment(frames, config, generator)
+
+
+def augment_waveform(
+    waveform: torch.Tensor, config: AugmentConfig, generator: torch.Generator
+) -> torch.Tensor:
+    return Sounds().augment(Sound(waveform), config, generator).waveform
+
+
 def numbered_frames() -> torch.Tensor:
     """uint8 [16, 128, 171, 3]: channel 0 the frame's number, 1 the row, 2 the column."""
     frames = torch.zeros(16, 128, 171, 3, dtype=torch.uint8)
@@ -39,7 +46,7 @@ def numbered_frames() -> torch.Tensor:
 
 
 def test_switched_off_a_clip_is_its_centre_crop() -> None:
-    cropped = augment_frames(numbered_frames(), (112, 112), OFF, seeded())
+    cropped = augment_frames(numbered_frames(), OFF, seeded())
     assert cropped.shape == (16, 112, 112, 3)
     assert cropped[:, 0, 0, 0].tolist() == list(range(16))
     assert cropped[0, 0, 0, 1:].tolist() == [8, 30]  # as the encoder's own crop rounds
@@ -47,7 +54,7 @@ def test_switched_off_a_clip_is_its_centre_crop() -> None:
 
 def test_a_whole_clip_is_mirrored_and_cropped_at_one_place() -> None:
     config = replace(OFF, flip=1.0, crop=1.0)
-    cropped = augment_frames(numbered_frames(), (112, 112), config, seeded(3))
+    cropped = augment_frames(numbered_frames(), config, seeded(3))
     columns, rows = cropped[..., 2].int(), cropped[..., 1].int()
     assert (columns[:, :, 1:] - columns[:, :, :-1] == -1).all()
     assert (rows[:, 1:] - rows[:, :-1] == 1).all()
@@ -57,7 +64,7 @@ def test_a_whole_clip_is_mirrored_and_cropped_at_one_place() -> None:
 def test_crops_reach_every_corner_and_never_leave_the_picture() -> None:
     config = replace(OFF, crop=1.0)
     corners = torch.stack(
-        [augment_frames(numbered_frames(), (112, 112), config, seeded(i))[0, 0, 0, 1:].int()
+        [augment_frames(numbered_frames(), config, seeded(i))[0, 0, 0, 1:].int()
          for i in range(200)]
     )  # fmt: skip
     assert corners.amin(0).max() <= 2
@@ -69,7 +76,7 @@ def test_crops_reach_every_corner_and_never_leave_the_picture() -> None:
 
 def test_jittered_frames_stay_in_order_and_near_their_place() -> None:
     config = replace(OFF, time_jitter=2)
-    times = augment_frames(numbered_frames(), (112, 112), config, seeded(1))[:, 0, 0, 0].int()
+    times = augment_frames(numbered_frames(), config, seeded(1))[:, 0, 0, 0].int()
     assert (times[1:] >= times[:-1]).all()
     assert (times - torch.arange(16)).abs().max() <= 2
     assert times.tolist() != list(range(16))
@@ -110,8 +117,7 @@ def test_hidden_tokens_are_never_special_ones() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_generator_gives_the_same_clip(seed: int) -> None:
     first, second = (
-        augment_frames(numbered_frames(), (112, 112), AugmentConfig(), seeded(seed))
-        for _ in range(2)
+        augment_frames(numbered_frames(), AugmentConfig(), seeded(seed)) for _ in range(2)
     )
     assert torch.equal(first, second)
 

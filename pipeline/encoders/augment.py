@@ -1,0 +1,45 @@
+"""How strongly training changes a clip before an encoder sees it; each encoder's preparation
+applies what concerns it.
+
+Every draw comes from the generator that is handed in, so an epoch can be repeated to the bit.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strengths; 0 switches one off.
+
+    flip:           chance that a clip is mirrored
+    crop:           how far from the middle a crop may lie, as a share of the room there is
+    time_jitter:    how many frames a frame's neighbour may stand in for it
+    gain_db:        loudness changes by up to so much, either way
+    band, span:     largest share of the mel bands, of the time, that SpecAugment hides
+    token_dropout:  chance that a token of the sentence or its context is hidden by the mask token
+    """
+
+    flip: float = 0.5
+    crop: float = 1.0
+    time_jitter: int = 1
+    gain_db: float = 6.0
+    band: float = 0.2
+    span: float = 0.2
+    token_dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value < 0 or (each.name not in ("gain_db", "time_jitter") and value > 1):
+                raise ValueError(f"{each.name} must be in [0, 1], not {value}")
+
+    @classmethod
+    def off(cls) -> "AugmentConfig":
+        return cls(flip=0, crop=0, time_jitter=0, gain_db=0, band=0, span=0, token_dropout=0)
+
+
+def draw(generator: torch.Generator) -> float:
+    """In [0, 1)."""
+    return float(torch.rand((), generator=generator))

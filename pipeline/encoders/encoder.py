@@ -1,0 +1,150 @@
+"""What an encoder is, whatever its modality and its backbone.
+
+    name, options      EncoderWish
+      │ choose         finds and hashes the files, loads nothing     `registry.ENCODERS[name]`
+    spec, path         EncoderChoice; the spec goes into the recipe
+      │ prepare        Preparation: needs no weights, can be pickled
+      │ build          Encoder: the network, an nn.Module in evaluation mode
+
+    clip ── prepare ──> item ──(augment)──> items ── collate ──> batch ── encoder ──> features
+            None: the clip lacks it          in training only        float32 [rows, layers, dim]
+
+Extraction, fine-tuning and prediction go this one way. What an item and a batch are is known to
+the encoder alone; a batch has `to(device)`. Another backbone is a file with these parts and one
+entry in `registry.py`; nothing else asks for a modality or a name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
+from pipeline.schema import DecodedClip, Modality
+
+if TYPE_CHECKING:  # choosing an encoder must not wait for PyTorch
+    from torch import Generator, Tensor
+
+    from pipeline.encoders.augment import AugmentConfig
+
+WeightsChoice = Literal["pretrained", "random"]
+
+Item = TypeVar("Item")
+BatchOut = TypeVar("BatchOut", covariant=True)
+BatchIn = TypeVar("BatchIn", contravariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderWish:
+    """What is asked of one encoder. An encoder without layers or context has no use for those.
+
+    layers:      hidden states to keep, 0 = embeddings, -1 = last; empty keeps all
+    context:     previous utterances that are read before the current one
+    weights_dir: looked at before the libraries' own caches
+    """
+
+    name: str
+    weights: WeightsChoice = "pretrained"
+    layers: tuple[int, ...] = ()
+    context: int = 0
+    weights_dir: Path | None = None
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, *, weights_dir: Path | None = None) -> "EncoderWish":
+        """Asks for the pretrained or random encoder that `spec` describes."""
+        return cls(
+            name=spec.name,
+            weights="random" if spec.weights == "random" else "pretrained",
+            layers=spec.layers,
+            context=spec.context,
+            weights_dir=weights_dir,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice:
+    """An encoder and where its files lie. Only `spec` goes into the recipe.
+
+    path: what `choose` found, or a folder that `Encoder.save` wrote; None where there is no file
+    """
+
+    spec: EncoderSpec
+    path: Path | None = None
+
+
+class Preparation(Protocol[Item, BatchOut]):
+    """From a clip to what the network reads; the processes that load data have it too.
+
+    most_rows: rows whose intermediate values fit into memory in training; None sets no limit
+    """
+
+    most_rows: int | None
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Item | None]:
+        """In the order of `clips`; None for a clip without the modality."""
+
+    def length(self, item: Item) -> int:
+        """How long it is, where that costs: rows of like length share a batch."""
+
+    def augment(self, item: Item, config: "AugmentConfig", generator: "Generator") -> Item:
+        """The item changed as training changes it; every draw comes from `generator`."""
+
+    def collate(self, items: Sequence[Item]) -> BatchOut:
+        """Items side by side, at least one."""
+
+
+class Encoder(Protocol[Item, BatchIn]):
+    """A network in evaluation mode (frozen BatchNorm, no dropout). It is an nn.Module as well.
+
+    batch_size: rows that extraction encodes together, None all that there are. Part of what makes
+        a run repeatable to the last bit: float results depend on who shares a batch.
+    """
+
+    batch_size: int | None
+
+    @property
+    def preparation(self) -> Preparation[Item, Any]: ...
+
+    def __call__(self, batch: BatchIn) -> "Tensor":
+        """float32 [rows, layers, dim], with gradients."""
+
+    def layer_depths(self) -> dict[str, int]:
+        """Names of the parameters that features depend on -> depth, 0 is the lowest. Fine-tuning
+        trains these alone, and lower ones slower."""
+
+    def checkpoint_gradients(self) -> None:
+        """Recomputes intermediate values in the backward pass where that saves much memory.
+
+        Raises:
+            UsageError: this network cannot.
+        """
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        """An estimate of what a backward pass keeps of `rows` items, the longest of that length;
+        value_bytes: 2 in bfloat16, 4 in float32."""
+
+    def save(self, folder: Path) -> None:
+        """Writes all that building it again from `folder` takes."""
+
+
+AnyPreparation = Preparation[Any, Any]
+AnyEncoder = Encoder[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderEntry:
+    """How a registered encoder is found and made. Each of these imports what it needs when it is
+    called: planning a run must not wait for PyTorch.
+
+    choose:     raises UsageError or WeightsMissing
+    build:      raises MismatchError where the files are not this encoder's weights
+    autocast:   whether it may compute in bfloat16; its spec says float32 where not
+    has_batchnorm: whether fine-tuning may let running statistics move
+    """
+
+    modality: Modality
+    choose: Callable[[EncoderWish, Precision], EncoderChoice]
+    prepare: Callable[[EncoderChoice, DecodeConfig | None], AnyPreparation]
+    build: Callable[[EncoderChoice, DecodeConfig | None], AnyEncoder]
+    autocast: bool = True
+    has_batchnorm: bool = False
