@@ -1,18 +1,29 @@
 """Every way of fusing: what is absent stays out, and what carries the label is found."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
 from fusion.data.batches import Rows
+from fusion.evaluation.evaluate import EvaluateConfig, evaluate
+from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict
 from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
-from fusion.model.joins import JOINS, AttentionJoin, EarlyJoin, FusionType, GatedJoin
+from fusion.model.joins import (
+    JOINS,
+    AttentionJoin,
+    EarlyJoin,
+    FusionType,
+    GatedJoin,
+    Join,
+    layer,
+)
 from fusion.training.fit import FitConfig, fit
-from fusion.training.train import build_model
+from fusion.training.train import TrainConfig, build_model, train_fusion
 from pipeline.schema import MODALITIES
 
 pytestmark = pytest.mark.heavy
@@ -123,3 +134,30 @@ def test_attention_refuses_a_width_that_its_heads_cannot_share() -> None:
 def test_an_unknown_fusion_is_refused_with_the_known_ones_named() -> None:
     with pytest.raises(ValueError, match="late, early, hybrid, gated, attention"):
         ModelConfig(fusion="magic")  # type: ignore[arg-type]
+
+
+class MeanJoin(Join):
+    """A fusion that only this test knows."""
+
+    def __init__(self, widths: Sequence[int], hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.trunk = layer(widths[0], hidden, dropout)
+
+    def forward(self, vectors: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        return self.trunk(torch.stack(list(vectors)).mean(0))
+
+
+def test_one_entry_is_enough_for_another_fusion_to_train_and_be_measured(
+    write_split: Callable, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(JOINS, "mean", MeanJoin)  # type: ignore[misc]
+    for split, rows in (("train", 300), ("dev", 100), ("test", 100)):
+        write_split(split, rows)
+    model = ModelConfig(fusion="mean", projection=32, hidden=64)  # type: ignore[arg-type]
+    fitting = FitConfig(epochs=12, learning_rate=3e-3)
+    run = train_fusion(
+        TrainConfig(features=features, out=tmp_path / "run", model=model, fit=fitting)
+    ).run
+    assert isinstance(read_checkpoint(run).model.join, MeanJoin)
+    report = evaluate(EvaluateConfig(run=run, split="dev", features=features))
+    assert report.emotion.model.weighted_f1 > 0.8
