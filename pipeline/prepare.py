@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import locks
 from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.schema import LocatedClip, Split, Utterance
-from pipeline.store import DecodedStore, StoreConfig, StoreIndex, concatenate
+from pipeline.store import STORED, DecodedStore, StoreConfig, StoreIndex, concatenate
 from pipeline.store_plan import (
     ClipSource,
     describe_clips,
@@ -72,11 +72,13 @@ def bytes_needed(utterances: Sequence[Utterance], config: StoreConfig) -> int:
     """Estimates the store's size from the annotated durations."""
     decode = config.decode
     total = len(utterances) * _BYTES_PER_CLIP_BESIDES
-    if "video" in config.modalities:
-        total += len(utterances) * math.prod(config.frames_shape)
-    if "audio" in config.modalities:
-        seconds = sum(_seconds(utterance, decode.max_duration_s) for utterance in utterances)
-        total += math.ceil(seconds * decode.sample_rate_hz) * np.dtype(np.float32).itemsize
+    for medium in (STORED[modality] for modality in config.modalities):
+        if medium.is_fixed:
+            values = len(utterances) * math.prod(config.frames_shape)
+        else:
+            seconds = sum(_seconds(utterance, decode.max_duration_s) for utterance in utterances)
+            values = math.ceil(seconds * decode.sample_rate_hz)
+        total += values * np.dtype(medium.dtype).itemsize
     return total
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.recipe import REVISION, DecodeConfig
 from pipeline.schema import (
+    MEDIA,
     MODALITIES,
     ClipFailure,
     DecodedClip,
@@ -36,6 +38,27 @@ _FOLDER_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
+class Medium:
+    """How a modality is kept.
+
+    field:    of a `DecodedClip`, and the dataset of a shard
+    axes:     of that dataset
+    is_fixed: whether every clip's part has the shape of frames; the others lie end to end
+    """
+
+    field: str
+    dtype: type[np.generic]
+    axes: int
+    is_fixed: bool
+
+
+STORED: dict[Modality, Medium] = {
+    "video": Medium(field="frames", dtype=np.uint8, axes=5, is_fixed=True),
+    "audio": Medium(field="waveform", dtype=np.float32, axes=1, is_fixed=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreConfig:
     """Where decoded clips are kept, and what was decoded how.
 
@@ -45,12 +68,12 @@ class StoreConfig:
 
     root: Path
     decode: DecodeConfig
-    modalities: tuple[Modality, ...] = ("video", "audio")
+    modalities: tuple[Modality, ...] = MEDIA
     clips_per_shard: int = 16
 
     def __post_init__(self) -> None:
         ordered = tuple(name for name in MODALITIES if name in self.modalities)
-        if not ordered or set(self.modalities) - {"video", "audio"}:
+        if not ordered or set(self.modalities) - set(MEDIA):
             raise UsageError(f"decoded clips hold video, audio or both, not {self.modalities}")
         if self.clips_per_shard < 1:
             raise UsageError(f"clips_per_shard must be at least 1, not {self.clips_per_shard}")
@@ -139,13 +162,17 @@ class DecodedStore:
         """
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} decoded clips")
-        media = self._read_media(row)
+        media: dict[str, Any] = {}
+        for name, content in self._read_media(row).items():
+            medium = STORED[name]
+            values = content.view(medium.dtype)
+            shape = self.config.frames_shape if medium.is_fixed else values.shape
+            media[medium.field] = values.reshape(shape)
         return DecodedClip(
             utterance=self.utterances[row],
-            frames=media["video"].reshape(self.config.frames_shape) if "video" in media else None,
-            times_s=self.index.times_s[row].copy() if "video" in media else None,
-            waveform=media["audio"].view(np.float32) if "audio" in media else None,
+            times_s=self.index.times_s[row].copy() if "frames" in media else None,
             failures=self.failures[row],
+            **media,
         )
 
     def _read_media(self, row: int) -> dict[Modality, NDArray[np.uint8]]:

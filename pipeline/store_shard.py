@@ -26,15 +26,10 @@ from pipeline.errors import CacheCorrupt
 from pipeline.hdf5 import Reader, Writer, open_hdf5, write_hdf5
 from pipeline.ledger import read_failures, write_failures
 from pipeline.schema import ClipKey, DecodedClip, Modality, Utterance
-from pipeline.store import REPAIR, StoreConfig, StoreIndex
+from pipeline.store import REPAIR, STORED, StoreConfig, StoreIndex
 
 FORMAT = "meld-decoded"
 FORMAT_VERSION = 1
-# The dataset that holds a modality, its type and number of axes.
-_MEDIA: dict[Modality, tuple[str, type[np.generic], int]] = {
-    "video": ("frames", np.uint8, 5),
-    "audio": ("waveform", np.float32, 1),
-}
 
 
 def write_shard(path: Path, clips: Sequence[DecodedClip], config: StoreConfig) -> None:
@@ -51,10 +46,9 @@ def _fill(writer: Writer, clips: Sequence[DecodedClip], config: StoreConfig) -> 
     no_times = np.zeros(config.decode.num_frames)
     times_s = [no_times if clip.times_s is None else clip.times_s for clip in clips]
     writer.array("times_s", np.stack(times_s))
-    if "video" in config.modalities:
-        _fill_media(writer, "video", [clip.frames for clip in clips])
-    if "audio" in config.modalities:
-        _fill_media(writer, "audio", [clip.waveform for clip in clips])
+    for modality in config.modalities:
+        arrays = [getattr(clip, STORED[modality].field) for clip in clips]
+        _fill_media(writer, modality, arrays)
     write_failures(writer, [failure for clip in clips for failure in clip.failures])
 
 
@@ -62,8 +56,8 @@ def _fill_media(writer: Writer, modality: Modality, arrays: Sequence[NDArray[Any
     there = [values for values in arrays if values is not None]
     writer.array(f"span/{modality}", _spans(arrays))
     if there:
-        name, _, _ = _MEDIA[modality]
-        writer.plain(name, np.stack(there) if modality == "video" else np.concatenate(there))
+        medium = STORED[modality]
+        writer.plain(medium.field, np.stack(there) if medium.is_fixed else np.concatenate(there))
 
 
 def _spans(arrays: Sequence[NDArray[Any] | None]) -> NDArray[np.int64]:
@@ -113,10 +107,12 @@ def _read_spans(
     size = reader.path.stat().st_size
     if spans.shape != (num_rows, 3) or spans.min() < 0 or spans[:, :2].max() > size:
         raise CacheCorrupt(f"{reader.path}: dataset span/{modality} makes no sense")
-    num_bytes = spans[:, 1]
-    of_a_clip = math.prod(config.frames_shape) if modality == "video" else num_bytes // 4 * 4
+    num_bytes, medium = spans[:, 1], STORED[modality]
+    of_a_value = np.dtype(medium.dtype).itemsize
+    whole = math.prod(config.frames_shape) * of_a_value
+    of_a_clip = whole if medium.is_fixed else num_bytes // of_a_value * of_a_value
     if ((num_bytes > 0) & (num_bytes != of_a_clip)).any():
         raise CacheCorrupt(f"{reader.path}: dataset span/{modality} has parts of a clip")
     if num_bytes.any():
-        spans[num_bytes > 0, 0] += reader.offset(*_MEDIA[modality])
+        spans[num_bytes > 0, 0] += reader.offset(medium.field, medium.dtype, medium.axes)
     return spans

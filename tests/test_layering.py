@@ -303,6 +303,10 @@ def test_a_planted_branch_on_a_name_is_caught_outside_its_room(plant: Plant, tex
     assert caught.startswith("pipeline.encode:")
 
 
+def test_no_file_but_the_names_own_branches_on_a_modality_or_a_backbone() -> None:
+    assert find_branches(ROOT) == []
+
+
 def test_names_that_are_only_listed_choose_nothing(plant: Plant) -> None:
     plant.write("pipeline/schema.py", 'A = Literal["text", "video"]\nB = ("text", "video")\n')
     assert find_branches(plant.root) == []
