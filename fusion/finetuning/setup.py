@@ -121,6 +121,11 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
             f"tune.train_batchnorm: no encoder of {','.join(unfrozen)} has BatchNorm; unfreeze one "
             "that has (video)"
         )
+    if job.address is not None and job.workers == 1 and not _needs_clips(start, unfrozen):
+        raise UsageError(
+            f"--address {job.address}: one worker trains here, and there is no clip to decode; ask "
+            "for more --workers, or leave it out"
+        )
     if job.store is not None and not _needs_clips(start, unfrozen):
         raise UsageError(
             f"store = {job.store}: {','.join(unfrozen)} alone learns, and no clip is decoded; "

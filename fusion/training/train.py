@@ -30,11 +30,11 @@ from fusion.training.fit import FitConfig, FitResult, Training, fit_together, se
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
 from fusion.training.run_folder import HISTORY, METRICS, open_run
-from fusion.training.warm_start import check_shape, settings_of_start, take_weights
+from fusion.training.warm_start import check_shape, inherit, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.json_values import json_bytes, to_values
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
-from pipeline.settings import build_config, describe_config, merge_settings
+from pipeline.settings import build_config, describe_config
 from pipeline.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """start: a trained run to go on from, on features made as its own were; None begins anew
+    """start: a trained run to go on from, on features made as its own were; None begins anew. Only
+        `from_mapping` takes settings over from it; the constructor takes this class's defaults
 
     modalities: None takes all that the caches have; out: None makes a name under runs/.
     """
@@ -68,10 +69,9 @@ class TrainConfig:
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. What is not said is the
         start's, where there is one. Raises UsageError, and what reading the start raises."""
         start = build_config(cls, {"start": values.get("start")}).start
-        if start is None:
-            return build_config(cls, values)
-        inherited = settings_of_start(read_checkpoint(start).dims)
-        return build_config(cls, merge_settings(inherited, values))
+        if start is not None:
+            values = inherit(values, read_checkpoint(start).dims)
+        return build_config(cls, values)
 
 
 def check_modalities(modalities: tuple[Modality, ...] | None) -> None:

@@ -1,11 +1,12 @@
 """Training on a cache that goes on from a trained run, say a fine-tuned one on the features of its
 own encoders: the same function before step 1, and never left for a worse one on dev."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fusion.model.fusion import FusionDims, FusionModel
 from pipeline.errors import UsageError
-from pipeline.settings import describe_config
+from pipeline.settings import describe_config, merge_settings
 
 # Chosen on MELD's dev split (LOG.md): at the usual 1e-3 the best epochs stay below the start.
 LEARNING_RATE = 3e-4
@@ -13,14 +14,16 @@ LEARNING_RATE = 3e-4
 _OF_THE_WEIGHTS = ("fusion", "projection", "hidden")
 
 
-def settings_of_start(dims: FusionDims) -> dict[str, Any]:
-    """What a training that starts from `dims` takes over, in the form of a settings file."""
-    return {
-        "modalities": list(dims.names),
-        "input": dims.input,
-        "model": describe_config(dims.model),
+def inherit(values: Mapping[str, Any], start: FusionDims) -> dict[str, Any]:
+    """The settings of a training that goes on from `start`: `values`, as of a settings file, over
+    what it takes over from there."""
+    taken_over = {
+        "modalities": list(start.names),
+        "input": start.input,
+        "model": describe_config(start.model),
         "fit": {"learning_rate": LEARNING_RATE},
     }
+    return merge_settings(taken_over, values)
 
 
 def check_shape(there: FusionDims, wanted: FusionDims) -> None:

@@ -39,6 +39,8 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         if self.url is not None and self.source is not None:
             raise UsageError("--url and --from: an address or a file, not both")
+        if self.keep_archive and self.source is not None:
+            raise UsageError("--keep-archive: nothing is fetched with --from; leave it out")
         if self.url is not None and not _is_address(self.url):
             raise UsageError(
                 f"--url {without_secrets(self.url)}: takes an address like https://..."

@@ -26,7 +26,7 @@ from pipeline.download.publish import publish
 from pipeline.download.receipt import RECEIPT, Receipt, clip_files, read_receipt
 from pipeline.download.sources import Archives, get_archives
 from pipeline.download.unpack import Found, Unpacker
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.layout import MEDIA_FOLDERS, annotations_name, find_annotations
 from pipeline.published import ARCHIVE_NAME, PUBLISHED
 from pipeline.schema import SPLITS, Split
@@ -154,6 +154,10 @@ def _link_unpacked(config: DownloadConfig) -> tuple[Split, ...]:
     if not config.source.is_dir():
         return ()
     unpacked = tuple(split for split in config.splits if is_unpacked(config.source, split))
+    if unpacked == config.splits and config.sha256 is not None:
+        raise UsageError(
+            f"--sha256: {config.source} is unpacked, and no archive is read; leave it out"
+        )
     adopt_splits(config.source, unpacked, config.out)
     return unpacked
 

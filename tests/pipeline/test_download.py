@@ -400,6 +400,17 @@ def test_a_folder_without_a_split_is_refused_with_what_was_looked_for(
     assert get(out, source, splits=("dev", "test")).linked == ("dev", "test")
 
 
+def test_an_option_that_would_not_count_is_refused(
+    packed: Packed, out: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--keep-archive: nothing is fetched with --from"):
+        get(out, packed.path, keep_archive=True)
+    source = write_tree(tmp_path / "unpacked", packed.files)
+    with pytest.raises(UsageError, match=r"--sha256: .*unpacked is unpacked, and no archive is"):
+        get(out, source, sha256=packed.sha256)
+    assert not (out / "train_splits").exists()
+
+
 def test_a_folder_used_in_place_may_be_out_itself(packed: Packed, tmp_path: Path) -> None:
     source = write_tree(tmp_path / "data", packed.files)
     report = get(source, source)

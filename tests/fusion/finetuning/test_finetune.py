@@ -228,6 +228,8 @@ def test_a_setting_that_would_not_count_is_refused(place: Path, tmp_path: Path) 
         opened(place, tune=replace(STEADY, train_batchnorm=True))
     with pytest.raises(UsageError, match=r"store = .*store: text alone learns, and no clip is dec"):
         opened(place, store=tmp_path / "store")
+    with pytest.raises(UsageError, match="--address head:6379: one worker trains here, and there"):
+        opened(place, address="head:6379")
 
 
 # ------------------------------------------------------------------------------------ learning
