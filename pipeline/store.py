@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -152,8 +152,9 @@ class DecodedStore:
         """The accidents of each row."""
         return self.index.failures
 
-    def read(self, row: int) -> DecodedClip:
-        """The clip exactly as it was decoded; its arrays are the caller's own.
+    def read(self, row: int, modalities: Collection[Modality] = MODALITIES) -> DecodedClip:
+        """The clip exactly as it was decoded, less the modalities that are not asked for: their
+        bytes are not read. Its arrays are the caller's own.
 
         Raises:
             IndexError: no such row.
@@ -163,7 +164,7 @@ class DecodedStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} decoded clips")
         media: dict[str, Any] = {}
-        for name, content in self._read_media(row).items():
+        for name, content in self._read_media(row, modalities).items():
             medium = STORED[name]
             values = content.view(medium.dtype)
             shape = self.config.frames_shape if medium.is_fixed else values.shape
@@ -175,8 +176,10 @@ class DecodedStore:
             **media,
         )
 
-    def _read_media(self, row: int) -> dict[Modality, NDArray[np.uint8]]:
-        """uint8 [bytes] of each modality that the row has."""
+    def _read_media(
+        self, row: int, modalities: Collection[Modality]
+    ) -> dict[Modality, NDArray[np.uint8]]:
+        """uint8 [bytes] of each of these modalities that the row has."""
         path = self.config.shard_path(self.split, row // self.config.clips_per_shard)
         what = f"{path}: {self.utterances[row].key}"
         try:
@@ -184,7 +187,7 @@ class DecodedStore:
                 return {
                     modality: _read_span(file, span[row], f"{what}: {modality}")
                     for modality, span in self.index.span.items()
-                    if span[row, 1] > 0
+                    if modality in modalities and span[row, 1] > 0
                 }
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror}") from error

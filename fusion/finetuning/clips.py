@@ -8,7 +8,7 @@ the others' encoders read is made by their own preparation (see `pipeline.encode
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ _BATCHES_PER_BUCKET = 50
 class ClipReader(Protocol):
     """What the decoded store is to a dataset."""
 
-    def read(self, row: int) -> DecodedClip: ...
+    def read(self, row: int, modalities: Collection[Modality]) -> DecodedClip: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class ClipDataset(Dataset[RawRow]):
         self.augment = augment
         self.seed = seed
         self._store = store
+        self._media = tuple(name for name in self.preparations if name in MEDIA)
         # What needs no media is prepared once for all epochs.
         words = [DecodedClip(utterance=utterance) for utterance in utterances]
         self._prepared = {
@@ -120,7 +121,7 @@ class ClipDataset(Dataset[RawRow]):
     def __getitem__(self, epoch_and_row: tuple[int, int]) -> RawRow:
         epoch, row = epoch_and_row
         generator = torch.Generator().manual_seed(seed_of(self.seed, "clip", epoch, row))
-        clip = self._store.read(row) if self._store is not None else None
+        clip = self._store.read(row, self._media) if self._store is not None else None
         return RawRow(
             row=row,
             items={

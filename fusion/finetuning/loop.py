@@ -46,7 +46,7 @@ class TuneConfig:
     head_epochs:      so many epochs train the heads alone before the encoders join (staged
                       unfreezing)
     patience:         epochs without a better dev score before training stops
-    checkpoint_every_s: how much work a kill may cost, in seconds
+    checkpoint_every_s: how much work a kill may cost, in seconds; 0 saves after every step
     loader_workers:   processes that read clips ahead; 0 reads in between, which costs a CPU run
                       nothing
     """
@@ -80,8 +80,16 @@ class TuneConfig:
         for name in ("warmup", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if not 0 < self.clip_norm < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError("clip_norm must be above 0 and weight_decay not below")
+        if not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be finite and above 0, not {self.clip_norm}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay must be finite and not negative, not {self.weight_decay}"
+            )
+        if not 0 <= self.checkpoint_every_s < math.inf:
+            raise ValueError(
+                f"checkpoint_every_s must be finite and not negative, not {self.checkpoint_every_s}"
+            )
         if self.loader_workers is not None and self.loader_workers < 0:
             raise ValueError(f"loader_workers must be 0 or more, not {self.loader_workers}")
 
@@ -168,11 +176,10 @@ class Tuning:
         return max(self.history, key=lambda result: result.score)  # the first of equals
 
     def _is_done(self) -> bool:
-        if self.epoch > self.config.epochs:
-            return True
+        done = self.epoch - 1
         # The heads' own epochs are a preparation: nobody's patience is tried by them.
-        first = self.config.head_epochs + 1
-        return self.epoch - 1 - max(self.best.epoch, first) >= self.config.patience
+        waited = done - max(self.best.epoch, self.config.head_epochs)
+        return done == self.config.epochs or waited >= self.config.patience
 
     def _train_epoch(self, on_step: Callable[[StepResult], None]) -> None:
         self.model.let_encoders_learn(self.epoch > self.config.head_epochs)
@@ -189,7 +196,7 @@ class Tuning:
             self.losses.append(loss * len(rows))
             self.step += 1
             on_step(self._tell(loss, num_rows=len(rows), seconds=time.monotonic() - step_s))
-            if time.monotonic() - saved_s > self.config.checkpoint_every_s:
+            if time.monotonic() - saved_s >= self.config.checkpoint_every_s:
                 self._save()
                 saved_s = time.monotonic()
 

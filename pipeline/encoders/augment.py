@@ -15,8 +15,8 @@ class AugmentConfig:
 
     flip:           chance that a clip is mirrored
     crop:           how far from the middle a crop may lie, as a share of the room there is
-    time_jitter:    how many frames a frame's neighbour may stand in for it
-    gain_db:        loudness changes by up to so much, either way
+    time_jitter:    how many frames a frame's neighbour may stand in for it; at most 1000
+    gain_db:        loudness changes by up to so much, either way; at most 100
     band, span:     largest share of the mel bands, of the time, that SpecAugment hides
     token_dropout:  chance that a token of the sentence or its context is hidden by the mask token
     """
@@ -30,10 +30,11 @@ class AugmentConfig:
     token_dropout: float = 0.05
 
     def __post_init__(self) -> None:
+        largest = {"gain_db": 100, "time_jitter": 1000}
         for each in fields(self):
-            value = getattr(self, each.name)
-            if value < 0 or (each.name not in ("gain_db", "time_jitter") and value > 1):
-                raise ValueError(f"{each.name} must be in [0, 1], not {value}")
+            value, most = getattr(self, each.name), largest.get(each.name, 1)
+            if not 0 <= value <= most:
+                raise ValueError(f"{each.name} must be in [0, {most}], not {value}")
 
     @classmethod
     def off(cls) -> "AugmentConfig":

@@ -1,5 +1,6 @@
 """Augmentation: every draw repeatable, nothing beyond what its strength allows."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -127,3 +128,16 @@ def test_strengths_that_make_no_sense_are_refused() -> None:
         AugmentConfig(flip=1.5)
     with pytest.raises(ValueError, match="gain_db"):
         AugmentConfig(gain_db=-1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 101.0])
+def test_a_gain_that_is_no_loudness_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^gain_db must be in \[0, 100\], not {value}$"):
+        AugmentConfig(gain_db=value)
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "band", "span", "token_dropout"])
+@pytest.mark.parametrize("value", [math.nan, -0.1, 1.1])
+def test_a_strength_that_is_no_share_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be in \[0, 1\], not {value}$"):
+        AugmentConfig(**{name: value})  # type: ignore[arg-type]

@@ -165,6 +165,8 @@ def test_a_flipped_bit_is_found_and_the_clip_named(
     clip = prepared.clips[2].utterance.key
     with pytest.raises(CacheCorrupt, match=f"{path}: {clip}: {modality} does not match"):
         prepared.store.read(2)
+    other = "audio" if modality == "video" else "video"
+    assert getattr(prepared.store.read(2, [other]), dataset) is None  # not read, so not checked
     assert_same(prepared.store.read(3), prepared.decoded[3])
 
 
