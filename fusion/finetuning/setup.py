@@ -11,7 +11,7 @@ import torch
 from fusion.data.load import load_split
 from fusion.data.split import FusionData, check_recipe
 from fusion.finetuning.clips import ClipDataset, Collate
-from fusion.finetuning.endtoend import EndToEnd
+from fusion.finetuning.endtoend import EndToEnd, LearningRates
 from fusion.finetuning.job import FinetuneJob
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
@@ -121,6 +121,12 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
             f"tune.train_batchnorm: no encoder of {','.join(unfrozen)} has BatchNorm; unfreeze one "
             "that has (video)"
         )
+    for name in MODALITIES:
+        rate = getattr(job.tune.learning_rates, name)
+        if name not in unfrozen and rate != getattr(LearningRates(), name):
+            raise UsageError(
+                f"tune.learning_rates.{name} = {rate}: no {name} encoder learns here; leave it out"
+            )
     if job.address is not None and job.workers == 1 and not _needs_clips(start, unfrozen):
         raise UsageError(
             f"--address {job.address}: one worker trains here, and there is no clip to decode; ask "

@@ -226,6 +226,10 @@ def test_what_contradicts_the_run_is_refused(place: Path) -> None:
 def test_a_setting_that_would_not_count_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train_batchnorm: no encoder of text has BatchNorm"):
         opened(place, tune=replace(STEADY, train_batchnorm=True))
+    with pytest.raises(
+        UsageError, match=r"tune\.learning_rates\.video = 0\.01: no video encoder l"
+    ):
+        opened(place, tune=replace(STEADY, learning_rates=LearningRates(video=0.01)))
     with pytest.raises(UsageError, match=r"store = .*store: text alone learns, and no clip is dec"):
         opened(place, store=tmp_path / "store")
     with pytest.raises(UsageError, match="--address head:6379: one worker trains here, and there"):
