@@ -4,8 +4,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import takewhile
 
 import av
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode.container import MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.window import Extent, Stop, Window
+from pipeline.decode.window import Extent, Stop, Window, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -58,6 +56,7 @@ def try_audio(sound: Sound, ledger: Ledger) -> NDArray[np.float32] | None:
 class _Open:
     """A window of which not all samples are there.
 
+    start_tick, end_tick: of the window
     start, end: its samples, counted from the stream's first; None where they are not known yet
     """
 
@@ -67,6 +66,12 @@ class _Open:
     end: int | None = None
     num_packets: int = 0
     num_bad: int = 0
+
+    def __post_init__(self) -> None:
+        start, end = self.window.start, self.window.end
+        # Floats compare ten times faster; both spans that touch at a tick round it alike.
+        self.start_tick = None if start is None else float(start)
+        self.end_tick = None if end is None else float(end)
 
 
 class SoundReader:
@@ -84,12 +89,17 @@ class SoundReader:
         self._config = config
         self._open = deque(_Open(index, window) for index, window in enumerate(windows))
         self._rate_hz = 0  # of the first frame, and so of the stream; 0 before it
+        self._reach = 0  # how far the resampler's filter reaches over, in samples
+        # After so many samples an output sample falls on one of them again: the so-many-th.
+        self._period = self._period_out = 1
         self._converter: av.AudioResampler | None = None
         self._converted: tuple[str, str] | None = None  # the format and layout it is made for
         self._mono: deque[NDArray[np.float32]] = deque()  # at the stream's rate
         self._num_dropped = 0  # samples that came before those
         self._num_samples = 0  # in all
-        self._next_s = Fraction(0)  # when the next sample is heard
+        self._next_tick = 0.0  # when the next sample is heard
+        self._ticks_per_sample = 0.0
+        self._next_edge = -math.inf  # the tick at which a window is the next to start or to end
         self._context: av.AudioCodecContext | None = None
         self._first: av.Packet | None = None
         self._last: av.Packet | None = None
@@ -105,7 +115,9 @@ class SoundReader:
         if self._context is None:
             self._context = packet.stream.codec_context
             self._context.thread_count = 1
-        given = [self._give(each, "limit") for each in self._limited(packet, self._first)]
+        given = [
+            self._give(each, "limit") for each in self._limited(packet, shown_tick(self._first))
+        ]
         self._last = packet
         if self._open:
             self._decode(packet, self._concerned(packet))
@@ -123,25 +135,25 @@ class SoundReader:
 
     # ------------------------------------------------------------------------ which windows
 
-    def _limited(self, packet: av.Packet, first: av.Packet) -> list[_Open]:
+    def _limited(self, packet: av.Packet, first_tick: int | None) -> list[_Open]:
         """Those that end with `max_duration_s`, and have that before this packet."""
-        begun = takewhile(lambda each: each.window.has_begun(packet), self._open)
-        return [
-            each
-            for each in begun
-            if each.window.end_s is None and each.window.stop_at(packet, first) is not None
-        ]
+        found = []
+        for each in self._open:
+            if not each.window.has_begun(packet):
+                break  # nor have the later ones
+            if each.end_tick is None and each.window.stop_at(packet, first_tick) is not None:
+                found.append(each)
+        return found
 
     def _concerned(self, packet: av.Packet) -> list[_Open]:
         """Those that have sound of this packet, by its times, and room for it."""
-        tick, time_base = packet.pts if packet.pts is not None else packet.dts, packet.time_base
-        found = []
+        tick, found = shown_tick(packet), []
         for each in self._open:
-            start_s, end_s = each.window.start_s, each.window.end_s
-            if tick is not None and time_base is not None:
-                if start_s is not None and (tick + (packet.duration or 0)) * time_base < start_s:
+            window = each.window
+            if tick is not None:
+                if window.start is not None and tick + (packet.duration or 0) < window.first:
                     break
-                if end_s is not None and tick * time_base >= end_s:
+                if window.end is not None and tick >= window.past:
                     continue
             if not self._is_full(each):
                 found.append(each)
@@ -156,12 +168,13 @@ class SoundReader:
 
     def _full(self) -> list[_Open]:
         """Those that have an end, and all samples up to it and what the filter reaches over."""
-        reached = takewhile(lambda each: each.start is not None, self._open)
-        return [
-            each
-            for each in reached
-            if each.end is not None and self._num_samples >= each.end + self._reach
-        ]
+        found = []
+        for each in self._open:
+            if each.start is None:
+                break  # nor have the later ones begun
+            if each.end is not None and self._num_samples >= each.end + self._reach:
+                found.append(each)
+        return found
 
     # -------------------------------------------------------------------------------- samples
 
@@ -182,18 +195,21 @@ class SoundReader:
 
     def _add(self, frame: av.AudioFrame) -> None:
         """Raises ValueError where the frame has not the rate that the stream began with."""
-        self._rate_hz = self._rate_hz or frame.rate
-        if not frame.rate or frame.rate != self._rate_hz:
-            raise ValueError(f"{frame.rate} Hz after {self._rate_hz} Hz")
-        if frame.pts is not None and frame.time_base is not None:
-            self._next_s = frame.pts * frame.time_base
+        rate_hz = frame.rate
+        if not self._rate_hz and rate_hz:
+            self._set_rate(rate_hz)
+        if not rate_hz or rate_hz != self._rate_hz:
+            raise ValueError(f"{rate_hz} Hz after {self._rate_hz} Hz")
+        if frame.pts is not None:
+            self._next_tick = float(frame.pts)
         for part in self._as_floats(frame):
             mono = mix_to_mono(_channels(part), _channel_names(part), self._config)
-            duration_s = Fraction(len(mono), self._rate_hz)
-            self._place(len(mono), self._next_s, duration_s)
+            past = self._next_tick + len(mono) * self._ticks_per_sample
+            if past >= self._next_edge:
+                self._place(len(mono), self._next_tick, past)
+            self._next_tick = past
             self._mono.append(mono)
             self._num_samples += len(mono)
-            self._next_s += duration_s
 
     def _as_floats(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
         """Only the sample format changes here: channels and rate are ours to choose."""
@@ -205,25 +221,28 @@ class SoundReader:
             self._converted = wanted
         return self._converter.resample(frame)
 
-    def _place(self, num: int, at_s: Fraction, duration_s: Fraction) -> None:
-        """Notes where windows start and end among the next `num` samples."""
-        for each in self._open:
-            start_s, end_s = each.window.start_s, each.window.end_s
-            if each.start is None:
-                if start_s is not None and at_s + duration_s < start_s:
-                    return  # nor have the later ones begun
-                each.start = self._index(start_s, num, at_s, duration_s)
-            if each.end is None and end_s is not None and at_s + duration_s >= end_s:
-                each.end = self._index(end_s, num, at_s, duration_s)
+    def _place(self, num: int, tick: float, past: float) -> None:
+        """Notes where windows start and end among the next `num` samples, which are heard from
+        `tick` on and before `past`."""
 
-    def _index(
-        self, wanted_s: Fraction | None, num: int, at_s: Fraction, duration_s: Fraction
-    ) -> int:
-        """The number of the sample at a time, of those that are about to come."""
-        if wanted_s is None or not duration_s:
-            return self._num_samples
-        within = round((wanted_s - at_s) / duration_s * num)
-        return self._num_samples + min(max(within, 0), num)
+        def index(wanted: float) -> int:
+            within = round((wanted - tick) / self._ticks_per_sample)
+            return self._num_samples + min(max(within, 0), num)
+
+        self._next_edge = math.inf
+        for each in self._open:
+            if each.start is None and each.start_tick is None:
+                each.start = self._num_samples
+            elif each.start is None and each.start_tick is not None:
+                if past < each.start_tick:
+                    self._next_edge = min(self._next_edge, each.start_tick)
+                    break  # nor have the later ones begun
+                each.start = index(each.start_tick)
+            if each.end is None and each.end_tick is not None:
+                if past < each.end_tick:
+                    self._next_edge = min(self._next_edge, each.end_tick)
+                else:
+                    each.end = index(each.end_tick)
 
     def _give(self, each: _Open, stop: Stop | None) -> Sound:
         self._open.remove(each)
@@ -249,21 +268,17 @@ class SoundReader:
 
     # ------------------------------------------------------------------------------- waveforms
 
-    @property
-    def _reach(self) -> int:
-        """How far the resampler's filter reaches over, in samples."""
-        return _FILTER_REACH * math.ceil(max(self._rate_hz / self._config.sample_rate_hz, 1))
-
-    @property
-    def _period(self) -> tuple[int, int]:
-        """After how many samples an output sample falls on one of them again, and which one."""
-        common = math.gcd(self._rate_hz, self._config.sample_rate_hz)
-        return self._rate_hz // common, self._config.sample_rate_hz // common
+    def _set_rate(self, rate_hz: int) -> None:
+        out_hz = self._config.sample_rate_hz
+        common = math.gcd(rate_hz, out_hz)
+        self._rate_hz = rate_hz
+        self._ticks_per_sample = 1 / (rate_hz * float(self._open[0].window.time_base))
+        self._reach = _FILTER_REACH * math.ceil(max(rate_hz / out_hz, 1))
+        self._period, self._period_out = rate_hz // common, out_hz // common
 
     def _first_heard(self, start: int) -> int:
         """The first sample that the resampler is given for a window that starts at `start`."""
-        period, _ = self._period
-        return max(start - self._reach, 0) // period * period
+        return max(start - self._reach, 0) // self._period * self._period
 
     def _waveform(self, each: _Open) -> NDArray[np.float32] | None:
         if each.start is None or not self._mono:
@@ -271,7 +286,7 @@ class SoundReader:
         rate_hz, out_hz = self._rate_hz, self._config.sample_rate_hz
         end = self._num_samples if each.end is None else each.end
         last = min(end + self._reach, self._num_samples)
-        if each.window.end_s is None:  # as if the sound ended there
+        if each.window.end is None:  # as if the sound ended there
             end = min(end, each.start + round(self._config.max_duration_s * rate_hz))
             last = end
         if end <= each.start:
@@ -279,8 +294,7 @@ class SoundReader:
         first = self._first_heard(each.start)
         samples = np.concatenate(self._mono)[first - self._num_dropped : last - self._num_dropped]
         waveform = _resample(samples, rate_hz, out_hz)
-        _, period_out = self._period
-        before = first // self._period[0] * period_out
+        before = first // self._period * self._period_out
         start_out = -(-each.start * out_hz // rate_hz) - before
         # At the end of the stream there is nothing that another window could have.
         end_out = -(-end * out_hz // rate_hz) - before if last > end else None

@@ -160,6 +160,12 @@ def _bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
     context.options = {"max_pixels": str(MAX_PIXELS), "codec_whitelist": context.name}
 
 
+def is_timed(container: "av.container.InputContainer") -> bool:
+    """Whether the container tells when pictures are shown. AVI has decoding times only: the same
+    times, each given to another picture where pictures are reordered."""
+    return container.format.name != "avi"
+
+
 def origin_s(container: "av.container.InputContainer") -> Fraction:
     """Where a file's clock begins, on that of its streams: their earliest presentation time."""
     return Fraction(container.start_time or 0, av.time_base)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import av
 
 from pipeline.decode.container import MAX_PACKET_BYTES
-from pipeline.decode.window import Extent, Stop, Window
+from pipeline.decode.window import Extent, Stop, Window, shown_tick
 from pipeline.errors import ClipError
 
 
@@ -41,12 +41,17 @@ class VideoPacketReader:
     leans on pictures before it (see `video._NotIntra`).
     """
 
-    def __init__(self, windows: Sequence[Window]) -> None:
-        """windows: in order of their start"""
+    def __init__(self, windows: Sequence[Window], *, timed: bool) -> None:
+        """
+        windows: in order of their start
+        timed:   the container tells when pictures are shown; where it does not, they have the
+            times at which they are decoded, each given to another where pictures are reordered
+        """
+        self._timed = timed
         self._open = deque(enumerate(windows))
         self._held: list[av.Packet] = []
         self._num_bytes = 0
-        self._first: av.Packet | None = None
+        self._first_tick: int | None = None
 
     @property
     def is_done(self) -> bool:
@@ -54,12 +59,15 @@ class VideoPacketReader:
 
     def take(self, packet: av.Packet) -> list[VideoPackets]:
         """The windows that this packet completes."""
-        self._first = self._first or packet
+        if self._first_tick is None:
+            self._first_tick = shown_tick(packet)
+        if not self._timed and packet.dts is not None:
+            packet.pts = packet.dts  # it is FFmpeg's guess else
         completed = []
         for index, window in self._open:
             if not window.has_begun(packet):
                 break  # nor have the later ones
-            stop = window.stop_at(packet, self._first)
+            stop = window.stop_at(packet, self._first_tick)
             if stop is not None:
                 completed.append(self._give(index, window, stop))
         for done in completed:
@@ -97,7 +105,7 @@ class VideoPacketReader:
         del self._held[:num_done]
 
     def _first_needed(self, window: Window) -> int:
-        if window.start_s is None:
+        if window.start is None:
             return 0
         groups = [
             index

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.decode.container import (
     check_file,
     declared_length,
     find_stream,
+    is_timed,
     open_container,
     origin_s,
     reason,
@@ -110,9 +112,11 @@ class _Open:
         else:  # at once: a span that waits for its sound then holds frames and not packets
             self.pictures = try_video(part, config, self.picture_failures)
 
-    def give(self, window: Window, declared: Mapping[Modality, Declared]) -> DecodedMedia:
+    def give(
+        self, windows: Mapping[Modality, Window], declared: Mapping[Modality, Declared]
+    ) -> DecodedMedia:
         in_order = {name: self.extents[name] for name in declared if name in self.extents}
-        note_lengths(window, in_order, declared, self.ledger)
+        note_lengths(windows, in_order, declared, self.ledger)
         self.ledger.extend(self.picture_failures)
         waveform = None if self.sound is None else try_audio(self.sound, self.ledger)
         return DecodedMedia(
@@ -140,33 +144,50 @@ def _decode(
                 each.ledger.add(modality, error, lost=True)
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
     origin = origin_s(container)
-    windows = [Window.of(each.span, origin, config.max_duration_s) for each in waiting]
+    windows = {
+        name: [
+            Window.of(each.span, _time_base(stream), origin, config.max_duration_s)
+            for each in waiting
+        ]
+        for name, stream in streams.items()
+    }
     num_given = 0
     for each in waiting:
         each.missing |= streams.keys()
     for part in _read_parts(container, streams, windows, config):
         waiting[part.index - num_given].take(part, config)
         while waiting and not waiting[0].missing:
-            yield waiting.popleft().give(windows[num_given], declared)
+            on_clocks = {name: windows[name][num_given] for name in streams}
+            yield waiting.popleft().give(on_clocks, declared)
             num_given += 1
+
+
+def _time_base(stream: "av.stream.Stream") -> Fraction:
+    if not stream.time_base:
+        raise ClipError("no_times", "a stream has no time base")
+    return stream.time_base
 
 
 def _read_parts(
     container: "av.container.InputContainer",
     streams: Mapping[Modality, "av.stream.Stream"],
-    windows: Sequence[Window],
+    windows: Mapping[Modality, Sequence[Window]],
     config: DecodeConfig,
 ) -> Iterator[VideoPackets | Sound]:
     """Every window's part of every stream, each as soon as its packets are read."""
     readers: dict[int, VideoPacketReader | SoundReader] = {
         stream.index: (
-            SoundReader(windows, config) if modality == "audio" else VideoPacketReader(windows)
+            SoundReader(windows[modality], config)
+            if modality == "audio"
+            else VideoPacketReader(windows[modality], timed=is_timed(container))
         )
         for modality, stream in streams.items()
     }
-    clock = _Clock(windows)
+    if not readers:
+        return
+    clock = _Clock([window.span for window in next(iter(windows.values()))])
     try:
-        for packet in container.demux(list(streams.values())) if streams else ():
+        for packet in container.demux(list(streams.values())):
             clock.check()
             reader = readers[packet.stream.index]
             if packet.size == 0 or reader.is_done:  # size 0: the flush at the end
@@ -186,8 +207,8 @@ def _read_parts(
 class _Clock:
     """How long reading may take until the next part; what is done with parts does not count."""
 
-    def __init__(self, windows: Sequence[Window]) -> None:
-        starts_ms = [window.span.start_ms for window in windows]
+    def __init__(self, spans: Sequence[MediaSpan]) -> None:
+        starts_ms = [span.start_ms for span in spans]
         gaps_ms = [after - before for before, after in pairwise([0, *starts_ms])]
         # Behind the last span nothing is read.
         self._allowed_s = [MAX_SECONDS_PER_CLIP + gap / 1000 / _MIN_SPEED for gap in [*gaps_ms, 0]]

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 
 import av
@@ -14,10 +13,10 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.decode.container import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, reason
+from pipeline.decode.container import MAX_SECONDS_PER_CLIP, MEDIA_ERRORS, is_timed, reason
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.packets import VideoPackets
-from pipeline.decode.window import is_timed, shown_tick
+from pipeline.decode.window import shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 
@@ -50,10 +49,7 @@ def _decode_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> 
     packets = given.packets
     if not packets:
         raise ClipError("no_frames", "the video stream holds no frame")
-    time_base = packets[0].time_base
-    if time_base is None:
-        raise ClipError("no_times", "a video packet has no time base")
-    screen = _on_screen(given, time_base)
+    screen = _on_screen(given)
     if len(screen.shown) < config.num_frames:
         message = f"{len(screen.shown)} frames; some are repeated to make {config.num_frames}"
         ledger.add("video", ClipError("few_frames", message), lost=False)
@@ -69,7 +65,7 @@ def _decode_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> 
     nearest = ticks[np.abs(ticks[None, :] - wanted[:, None]).argmin(axis=1)]
     return Pictures(
         frames=np.stack([decoded[int(tick)] for tick in nearest]),
-        times_s=(nearest - screen.zero) * float(time_base),
+        times_s=(nearest - screen.zero) * float(given.window.time_base),
     )
 
 
@@ -89,7 +85,7 @@ class Screen:
     zero: float
 
 
-def _on_screen(given: VideoPackets, time_base: Fraction) -> Screen:
+def _on_screen(given: VideoPackets) -> Screen:
     """Raises ClipError where the window shows no picture."""
     window, every = given.window, _presentation_ticks(given.packets)
     if len(every) == 0:
@@ -97,23 +93,23 @@ def _on_screen(given: VideoPackets, time_base: Fraction) -> Screen:
     start: float = int(every[0])
     zero, end = start, start
     shown = every
-    if window.start_s is not None:
-        zero = float(window.start_s / time_base)
+    if window.start is not None:
+        zero = float(window.start)
         # The picture that is on screen when the window starts appeared before it.
-        before = int(np.searchsorted(every, math.floor(window.start_s / time_base), "right"))
+        before = int(np.searchsorted(every, math.floor(window.start), "right"))
         start = zero if before else start
         shown = every[max(before - 1, 0) :]
-    if window.end_s is not None:
-        shown = shown[shown < math.ceil(window.end_s / time_base)]
+    if window.end is not None:
+        shown = shown[shown < window.past]
     else:
-        shown = shown[(shown - zero) * float(time_base) < window.max_duration_s]
+        shown = shown[(shown - zero) * float(window.time_base) < window.max_duration_s]
     if len(shown) == 0:
         raise ClipError("no_frames", "the picture begins after the span")
     # The last picture stays until the next appears, in the window or after it.
     end = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
-    if window.end_s is not None:
-        window_end = float(window.end_s / time_base)
-        is_followed = given.stop == "end" or every[-1] >= window_end
+    if window.end is not None:
+        window_end = float(window.end)
+        is_followed = given.stop == "end" or every[-1] >= window.past
         end = window_end if is_followed else min(end, window_end)
     if end <= start:
         raise ClipError("no_frames", "the picture ends before the span")
@@ -165,7 +161,7 @@ def _decode_wanted(
     else:
         context.thread_count = 1  # many processes decode side by side; threads would only contend
         context.thread_type = "NONE"
-    timed = is_timed(packets[0].stream)
+    timed = is_timed(packets[0].stream.container)
     try:
         decoded, num_bad = _decode_pass(packets, wanted, config, timed=timed, skipping=timed)
     except _NotIntra:

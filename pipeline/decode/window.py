@@ -1,5 +1,6 @@
 """A span on the clock of one stream: where its packets begin and end."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,28 +20,41 @@ NAMES: Mapping[Modality, str] = {"video": "picture", "audio": "sound"}
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A span in seconds on the streams' clock.
+    """A span on one stream's clock, in ticks of its time base.
 
-    start_s: None takes the stream from its first packet, whatever its time
-    end_s:   None where the span ends with the file or with `max_duration_s`
+    Whole ticks are compared with whole ticks, for every packet: `start` and `end` are exact and
+    seldom whole, `first` and `past` are the first ticks at or after them.
+
+    start: None takes the stream from its first packet, whatever its time
+    end:   None where the span ends with the file or with `max_duration_s`
     """
 
     span: MediaSpan
-    start_s: Fraction | None
-    end_s: Fraction | None
+    time_base: Fraction
+    start: Fraction | None
+    end: Fraction | None
     max_duration_s: float
+    first: int = 0
+    past: int = 0
 
     @classmethod
-    def of(cls, span: MediaSpan, origin_s: Fraction, max_duration_s: float) -> "Window":
+    def of(
+        cls, span: MediaSpan, time_base: Fraction, origin_s: Fraction, max_duration_s: float
+    ) -> "Window":
         """origin_s: where the file's clock begins, on that of its streams"""
-        end_s = None
+        start = end = None
+        if span.start_ms:
+            start = (origin_s + Fraction(span.start_ms, 1000)) / time_base
         if span.end_ms is not None and span.end_ms - span.start_ms <= 1000 * max_duration_s:
-            end_s = origin_s + Fraction(span.end_ms, 1000)
+            end = (origin_s + Fraction(span.end_ms, 1000)) / time_base
         return cls(
             span=span,
-            start_s=origin_s + Fraction(span.start_ms, 1000) if span.start_ms else None,
-            end_s=end_s,
+            time_base=time_base,
+            start=start,
+            end=end,
             max_duration_s=max_duration_s,
+            first=0 if start is None else math.ceil(start),
+            past=0 if end is None else math.ceil(end),
         )
 
     @property
@@ -52,39 +66,29 @@ class Window:
     def has_begun(self, packet: av.Packet) -> bool:
         """False while nothing that is decoded from here on can be after the window."""
         tick = decoding_tick(packet)
-        if self.start_s is None or tick is None or packet.time_base is None:
-            return True
-        return bool(tick * packet.time_base >= self.start_s)
+        return self.start is None or tick is None or tick >= self.first
 
     def is_before(self, packet: av.Packet) -> bool:
         """Whether the packet is shown before the window, or just at its start."""
         tick = shown_tick(packet)
-        if self.start_s is None or tick is None or packet.time_base is None:
-            return False
-        return bool(tick * packet.time_base <= self.start_s)
+        return self.start is not None and tick is not None and tick <= self.start
 
-    def stop_at(self, packet: av.Packet, first: av.Packet) -> Stop | None:
+    def stop_at(self, packet: av.Packet, first_tick: int | None) -> Stop | None:
         """Why the window has no use for this packet nor for any later one; None where it may.
 
         No picture of this packet or a later one is shown before its decoding time: decoding
         comes before showing, and decoding times rise.
 
-        first: the stream's first packet
+        first_tick: when the stream's first packet is shown
         """
-        tick = decoding_tick(packet)
-        if tick is None or packet.time_base is None:
-            return None
-        if self.end_s is not None:
+        if self.end is not None:
             # Without decoding times, a picture that is shown in the window may still come.
-            is_later = packet.dts is not None and packet.dts * packet.time_base >= self.end_s
-            return "end" if is_later else None
-        start_s = self.start_s
-        if start_s is None:
-            start_tick = first.pts if first.pts is not None else first.dts
-            if start_tick is None:
-                return None
-            start_s = start_tick * packet.time_base
-        return "limit" if float(tick * packet.time_base - start_s) >= self.max_duration_s else None
+            return "end" if packet.dts is not None and packet.dts >= self.past else None
+        tick, start = decoding_tick(packet), first_tick if self.start is None else self.start
+        if tick is None or start is None:
+            return None
+        elapsed_s = (tick - start) * self.time_base.numerator / self.time_base.denominator
+        return "limit" if elapsed_s >= self.max_duration_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +108,12 @@ class Extent:
             return duration_s
         return float((tick - first_tick) * self.last.time_base) + duration_s
 
-    def length_after(self, start_s: Fraction) -> float:
-        """As `length_s`, from a time on."""
+    def length_after(self, start: Fraction) -> float:
+        """As `length_s`, from a tick on."""
         tick = shown_tick(self.first)
         if tick is None or self.first.time_base is None:
             return 0.0
-        return max(self.length_s - float(start_s - tick * self.first.time_base), 0.0)
+        return max(self.length_s - float((start - tick) * self.first.time_base), 0.0)
 
 
 def decoding_tick(packet: av.Packet) -> int | None:
@@ -118,16 +122,7 @@ def decoding_tick(packet: av.Packet) -> int | None:
 
 
 def shown_tick(packet: av.Packet) -> int | None:
-    """When the packet's picture is shown. AVI has decoding times only: the same times, each given
-    to another picture where pictures are reordered. What FFmpeg makes of them are guesses."""
-    if packet.pts is None or (packet.dts is not None and not is_timed(packet.stream)):
-        return packet.dts
-    return packet.pts
-
-
-def is_timed(stream: "av.stream.Stream") -> bool:
-    """Whether the container tells when pictures are shown."""
-    return stream.container.format.name != "avi"
+    return packet.pts if packet.pts is not None else packet.dts
 
 
 def _duration_s(packet: av.Packet) -> float:
@@ -137,21 +132,22 @@ def _duration_s(packet: av.Packet) -> float:
 
 
 def note_lengths(
-    window: Window,
+    windows: Mapping[Modality, Window],
     extents: Mapping[Modality, Extent],
     declared: Mapping[Modality, Declared],
     ledger: Ledger,
 ) -> None:
     """Warns where a span is overlong, cut off or longer than the file: it still has features."""
-    start_s, skipped_s = window.start_s, window.span.start_ms / 1000
-    lengths_s = {
-        modality: extent.length_s if start_s is None else extent.length_after(start_s)
-        for modality, extent in extents.items()
-    }
+    lengths_s = {}
     for modality, extent in extents.items():
-        promise = declared[modality]
+        start = windows[modality].start
+        lengths_s[modality] = extent.length_s if start is None else extent.length_after(start)
+    for modality, extent in extents.items():
+        window, promise = windows[modality], declared[modality]
         got_s = max(lengths_s.values()) if promise.is_of_file else lengths_s[modality]
-        there_s = got_s if promise.length_s is None else promise.length_s - skipped_s
+        there_s = (
+            got_s if promise.length_s is None else promise.length_s - window.span.start_ms / 1000
+        )
         if window.asked_s is not None:
             there_s = min(there_s, window.asked_s)
         if extent.stop == "limit":
