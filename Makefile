@@ -43,10 +43,11 @@ coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's a
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-check: $(READY) ## format, lint, types
+check: $(READY) ## format, lint, types, layout
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tests/layout.py
 
 bench: $(READY) ## ratios against the floor and against the tutorial way
 	$(BIN)/python -m bench

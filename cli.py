@@ -48,7 +48,7 @@ from console.printing import print_json, say
 from console.progress import byte_progress, progress
 from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.options import given, merge_with_file, modalities_in, splits_in, weights_in
-from pipeline.telling import one_line
+from pipeline.system.one_line import one_line
 
 if TYPE_CHECKING:
     from fusion.finetuning.loop import StepResult
@@ -337,8 +337,8 @@ def extract(
     )
 
     from console.show.extraction import show_extraction, show_plan
-    from pipeline.extract import ExtractConfig, plan
-    from pipeline.extract import extract as run_extract
+    from pipeline.extract.extract import ExtractConfig, plan
+    from pipeline.extract.extract import extract as run_extract
     from pipeline.settings import build_config
 
     extract_config = build_config(ExtractConfig, settings)
@@ -424,8 +424,8 @@ def info(
 ) -> None:
     """Say what a cache holds: rows, presence, accidents, recipe, labels, size."""
     from console.show.info import show_info
+    from pipeline.cache.info import describe
     from pipeline.errors import CacheCorrupt
-    from pipeline.info import describe
 
     described = describe(file, check=verify)
     show_info(described, as_json)

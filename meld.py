@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from fusion.model.joins import FusionType
     from fusion.training.history import EpochResult
     from fusion.training.train import TrainResult
-    from pipeline.cache import FeatureCache
-    from pipeline.extract import ExtractReport
+    from pipeline.cache.format import FeatureCache
+    from pipeline.extract.extract import ExtractReport
     from pipeline.schema import Split
 
 __all__ = [
@@ -151,8 +151,8 @@ def extract(
         overwrite=overwrite,
     )
 
-    from pipeline.extract import ExtractConfig
-    from pipeline.extract import extract as run
+    from pipeline.extract.extract import ExtractConfig
+    from pipeline.extract.extract import extract as run
     from pipeline.settings import build_config
 
     settings = merge_with_file(
@@ -308,7 +308,7 @@ def read_cache(
 
     Raises StorageError, or CacheCorrupt where a checksum does not hold.
     """
-    from pipeline.cache import read_cache as read
+    from pipeline.cache.format import read_cache as read
 
     chosen: Any = modalities_in(modalities)
     return read(Path(file), modalities=chosen, want=tuple(want))

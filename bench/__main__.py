@@ -25,14 +25,14 @@ from bench.floor import Floor, measure_floor
 from bench.memory import PeakMemory
 from bench.training import TrainingTimes, measure_training
 from bench.tutorial import measure_tutorial
-from pipeline.annotations import read_corpus
-from pipeline.clips import locate_clips
-from pipeline.device import native_precision
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import locate_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.weights import find_text_encoder
 from pipeline.recipe import DecodeConfig
 from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, LocatedClip
+from pipeline.system.device import native_precision
 
 CLIPS_PER_DIALOGUE = 5.3
 SMALL_DIALOGUES = 4  # some 20 clips: what starting costs beside the work

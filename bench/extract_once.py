@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.extract import ExtractConfig, extract
+from pipeline.extract.extract import ExtractConfig, extract
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from fusion.finetuning.job import FinetuneConfig, choose_hardware, resolve
 from fusion.finetuning.loop import TuneConfig, Tuning
 from fusion.finetuning.setup import LiveData, build_end_to_end, open_live
 from fusion.finetuning.workers import Worker
-from pipeline.annotations import read_corpus
-from pipeline.clips import locate_clips
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import locate_clips
 from pipeline.decode.clip import decode_clip
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from fusion.experiments.crossval import CrossvalConfig, load_pooled, make_folds
 from fusion.inference.predict import predict
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.train import build_model
-from pipeline.resources import num_cores
+from pipeline.system.resources import num_cores
 
 CPU = torch.device("cpu")
 

@@ -226,8 +226,8 @@ def meld_process() -> Meld:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One Ray for all tests of this process, which then joins it wherever it works on clips."""
-    from pipeline.parallel import ray_cluster
-    from pipeline.work import Cluster
+    from pipeline.parallel.engine import ray_cluster
+    from pipeline.parallel.work import Cluster
 
     with ray_cluster(Cluster(workers=2), least_cpus=2):
         yield
@@ -284,7 +284,7 @@ def few_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) -> Path:
     """All splits of the small corpus, extracted in one unbroken run. Not to be written to."""
     from pipeline.encoders.choice import EncoderRequest
-    from pipeline.extract import ExtractConfig, extract
+    from pipeline.extract.extract import ExtractConfig, extract
 
     def make(folder: Path) -> Path:
         request.getfixturevalue("ray_here")  # only in the process that makes them

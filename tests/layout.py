@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
-    "h5py": ("pipeline.hdf5",),
+    "h5py": ("pipeline.cache.hdf5",),
     "ray": ("pipeline.parallel", "fusion.finetuning.workers"),
     "typer": ("cli", "console"),
     "rich": ("console",),

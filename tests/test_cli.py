@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache import read_header
+from pipeline.cache.format import read_header
 
 Meld = Callable[..., Any]
 
@@ -74,7 +74,7 @@ def test_a_flipped_bit_is_found_and_named(meld: Meld, features: Path, tmp_path: 
 
 
 def _some_row_of_video(path: Path) -> bytes:
-    from pipeline.cache import read_cache
+    from pipeline.cache.format import read_cache
 
     return read_cache(path).raw["video"][2].tobytes()
 

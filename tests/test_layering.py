@@ -42,12 +42,12 @@ def test_the_reader_sees_the_project(imports: list[Import], modules: set[str]) -
     assert {
         "cli",
         "console.options",
-        "pipeline.cache",
+        "pipeline.cache.format",
         "pipeline.encoders.text",
         "fusion.training.train",
     } <= modules
     wanted = {(each.module, each.wanted) for each in imports}
-    assert ("pipeline.hdf5", "h5py") in wanted
+    assert ("pipeline.cache.hdf5", "h5py") in wanted
     assert ("pipeline.encoders.registry", "pipeline.encoders.weights") in wanted
     assert any(not each.at_start for each in imports)
 
@@ -71,7 +71,7 @@ def test_each_heavy_library_has_one_home(imports: list[Import]) -> None:
         "fusion.evaluation.evaluate",
         "fusion.experiments.compare",
         "fusion.reporting.html",
-        "fusion.model.fusion.fusion.fusion",
+        "fusion.model.fusion",
     ],
 )
 def test_training_on_caches_imports_no_decoder_and_no_ray(
@@ -128,7 +128,7 @@ def test_describing_a_cache_imports_no_decoder_and_no_ray(
     imports: list[Import], modules: set[str]
 ) -> None:
     """`meld info` must not wait for what it does not use."""
-    assert list(ways_to(imports, modules, "pipeline.info", {"av", "ray", "torch"})) == []
+    assert list(ways_to(imports, modules, "pipeline.cache.info", {"av", "ray", "torch"})) == []
 
 
 def test_looking_at_a_corpus_waits_for_ray_only_where_everything_is_decoded(
@@ -136,7 +136,7 @@ def test_looking_at_a_corpus_waits_for_ray_only_where_everything_is_decoded(
 ) -> None:
     start = "pipeline.doctor.examine"
     assert list(ways_to(imports, modules, start, {"ray", "torch"})) == []
-    assert ("pipeline.doctor.inspection", "pipeline.parallel") in {
+    assert ("pipeline.doctor.inspection", "pipeline.parallel.engine") in {
         (each.module, each.wanted) for each in imports
     }
 
@@ -144,7 +144,7 @@ def test_looking_at_a_corpus_waits_for_ray_only_where_everything_is_decoded(
 def test_planning_an_extraction_and_refusing_a_csv_wait_neither_for_ray_nor_for_a_decoder(
     imports: list[Import], modules: set[str]
 ) -> None:
-    assert list(ways_to(imports, modules, "pipeline.extract", {"ray", "av", "torch"})) == []
+    assert list(ways_to(imports, modules, "pipeline.extract.extract", {"ray", "av", "torch"})) == []
 
 
 def test_packages_begin_with_a_docstring_and_nothing_else() -> None:
@@ -182,8 +182,11 @@ class Plant:
         self.root = root
         for name in ("pipeline", "fusion", "serving", "console"):
             self.write(f"{name}/__init__.py", '"""Words."""\n')
-        self.write("pipeline/hdf5.py", "import h5py\nimport numpy as np\n")
-        self.write("fusion/train.py", "from pipeline.hdf5 import h5py\nfrom pipeline import hdf5\n")
+        self.write("pipeline/cache/hdf5.py", "import h5py\nimport numpy as np\n")
+        self.write(
+            "fusion/train.py",
+            "from pipeline.cache.hdf5 import h5py\nfrom pipeline.cache import hdf5\n",
+        )
         self.write("serving/app.py", "import fastapi\nfrom fusion.train import hdf5\n")
         self.write("console/options.py", "import typer\n")
         self.write(
@@ -278,7 +281,9 @@ def test_rooms_that_import_each_other_are_caught_where_no_file_does(plant: Plant
 def test_what_using_a_module_reaches_counts_late_imports_and_not_type_checkers(
     plant: Plant,
 ) -> None:
-    plant.write("fusion/late.py", "import numpy\ndef late():\n    from pipeline import hdf5\n")
+    plant.write(
+        "fusion/late.py", "import numpy\ndef late():\n    from pipeline.cache import hdf5\n"
+    )
     plant.write(
         "fusion/typed.py",
         "import json\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import h5py\n",
@@ -314,8 +319,8 @@ def test_names_that_are_only_listed_choose_nothing(plant: Plant) -> None:
 
 def test_a_planted_way_to_a_decoder_is_told_step_by_step(plant: Plant) -> None:
     plant.write("pipeline/decode.py", "import av\n")
-    plant.write("pipeline/hdf5.py", "import h5py\nfrom pipeline.decode import av\n")
+    plant.write("pipeline/cache/hdf5.py", "import h5py\nfrom pipeline.decode import av\n")
     [way] = ways_to(plant.imports, plant.modules, "fusion.train", {"av"})
-    assert way == "fusion.train -> pipeline.hdf5 -> pipeline.decode -> av"
-    plant.write("pipeline/hdf5.py", "import h5py\ndef late():\n    import pipeline.decode\n")
+    assert way == "fusion.train -> pipeline.cache.hdf5 -> pipeline.decode -> av"
+    plant.write("pipeline/cache/hdf5.py", "import h5py\ndef late():\n    import pipeline.decode\n")
     assert list(ways_to(plant.imports, plant.modules, "fusion.train", {"av"})) == []

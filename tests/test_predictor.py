@@ -12,8 +12,8 @@ from fusion.inference.predict import predict_rows
 from fusion.inference.predictor import Predictor
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline.annotations import read_corpus, with_context
-from pipeline.clips import locate_clips
+from pipeline.corpus.annotations import read_corpus, with_context
+from pipeline.corpus.clips import locate_clips
 from pipeline.decode.clip import decode_clip
 from pipeline.errors import MismatchError
 from pipeline.schema import DecodedClip

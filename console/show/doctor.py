@@ -7,12 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from console.printing import print_json, print_rich
+from pipeline.corpus.meld_facts import PUBLISHED
 from pipeline.doctor.findings import KINDS, Finding
 from pipeline.doctor.machine import Machine, gib
 from pipeline.doctor.report import Counts, DoctorReport, SplitReport
-from pipeline.published import PUBLISHED
-from pipeline.resources import Space
-from pipeline.telling import one_line
+from pipeline.system.one_line import one_line
+from pipeline.system.resources import Space
 
 # Of one kind; all are in the JSON and on the page.
 _SHOWN_NEW, _SHOWN_KNOWN = 5, 2

@@ -4,8 +4,8 @@ from rich.table import Table
 
 from console.printing import print_json, print_rich
 from console.show.recipe import print_random, print_test_clips
-from pipeline.extract import ExtractPlan, ExtractReport
-from pipeline.info import count_failures
+from pipeline.cache.info import count_failures
+from pipeline.extract.extract import ExtractPlan, ExtractReport
 
 
 def show_plan(plan: ExtractPlan, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from console.printing import print_json
 from console.show.recipe import print_random
-from pipeline.info import CacheInfo
+from pipeline.cache.info import CacheInfo
 
 
 def show_info(described: CacheInfo, as_json: bool) -> None:

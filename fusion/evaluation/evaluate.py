@@ -24,9 +24,9 @@ from fusion.inference.decoding import Decoding
 from fusion.inference.predictions import Predictions
 from fusion.labels import UNLABELLED, Labels
 from pipeline.errors import RecipeMismatch, UsageError
-from pipeline.json_values import json_bytes
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
+from pipeline.system.json_values import json_bytes
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
         return checkpoint.features
     # Only for fine-tuned runs: a plain one is measured without decoder, Ray or encoders.
     from pipeline.encoders.choice import EncoderRequest
-    from pipeline.extract import ExtractConfig, extract
+    from pipeline.extract.extract import ExtractConfig, extract
 
     features = config.run / "features"
     data = config.data or checkpoint.data

@@ -16,7 +16,7 @@ import numpy as np
 from fusion.evaluation.slices import Slice, measure_slice
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.predictions import Predictions
-from pipeline.cache import FeatureCache, read_cache, require_cache
+from pipeline.cache.format import FeatureCache, read_cache, require_cache
 from pipeline.errors import MeldError, MismatchError
 from pipeline.schema import EMOTIONS, ClipKey
 

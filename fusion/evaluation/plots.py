@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fusion.evaluation.report import EvalReport, HeadReport, describe_presence
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
 
 MODEL_COLOUR, _MAJORITY = "#2f6fab", "#c3c8cf"
 

@@ -8,9 +8,9 @@ from fusion.evaluation.calibration import HeadCalibration
 from fusion.evaluation.error_analysis import ErrorAnalysis
 from fusion.evaluation.leakage import Leakage, NotChecked
 from fusion.evaluation.scores import Scores, selection_score
-from pipeline.json_values import to_values
 from pipeline.recipe import TestClips
 from pipeline.schema import Modality, Split
+from pipeline.system.json_values import to_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from fusion.inference.predict import predict_rows
 from fusion.inference.predictions import Predictions
 from fusion.labels import UNLABELLED, Labels
 from pipeline.errors import MismatchError
-from pipeline.json_values import to_values
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
+from pipeline.system.json_values import to_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,12 @@ from fusion.model.fusion import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.train import build_model, check_modalities, choose_device
 from pipeline.errors import InputError, MismatchError
-from pipeline.json_values import json_bytes, to_values
 from pipeline.recipe import TestClips
-from pipeline.resources import num_cores
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
-from pipeline.whole_files import check_out, write_whole
+from pipeline.system.files import check_out, write_whole
+from pipeline.system.json_values import json_bytes, to_values
+from pipeline.system.resources import num_cores
 
 FORMAT = "meld-crossval"
 METRICS: dict[str, Scoring] = {

@@ -18,11 +18,11 @@ from fusion.model.fusion import ModelConfig
 from fusion.training.fit import one_thread
 from fusion.training.train import TrainConfig, train_seeds
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.extract import ExtractConfig, ExtractReport, extract
-from pipeline.processes import spawn_pool
-from pipeline.resources import num_cores
+from pipeline.extract.extract import ExtractConfig, ExtractReport, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, Modality
+from pipeline.system.processes import spawn_pool
+from pipeline.system.resources import num_cores
 
 SUBSETS: tuple[tuple[Modality, ...], ...] = (*((name,) for name in MODALITIES), MODALITIES)
 # In this corpus each row says its emotion through one or two modalities, and attention finds out

@@ -26,7 +26,7 @@ from fusion.finetuning.workers import Worker
 from fusion.training.history import EpochResult
 from fusion.training.run_folder import CHECKPOINTS, HISTORY
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
 
 
 class ProgressFolder:

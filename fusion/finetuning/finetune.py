@@ -39,11 +39,11 @@ from fusion.inference.predictions import Predictions
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline.annotations import read_corpus
-from pipeline.cache import read_header, require_cache
+from pipeline.cache.format import read_header, require_cache
+from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.find import find_encoders
 from pipeline.encoders.saved import write_encoders
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

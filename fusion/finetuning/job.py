@@ -16,11 +16,11 @@ from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.training.run_folder import START
 from fusion.training.train import choose_device
-from pipeline.device import native_precision
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
 from pipeline.settings import build_config, describe_config, merge_settings
+from pipeline.system.device import native_precision
 
 # May differ between a run and its --resume: none of them changes what is trained.
 _FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")
@@ -128,7 +128,7 @@ def choose_hardware(config: FinetuneConfig) -> Hardware:
     """Raises UsageError where a GPU was asked for and there is none."""
     device: Literal["cpu", "cuda"] = "cpu"
     if config.address is not None and config.workers > 1:
-        from pipeline.parallel import look_at_cluster  # Ray
+        from pipeline.parallel.engine import look_at_cluster  # Ray
 
         there, precision = look_at_cluster(config.address, config.device, config.precision)
         if there == "cuda" and torch.cuda.is_available():

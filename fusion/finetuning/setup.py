@@ -15,9 +15,9 @@ from fusion.finetuning.endtoend import EndToEnd, LearningRates
 from fusion.finetuning.job import FinetuneJob
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
-from pipeline.annotations import hash_rows, read_corpus, with_context
-from pipeline.cache import read_header
-from pipeline.clips import locate_clips
+from pipeline.cache.format import read_header
+from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
+from pipeline.corpus.clips import locate_clips
 from pipeline.encode import Encoders
 from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.registry import find_entry, prepare_for
@@ -26,7 +26,7 @@ from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
 from pipeline.schema import MEDIA, MODALITIES, Modality, Split, Utterance
 
 if TYPE_CHECKING:
-    from pipeline.store import DecodedStore
+    from pipeline.store.store import DecodedStore
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,10 @@ def _open_store(
     # Both, whichever is unfrozen: the next wish must not decode everything once more.
     media = tuple(name for name in start.recipe.modalities if name in MEDIA)
     # Opens a decoder and Ray: only where clips are to be decoded.
-    from pipeline.prepare import bytes_needed, prepare_store
-    from pipeline.resources import num_cores
-    from pipeline.store import StoreConfig
-    from pipeline.work import Cluster
+    from pipeline.parallel.work import Cluster
+    from pipeline.store.prepare import bytes_needed, prepare_store
+    from pipeline.store.store import StoreConfig
+    from pipeline.system.resources import num_cores
 
     config = StoreConfig(
         root=job.store or job.features / "decoded",

@@ -15,7 +15,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from pipeline.errors import MeldError, UsageError
-from pipeline.resources import num_cores
+from pipeline.system.resources import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ def run_workers(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.parallel import last_line, raise_ours, ray_cluster
-    from pipeline.work import Cluster
+    from pipeline.parallel.engine import last_line, raise_ours, ray_cluster
+    from pipeline.parallel.work import Cluster
 
     if device == "cuda" and address is None and torch.cuda.device_count() < workers:
         raise UsageError(

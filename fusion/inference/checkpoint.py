@@ -25,7 +25,7 @@ from fusion.model.fusion import FusionDims, FusionModel
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
 
 FORMAT = "meld-fusion"
 FORMAT_VERSION = 2

@@ -14,9 +14,9 @@ from fusion.inference.predictions import Predictions
 from fusion.reporting.reproduce import Remake, remake
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY
+from pipeline.html.stills import read_stills
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipKey, Split
-from pipeline.stills import read_stills
 
 OnProgress = Callable[[int, int, int], None]
 

@@ -21,9 +21,9 @@ from fusion.experiments.compare import Comparison, compare_predictions, match_ro
 from fusion.reporting.gather import RunReport, gather
 from fusion.reporting.run_charts import draw_charts
 from pipeline.errors import InputError, MismatchError
-from pipeline.pages import BEGINS, page_environment
+from pipeline.html.page import BEGINS, page_environment
 from pipeline.schema import SPLITS, Split
-from pipeline.whole_files import check_out, write_whole
+from pipeline.system.files import check_out, write_whole
 
 log = logging.getLogger(__name__)
 

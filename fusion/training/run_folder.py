@@ -13,12 +13,12 @@ from datetime import datetime
 from pathlib import Path
 
 from fusion.inference.checkpoint import CONFIG, FORMAT, WEIGHTS
-from pipeline import locks
-from pipeline.embeddings import projection_path
+from pipeline.cache.embeddings import projection_path
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import INDEX_PATH
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import SPLITS
+from pipeline.system import locks
 
 HISTORY = "history.jsonl"
 METRICS = "metrics.json"

@@ -32,10 +32,10 @@ from fusion.training.losses import count_labels
 from fusion.training.run_folder import HISTORY, METRICS, open_run
 from fusion.training.warm_start import check_shape, inherit, take_weights
 from pipeline.errors import StorageError, UsageError
-from pipeline.json_values import json_bytes, to_values
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
+from pipeline.system.json_values import json_bytes, to_values
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.published import FRAME_RATE, PUBLISHED, recognise
+from pipeline.corpus.meld_facts import FRAME_RATE, PUBLISHED, recognise
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import EMOTIONS, SENTIMENTS, Split, Utterance
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.annotations import read_corpus
-from pipeline.clips import index_clips
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import index_clips
 from pipeline.decode.inspect import ClipInspection
 from pipeline.doctor.annotations import count_rows
 from pipeline.doctor.files import SplitFiles, find_files
@@ -20,11 +20,11 @@ from pipeline.doctor.machine import Machine, look_at_machine
 from pipeline.doctor.page import write_page
 from pipeline.doctor.report import DoctorReport, SplitReport
 from pipeline.errors import UsageError
-from pipeline.pages import BEGINS
+from pipeline.html.page import BEGINS
 from pipeline.recipe import DecodeConfig, TestClips
-from pipeline.resources import num_cores
 from pipeline.schema import SPLITS, Split, Utterance
-from pipeline.whole_files import check_out
+from pipeline.system.files import check_out
+from pipeline.system.resources import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.clips import index_clips, locate_clips
-from pipeline.layout import CORRECTED_PREFIX, clip_stem, find_media_folders, parse_clip_stem
+from pipeline.corpus.clips import index_clips, locate_clips
+from pipeline.corpus.layout import CORRECTED_PREFIX, clip_stem, find_media_folders, parse_clip_stem
 from pipeline.recipe import TestClips
 from pipeline.schema import ClipKey, LocatedClip, Split, Utterance
 

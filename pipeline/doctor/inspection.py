@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.decode.inspect import ClipInspection, inspect_clip, unreadable
 from pipeline.errors import ClipError
+from pipeline.parallel.work import ClipWork, Cluster, ShardTask
 from pipeline.schema import SPLITS, LocatedClip
-from pipeline.work import ClipWork, Cluster, ShardTask
 
 OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, those with a problem
 
@@ -52,7 +52,7 @@ def _read_headers(clips: Sequence[LocatedClip], workers: int) -> Iterator[ClipIn
 
 def _decode_all(clips: Sequence[LocatedClip], workers: int) -> Iterator[ClipInspection]:
     # Here: Ray takes seconds to import, which headers alone need not wait for.
-    from pipeline.parallel import work_on_shards
+    from pipeline.parallel.engine import work_on_shards
 
     # Clips travel with their key alone: no worker needs the text.
     bare = [replace(clip, utterance=replace(clip.utterance, text="", context="")) for clip in clips]

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name
+from pipeline.corpus.meld_facts import FRAME_RATE, NUM_CORRECTED_CUTS, PUBLISHED, PublishedSplit
 from pipeline.decode.inspect import ClipInspection, Problem
 from pipeline.doctor.annotations import (
     FEW_PICTURES,
@@ -14,8 +16,6 @@ from pipeline.doctor.annotations import (
 )
 from pipeline.doctor.files import SplitFiles
 from pipeline.doctor.findings import Finding
-from pipeline.layout import MEDIA_FOLDERS, annotations_name
-from pipeline.published import FRAME_RATE, NUM_CORRECTED_CUTS, PUBLISHED, PublishedSplit
 from pipeline.recipe import TestClips
 from pipeline.schema import LocatedClip, Split, Utterance
 

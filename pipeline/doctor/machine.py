@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.encoders import weights
 from pipeline.encoders.choice import DEFAULT_ENCODERS
 from pipeline.errors import WeightsMissing
-from pipeline.resources import (
+from pipeline.system.resources import (
     OBJECT_STORE_BYTES,
     Space,
     disk,

@@ -9,10 +9,10 @@ from pathlib import Path
 from pipeline.doctor.findings import KINDS, Finding
 from pipeline.doctor.machine import gib
 from pipeline.doctor.report import DoctorReport
-from pipeline.pages import page_environment
+from pipeline.html.page import page_environment
+from pipeline.html.stills import each_still
 from pipeline.schema import LocatedClip, Utterance
-from pipeline.stills import each_still
-from pipeline.whole_files import write_whole
+from pipeline.system.files import write_whole
 
 MAX_STILLS = 60
 # A clip that is slow to decode costs up to a minute; a page is worth no more than a few.

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.clips import index_files
-from pipeline.errors import InputError, StorageError
-from pipeline.layout import (
+from pipeline.corpus.clips import index_files
+from pipeline.corpus.layout import (
     MEDIA_FOLDERS,
     annotations_name,
     find_annotations,
     find_media_folders,
     parse_clip_stem,
 )
+from pipeline.errors import InputError, StorageError
 from pipeline.schema import Split
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pipeline.download.fetch import Patience
 from pipeline.errors import UsageError
 from pipeline.schema import SPLITS, Split
-from pipeline.telling import without_secrets
+from pipeline.system.one_line import without_secrets
 
 Stage = Literal["fetching", "checking", "unpacking"]
 OnBytes = Callable[[Stage, int, int | None], None]  # bytes done, bytes in all where known

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import locks
+from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name, find_annotations
+from pipeline.corpus.meld_facts import ARCHIVE_NAME, PUBLISHED
 from pipeline.download.adopt import adopt_splits, is_linked, is_unpacked
 from pipeline.download.archive import ArchiveError
 from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
@@ -27,10 +28,9 @@ from pipeline.download.receipt import RECEIPT, Receipt, clip_files, read_receipt
 from pipeline.download.sources import Archives, get_archives
 from pipeline.download.unpack import Found, Unpacker
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.layout import MEDIA_FOLDERS, annotations_name, find_annotations
-from pipeline.published import ARCHIVE_NAME, PUBLISHED
 from pipeline.schema import SPLITS, Split
-from pipeline.whole_files import temporary_name, write_whole
+from pipeline.system import locks
+from pipeline.system.files import temporary_name, write_whole
 
 # Under the work folder: where archives are unpacked, and the receipt of what is verified there.
 _STAGE = "unpacked"

@@ -18,7 +18,7 @@ import requests
 import urllib3
 
 from pipeline.errors import StorageError
-from pipeline.telling import one_line, without_secrets
+from pipeline.system.one_line import one_line, without_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name
 from pipeline.errors import InputError, StorageError
-from pipeline.layout import MEDIA_FOLDERS, annotations_name
 from pipeline.schema import Split
 
 

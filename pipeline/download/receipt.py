@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.clips import index_clips
-from pipeline.layout import annotations_name, parse_clip_stem
+from pipeline.corpus.clips import index_clips
+from pipeline.corpus.layout import annotations_name, parse_clip_stem
 from pipeline.schema import SPLITS, Split
 
 RECEIPT = "meld.json"

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pipeline.corpus.layout import roots
+from pipeline.corpus.meld_facts import ARCHIVE_BYTES, ARCHIVE_NAME, ARCHIVE_SHA256, ARCHIVE_URLS
 from pipeline.download.archive import ArchiveError
 from pipeline.download.config import WORK_FOLDER, DownloadConfig, OnBytes
 from pipeline.download.fetch import Expected, fetch, hash_file
 from pipeline.download.unpack import inner_archive
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.layout import roots
-from pipeline.published import ARCHIVE_BYTES, ARCHIVE_NAME, ARCHIVE_SHA256, ARCHIVE_URLS
 from pipeline.schema import Split
-from pipeline.telling import without_secrets
+from pipeline.system.one_line import without_secrets
 
 logger = logging.getLogger(__name__)
 

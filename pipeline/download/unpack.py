@@ -13,6 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.corpus.layout import (
+    CORRECTED_PREFIX,
+    MEDIA_FOLDERS,
+    annotations_name,
+    clip_stem,
+    parse_clip_stem,
+)
 from pipeline.download.archive import (
     ArchiveError,
     BadArchive,
@@ -24,13 +31,6 @@ from pipeline.download.archive import (
 )
 from pipeline.download.place import Placer
 from pipeline.errors import StorageError
-from pipeline.layout import (
-    CORRECTED_PREFIX,
-    MEDIA_FOLDERS,
-    annotations_name,
-    clip_stem,
-    parse_clip_stem,
-)
 from pipeline.schema import SPLITS, Split
 
 OnBytes = Callable[[int, int | None], None]

@@ -16,10 +16,8 @@ from typing import Any
 
 import av
 
+from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name, clip_stem
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.layout import MEDIA_FOLDERS, annotations_name, clip_stem
-from pipeline.processes import spawn_pool
-from pipeline.resources import num_cores
 from pipeline.sample.accidents import (
     MIN_DIALOGUES,
     PlantedAccident,
@@ -31,6 +29,8 @@ from pipeline.sample.clip import write_clip
 from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
 from pipeline.sample.tables import annotations_csv, carriers_csv
 from pipeline.schema import SPLITS, ClipKey, Split
+from pipeline.system.processes import spawn_pool
+from pipeline.system.resources import num_cores
 
 SETTINGS_FILE = "sample.json"
 CARRIERS_FILE = "carriers.csv"

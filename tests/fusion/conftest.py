@@ -10,7 +10,7 @@ from fusion.data.load import load_split
 from fusion.data.split import FusionData
 from fusion.inference.predictions import Predictions
 from fusion.labels import UNLABELLED
-from pipeline.cache import FeatureCache, write_cache
+from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 

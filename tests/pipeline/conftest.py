@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.extract.shards import SplitWork
+from pipeline.parallel.work import ShardFeatures
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.sample.accidents import MIN_DIALOGUES
 from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
 from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
-from pipeline.shards import SplitWork
-from pipeline.work import ShardFeatures
 
 PlantSplit = Callable[..., SplitWork]
 EncodeShard = Callable[[SplitWork, int], ShardFeatures]

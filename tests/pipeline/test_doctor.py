@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from console.show.doctor import render_corpus, render_machine
-from pipeline import resources
-from pipeline.annotations import read_annotations
-from pipeline.clips import index_clips
+from pipeline.corpus.annotations import read_annotations
+from pipeline.corpus.clips import index_clips
+from pipeline.corpus.meld_facts import FRAME_RATE, PUBLISHED, PublishedSplit, hash_keys
 from pipeline.decode.inspect import ClipInspection, Picture, Sound, inspect_clip
 from pipeline.doctor import inspection, page
 from pipeline.doctor.annotations import count_rows, window_s
@@ -32,9 +32,9 @@ from pipeline.doctor.machine import Machine, look_at_machine
 from pipeline.doctor.report import DoctorReport, SplitReport
 from pipeline.encoders import weights
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.published import FRAME_RATE, PUBLISHED, PublishedSplit, hash_keys
 from pipeline.sample.corpus import SampleResult, media_path
 from pipeline.schema import SPLITS, ClipKey, LocatedClip, Split, Utterance
+from pipeline.system import resources
 
 Meld = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]

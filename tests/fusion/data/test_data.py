@@ -10,7 +10,7 @@ import torch
 from fusion.data.load import load_split
 from fusion.data.split import check_recipe, check_trainable
 from fusion.labels import UNLABELLED
-from pipeline.cache import write_cache
+from pipeline.cache.format import write_cache
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch
 from pipeline.schema import EMOTIONS, ClipKey
 

@@ -24,7 +24,7 @@ from fusion.inference.checkpoint import Checkpoint, write_checkpoint
 from fusion.model.fusion import ModelConfig
 from fusion.training.losses import count_labels
 from fusion.training.train import build_model
-from pipeline.cache import write_cache
+from pipeline.cache.format import write_cache
 from pipeline.schema import ClipKey
 
 pytestmark = pytest.mark.heavy

@@ -10,7 +10,7 @@ from fusion.evaluation.evaluate import report_emotion, report_sentiment
 from fusion.evaluation.report import EvalReport, ModalityPresence
 from fusion.evaluation.scores import score, weighted_f1
 from fusion.labels import UNLABELLED
-from pipeline.json_values import json_bytes
+from pipeline.system.json_values import json_bytes
 
 LABELS = ("neutral", "positive", "negative")
 

@@ -17,7 +17,7 @@ from fusion.model.fusion import ModelConfig
 from fusion.model.joins import FusionType
 from fusion.reporting.html import read_ablation
 from fusion.training.fit import FitConfig
-from pipeline.cache import FeatureCache, write_cache
+from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import CacheCorrupt, UsageError
 from pipeline.schema import Split
 

@@ -22,7 +22,7 @@ from fusion.experiments.compare import (
 from fusion.labels import UNLABELLED
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline.cache import read_cache, write_cache
+from pipeline.cache.format import read_cache, write_cache
 from pipeline.errors import MismatchError
 
 pytestmark = pytest.mark.heavy

@@ -19,7 +19,7 @@ from fusion.experiments.crossval import (
 )
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig
-from pipeline.cache import FeatureCache, write_cache
+from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import (
     InputError,
     MismatchError,

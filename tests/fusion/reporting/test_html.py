@@ -26,11 +26,11 @@ from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.losses import LossConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline.cache import write_cache
+from pipeline.cache.format import write_cache
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
+from pipeline.html.stills import WIDTH, read_stills
 from pipeline.schema import ClipKey
 from pipeline.settings import build_config, describe_config
-from pipeline.stills import WIDTH, read_stills
 
 pytestmark = pytest.mark.heavy
 

@@ -22,7 +22,7 @@ from fusion.training.fit import FitConfig
 from fusion.training.history import EpochResult, read_history
 from fusion.training.losses import LossConfig
 from fusion.training.train import TrainConfig, _EpochLog, build_model, train_fusion
-from pipeline.cache import write_cache
+from pipeline.cache.format import write_cache
 from pipeline.errors import (
     CacheCorrupt,
     InputError,

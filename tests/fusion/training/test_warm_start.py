@@ -14,7 +14,7 @@ from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.train import TrainConfig, train_fusion
 from fusion.training.warm_start import LEARNING_RATE
-from pipeline.cache import write_cache
+from pipeline.cache.format import write_cache
 from pipeline.errors import RecipeMismatch, UsageError
 
 pytestmark = pytest.mark.heavy

@@ -1,0 +1,1 @@
+"""The feature cache: its format, what failed, the 128-d embeddings."""

@@ -1,0 +1,89 @@
+"""What a cache holds, told without its features (`meld info`)."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.format import read_cache, verify
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, Modality, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """One cache file in numbers. `damaged` is None where checksums were not asked for."""
+
+    path: Path
+    split: Split
+    rows: int
+    size_bytes: int
+    recipe: FeatureRecipe
+    present: dict[Modality, int]
+    shapes: dict[str, tuple[int, ...]]
+    emotions: dict[str, int]
+    sentiments: dict[str, int]
+    failures: dict[str, int]
+    rows_with_failures: int
+    has_embedding: bool
+    damaged: tuple[str, ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "split": self.split,
+            "rows": self.rows,
+            "size_bytes": self.size_bytes,
+            "fingerprint": self.recipe.fingerprint,
+            "recipe": json.loads(self.recipe.to_json()),
+            "random_weights": list(self.recipe.random_modalities),
+            "present": self.present,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "emotions": self.emotions,
+            "sentiments": self.sentiments,
+            "failures": self.failures,
+            "rows_with_failures": self.rows_with_failures,
+            "has_embedding": self.has_embedding,
+            "damaged": None if self.damaged is None else list(self.damaged),
+        }
+
+
+def describe(path: Path, *, check: bool = False) -> CacheInfo:
+    """Reads a cache's labels, ledger and features' shapes; with `check`, every checksum.
+
+    Raises:
+        StorageError, CacheCorrupt: not there, no cache, or too damaged to be described.
+    """
+    damaged = tuple(verify(path)) if check else None
+    cache = read_cache(path, want=() if damaged else ("raw", "embedding"))
+    shapes = {f"raw/{name}": values.shape for name, values in cache.raw.items()}
+    shapes |= {f"embedding/{name}": values.shape for name, values in cache.embedding.items()}
+    return CacheInfo(
+        path=path,
+        split=cache.split,
+        rows=len(cache),
+        size_bytes=path.stat().st_size,
+        recipe=cache.recipe,
+        present={name: int(present.sum()) for name, present in cache.present.items()},
+        shapes=shapes,
+        emotions=_count(cache.emotion, EMOTIONS),
+        sentiments=_count(cache.sentiment, SENTIMENTS),
+        failures=count_failures(cache.failures),
+        rows_with_failures=len({failure.key for failure in cache.failures}),
+        has_embedding=bool(cache.embedding),
+        damaged=damaged,
+    )
+
+
+def _count(labels: list[str], names: tuple[str, ...]) -> dict[str, int]:
+    counts = Counter(labels)
+    counted = {name: counts[name] for name in names}
+    return counted | ({"unlabelled": counts[""]} if counts[""] else {})
+
+
+def count_failures(failures: Sequence[ClipFailure]) -> dict[str, int]:
+    """Accidents by "modality stage code", most frequent first."""
+    counts = Counter(f"{f.modality} {f.stage} {f.code}" for f in failures)
+    return dict(counts.most_common())

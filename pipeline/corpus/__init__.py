@@ -1,0 +1,1 @@
+"""MELD's annotations and where its clips lie."""

@@ -1,0 +1,1 @@
+"""Annotations and clips to caches, as one run that may be killed."""

@@ -1,0 +1,418 @@
+"""The extraction stage: annotations and clips in, `features/<split>.h5` out.
+
+    read CSVs -> find clips -> choose encoders (the recipe) -> lock -> shards through Ray
+    -> one file per split -> PCA on train -> 128-d embeddings in every split
+
+Each finished shard is a file of its own under `features/.work/<split>/`, so whatever kills a
+run, the next one takes up where it stopped and ends with the same file.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.cache.embeddings import complete_embeddings
+from pipeline.cache.format import read_cache
+from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
+from pipeline.corpus.clips import locate_clips
+from pipeline.encoders.choice import (
+    EncoderRequest,
+    choose_encoder,
+)
+from pipeline.encoders.encoder import EncoderChoice
+from pipeline.encoders.find import name_of_owner
+from pipeline.encoders.registry import find_entry
+from pipeline.encoders.saved import SavedEncoders, read_encoders
+from pipeline.encoders.weights import FRAME_SIZE, count_layers
+from pipeline.errors import StorageError, UsageError
+from pipeline.extract.resume import check_existing, clean_up_after_a_kill
+from pipeline.extract.shards import SplitWork, merge, missing_tasks, write_shard
+from pipeline.parallel.work import Cluster
+from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
+from pipeline.schema import (
+    MEDIA,
+    MODALITIES,
+    ClipFailure,
+    LocatedClip,
+    Modality,
+    Split,
+    Utterance,
+)
+from pipeline.system import locks
+from pipeline.system.device import has_gpu, native_precision
+from pipeline.system.resources import num_cores
+
+# A shard is what a kill can cost: a few seconds of work with media, about one with text alone.
+ROWS_PER_SHARD = 16
+TEXT_ROWS_PER_SHARD = 256
+
+OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, accidents so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What to extract and where.
+
+    splits: None takes every split that has a CSV.
+    modalities: None takes all, or those of the fine-tuned run whose encoders are asked for.
+    num_frames, channel, max_duration_s, test_clips: as in `DecodeConfig`; None takes its defaults,
+        or what the run says whose encoders are asked for.
+    device, precision: "auto" takes a GPU, and bfloat16, where there are any: on this machine, or
+        with `address` on the cluster.
+    workers: CPU cores; None takes all that this process may use. Not for choosing with `address`.
+    """
+
+    data: Path = Path("data")
+    features: Path = Path("features")
+    splits: tuple[Split, ...] | None = None
+    modalities: tuple[Modality, ...] | None = None
+    encoders: EncoderRequest = field(default_factory=EncoderRequest)
+    num_frames: int | None = None
+    channel: ChannelPolicy | None = None
+    max_duration_s: float | None = None
+    test_clips: TestClips | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int | None = None
+    address: str | None = None
+    rows_per_shard: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.modalities == ():
+            raise UsageError("--modalities: at least one of text, video, audio")
+        if self.rows_per_shard is not None and self.rows_per_shard < 1:
+            raise UsageError("rows_per_shard must be at least 1")
+        if self.workers is not None and self.address is not None:
+            raise UsageError(
+                f"--workers {self.workers}: cores of this machine, and with --address "
+                f"{self.address} the work runs on the cluster; leave one of the two out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """What became of one split. `rows_resumed` were there before this run began."""
+
+    split: Split
+    path: Path
+    rows: int
+    rows_resumed: int
+    present: dict[Modality, int]
+    failures: tuple[ClipFailure, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "path": str(self.path),
+            "rows": self.rows,
+            "rows_resumed": self.rows_resumed,
+            "present": self.present,
+            "failures": [
+                {
+                    "clip": str(failure.key),
+                    "modality": failure.modality,
+                    "stage": failure.stage,
+                    "code": failure.code,
+                    "message": failure.message,
+                    "lost": failure.lost,
+                }
+                for failure in self.failures
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """The result of a run. `explained_variance` is None until train was extracted."""
+
+    recipe: FeatureRecipe
+    splits: tuple[SplitReport, ...]
+    seconds: float
+    explained_variance: dict[Modality, float] | None
+
+    @property
+    def num_failures(self) -> int:
+        return sum(len(split.failures) for split in self.splits)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.recipe.fingerprint,
+            "recipe": json.loads(self.recipe.to_json()),
+            "random_weights": list(self.recipe.random_modalities),
+            "splits": [split.to_dict() for split in self.splits],
+            "seconds": self.seconds,
+            "explained_variance": self.explained_variance,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractPlan:
+    """What a run would do (`--dry-run`)."""
+
+    recipe: FeatureRecipe
+    device: str
+    rows: dict[Split, int]
+    rows_done: dict[Split, int]
+    clips_missing: dict[Split, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.recipe.fingerprint,
+            "recipe": json.loads(self.recipe.to_json()),
+            "device": self.device,
+            "rows": self.rows,
+            "rows_done": self.rows_done,
+            "clips_missing": self.clips_missing,
+        }
+
+
+def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) -> ExtractReport:
+    """Runs the stage; what earlier runs finished is kept.
+
+    Raises:
+        InputError: annotations or folder; nothing was decoded.
+        RecipeMismatch: a cache or an unfinished run made in another way is in the place.
+        WeightsMissing: pretrained weights that are not to be had.
+        CacheBusy: another run writes one of these caches.
+        StorageError: the disk.
+    """
+    started_s = time.monotonic()
+    job = _prepare(config)
+    with ExitStack() as held:
+        for work in job.works:
+            held.enter_context(locks.hold_split(config.features, work.split))
+        for work in job.works:
+            clean_up_after_a_kill(work)
+            check_existing(work, job.recipe, config.overwrite)
+        resumed = {work.split: work.rows_done() for work in job.works}
+        _encode_missing(job, on_progress)
+        for work in job.works:
+            if not work.is_finished:
+                merge(work)
+        variance = complete_embeddings(config.features, job.recipe, {w.split for w in job.works})
+        reports = tuple(_report(work, resumed[work.split]) for work in job.works)
+    return ExtractReport(
+        recipe=job.recipe,
+        splits=reports,
+        seconds=time.monotonic() - started_s,
+        explained_variance=variance,
+    )
+
+
+def plan(config: ExtractConfig) -> ExtractPlan:
+    """What `extract` would do; raises what it would raise before any work."""
+    if config.features.exists() and not config.features.is_dir():
+        raise StorageError(f"{config.features}: not a folder; --features takes one")
+    job = _prepare(config, check_files=False)
+    for work in job.works:
+        check_existing(work, job.recipe, config.overwrite, dry=True)
+    return ExtractPlan(
+        recipe=job.recipe,
+        device=job.cluster.device,
+        rows={work.split: len(work.utterances) for work in job.works},
+        rows_done={work.split: work.rows_done() for work in job.works},
+        clips_missing={
+            work.split: sum(clip.path is None for clip in work.clips) if job.recipe.decode else 0
+            for work in job.works
+        },
+    )
+
+
+# --------------------------------------------------------------------------------- preparing
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    recipe: FeatureRecipe
+    choices: tuple[EncoderChoice, ...]
+    cluster: Cluster
+    works: tuple[SplitWork, ...]
+
+
+def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
+    """Everything that can be wrong with the input is found here, before any decoding.
+
+    check_files: False leaves the weights of a fine-tuned run unread
+    """
+    corpus = read_corpus(config.data, config.splits)
+    run = config.encoders.run
+    saved = None if run is None else read_encoders(run)
+    modalities, decode = _what_to_encode(config, saved)
+    device, precision = _choose_hardware(config, any_precision=saved is not None)
+    choices = tuple(
+        choose_encoder(modality, config.encoders, precision, check_files=check_files)
+        for modality in modalities
+    )
+    recipe = FeatureRecipe(encoders=tuple(choice.spec for choice in choices), decode=decode)
+    context = max(spec.context for spec in recipe.encoders)
+    corpus = {split: with_context(utterances, context) for split, utterances in corpus.items()}
+    owner = None if run is None else name_of_owner(run, config.features)
+    default_rows = ROWS_PER_SHARD if recipe.decode else TEXT_ROWS_PER_SHARD
+    works = tuple(
+        SplitWork(
+            split=split,
+            utterances=utterances,
+            clips=_locate(config, split, utterances, recipe),
+            rows_hash=hash_rows(utterances),
+            path=config.features / f"{split}.h5",
+            rows_per_shard=config.rows_per_shard or default_rows,
+            encoders_run=owner,
+        )
+        for split, utterances in corpus.items()
+    )
+    workers = config.workers if config.workers is not None else num_cores()
+    cluster = Cluster(device=device, workers=workers, address=config.address)
+    return _Job(recipe=recipe, choices=choices, cluster=cluster, works=works)
+
+
+def _choose_hardware(
+    config: ExtractConfig, *, any_precision: bool
+) -> tuple[Literal["cpu", "cuda"], Precision]:
+    """Of the machine that the encoders will run on.
+
+    any_precision: the encoders have one of their own
+    """
+    device = config.device
+    precision = "float32" if any_precision else config.precision
+    if config.address is not None and "auto" in (device, precision):
+        from pipeline.parallel.engine import look_at_cluster  # Ray
+
+        return look_at_cluster(config.address, device, precision)
+    if device == "auto":
+        device = "cuda" if has_gpu() else "cpu"
+    elif device == "cuda" and config.address is None and not has_gpu():
+        raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
+    return device, native_precision(device) if precision == "auto" else precision
+
+
+def _what_to_encode(
+    config: ExtractConfig, saved: SavedEncoders | None
+) -> tuple[tuple[Modality, ...], DecodeConfig | None]:
+    """A fine-tuned run brings its own decode settings: its encoders know no others."""
+    there = MODALITIES if saved is None else saved.recipe.modalities
+    wanted = config.modalities or there
+    modalities = tuple(name for name in MODALITIES if name in wanted)
+    _refuse_what_changes_nothing(config, modalities)
+    if saved is not None:
+        _refuse_what_contradicts(config, saved, modalities)
+    if not set(modalities) & set(MEDIA):
+        return modalities, None
+    return modalities, _decode_config(config) if saved is None else saved.recipe.decode
+
+
+def _given_decode(config: ExtractConfig) -> dict[str, Any]:
+    names = ("num_frames", "channel", "max_duration_s", "test_clips")
+    given = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse_what_changes_nothing(config: ExtractConfig, modalities: Sequence[Modality]) -> None:
+    """Raises UsageError for a setting of what is not extracted."""
+    for modality in MODALITIES:
+        for name, value in config.encoders.given(modality).items():
+            if modality not in modalities:
+                raise UsageError(
+                    f"encoders.{name} = {value}: {modality} is not extracted; leave it out, or "
+                    "name other --modalities"
+                )
+    for name, value in _given_decode(config).items():
+        if not set(modalities) & set(MEDIA):
+            raise UsageError(
+                f"{name} = {value}: text alone is extracted, and no clip is read; leave it out, or "
+                "name other --modalities"
+            )
+
+
+def _refuse_what_contradicts(
+    config: ExtractConfig, saved: SavedEncoders, modalities: Sequence[Modality]
+) -> None:
+    """Raises UsageError for a setting that is another than that of the fine-tuned run."""
+    run = config.encoders.run
+    if config.encoders.weights_dir is not None:
+        raise UsageError(
+            f"weights_dir = {config.encoders.weights_dir}: the encoders of {run} bring their own "
+            "weights; leave it out"
+        )
+    pairs: list[tuple[str, Any, Any]] = []  # setting, what was asked for, what the run says
+    for modality in modalities:
+        spec = saved.spec(modality)
+        layers = f"{modality}_layers"
+        its = {
+            modality: spec.name,
+            f"{modality}_weights": spec.weights,
+            layers: spec.layers,
+            "context": spec.context,
+        }
+        asked = config.encoders.given(modality)
+        if asked.get(layers) == ():
+            asked[layers] = tuple(range(count_layers(saved.path(modality))))
+        pairs += [(f"encoders.{name}", value, its[name]) for name, value in asked.items()]
+        if find_entry(modality, spec.name).autocast and config.precision != "auto":
+            pairs.append(("precision", config.precision, spec.precision))
+    decode = saved.recipe.decode
+    pairs += [(name, value, getattr(decode, name)) for name, value in _given_decode(config).items()]
+    for name, value, there in pairs:
+        if value != there:
+            raise UsageError(
+                f"{name} = {value}: the encoders of {run} were fine-tuned with {there}; leave it "
+                "out, or choose encoders without --encoders"
+            )
+
+
+def _decode_config(config: ExtractConfig) -> DecodeConfig:
+    height, width = FRAME_SIZE
+    try:
+        return DecodeConfig(frame_height=height, frame_width=width, **_given_decode(config))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _locate(
+    config: ExtractConfig, split: Split, utterances: list[Utterance], recipe: FeatureRecipe
+) -> list[LocatedClip]:
+    if recipe.decode is None:
+        return [LocatedClip(utterance=utterance) for utterance in utterances]
+    return locate_clips(config.data, split, utterances, recipe.decode.test_clips)
+
+
+# ----------------------------------------------------------------------------------- working
+
+
+def _encode_missing(job: _Job, on_progress: OnProgress) -> None:
+    works = {work.split: work for work in job.works}
+    total = sum(len(work.utterances) for work in job.works)
+    done = sum(work.rows_done() for work in job.works)
+    accidents = 0
+    on_progress(done, total, accidents)
+    tasks = [task for work in job.works for task in missing_tasks(work)]
+    if not tasks:
+        return
+    from pipeline.parallel.engine import (
+        encode_shards,  # Ray: a second that checking alone need not wait
+    )
+
+    for shard in encode_shards(tasks, job.choices, job.recipe.decode, job.cluster):
+        write_shard(works[shard.split], shard, job.recipe)
+        done += len(shard.features)
+        accidents += sum(len(clip.failures) for clip in shard.features)
+        on_progress(done, total, accidents)
+
+
+# --------------------------------------------------------------------------------- reporting
+
+
+def _report(work: SplitWork, rows_resumed: int) -> SplitReport:
+    cache = read_cache(work.path, want=())
+    return SplitReport(
+        split=work.split,
+        path=work.path,
+        rows=len(cache),
+        rows_resumed=rows_resumed,
+        present={name: int(present.sum()) for name, present in cache.present.items()},
+        failures=cache.failures,
+    )

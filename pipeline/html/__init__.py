@@ -1,0 +1,1 @@
+"""What HTML pages share: their frame, and stills of clips."""

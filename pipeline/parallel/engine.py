@@ -1,0 +1,456 @@
+"""Clips to features on many cores, GPUs or machines. The only file of this package that imports
+Ray; another engine would replace this file.
+
+    tasks -> decode (Ray tasks, half a core each) -> encode (actors, all torch threads) -> driver
+    tasks -> decode, or any work on single clips (Ray tasks, a core each) -> driver
+
+A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
+every bit of the result, does not depend on what was finished before a restart.
+
+Ray's tasks and actors, not Ray Data: its workers import twice as much before they begin, which a
+small job waits for, and its retries cannot be told which clip of a shard is to blame.
+"""
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from pipeline.decode.clip import decode_clip
+from pipeline.encoders.encoder import EncoderChoice
+from pipeline.errors import MeldError, UsageError
+from pipeline.parallel.work import (
+    ClipWork,
+    Cluster,
+    DecodedShard,
+    Result,
+    ShardFeatures,
+    ShardTask,
+    WorkedShard,
+)
+from pipeline.recipe import DecodeConfig, Precision
+from pipeline.schema import MEDIA, ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
+from pipeline.system.device import native_precision
+from pipeline.system.resources import OBJECT_STORE_BYTES, num_cores
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS_PER_CLIP = 2
+MAX_ROUNDS = 3
+# Ray gives its own processes 30 s to start, which a busy machine does not always keep.
+_STARTS = 2
+# Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
+# settings measured, because the decoders fill what the encoder leaves idle.
+_DECODE_CPUS_BESIDE_ENCODER = 0.5
+# A shard of 16 decoded clips: what is in flight must not fill the object store.
+_BYTES_PER_SHARD = 32 * 1024 * 1024
+
+# What a task of Ray leaves behind: a reference, of whatever it returns.
+_Ref = Any
+# A shard that was worked on, or the reference to one -> the reference to what becomes of it.
+_Finish = Callable[[Any], _Ref]
+
+
+def encode_shards(
+    tasks: Sequence[ShardTask],
+    choices: Sequence[EncoderChoice],
+    decode: DecodeConfig | None,
+    cluster: Cluster,
+) -> Iterator[ShardFeatures]:
+    """Yields shards as they are finished, in any order.
+
+    A clip that kills its decoder becomes a failure; its neighbours are not concerned. An encoder
+    that dies is started again, with the shards that are left, `MAX_ROUNDS` times in all.
+
+    Raises:
+        UsageError: the cluster is not to be reached, has no GPU that was asked for, or too few
+            cores.
+        MismatchError: the weights do not fit their encoder.
+        MeldError: workers died in a way that no clip explains.
+    """
+    work = None
+    if decode is not None:
+        work = _decoding(decode, [choice.spec.modality for choice in choices])
+
+    @contextmanager
+    def encoders() -> Iterator[_Finish]:
+        """Started before the first clip is decoded: loading takes them seconds."""
+        pool = [_start_encoder(choices, decode, cluster) for _ in range(_num_encoders(cluster))]
+        turns = itertools.cycle(pool)
+        try:
+            yield lambda shard: next(turns).encode.remote(shard)
+        finally:
+            for encoder in pool:
+                ray.kill(encoder)
+
+    # The encoder needs a core, the decoders another: one core would be a deadlock.
+    yield from _run_to_the_end(
+        tasks, work, _DECODE_CPUS_BESIDE_ENCODER, encoders, cluster, least_cpus=2
+    )
+
+
+def decode_shards(
+    tasks: Sequence[ShardTask],
+    decode: DecodeConfig,
+    modalities: Sequence[Modality],
+    cluster: Cluster,
+) -> Iterator[DecodedShard]:
+    """Like `encode_shards`, but the clips come back decoded; needs no GPU.
+
+    Raises:
+        UsageError: the cluster is not to be reached.
+        MeldError: workers died in a way that no clip explains.
+    """
+    yield from work_on_shards(tasks, _decoding(decode, modalities), cluster)
+
+
+def work_on_shards(
+    tasks: Sequence[ShardTask], work: ClipWork[Result], cluster: Cluster
+) -> Iterator[WorkedShard[Result]]:
+    """Any work on single clips, a core each: shards as they are finished, in any order.
+
+    A clip that kills its worker is given up; its neighbours are not concerned.
+
+    Raises:
+        UsageError: the cluster is not to be reached.
+        MeldError: workers died in a way that no clip explains.
+    """
+
+    def as_they_are() -> AbstractContextManager[_Finish]:
+        return nullcontext(lambda shard: shard)
+
+    cluster = replace(cluster, device="cpu")
+    yield from _run_to_the_end(tasks, work, 1, as_they_are, cluster, least_cpus=1)
+
+
+def _run_to_the_end(
+    tasks: Sequence[ShardTask],
+    work: ClipWork[Any] | None,
+    cpus: float,
+    open_finish: Callable[[], AbstractContextManager[_Finish]],
+    cluster: Cluster,
+    *,
+    least_cpus: int,
+) -> Iterator[Any]:
+    """What becomes of the tasks, in any order: `work` on their clips, then what is opened.
+
+    When what is opened dies, it is opened again for the tasks that are left, `MAX_ROUNDS` times
+    in all.
+    """
+    with ray_cluster(cluster, least_cpus):
+        left = {(task.split, task.index): task for task in tasks}
+        for round_number in range(1, MAX_ROUNDS + 1):
+            try:
+                with open_finish() as finish:
+                    for shard in _flow(list(left.values()), work, cpus, finish):
+                        del left[shard.split, shard.index]
+                        yield shard
+                return
+            except RayError as error:
+                raise_ours(error)
+                if isinstance(error, RayTaskError):  # code that raises would raise again
+                    raise
+                if round_number == MAX_ROUNDS:
+                    raise MeldError(f"the workers failed: {last_line(error)}") from error
+                logger.warning("a worker died; starting another for %d shards", len(left))
+
+
+def _flow(
+    tasks: Sequence[ShardTask], work: ClipWork[Any] | None, cpus: float, finish: _Finish
+) -> Iterator[Any]:
+    """Every task, a bounded number of them at a time; raises RayError.
+
+    A shard whose worker dies is worked on again, clip by clip.
+    """
+    # No retries of Ray's own: it would begin the whole shard again, and meet the same clip.
+    worker = ray.remote(num_cpus=cpus, max_retries=0)(_work_on_shard)
+    waiting = deque(tasks)
+    running: dict[_Ref, ShardTask] = {}
+    begun_again: set[tuple[str, int]] = set()
+    while waiting or running:
+        most = _most_at_once(cpus)
+        while waiting and len(running) < most:
+            task = waiting.popleft()
+            # Without work there is nothing to do before the end: text alone has no media.
+            running[finish(task if work is None else worker.remote(task, work))] = task
+        [done], _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(done)
+        try:
+            shard = ray.get(done)
+        except RayError as error:
+            key = (task.split, task.index)
+            # A second time it was not a clip that killed: an encoder without memory looks alike.
+            if work is None or key in begun_again or not _worker_died(error):
+                raise
+            begun_again.add(key)
+            logger.warning("a worker died; %d clips are begun again, one by one", len(task.clips))
+            running[finish(ray.put(_one_by_one(task, work, worker)))] = task
+            continue
+        yield shard
+
+
+def _one_by_one(task: ShardTask, work: ClipWork[Any], worker: Any) -> WorkedShard[Any]:
+    """So that a clip which kills its worker is known, and costs nobody else's result."""
+    results: dict[int, Any] = {}
+    for _ in range(MAX_ATTEMPTS_PER_CLIP):
+        running = {
+            position: worker.remote(replace(task, clips=(clip,)), work)
+            for position, clip in enumerate(task.clips)
+            if position not in results
+        }
+        for position, result in running.items():
+            try:
+                [results[position]] = ray.get(result).clips
+            except RayError as error:
+                if not _worker_died(error):
+                    raise
+    told = f"{work.what} killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
+    return WorkedShard(
+        split=task.split,
+        index=task.index,
+        clips=tuple(
+            results[position] if position in results else work.give_up(clip, f"{clip.path}: {told}")
+            for position, clip in enumerate(task.clips)
+        ),
+    )
+
+
+def _most_at_once(cpus: float) -> int:
+    """Tasks in flight: enough to keep every core busy, few enough for the object store."""
+    there = ray.cluster_resources()
+    busy = there.get("CPU", 1) / cpus + there.get("GPU", 0) + 1
+    room = there.get("object_store_memory", OBJECT_STORE_BYTES) // _BYTES_PER_SHARD
+    return max(2, int(min(busy, room)))
+
+
+def _worker_died(error: BaseException | None) -> bool:
+    """Of a task, that is; an encoder's end is a RayActorError."""
+    while error is not None:
+        if isinstance(error, (WorkerCrashedError, OutOfMemoryError, NodeDiedError)):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
+
+
+def raise_ours(error: BaseException | None) -> None:
+    """An exception of ours that a worker raised reaches the user as itself."""
+    while error is not None:
+        # Ray's own copy of it is one as well, with the worker's traceback for a message.
+        if isinstance(error, MeldError) and not isinstance(error, RayError):
+            raise error
+        for failure in getattr(error, "worker_failures", {}).values():  # Ray Train's, by rank
+            raise_ours(failure)
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+@contextmanager
+def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
+    """Ray as this process has it already, and left as it is; else started or joined, and left.
+
+    Raises UsageError.
+    """
+    if ray.is_initialized():
+        if cluster.address is not None:
+            raise UsageError(
+                f"--address {cluster.address}: Ray runs in this process already; leave it out"
+            )
+        _check_room(cluster, least_cpus)
+        yield
+        return
+    _start_ray(cluster, least_cpus)
+    try:
+        _check_room(cluster, least_cpus)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(cluster: Cluster, least_cpus: int) -> None:
+    settings: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        settings = {
+            # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
+            "address": "local",
+            "num_cpus": max(cluster.workers, least_cpus),
+            "num_gpus": cluster.gpus if cluster.device == "cuda" else 0,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    _init_ray(cluster, settings)
+
+
+def _check_room(cluster: Cluster, least_cpus: int) -> None:
+    """What is not there would be waited for, for ever."""
+    there = ray.cluster_resources()
+    if cluster.device == "cuda" and not there.get("GPU"):
+        raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
+    if there.get("CPU", 0) < least_cpus:
+        raise UsageError(
+            f"the Ray cluster has {there.get('CPU', 0):g} CPUs; this needs {least_cpus} at least"
+        )
+
+
+def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
+    attempts = _STARTS if cluster.address is None else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+            return
+        except Exception as error:  # Ray's word for a start that takes too long is as plain as that
+            ray.shutdown()
+            if attempt < attempts:
+                logger.warning("Ray did not start (%s); trying once more", last_line(error))
+                continue
+            where = f"--address {cluster.address}: no Ray cluster answers there"
+            what = where if cluster.address else "Ray does not start on this machine"
+            raise UsageError(f"{what} ({last_line(error)})") from error
+
+
+def look_at_cluster(
+    address: str,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "float32", "bfloat16"],
+) -> tuple[Literal["cpu", "cuda"], Precision]:
+    """What the work on an existing cluster computes with: its resources and one of its workers are
+    asked, as the machine that only steers may be of another kind. Joins the cluster and leaves it.
+
+    Raises UsageError where it is not to be reached, has no GPU that was asked for, or its workers
+    cannot run this program.
+    """
+    with ray_cluster(Cluster(device=device, address=address)):
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        if precision == "auto":
+            return device, _ask_precision(address, device)
+    return device, precision
+
+
+def _ask_precision(address: str, device: Literal["cpu", "cuda"]) -> Precision:
+    ask: Any = ray.remote(native_precision)
+    gpus = 1 if device == "cuda" else 0
+    try:
+        precision: Precision = ray.get(ask.options(num_cpus=1, num_gpus=gpus).remote(device))
+    except RayError as error:
+        raise UsageError(
+            f"--address {address}: the cluster's workers cannot tell what they compute with "
+            f"({last_line(error)}); is this program installed there? --precision float32 or "
+            "bfloat16 asks nobody"
+        ) from error
+    return precision
+
+
+def _num_encoders(cluster: Cluster) -> int:
+    """One for the whole machine on CPU (it uses every thread), one per GPU otherwise."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), 1) if cluster.device == "cuda" else 1
+
+
+def _start_encoder(
+    choices: Sequence[EncoderChoice], decode: DecodeConfig | None, cluster: Cluster
+) -> Any:
+    actor: Any = ray.remote(_ShardEncoder)
+    encoder = actor.options(
+        num_cpus=1,
+        num_gpus=1 if cluster.device == "cuda" else 0,
+        max_restarts=0,  # `_run_to_the_end` starts another
+        allow_out_of_order_execution=True,  # a shard that decodes slowly holds up no other
+    ).remote(list(choices), decode, cluster.device, cluster.threads)
+    encoder.load.remote()
+    return encoder
+
+
+def _work_on_shard(task: ShardTask, work: ClipWork[Any]) -> WorkedShard[Any]:
+    """In a worker of Ray."""
+    clips = tuple(work.do(clip) for clip in task.clips)
+    return WorkedShard(split=task.split, index=task.index, clips=clips)
+
+
+def _decoding(decode: DecodeConfig, modalities: Sequence[Modality]) -> ClipWork[DecodedClip]:
+    modalities = list(modalities)
+    return ClipWork(
+        do=partial(decode_clip, config=decode, modalities=modalities),
+        give_up=partial(_give_up_decoding, modalities=modalities),
+        what="decoding it",
+    )
+
+
+def _give_up_decoding(
+    clip: LocatedClip, message: str, modalities: Sequence[Modality]
+) -> DecodedClip:
+    return DecodedClip(
+        utterance=clip.utterance,
+        failures=tuple(
+            ClipFailure(
+                key=clip.utterance.key,
+                modality=modality,
+                stage="decode",
+                code="killed_worker",
+                message=message,
+            )
+            for modality in modalities
+            if modality in MEDIA
+        ),
+    )
+
+
+class _ShardEncoder:
+    """An actor of Ray: loads the encoders once, then one shard in, its features out."""
+
+    def __init__(
+        self,
+        choices: list[EncoderChoice],
+        decode: DecodeConfig | None,
+        device: str,
+        num_threads: int | None,
+    ) -> None:
+        """num_threads: None takes a thread for each core that it finds where it runs."""
+        self._choices, self._decode = choices, decode
+        self._device, self._num_threads = device, num_threads
+
+    def load(self) -> None:
+        """Ahead of the first shard. What goes wrong is told by `encode`, whose result is read."""
+        self._encode  # noqa: B018
+
+    def encode(self, shard: DecodedShard | ShardTask) -> ShardFeatures:
+        clips = [
+            # Text alone: nothing was decoded.
+            DecodedClip(utterance=clip.utterance) if isinstance(clip, LocatedClip) else clip
+            for clip in shard.clips
+        ]
+        return ShardFeatures(
+            split=shard.split, index=shard.index, features=tuple(self._encode(clips))
+        )
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[DecodedClip]], list[ClipFeatures]]:
+        # Here and not above: decoding processes import this file too and need no PyTorch.
+        import torch
+
+        from pipeline.encode import Encoders, encode_clips
+
+        torch.set_num_threads(self._num_threads or num_cores())
+        return partial(encode_clips, Encoders(self._choices, self._decode).to(self._device))
+
+
+def last_line(error: BaseException) -> str:
+    """What a wrapped error says in the end: the lines before are where it came by."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Decoded clips on disk, for training on raw media."""

@@ -1,0 +1,69 @@
+"""One writer per cache. The lock is the kernel's, so a killed run leaves none behind."""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import CacheBusy, StorageError
+from pipeline.schema import Split
+from pipeline.system.one_line import without_secrets
+
+
+def hold_split(features: Path, split: Split) -> AbstractContextManager[None]:
+    """The one lock of a split's cache: `hold` says what it does."""
+    return hold(features / ".work" / f"{split}.lock", f"the {split} cache")
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file for the length of the block.
+
+    Raises:
+        CacheBusy: at once, naming the process that holds it.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheBusy(f"{what} is being written by {_holder(path)}; wait for it") from error
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(_myself()).encode())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        yield
+        with suppress(OSError):  # who held it says nothing any more, and names private paths
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _myself() -> dict[str, str | int]:
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+    }
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return "process {process} on {host} since {since} ({command})".format(**holder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

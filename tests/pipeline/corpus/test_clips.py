@@ -1,0 +1,159 @@
+"""Utterances to media files: MELD's layouts, its corrected test clips, its litter."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.corpus.clips import locate_clips
+from pipeline.errors import InputError
+from pipeline.recipe import TestClips
+from pipeline.schema import ClipKey, Split, Utterance
+
+
+def utterance(split: Split, dialogue: int = 0, number: int = 0) -> Utterance:
+    return Utterance(key=ClipKey(split, dialogue, number), text="Hi")
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def locate_one(data: Path, split: Split, test_clips: TestClips = "fixed") -> Path | None:
+    [clip] = locate_clips(data, split, [utterance(split)], test_clips)
+    return clip.path
+
+
+@pytest.mark.parametrize("root", ["", "MELD.Raw", "MELD-RAW/MELD.Raw"])
+@pytest.mark.parametrize(
+    ("split", "folder"),
+    [
+        ("train", "train_splits"),
+        ("train", "train/train_splits"),
+        ("train", "train"),
+        ("dev", "dev_splits_complete"),
+        ("dev", "dev/dev_splits_complete"),
+        ("dev", "dev"),
+        ("test", "output_repeated_splits_test"),
+        ("test", "test/output_repeated_splits_test"),
+        ("test", "test"),
+    ],
+)
+def test_clips_are_found_in_every_layout(
+    tmp_path: Path, root: str, split: Split, folder: str
+) -> None:
+    path = touch(tmp_path / root / folder / "dia0_utt0.mp4")
+    assert locate_one(tmp_path, split) == path
+
+
+def test_the_corrected_cut_is_taken_for_test_clips_only(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        touch(tmp_path / split / "dia0_utt0.mp4")
+        touch(tmp_path / split / "final_videos_testdia0_utt0.mp4")
+    assert locate_one(tmp_path, "train") == tmp_path / "train/dia0_utt0.mp4"
+    assert locate_one(tmp_path, "dev") == tmp_path / "dev/dia0_utt0.mp4"
+    assert locate_one(tmp_path, "test") == tmp_path / "test/final_videos_testdia0_utt0.mp4"
+
+
+def test_legacy_takes_the_plain_name_even_beside_a_corrected_cut(tmp_path: Path) -> None:
+    plain = touch(tmp_path / "test/dia0_utt0.mp4")
+    touch(tmp_path / "test/final_videos_testdia0_utt0.mp4")
+    assert locate_one(tmp_path, "test", "legacy") == plain
+
+
+def test_legacy_does_not_fall_back_to_the_corrected_cut(tmp_path: Path) -> None:
+    touch(tmp_path / "test/final_videos_testdia0_utt0.mp4")
+    assert locate_one(tmp_path, "test", "legacy") is None
+
+
+def test_a_test_clip_without_corrected_cut_is_the_plain_one(tmp_path: Path) -> None:
+    touch(tmp_path / "test/final_videos_testdia1_utt0.mp4")
+    assert locate_one(tmp_path, "test") is None
+    plain = touch(tmp_path / "test/dia0_utt0.mp4")
+    assert locate_one(tmp_path, "test") == plain
+
+
+def test_apple_double_files_are_no_clips(tmp_path: Path) -> None:
+    touch(tmp_path / "train_splits/._dia0_utt0.mp4")
+    touch(tmp_path / "._train_splits/dia0_utt0.mp4")
+    touch(tmp_path / ".train/dia0_utt0.mp4")
+    assert locate_one(tmp_path, "train") is None
+
+
+def test_a_missing_clip_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "dev_splits_complete").mkdir()
+    [clip] = locate_clips(tmp_path, "dev", [utterance("dev", 110, 7)], "fixed")
+    assert clip.path is None
+    for part in ("dia110_utt7.mp4", "dev_splits_complete"):
+        assert part in clip.missing
+    assert str(tmp_path) not in clip.missing  # it is kept in caches, which travel
+
+
+def test_a_corpus_without_any_folder_is_all_absences(tmp_path: Path) -> None:
+    clips = locate_clips(tmp_path, "train", [utterance("train", 0, i) for i in range(3)], "fixed")
+    assert [clip.path for clip in clips] == [None] * 3
+
+
+def test_video_is_preferred_to_sound_of_the_same_name(tmp_path: Path) -> None:
+    wave = touch(tmp_path / "train/dia0_utt0.wav")
+    assert locate_one(tmp_path, "train") == wave
+    movie = touch(tmp_path / "train/dia0_utt0.mkv")
+    assert locate_one(tmp_path, "train") == movie
+    preferred = touch(tmp_path / "train/dia0_utt0.MP4")
+    assert locate_one(tmp_path, "train") == preferred
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dia0_utt0.mp4.part",
+        "dia0_utt0.txt",
+        "dia0_utt00.mp4",
+        "dia00_utt0.mp4",
+        "dia10_utt0.mp4",
+        "dia0_utt0 (1).mp4",
+        "dia0_utt0",
+        " dia0_utt0.mp4",
+        "dia0_utt0\n.mp4",
+        "dia0_utt\u0660.mp4",
+    ],
+)
+def test_names_that_only_resemble_a_clip_are_none(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "train" / name)
+    assert locate_one(tmp_path, "train") is None
+
+
+def test_a_name_that_is_not_utf8_disturbs_nobody(tmp_path: Path) -> None:
+    clip = touch(tmp_path / "train/dia0_utt0.mp4")
+    (tmp_path / "train" / os.fsdecode(b"dia\xff.mp4")).write_bytes(b"x")
+    assert locate_one(tmp_path, "train") == clip
+
+
+def test_clips_come_in_the_order_of_utterances_and_paths_are_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        touch(tmp_path / f"train/dia2_utt{number}.mp4")
+    monkeypatch.chdir(tmp_path)
+    wanted = [utterance("train", 2, number) for number in (3, 0, 2, 1)]
+    clips = locate_clips(Path(), "train", wanted, "fixed")
+    assert [clip.utterance for clip in clips] == wanted
+    assert [clip.path for clip in clips] == [
+        tmp_path / f"train/dia2_utt{number}.mp4" for number in (3, 0, 2, 1)
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+
+    def refuse(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("pipeline.corpus.clips.os.scandir", refuse)
+    with pytest.raises(InputError, match="cannot be listed: Permission denied"):
+        locate_one(tmp_path, "train")

@@ -1,0 +1,190 @@
+"""Work on clips in real Ray workers: deaths, errors, and a Ray that was there before."""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
+from pipeline.errors import InputError, MeldError, MismatchError, UsageError
+from pipeline.parallel.engine import encode_shards, look_at_cluster, ray_cluster, work_on_shards
+from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel.work import ClipWork, Cluster, ShardTask
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import ClipKey, LocatedClip, Utterance
+from pipeline.system.device import native_precision
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+CLUSTER = Cluster(workers=2)
+
+
+def clips(*names: str) -> tuple[LocatedClip, ...]:
+    return tuple(
+        LocatedClip(
+            utterance=Utterance(key=ClipKey("dev", 0, row), text=f"line {row}"), path=Path(name)
+        )
+        for row, name in enumerate(names)
+    )
+
+
+def task(index: int, *names: str) -> ShardTask:
+    return ShardTask(split="dev", index=index, clips=clips(*names))
+
+
+def working(do: Callable[[LocatedClip], Any]) -> ClipWork[Any]:
+    # Functions made in functions travel to workers, which do not know this file.
+    return ClipWork(do=do, give_up=lambda clip, told: told, what="reading it")
+
+
+def results(*tasks: ShardTask, do: Callable[[LocatedClip], Any]) -> dict[int, tuple[Any, ...]]:
+    done = work_on_shards(tasks, working(do), CLUSTER)
+    return {shard.index: shard.clips for shard in done}
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[LocatedClip], Any]:
+    """The clip's name; clips called deadly kill their worker, and each time is counted."""
+    counted = tmp_path / "deaths"
+
+    def do(clip: LocatedClip) -> str:
+        assert clip.path is not None
+        if clip.path.name.startswith("deadly"):
+            with counted.open("a") as file:
+                file.write(f"{clip.path.name}\n")
+            os.kill(os.getpid(), 9)
+        return clip.path.name
+
+    return do
+
+
+def deaths(folder: Path) -> dict[str, int]:
+    lines = (folder / "deaths").read_text().splitlines()
+    return {name: lines.count(name) for name in set(lines)}
+
+
+def test_every_shard_comes_back_with_its_clips_in_order(read: Any) -> None:
+    shards = [task(index, f"{index}a", f"{index}b", f"{index}c") for index in range(12)]
+    done = results(*shards, do=read)
+    assert done == {index: (f"{index}a", f"{index}b", f"{index}c") for index in range(12)}
+
+
+def test_a_clip_that_kills_its_worker_costs_only_itself(
+    read: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        done = results(task(0, "a", "deadly", "b"), task(1, "c"), do=read)
+    assert done == {0: ("a", "deadly: reading it killed the worker 2 times", "b"), 1: ("c",)}
+    assert deaths(tmp_path) == {"deadly": 3}  # with its shard, then twice alone
+    assert "a worker died; 3 clips are begun again, one by one" in caplog.text
+
+
+def test_several_deadly_clips_of_one_shard_cost_two_workers_each(read: Any, tmp_path: Path) -> None:
+    names = ("a", "deadly-1", "deadly-2", "b", "deadly-3", "c")
+    done = results(task(0, *names), do=read)
+    assert [told if told in "abc" else "given up" for told in done[0]] == [
+        *("a", "given up", "given up", "b", "given up", "c")
+    ]
+    assert deaths(tmp_path) == {"deadly-1": 3, "deadly-2": 2, "deadly-3": 2}
+
+
+def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_itself() -> None:
+    def refuse(clip: LocatedClip) -> None:
+        raise InputError(f"{clip.path}: not to my taste")
+
+    with pytest.raises(InputError, match=r"^a: not to my taste$"):
+        results(task(0, "a"), do=refuse)
+
+
+def test_a_bug_in_a_worker_is_not_tried_again_and_not_hidden(tmp_path: Path) -> None:
+    counted = tmp_path / "calls"
+
+    def divide(clip: LocatedClip) -> float:
+        with counted.open("a") as file:
+            file.write("x")
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        results(task(0, "a"), do=divide)
+    assert counted.read_text() == "x"
+
+
+def test_weights_that_do_not_fit_are_told_by_the_encoder(tmp_path: Path) -> None:
+    weights = tmp_path / "audio.safetensors"
+    weights.write_bytes(b"no weights")
+    choice = replace(choose_encoder("audio", EncoderRequest(), "float32"), path=weights)
+    with pytest.raises(MismatchError, match=r"audio\.safetensors: not this encoder's weights"):
+        list(encode_shards([task(0, "a")], [choice], DecodeConfig(), CLUSTER))
+
+
+def test_an_encoder_that_dies_is_started_again_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = tmp_path / "deaths"
+
+    class Dies:
+        def __init__(self, *_: object) -> None: ...
+
+        def load(self) -> None: ...
+
+        def encode(self, shard: object) -> None:
+            with counted.open("a") as file:
+                file.write("encoder\n")
+            os.kill(os.getpid(), 9)
+
+    monkeypatch.setattr(parallel, "_ShardEncoder", Dies)
+    with caplog.at_level(logging.WARNING), pytest.raises(MeldError, match="the workers failed"):
+        list(encode_shards([task(0, "a")], [], None, CLUSTER))
+    assert deaths(tmp_path) == {"encoder": parallel.MAX_ROUNDS}
+    assert "a worker died; starting another for 1 shards" in caplog.text
+
+
+def test_the_precision_is_that_of_the_clusters_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process is made to believe that its machine is of the other kind."""
+    there = native_precision("cpu")
+    (tmp_path / "cpuinfo").write_text(f"flags: {'fpu' if there == 'bfloat16' else 'amx_bf16'}")
+    monkeypatch.setattr("pipeline.system.device._CPU_INFO", tmp_path / "cpuinfo")
+    assert native_precision("cpu") != there
+    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    assert look_at_cluster("here", "cpu", "auto") == ("cpu", there)
+
+
+def test_a_cluster_whose_workers_lack_the_program_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacking(device: str) -> str:
+        raise ModuleNotFoundError("No module named 'pipeline'")
+
+    monkeypatch.setattr(parallel, "native_precision", lacking)
+    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    with pytest.raises(UsageError, match=r"--address here: .*No module named 'pipeline'.*install"):
+        look_at_cluster("here", "cpu", "auto")
+
+
+def test_ray_that_was_there_before_is_used_and_left_as_it_is() -> None:
+    with ray_cluster(CLUSTER):
+        pass
+    assert ray.is_initialized()
+    with (
+        pytest.raises(UsageError, match="Ray runs in this process already"),
+        ray_cluster(Cluster(address="elsewhere:6379")),
+    ):
+        pass
+
+
+def test_too_small_a_cluster_is_told_instead_of_waited_for() -> None:
+    with (
+        pytest.raises(UsageError, match="has 2 CPUs; this needs 99 at least"),
+        ray_cluster(CLUSTER, least_cpus=99),
+    ):
+        pass
+    with pytest.raises(UsageError, match="has no GPU"), ray_cluster(Cluster(device="cuda")):
+        pass
