@@ -52,7 +52,7 @@ from pipeline.errors import (
     WeightsMissing,
 )
 from pipeline.extract.extract import ExtractConfig, extract, plan
-from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel import engine as parallel
 from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split

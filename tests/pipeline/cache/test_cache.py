@@ -14,17 +14,17 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.cache import format as cache_module
+from pipeline.cache import hdf5
 from pipeline.cache.format import (
     FeatureCache,
     concatenate,
-    hdf5,
     read_cache,
     read_header,
     require_cache,
     verify,
     write_cache,
 )
-from pipeline.cache.format import format as cache_module
 from pipeline.cache.projection import Projection, read_projections, write_projections
 from pipeline.errors import CacheCorrupt, InputError, StorageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe

@@ -23,7 +23,7 @@ from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import CacheBusy, RecipeMismatch
 from pipeline.extract.extract import ExtractConfig, extract, plan
-from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel import engine as parallel
 from pipeline.sample.corpus import SampleResult
 from pipeline.schema import MODALITIES, SPLITS, DecodedClip, LocatedClip
 from pipeline.system import locks

@@ -13,7 +13,7 @@ from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
 from pipeline.extract.extract import ExtractConfig, extract, plan
 from pipeline.extract.resume import check_existing, clean_up_after_a_kill
 from pipeline.extract.shards import SplitWork, merge, write_shard
-from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel import engine as parallel
 from pipeline.recipe import FeatureRecipe
 
 RunUntil = Callable[..., SplitWork]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.parallel import engine as parallel
 from pipeline.parallel.engine import decode_shards, encode_shards, look_at_cluster
-from pipeline.parallel.engine import engine as parallel
 from pipeline.parallel.work import Cluster
 from pipeline.recipe import DecodeConfig
 

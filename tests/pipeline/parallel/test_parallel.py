@@ -13,8 +13,8 @@ import ray
 
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import InputError, MeldError, MismatchError, UsageError
+from pipeline.parallel import engine as parallel
 from pipeline.parallel.engine import encode_shards, look_at_cluster, ray_cluster, work_on_shards
-from pipeline.parallel.engine import engine as parallel
 from pipeline.parallel.work import ClipWork, Cluster, ShardTask
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, LocatedClip, Utterance

@@ -19,7 +19,7 @@ from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.decode.clip import decode_clip
 from pipeline.errors import CacheBusy, CacheCorrupt, RecipeMismatch, StorageError, UsageError
-from pipeline.parallel.engine import engine as parallel
+from pipeline.parallel import engine as parallel
 from pipeline.parallel.work import Cluster, DecodedShard, ShardTask
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip, LocatedClip, Modality
