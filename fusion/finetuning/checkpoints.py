@@ -26,7 +26,7 @@ from fusion.finetuning.workers import Worker
 from fusion.training.history import EpochResult
 from fusion.training.run_folder import CHECKPOINTS, HISTORY
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
-from pipeline.system.files import write_whole
+from pipeline.system.files import remove_temporaries, write_whole
 
 
 class ProgressFolder:
@@ -46,6 +46,14 @@ class ProgressFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._last.unlink(missing_ok=True)
         write_whole(self._settings, json.dumps(settings, indent=2, sort_keys=True).encode())
+
+    def remove_leftovers(self) -> None:
+        """What a kill left of half a file; only for who holds the run. Raises StorageError."""
+        try:
+            for path in (self._settings, self._last, self._best, self._step):
+                remove_temporaries(path)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be written: {error}") from error
 
     def read_settings(self) -> dict[str, Any]:
         """Raises UsageError where no fine-tuning was begun here, CacheCorrupt."""

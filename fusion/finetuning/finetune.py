@@ -125,6 +125,7 @@ def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
     if config.begun is not None:
         with hold_run(config.begun):
             check_begun(config, config.begun)
+            ProgressFolder(config.begun).remove_leftovers()
             yield resolve(config, config.begun, hardware)
         return
     with open_run(

@@ -19,6 +19,7 @@ from pipeline.encoders.saved import INDEX_PATH
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import SPLITS
 from pipeline.system import locks
+from pipeline.system.files import remove_temporaries
 
 HISTORY = "history.jsonl"
 METRICS = "metrics.json"
@@ -82,7 +83,7 @@ def clear_run(run: Path) -> None:
     """Removes what a run writes, its config first; files of others stay, and links that lead out
     of it are not followed. Raises OSError."""
     for name in _FILES:
-        (run / name).unlink(missing_ok=True)
+        _remove(run / name)
     for path in run.glob(_EVENTS):
         path.unlink()
     if (run / INDEX_PATH).is_file():
@@ -94,7 +95,7 @@ def clear_run(run: Path) -> None:
         _remove_if_empty(start)
     if _is_folder(run / CHECKPOINTS):
         for name in _CHECKPOINT_FILES:
-            (run / CHECKPOINTS / name).unlink(missing_ok=True)
+            _remove(run / CHECKPOINTS / name)
         _remove_if_empty(run / CHECKPOINTS)
     features = run / "features"
     if _is_folder(features):
@@ -106,10 +107,15 @@ def clear_run(run: Path) -> None:
 def _clear_caches(folder: Path) -> None:
     """Those that a fine-tuned run makes of the clips it is measured on."""
     for path in (*(folder / f"{split}.h5" for split in SPLITS), projection_path(folder)):
-        path.unlink(missing_ok=True)
+        _remove(path)
     if (folder / ".work").is_dir():
         shutil.rmtree(folder / ".work")
     _remove_if_empty(folder)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    remove_temporaries(path)
 
 
 def _remove_if_empty(folder: Path) -> None:

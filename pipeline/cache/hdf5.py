@@ -1,14 +1,13 @@
 """HDF5 files that appear whole and are checked when read. The only file that imports h5py.
 
-Files appear whole (temporary name, fsync, rename) and are never edited; each names its format.
+Files appear whole (`system/files.py`) and are never edited; each names its format.
 Datasets have checksums, except `Writer.plain` ones, for which their format keeps its own. All
 strings have fixed length: variable-length ones lie in a heap without checksums, and a flipped
 bit there can hang HDF5.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.system.files import write_whole
 
 # Bytes of a chunk: large enough to read fast, small enough that a flipped bit names its place.
 _CHUNK_BYTES = 1 << 18
@@ -38,31 +38,11 @@ def write_hdf5(path: Path, kind: str, version: int, fill: Callable[["Writer"], N
     Raises:
         StorageError: disk full, no permission; an earlier file of that name is untouched.
     """
-    write_whole(path, lambda: _build_image(kind, version, fill))
-
-
-def write_whole(path: Path, build: Callable[[], bytes]) -> None:
-    """Any file, in the same way; raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(build())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):  # renamed by now, or never made
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        image = _build_image(kind, version, fill)
+    except (OSError, RuntimeError) as error:  # as h5py tells of too little memory
+        raise StorageError(f"cannot write {path}: {error}") from error
+    write_whole(path, image)
 
 
 def _build_image(kind: str, version: int, fill: Callable[["Writer"], None]) -> bytes:

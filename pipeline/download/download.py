@@ -30,7 +30,7 @@ from pipeline.download.unpack import Found, Unpacker
 from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.schema import SPLITS, Split
 from pipeline.system import locks
-from pipeline.system.files import temporary_name, write_whole
+from pipeline.system.files import write_whole
 
 # Under the work folder: where archives are unpacked, and the receipt of what is verified there.
 _STAGE = "unpacked"
@@ -101,7 +101,7 @@ def _download(config: DownloadConfig, on_bytes: OnBytes) -> DownloadReport:
     _refuse_odd(work, work / "lock")
     with locks.hold(work / "lock", f"{config.out}"):
         written = config.out / RECEIPT
-        _refuse_odd(written, temporary_name(written), *work.rglob("*"))
+        _refuse_odd(written, *work.rglob("*"))
         _publish_verified(config.out)  # by a run that was killed right before
         receipt = read_receipt(written)
         linked = _link_unpacked(config)

@@ -20,6 +20,7 @@ from pipeline.encoders.weights import hash_weights
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import Modality
+from pipeline.system.files import sync, write_whole
 
 FOLDER = "encoders"
 INDEX = "encoders.json"
@@ -97,9 +98,12 @@ def write_encoders(
             "recipe": json.loads(recipe.to_json()),
             "files": hashes,
         }
-        (temporary / INDEX).write_text(json.dumps(index, indent=2))
+        write_whole(temporary / INDEX, json.dumps(index, indent=2).encode())
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
+        sync(run)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
     return recipe

@@ -13,6 +13,7 @@ from pipeline.cache.format import read_cache, read_header
 from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
 from pipeline.extract.shards import SplitWork
 from pipeline.recipe import FeatureRecipe
+from pipeline.system.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +139,6 @@ def _start_afresh(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> No
     try:
         shutil.rmtree(work.folder, ignore_errors=True)
         work.folder.mkdir(parents=True)
-        temporary = work.folder / ".plan.tmp"
-        temporary.write_text(json.dumps(plan, indent=1))
-        temporary.replace(work.plan_path)
     except OSError as error:
         raise StorageError(f"{work.folder}: cannot be written: {error.strerror}") from error
+    write_whole(work.plan_path, json.dumps(plan, indent=1).encode())

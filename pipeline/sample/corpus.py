@@ -29,6 +29,7 @@ from pipeline.sample.clip import write_clip
 from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
 from pipeline.sample.tables import annotations_csv, carriers_csv
 from pipeline.schema import SPLITS, ClipKey, Split
+from pipeline.system.files import write_whole
 from pipeline.system.processes import spawn_pool
 from pipeline.system.resources import num_cores
 
@@ -188,8 +189,8 @@ def _write_tables(
     for split in SPLITS:
         rows = [plan for plan in plans if plan.key.split == split]
         table = annotations_csv(rows, texts, durations_s)
-        _write_whole(root / annotations_name(split), table)
-    _write_whole(root / CARRIERS_FILE, carriers_csv(plans))
+        write_whole(root / annotations_name(split), table.encode())
+    write_whole(root / CARRIERS_FILE, carriers_csv(plans).encode())
 
 
 def _write_settings(
@@ -203,11 +204,5 @@ def _write_settings(
             for accident in accidents
         ],
     }
-    _write_whole(config.out / SETTINGS_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Under a temporary name, then renamed: it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(text.encode())
-    part.replace(path)
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(config.out / SETTINGS_FILE, text.encode())

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 
-from pipeline.cache.hdf5 import write_whole
 from pipeline.errors import CacheCorrupt, RecipeMismatch
 from pipeline.schema import ClipKey, LocatedClip, Split
 from pipeline.store.store import StoreConfig
+from pipeline.system.files import write_whole
 
 _FILE = "plan.json"
 
@@ -63,7 +63,7 @@ def write_plan(split: Split, config: StoreConfig, sources: Sequence[ClipSource])
         "clips_per_shard": config.clips_per_shard,
         "clips": [asdict(source) for source in sources],
     }
-    write_whole(config.folder(split) / _FILE, json.dumps(plan, indent=1).encode)
+    write_whole(config.folder(split) / _FILE, json.dumps(plan, indent=1).encode())
 
 
 def read_plan(folder: Path) -> StorePlan | None:

@@ -2,29 +2,54 @@
 
 import os
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
+from secrets import token_hex
 
 from pipeline.errors import StorageError, UsageError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that it is there whole or not at all. Raises StorageError."""
-    temporary = temporary_name(path)
+    """Writes a file so that it is there whole or not at all, and on the disk when this returns;
+    makes its folder where there is none.
+
+    Each call has a temporary file of its own, `.<name>.<process>-<random>.tmp` in the same folder,
+    so that two writers of one file cannot take each other's unfinished one; a kill may leave it.
+
+    Raises StorageError; an earlier file of that name is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise StorageError(f"cannot write {path}: {error}") from error
+    finally:
+        with suppress(OSError):  # renamed by now, or never made
+            temporary.unlink()
 
 
-def temporary_name(path: Path) -> Path:
-    """Where a file is written before it gets its own name."""
-    return path.with_name(f".{path.name}.tmp")
+def remove_temporaries(path: Path) -> None:
+    """What killed writers left of `path`. Only for the one who may write it: see `locks`.
+
+    Raises OSError.
+    """
+    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:

@@ -344,11 +344,14 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
 
     with pytest.raises(Stopped):
         finetune(config_for(place, tmp_path / "run", tune=tune), on_step=stop)
+    leftover = tmp_path / "run" / "checkpoints" / ".last.pt.77-0a1b2c3d.tmp"
+    leftover.write_bytes(b"half a checkpoint")
     resumed = finetune(FinetuneConfig.from_mapping({"resume": True, "out": tmp_path / "run"}))
     assert_same_weights(resumed.run, unbroken.run)
     assert [each.train_loss for each in resumed.history] == [
         each.train_loss for each in unbroken.history
     ]
+    assert not leftover.exists()
 
 
 @pytest.mark.heavy

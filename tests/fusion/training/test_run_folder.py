@@ -22,8 +22,9 @@ def finished(tmp_path: Path) -> Path:
     files = "model.safetensors metrics.json history.jsonl training.png test-confusion.png "
     files += "evaluation-test.json events.out.tfevents.1 test-looks.jsonl notes.txt faces.png "
     files += "encoders/encoders.json encoders/text/config.json start/model.safetensors "
-    files += "checkpoints/settings.json checkpoints/last.pt features/test.h5 features/notes.txt "
-    files += "features/.work/test/shard-0.h5 features/0123456789ab/dev.h5"
+    files += "checkpoints/settings.json checkpoints/last.pt checkpoints/.last.pt.7-a.tmp "
+    files += "features/test.h5 features/notes.txt features/.work/test/shard-0.h5 "
+    files += "features/0123456789ab/dev.h5"
     for name in files.split():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("{}")

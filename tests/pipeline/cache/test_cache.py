@@ -449,7 +449,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert finished.stdout.startswith(f"refused {path}: cannot be written"), finished.stderr
+    assert finished.stdout.startswith(f"refused cannot write {path}: "), finished.stderr
     assert finished.returncode == 0
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["dev.h5"]
@@ -477,7 +477,7 @@ def test_a_place_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "dev.h5", tmp_path / ("long" * 80) / "dev.h5"):
-        with pytest.raises(StorageError, match="cannot be written"):
+        with pytest.raises(StorageError, match="cannot write"):
             write_cache(place, make_cache())
 
     def refuse(*_: object, **__: object) -> None:
