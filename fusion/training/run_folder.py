@@ -51,12 +51,14 @@ def open_run(
         CacheBusy: another process writes this run.
         StorageError: the folder cannot be made.
     """
+    inputs = tuple(inputs)
     try:
         run = _new_run(name) if out is None else _check_run(out, overwrite, inputs)
     except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
         raise StorageError(f"cannot make the run's folder: {error}") from error
     with hold_run(run):
         try:
+            _check_run(run, overwrite, inputs)  # another process may have finished one meanwhile
             clear_run(run)
         except OSError as error:
             raise StorageError(f"cannot clear {run}: {error}") from error

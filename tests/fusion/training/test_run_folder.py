@@ -1,10 +1,12 @@
 """Only what this program wrote is removed, only when asked for, and never under a writer."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from fusion.training import run_folder
 from fusion.training.run_folder import MARKER, clear_run, hold_run, is_run, open_run
 from pipeline.errors import CacheBusy, UsageError
 
@@ -98,3 +100,19 @@ def test_clearing_follows_no_link_out_of_the_run(finished: Path, tmp_path: Path)
     (finished / "features" / "abcdefabcdef").symlink_to(elsewhere)
     clear_run(finished)
     assert (elsewhere / "train.h5").read_text() == "mine"
+
+
+def test_a_run_that_another_process_finished_just_before_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came between the look into the folder and the lock."""
+
+    def finish_another(run: Path) -> AbstractContextManager[None]:
+        (run / "config.json").write_text(json.dumps({"format": "meld-fusion"}))
+        return hold_run(run)
+
+    monkeypatch.setattr(run_folder, "hold_run", finish_another)
+    with pytest.raises(UsageError, match="holds a run"):
+        opened(tmp_path / "new")
+    assert is_run(tmp_path / "new")
+    assert (tmp_path / "new" / "config.json").is_file()
