@@ -148,6 +148,11 @@ def _needs_extra(name: str) -> Iterator[None]:
         ) from error
 
 
+def _default_corpus() -> Path | None:
+    data = Path("data")
+    return data if data.is_dir() else None
+
+
 # ------------------------------------------------------------------------------------ commands
 
 
@@ -420,14 +425,20 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check the checksum of every chunk.")
     ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Corpus to compare the clips with, by size and time.  [default: data, if there]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a cache holds: rows, presence, accidents, recipe, labels, size."""
+    """Say what a cache holds (rows, presence, accidents, recipe, labels) and what is stale."""
     from console.show.info import show_info
     from pipeline.cache.info import describe
     from pipeline.errors import CacheCorrupt
 
-    described = describe(file, check=verify)
+    described = describe(file, check=verify, data=data or _default_corpus())
     show_info(described, as_json)
     if described.damaged:
         raise CacheCorrupt(

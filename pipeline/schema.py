@@ -63,6 +63,21 @@ class Utterance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """A clip's media file as it was when it was read, so that a change of it is noticed.
+
+    file:     its path below the corpus folder, with /; "" where the corpus has none
+    mtime_ns: time of its last change, nanoseconds since 1970
+    sha256:   of its bytes, hex; "" where it changed while it was read, so that it is read again
+    """
+
+    file: str = ""
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocatedClip:
     """An utterance and its media file; `path` is None where the corpus has none.
 

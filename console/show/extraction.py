@@ -16,6 +16,7 @@ def show_plan(plan: ExtractPlan, as_json: bool) -> None:
         print(
             f"{split}: {rows} rows, {plan.rows_done[split]} done, "
             f"{plan.clips_missing[split]} without a clip"
+            + (f"; {stale} clips changed since" if (stale := plan.rows_stale[split]) else "")
         )
     for spec in plan.recipe.encoders:
         print(f"{spec.modality}: {spec.name}, weights {spec.weights}, {spec.precision}")

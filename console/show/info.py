@@ -2,7 +2,9 @@
 
 from console.printing import print_json
 from console.show.recipe import print_random
-from pipeline.cache.info import CacheInfo
+from pipeline.cache.info import CacheInfo, StaleRows
+
+_SHOWN = 3
 
 
 def show_info(described: CacheInfo, as_json: bool) -> None:
@@ -33,6 +35,26 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
     print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
     for reason, count in described.failures.items():
         print(f"    {count} x {reason}")
+    if described.stale is not None:
+        _show_stale(described.stale, described.rows)
     print_random(described.recipe.random_modalities)
     if described.damaged == ():
         print("  every checksum holds")
+
+
+def _show_stale(stale: StaleRows, rows: int) -> None:
+    kinds = {
+        "clip appeared": stale.appeared,
+        "clip went": stale.went,
+        "clip changed": stale.changed,
+        "clip has another time, its bytes may be the same": stale.touched,
+    }
+    count = sum(map(len, kinds.values()))
+    if not count:
+        print(f"  clips in {stale.data}: as they were read")
+        return
+    print(f"  clips in {stale.data}: {count} of {rows} rows are stale; meld extract renews them")
+    for what, keys in kinds.items():
+        if keys:
+            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            print(f"    {what}: {', '.join(map(str, keys[:_SHOWN]))}{more}")

@@ -2,8 +2,9 @@
 made of them, compared with the cache before anything is trained."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from fusion.finetuning.endtoend import EndToEnd, LearningRates
 from fusion.finetuning.job import FinetuneJob
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
-from pipeline.cache.format import read_header
+from pipeline.cache.format import read_cache, read_header
 from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
 from pipeline.corpus.clips import locate_clips
 from pipeline.encode import Encoders
@@ -185,7 +186,18 @@ def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Uttera
             f"{path} was made from other annotations than the {split} CSV in {job.data}; name "
             "the corpus it was made from with --data, or extract again"
         )
+    _check_labels(path, utterances, job.data)
     return with_context(utterances, max(spec.context for spec in start.recipe.encoders))
+
+
+def _check_labels(path: Path, utterances: Sequence[Utterance], data: Path) -> None:
+    cache = read_cache(path, modalities=(), want=())
+    for row, emotion, sentiment in zip(utterances, cache.emotion, cache.sentiment, strict=True):
+        if (row.emotion or "", row.sentiment or "") != (emotion, sentiment):
+            raise RecipeMismatch(
+                f"{row.key}: {path} has another label than the CSV in {data}; correct the cache, "
+                f"which encodes nothing: meld extract --split {cache.split}"
+            )
 
 
 def _open_store(

@@ -11,6 +11,8 @@
     embedding/   <modality>                            float32 [rows, 128]
     present/     <modality>                            bool [rows]; False: the row's values are 0
     failures/    dialogue_id, utterance_id, modality, stage, code, message, lost
+    source/      file, sha256: UTF-8, size_bytes, mtime_ns: int64 [rows]; each row's media file as
+                 it was when it was read; not there where no clip is read
 
 A shard of an unfinished extraction is the same format with fewer rows.
 """
@@ -34,12 +36,14 @@ from pipeline.schema import (
     SENTIMENTS,
     SPLITS,
     ClipFailure,
+    ClipKey,
+    ClipSource,
     Modality,
     Split,
 )
 
 FORMAT = "meld-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Want = Literal["raw", "embedding"]
 
@@ -53,6 +57,7 @@ class FeatureCache:
     present:   per modality bool [rows]; where False, raw and embedding hold zeros that mean
                nothing
     encoders_run: name of the fine-tuned run that owns the encoders, None where none does
+    sources:   the rows' media files; empty where no clip is read
     """
 
     split: Split
@@ -69,17 +74,22 @@ class FeatureCache:
     embedding: dict[Modality, NDArray[np.float32]] = field(default_factory=dict)
     failures: tuple[ClipFailure, ...] = ()
     projection_hash: str | None = None
+    sources: tuple[ClipSource, ...] = ()
     encoders_run: str | None = None
 
     def __post_init__(self) -> None:
         columns: list[Sized] = [self.utterance_id, self.text, self.speaker]
         columns += [self.emotion, self.sentiment]
         columns += [*self.raw.values(), *self.embedding.values(), *self.present.values()]
+        columns += [self.sources] if self.sources else []
         if {len(column) for column in columns} - {len(self)}:
             raise ValueError("every column of a feature cache needs the same number of rows")
 
     def __len__(self) -> int:
         return len(self.dialogue_id)
+
+    def key(self, row: int) -> ClipKey:
+        return ClipKey(self.split, int(self.dialogue_id[row]), int(self.utterance_id[row]))
 
     @property
     def fingerprint(self) -> str:
@@ -106,6 +116,45 @@ def concatenate(shards: Sequence[FeatureCache]) -> FeatureCache:
             for name in first.present
         },
         failures=tuple(failure for shard in shards for failure in shard.failures),
+        sources=tuple(source for shard in shards for source in shard.sources),
+    )
+
+
+def replace_rows(cache: FeatureCache, rows: Sequence[int], new: FeatureCache) -> FeatureCache:
+    """`cache` with its `rows` those of `new`, in order; every other row stays to the bit.
+
+    Embeddings are left out: they may need another projection now.
+    """
+    index = np.asarray(rows, np.int64)
+    names = [name for name in MODALITIES if name in cache.raw or name in new.raw]
+    shapes = {name: (new.raw if name in new.raw else cache.raw)[name].shape[1:] for name in names}
+    raw = {}
+    for name in names:
+        whole = cache.raw.get(name)
+        values = (
+            np.zeros((len(cache), *shapes[name]), np.float32) if whole is None else whole.copy()
+        )
+        values[index] = new.raw.get(name, 0)
+        raw[name] = values
+    present = {name: there.copy() for name, there in cache.present.items()}
+    for name, there in present.items():
+        there[index] = new.present[name]
+    replaced = {cache.key(row) for row in rows}
+    order = {cache.key(row): row for row in range(len(cache))}
+    failures = [failure for failure in cache.failures if failure.key not in replaced]
+    failures = sorted([*failures, *new.failures], key=lambda failure: order[failure.key])
+    sources = list(cache.sources)
+    for row, source in zip(rows, new.sources, strict=True):
+        sources[row] = source
+    return replace(
+        cache,
+        # A modality that no row has any more is no dataset, as if it had never been there.
+        raw={name: values for name, values in raw.items() if present[name].any()},
+        present=present,
+        embedding={},
+        projection_hash=None,
+        failures=tuple(failures),
+        sources=tuple(sources),
     )
 
 
@@ -160,6 +209,33 @@ def _fill(writer: Writer, cache: FeatureCache) -> None:
     for modality, values in cache.embedding.items():
         writer.array(f"embedding/{modality}", values)
     write_failures(writer, cache.failures)
+    if cache.sources:
+        _write_sources(writer, cache.sources)
+
+
+def _write_sources(writer: Writer, sources: Sequence[ClipSource]) -> None:
+    writer.strings("source/file", [source.file for source in sources])
+    writer.strings("source/sha256", [source.sha256 for source in sources])
+    for name in ("size_bytes", "mtime_ns"):
+        values = [getattr(source, name) for source in sources]
+        writer.array(f"source/{name}", np.array(values, np.int64))
+
+
+def _read_sources(reader: Reader) -> tuple[ClipSource, ...]:
+    """Empty where no clip was read."""
+    if "source" not in reader:
+        return ()
+    columns = zip(
+        reader.strings("source/file"),
+        reader.strings("source/sha256"),
+        reader.array("source/size_bytes", np.int64, 1).tolist(),
+        reader.array("source/mtime_ns", np.int64, 1).tolist(),
+        strict=True,
+    )
+    return tuple(
+        ClipSource(file=file, sha256=digest, size_bytes=size, mtime_ns=time)
+        for file, digest, size, time in columns
+    )
 
 
 def write_recipe(writer: Writer, recipe: FeatureRecipe) -> None:
@@ -208,6 +284,7 @@ def read_cache(
             failures=read_failures(reader, split),
             projection_hash=reader.text("projection_hash") or None,
             encoders_run=reader.optional_text("encoders_run"),
+            sources=_read_sources(reader),
         )
 
 

@@ -7,14 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.format import read_cache, verify
+from pipeline.cache.format import FeatureCache, read_cache, verify
+from pipeline.corpus.clips import locate_clips
+from pipeline.corpus.sources import describe as describe_clip
+from pipeline.corpus.sources import is_untouched, looks_alike
 from pipeline.recipe import FeatureRecipe
-from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, Modality, Split
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality, Split, Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaleRows:
+    """Rows whose clip under `data` is not the file that was read, as size and time tell.
+
+    touched: rows whose file has another time and the same size: its bytes may be the same, which
+             `meld extract` finds out
+    """
+
+    data: Path
+    appeared: tuple[ClipKey, ...]
+    went: tuple[ClipKey, ...]
+    changed: tuple[ClipKey, ...]
+    touched: tuple[ClipKey, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("appeared", "went", "changed", "touched")
+        return {name: [str(key) for key in getattr(self, name)] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """One cache file in numbers. `damaged` is None where checksums were not asked for."""
+    """One cache file in numbers. `damaged` is None where checksums were not asked for, `stale`
+    where no clips were compared."""
 
     path: Path
     split: Split
@@ -29,6 +52,7 @@ class CacheInfo:
     rows_with_failures: int
     has_embedding: bool
     damaged: tuple[str, ...] | None
+    stale: StaleRows | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -47,13 +71,17 @@ class CacheInfo:
             "rows_with_failures": self.rows_with_failures,
             "has_embedding": self.has_embedding,
             "damaged": None if self.damaged is None else list(self.damaged),
+            "stale": None if self.stale is None else self.stale.to_dict(),
         }
 
 
-def describe(path: Path, *, check: bool = False) -> CacheInfo:
+def describe(path: Path, *, check: bool = False, data: Path | None = None) -> CacheInfo:
     """Reads a cache's labels, ledger and features' shapes; with `check`, every checksum.
 
+    data: the corpus whose clips are compared with those that were read; None compares none
+
     Raises:
+        InputError: a folder of clips cannot be listed.
         StorageError, CacheCorrupt: not there, no cache, or too damaged to be described.
     """
     damaged = tuple(verify(path)) if check else None
@@ -74,7 +102,24 @@ def describe(path: Path, *, check: bool = False) -> CacheInfo:
         rows_with_failures=len({failure.key for failure in cache.failures}),
         has_embedding=bool(cache.embedding),
         damaged=damaged,
+        stale=None if data is None or not cache.sources else _compare(cache, data),
     )
+
+
+def _compare(cache: FeatureCache, data: Path) -> StaleRows:
+    """By size and time alone: nothing is read."""
+    rows = [Utterance(key=cache.key(row), text="") for row in range(len(cache))]
+    clips = locate_clips(data, cache.split, rows, cache.recipe.test_clips or "fixed")
+    found: dict[str, list[ClipKey]] = {}
+    for before, clip in zip(cache.sources, clips, strict=True):
+        here = describe_clip(clip, data)
+        if not is_untouched(before, here):
+            kind = "touched" if looks_alike(before, here) else "changed"
+            if not before.file or not here.file:
+                kind = "appeared" if here.file else "went"
+            found.setdefault(kind, []).append(clip.utterance.key)
+    kinds = ("appeared", "went", "changed", "touched")
+    return StaleRows(data=data, **{kind: tuple(found.get(kind, ())) for kind in kinds})
 
 
 def _count(labels: list[str], names: tuple[str, ...]) -> dict[str, int]:

@@ -148,10 +148,13 @@ def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
 
 
 def hash_rows(utterances: Sequence[Utterance]) -> str:
-    """Ties a cache to its annotations: another transcript or label is another cache."""
+    """Ties a cache to its annotations: another transcript is another cache.
+
+    Labels are not in it: no feature depends on them, and a cache takes over corrected ones.
+    """
     digest = hashlib.sha256()
     for row in utterances:
-        values = [*row.key, row.text, row.speaker, row.emotion, row.sentiment]
+        values = [*row.key, row.text, row.speaker]
         digest.update(json.dumps(values).encode())
     return digest.hexdigest()
 

@@ -30,7 +30,7 @@ from pipeline.encoders.saved import SavedEncoders, read_encoders
 from pipeline.encoders.weights import FRAME_SIZE, count_layers
 from pipeline.errors import StorageError, UsageError
 from pipeline.extract.resume import check_existing, clean_up_after_a_kill
-from pipeline.extract.shards import SplitWork, merge, missing_tasks, write_shard
+from pipeline.extract.shards import SplitWork, merge, missing_tasks, update, write_shard
 from pipeline.parallel.work import Cluster
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
 from pipeline.schema import (
@@ -152,12 +152,13 @@ class ExtractReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractPlan:
-    """What a run would do (`--dry-run`)."""
+    """What a run would do (`--dry-run`). rows_stale: of a cache whose clips changed since."""
 
     recipe: FeatureRecipe
     device: str
     rows: dict[Split, int]
     rows_done: dict[Split, int]
+    rows_stale: dict[Split, int]
     clips_missing: dict[Split, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +168,7 @@ class ExtractPlan:
             "device": self.device,
             "rows": self.rows,
             "rows_done": self.rows_done,
+            "rows_stale": self.rows_stale,
             "clips_missing": self.clips_missing,
         }
 
@@ -194,8 +196,13 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
         for work in job.works:
             if not work.is_finished:
                 merge(work)
+            elif work.is_outdated:
+                update(work)
         variance = complete_embeddings(config.features, job.recipe, {w.split for w in job.works})
         reports = tuple(_report(work, resumed[work.split]) for work in job.works)
+    # Once more without our locks: a run beside this one that ended while we held them has left
+    # our splits to us, and we may have left its splits to it.
+    variance = complete_embeddings(config.features, job.recipe, ()) or variance
     return ExtractReport(
         recipe=job.recipe,
         splits=reports,
@@ -216,6 +223,7 @@ def plan(config: ExtractConfig) -> ExtractPlan:
         device=job.cluster.device,
         rows={work.split: len(work.utterances) for work in job.works},
         rows_done={work.split: work.rows_done() for work in job.works},
+        rows_stale={work.split: len(work.rows or ()) for work in job.works},
         clips_missing={
             work.split: sum(clip.path is None for clip in work.clips) if job.recipe.decode else 0
             for work in job.works
@@ -262,6 +270,7 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
             path=config.features / f"{split}.h5",
             rows_per_shard=config.rows_per_shard or default_rows,
             encoders_run=owner,
+            data=config.data,
         )
         for split, utterances in corpus.items()
     )

@@ -6,18 +6,25 @@ A shard is what a kill can cost; `resume.py` says which of them are there alread
 """
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.embeddings import projection_path
-from pipeline.cache.format import FeatureCache, concatenate, read_cache, write_cache
+from pipeline.cache.format import (
+    FeatureCache,
+    concatenate,
+    read_cache,
+    replace_rows,
+    write_cache,
+)
+from pipeline.corpus.sources import with_digest
 from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import FeatureRecipe
-from pipeline.schema import LocatedClip, Modality, Split, Utterance
+from pipeline.schema import ClipSource, LocatedClip, Modality, Split, Utterance
 
 
 @dataclass(kw_only=True)
@@ -27,6 +34,9 @@ class SplitWork:
     rows_hash: ties the cache to its annotations
     path:      where the finished cache goes
     encoders_run: as in `FeatureCache`
+    sources:   the clips' files as they are now; empty where no clip is read
+    rows:      the only ones that are worked on, as the others stand in the cache; None for all
+    is_outdated: finished, but labels or times of files in the cache are not those of today
     done:      indices of finished shards
     """
 
@@ -37,7 +47,11 @@ class SplitWork:
     path: Path
     rows_per_shard: int
     encoders_run: str | None = None
+    data: Path = Path()
+    sources: tuple[ClipSource, ...] = ()
+    rows: tuple[int, ...] | None = None
     is_finished: bool = False
+    is_outdated: bool = False
     done: set[int] = field(default_factory=set)
 
     @property
@@ -49,20 +63,35 @@ class SplitWork:
         return self.folder / "plan.json"
 
     @property
+    def reads_clips(self) -> bool:
+        return any(clip.path is not None or clip.missing for clip in self.clips)
+
+    @property
+    def num_rows(self) -> int:
+        """Those that are worked on."""
+        return len(self.utterances) if self.rows is None else len(self.rows)
+
+    @property
     def num_shards(self) -> int:
-        return -(-len(self.utterances) // self.rows_per_shard)
+        return -(-self.num_rows // self.rows_per_shard)
 
     def shard_path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.h5"
 
     def rows_of(self, index: int) -> slice:
         first = index * self.rows_per_shard
-        return slice(first, min(first + self.rows_per_shard, len(self.utterances)))
+        return slice(first, min(first + self.rows_per_shard, self.num_rows))
+
+    def numbers_of(self, index: int) -> Sequence[int]:
+        """A shard's rows as numbers in the split."""
+        rows = range(len(self.utterances)) if self.rows is None else self.rows
+        return rows[self.rows_of(index)]
 
     def rows_done(self) -> int:
         if self.is_finished:
             return len(self.utterances)
-        return sum(self.rows_of(i).stop - self.rows_of(i).start for i in self.done)
+        standing = len(self.utterances) - self.num_rows
+        return standing + sum(len(self.numbers_of(index)) for index in self.done)
 
 
 def missing_tasks(work: SplitWork) -> Iterator[ShardTask]:
@@ -70,7 +99,7 @@ def missing_tasks(work: SplitWork) -> Iterator[ShardTask]:
         return
     for index in range(work.num_shards):
         if index not in work.done:
-            clips = tuple(work.clips[work.rows_of(index)])
+            clips = tuple(work.clips[row] for row in work.numbers_of(index))
             yield ShardTask(split=work.split, index=index, clips=clips)
 
 
@@ -99,6 +128,11 @@ def _as_cache(work: SplitWork, shard: ShardFeatures, recipe: FeatureRecipe) -> F
         },
         failures=tuple(failure for clip in shard.features for failure in clip.failures),
         encoders_run=work.encoders_run,
+        sources=tuple(
+            with_digest(work.clips[row], work.sources[row], work.data)
+            for row in work.numbers_of(shard.index)
+            if work.sources
+        ),
     )
 
 
@@ -120,9 +154,31 @@ def merge(work: SplitWork) -> None:
         StorageError: the disk; CacheCorrupt: a shard is damaged.
     """
     shards = [read_cache(work.shard_path(index)) for index in range(work.num_shards)]
+    cache = concatenate(shards)
+    if work.rows is not None:
+        cache = replace_rows(_up_to_date(work, read_cache(work.path)), work.rows, cache)
     if work.split == "train":  # whatever was fitted on an earlier train file is stale now
         projection_path(work.path.parent).unlink(missing_ok=True)
-    write_cache(work.path, concatenate(shards))
+    write_cache(work.path, _labelled(work, cache))
     work.plan_path.unlink(missing_ok=True)
     shutil.rmtree(work.folder, ignore_errors=True)
     work.is_finished = True
+
+
+def update(work: SplitWork) -> None:
+    """Writes into a finished cache what changed without changing a feature: labels, and times of
+    files whose bytes are the same. Raises StorageError or CacheCorrupt."""
+    write_cache(work.path, _labelled(work, _up_to_date(work, read_cache(work.path))))
+
+
+def _up_to_date(work: SplitWork, cache: FeatureCache) -> FeatureCache:
+    return replace(cache, sources=work.sources if cache.sources else ())
+
+
+def _labelled(work: SplitWork, cache: FeatureCache) -> FeatureCache:
+    """With the labels that the CSV has now: shards may be of a time before a correction."""
+    return replace(
+        cache,
+        emotion=[row.emotion or "" for row in work.utterances],
+        sentiment=[row.sentiment or "" for row in work.utterances],
+    )

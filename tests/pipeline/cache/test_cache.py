@@ -355,7 +355,7 @@ HOSTILE: dict[str, Callable[[h5py.File], object]] = {
     "other format": lambda file: _set_text(file, "format", "other-format"),
     "format of numbers": lambda file: file.attrs.__setitem__("format", np.arange(3)),
     "no format": lambda file: file.attrs.__delitem__("format"),
-    "future version": lambda file: file.attrs.__setitem__("format_version", 2),
+    "future version": lambda file: file.attrs.__setitem__("format_version", 3),
     "version in words": lambda file: file.attrs.__setitem__("format_version", "one"),
     "versions": lambda file: file.attrs.__setitem__("format_version", np.arange(3)),
     "no version": lambda file: file.attrs.__delitem__("format_version"),
@@ -421,8 +421,8 @@ def refusal_of_descriptions(path: Path) -> None:
 def test_a_newer_version_is_named(path: Path) -> None:
     write_cache(path, make_cache())
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
-    assert "format version 2, this program reads 1" in refusal(path)
+        file.attrs["format_version"] = 3
+    assert "format version 3, this program reads 2" in refusal(path)
 
 
 # ----------------------------------------------------------------------------------- accidents

@@ -328,11 +328,11 @@ def test_context_is_what_was_said_before_in_the_same_dialogue(write_csv: WriteCs
         {"key": ClipKey("test", 0, 0)},
         {"text": "Hello."},
         {"speaker": "Ross"},
-        {"emotion": "anger"},
-        {"sentiment": None},
     ],
 )
-def test_whatever_a_row_says_is_in_the_hash_that_ties_a_cache_to_it(changed: dict) -> None:
+def test_whatever_decides_features_is_in_the_hash_that_ties_a_cache_to_its_rows(
+    changed: dict,
+) -> None:
     row = Utterance(
         key=ClipKey("dev", 0, 0), text="Hello", speaker="Joey", emotion="joy", sentiment="positive"
     )
@@ -340,3 +340,5 @@ def test_whatever_a_row_says_is_in_the_hash_that_ties_a_cache_to_it(changed: dic
     assert hash_rows([row]) != hash_rows([row, row])
     # Where its clip lies in the episode changes no feature.
     assert hash_rows([row]) == hash_rows([dataclasses.replace(row, start_s=1.0, end_s=2.0)])
+    corrected = dataclasses.replace(row, emotion="anger", sentiment=None)
+    assert hash_rows([row]) == hash_rows([corrected])  # no feature depends on a label
