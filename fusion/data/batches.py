@@ -1,5 +1,6 @@
 """Rows in memory, ready for `FusionModel.fuse`, and the batches that training makes of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,12 +56,17 @@ def fuse_rows(model: FusionModel, rows: Rows) -> FusionOutput:
     return model.fuse(rows.features, rows.present, rows.turns)
 
 
+# Batches of whole dialogues all differ in size; memory is reused best where few sizes occur.
+_ROUND_UP_TO = 64
+
+
 class SideBySide:
     """Makes one batch of each training's rows: a leading axis [trainings].
 
     Shorter batches are filled up with rows that have no label, no modality and a dialogue of their
     own, and so change nothing. A batch is good until the next one: it lies in the same memory, as
-    fresh memory of this size costs as much time as the arithmetic.
+    fresh memory of this size costs as much time as the arithmetic. It takes no more of that memory
+    than its own rows need, rounded up, so that one long dialogue makes one step large and not all.
     """
 
     def __init__(self, all_rows: Sequence[Rows]) -> None:
@@ -74,10 +80,11 @@ class SideBySide:
         if longest > self._longest:
             self._longest = longest
             self._memory.clear()
+        size = min(self._longest, math.ceil(longest / _ROUND_UP_TO) * _ROUND_UP_TO)
 
         def gather(name: str, of: Callable[[Rows], Tensor], fill: float) -> Tensor:
             parts = [of(rows) for rows in self._rows]
-            out = self._memory_for(name, parts[0])
+            out = self._memory_for(name, parts[0])[:, :size]
             for own, part, index in zip(out, parts, indices, strict=True):
                 torch.index_select(part, 0, index, out=own[: len(index)])
                 own[len(index) :] = fill
