@@ -125,4 +125,6 @@ FutureOption = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="[default: 0]")]
 MostEpochs = Annotated[int | None, typer.Option(help="At most so many.")]
-OverwriteRun = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+OverwriteRun = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run in --out; any other folder is refused.")
+]

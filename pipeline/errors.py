@@ -6,7 +6,7 @@
     │   └── AnnotationError      a CSV: file, row and column are named
     ├── StorageError          5  reading or writing failed
     │   ├── CacheCorrupt         a cache, shard or run that does not check out
-    │   └── CacheBusy            another run is writing this cache
+    │   └── CacheBusy            another process is writing it
     └── MismatchError         6  things that do not belong together
         ├── RecipeMismatch       a cache made in another way; differing fields are named
         ├── ParityError          raw input and cache do not give the same logits

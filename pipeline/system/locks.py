@@ -1,4 +1,4 @@
-"""One writer per cache. The lock is the kernel's, so a killed run leaves none behind."""
+"""One writer per cache and run. The lock is the kernel's, so a killed run leaves none behind."""
 
 import fcntl
 import json
