@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.schema import MEDIA, MODALITIES, Modality
+from pipeline.system.json_values import to_values
 
 # Raised by hand whenever our own code changes the values it makes from the same input.
 REVISION = 3
@@ -120,7 +121,11 @@ class FeatureRecipe:
         """SHA-256 (hex) of the recipe's canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def to_dict(self) -> dict[str, Any]:
+        return to_values(self)
+
     def to_json(self) -> str:
+        """Canonical: the fingerprint is of these characters."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod

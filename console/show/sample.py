@@ -6,11 +6,7 @@ from pipeline.sample.corpus import SampleResult
 
 def show_sample(result: SampleResult, as_json: bool) -> None:
     if as_json:
-        accidents = [
-            {"clip": str(item.key), "kind": item.kind, "what": item.what}
-            for item in result.accidents
-        ]
-        print_json({"root": str(result.root), "rows": result.rows, "accidents": accidents})
+        print_json(result.to_dict())
         return
     rows = ", ".join(f"{count} {split}" for split, count in result.rows.items())
     print(f"{result.root}: {rows} clips")

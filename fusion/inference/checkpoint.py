@@ -125,7 +125,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "sentiment": checkpoint.sentiment_counts,
         },
         "fingerprint": checkpoint.recipe.fingerprint,
-        "recipe": json.loads(checkpoint.recipe.to_json()),
+        "recipe": checkpoint.recipe.to_dict(),
         "projection_hash": checkpoint.projection_hash,
         "features": str(checkpoint.features),
         "finetuned": checkpoint.finetuned,

@@ -1,6 +1,5 @@
 """What a cache holds, told without its features (`meld info`)."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class CacheInfo:
             "rows": self.rows,
             "size_bytes": self.size_bytes,
             "fingerprint": self.recipe.fingerprint,
-            "recipe": json.loads(self.recipe.to_json()),
+            "recipe": self.recipe.to_dict(),
             "random_weights": list(self.recipe.random_modalities),
             "present": self.present,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},

@@ -95,7 +95,7 @@ def write_encoders(
         index = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "recipe": json.loads(recipe.to_json()),
+            "recipe": recipe.to_dict(),
             "files": hashes,
         }
         write_whole(temporary / INDEX, json.dumps(index, indent=2).encode())

@@ -7,7 +7,6 @@ Each finished shard is a file of its own under `features/.work/<split>/`, so wha
 run, the next one takes up where it stopped and ends with the same file.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -142,7 +141,7 @@ class ExtractReport:
     def to_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self.recipe.fingerprint,
-            "recipe": json.loads(self.recipe.to_json()),
+            "recipe": self.recipe.to_dict(),
             "random_weights": list(self.recipe.random_modalities),
             "splits": [split.to_dict() for split in self.splits],
             "seconds": self.seconds,
@@ -164,7 +163,7 @@ class ExtractPlan:
     def to_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self.recipe.fingerprint,
-            "recipe": json.loads(self.recipe.to_json()),
+            "recipe": self.recipe.to_dict(),
             "device": self.device,
             "rows": self.rows,
             "rows_done": self.rows_done,

@@ -83,6 +83,12 @@ class SampleResult:
     rows: dict[Split, int]
     accidents: tuple[PlantedAccident, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        planted = [
+            {"clip": str(each.key), "kind": each.kind, "what": each.what} for each in self.accidents
+        ]
+        return {"root": str(self.root), "rows": self.rows, "accidents": planted}
+
 
 def make_sample(
     config: SampleConfig, progress: Progress = lambda done, total: None
