@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.schema import MEDIA, MODALITIES, Modality
-from pipeline.system.json_values import to_values
 
 # Raised by hand whenever our own code changes the values it makes from the same input.
 REVISION = 3
@@ -122,7 +121,7 @@ class FeatureRecipe:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        return to_values(self)
+        return json.loads(self.to_json())
 
     def to_json(self) -> str:
         """Canonical: the fingerprint is of these characters."""
