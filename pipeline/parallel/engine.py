@@ -223,7 +223,7 @@ def _one_by_one(task: ShardTask, work: ClipWork[Any], worker: Any) -> WorkedShar
         split=task.split,
         index=task.index,
         clips=tuple(
-            results[position] if position in results else work.give_up(clip, f"{clip.path}: {told}")
+            results[position] if position in results else work.give_up(clip, told)
             for position, clip in enumerate(task.clips)
         ),
     )

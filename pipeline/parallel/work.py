@@ -69,7 +69,8 @@ class ClipWork(Generic[Result]):
     """What is done with each clip, in a worker.
 
     do:      never raises for a bad clip
-    give_up: the result for a clip that killed its workers, given the message that says so
+    give_up: the result for a clip that killed its workers, given the message that says so;
+             it names no folder, as it may be kept in files that travel
     what:    the work in words, as in "decoding it"
     """
 

@@ -80,7 +80,7 @@ def test_a_clip_that_kills_its_worker_costs_only_itself(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         done = results(task(0, "a", "deadly", "b"), task(1, "c"), do=read)
-    assert done == {0: ("a", "deadly: reading it killed the worker 2 times", "b"), 1: ("c",)}
+    assert done == {0: ("a", "reading it killed the worker 2 times", "b"), 1: ("c",)}
     assert deaths(tmp_path) == {"deadly": 3}  # with its shard, then twice alone
     assert "a worker died; 3 clips are begun again, one by one" in caplog.text
 
