@@ -47,7 +47,7 @@ def _show_stale(stale: StaleRows, rows: int) -> None:
         "clip appeared": stale.appeared,
         "clip went": stale.went,
         "clip changed": stale.changed,
-        "clip has another time, its bytes may be the same": stale.touched,
+        "clip has another time or name, its bytes may be the same": stale.touched,
     }
     count = sum(map(len, kinds.values()))
     if not count:

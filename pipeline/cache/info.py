@@ -18,8 +18,8 @@ from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality
 class StaleRows:
     """Rows whose clip under `data` is not the file that was read, as size and time tell.
 
-    touched: rows whose file has another time and the same size: its bytes may be the same, which
-             `meld extract` finds out
+    touched: rows whose file has another time or name and the same size: its bytes may be the
+             same, which `meld extract` finds out
     """
 
     data: Path

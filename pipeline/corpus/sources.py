@@ -1,10 +1,12 @@
 """Which media file each row was read from, and whether it is still the same one.
 
-Size and time of change tell without reading anything. A copied corpus has other times, so where
-only the time differs the bytes are compared, by a digest taken when the clip was read.
+Name, size and time of change tell without reading anything. A copied corpus has other times, so
+where the size is the same the bytes are compared, by a digest taken when the clip was read.
 """
 
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +26,15 @@ class Comparison:
 
 
 def describe(clip: LocatedClip, data: Path) -> ClipSource:
-    """Without a digest; a file that went since it was found is none."""
+    """Without a digest; what cannot be read (it went since, it is a folder, a pipe, closed to us)
+    is no file, so that it counts as one that appeared once it can."""
     if clip.path is None:
         return ClipSource()
     try:
         info = clip.path.stat()
     except OSError:
+        return ClipSource()
+    if not stat.S_ISREG(info.st_mode) or not os.access(clip.path, os.R_OK):
         return ClipSource()
     try:
         name = clip.path.relative_to(data.absolute()).as_posix()
@@ -41,12 +46,15 @@ def describe(clip: LocatedClip, data: Path) -> ClipSource:
 def with_digest(clip: LocatedClip, source: ClipSource, data: Path) -> ClipSource:
     """`source` was described before the clip was read: where the file is another by now, it gets
     no digest and the next run reads the clip again."""
+    if not source.file:
+        return source
     digest = _digest(clip)
     return replace(source, sha256=digest if describe(clip, data) == source else "")
 
 
 def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path) -> Comparison:
-    """then: one per clip. Reads a file only where its size is the same and its time is not."""
+    """then: one per clip. Reads a file only where its size is the same and its time or name is
+    not."""
     changed: list[int] = []
     now: list[ClipSource] = []
     for row, (before, clip) in enumerate(zip(then, clips, strict=True)):
@@ -60,7 +68,7 @@ def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path
 
 
 def is_untouched(before: ClipSource, here: ClipSource) -> bool:
-    """Nothing was there and nothing is, or size and time are the same."""
+    """Nothing was there and nothing is, or name, size and time are the same."""
     if not before.file or not here.file:
         return before.file == here.file
     return bool(before.sha256) and _stamp(before) == _stamp(here)
@@ -71,8 +79,8 @@ def looks_alike(before: ClipSource, here: ClipSource) -> bool:
     return bool(before.sha256 and here.file) and before.size_bytes == here.size_bytes
 
 
-def _stamp(source: ClipSource) -> tuple[int, int]:
-    return source.size_bytes, source.mtime_ns
+def _stamp(source: ClipSource) -> tuple[str, int, int]:
+    return source.file, source.size_bytes, source.mtime_ns
 
 
 def _has(before: ClipSource, clip: LocatedClip) -> bool:

@@ -10,7 +10,7 @@ run, the next one takes up where it stopped and ends with the same file.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import SavedEncoders, read_encoders
 from pipeline.encoders.weights import FRAME_SIZE, count_layers
 from pipeline.errors import StorageError, UsageError
-from pipeline.extract.resume import check_existing, clean_up_after_a_kill
+from pipeline.extract.resume import begin_split, find_progress
 from pipeline.extract.shards import SplitWork, merge, missing_tasks, update, write_shard
 from pipeline.parallel.work import Cluster
 from pipeline.recipe import ChannelPolicy, DecodeConfig, FeatureRecipe, Precision, TestClips
@@ -176,7 +176,7 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
     """Runs the stage; what earlier runs finished is kept.
 
     Raises:
-        InputError: annotations or folder; nothing was decoded.
+        InputError: annotations or folder, or no clip of a cache is here; nothing was decoded.
         RecipeMismatch: a cache or an unfinished run made in another way is in the place.
         WeightsMissing: pretrained weights that are not to be had.
         CacheBusy: another run writes one of these caches.
@@ -187,9 +187,8 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
     with ExitStack() as held:
         for work in job.works:
             held.enter_context(locks.hold_split(config.features, work.split))
-        for work in job.works:
-            clean_up_after_a_kill(work)
-            check_existing(work, job.recipe, config.overwrite)
+        found = [find_progress(work, job.recipe, config.overwrite) for work in job.works]
+        job = replace(job, works=tuple(begin_split(progress) for progress in found))
         resumed = {work.split: work.rows_done() for work in job.works}
         _encode_missing(job, on_progress)
         for work in job.works:
@@ -215,17 +214,16 @@ def plan(config: ExtractConfig) -> ExtractPlan:
     if config.features.exists() and not config.features.is_dir():
         raise StorageError(f"{config.features}: not a folder; --features takes one")
     job = _prepare(config, check_files=False)
-    for work in job.works:
-        check_existing(work, job.recipe, config.overwrite, dry=True)
+    works = [find_progress(work, job.recipe, config.overwrite).work for work in job.works]
     return ExtractPlan(
         recipe=job.recipe,
         device=job.cluster.device,
-        rows={work.split: len(work.utterances) for work in job.works},
-        rows_done={work.split: work.rows_done() for work in job.works},
-        rows_stale={work.split: len(work.rows or ()) for work in job.works},
+        rows={work.split: len(work.utterances) for work in works},
+        rows_done={work.split: work.rows_done() for work in works},
+        rows_stale={work.split: len(work.rows or ()) for work in works},
         clips_missing={
             work.split: sum(clip.path is None for clip in work.clips) if job.recipe.decode else 0
-            for work in job.works
+            for work in works
         },
     )
 

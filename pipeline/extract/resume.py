@@ -1,99 +1,151 @@
-"""What an earlier run left of a split, and whether this one may go on from there.
+"""What an earlier run left of a split, and whether this one may go on from there:
+`find_progress` looks, `begin_split` acts.
 
 `plan.json` beside the shards says how they are made; a cache says it of itself. Whatever was
 made in another way is refused, never mixed.
 """
 
+import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.cache.format import read_cache, read_header
+from pipeline.cache.format import FeatureCache, read_cache, read_header
 from pipeline.corpus.sources import compare, describe
-from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
-from pipeline.extract.shards import SplitWork
+from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch, StorageError
+from pipeline.extract.shards import SplitWork, clear_folder, remove_half_written
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource
-from pipeline.system.files import write_whole
+from pipeline.system.files import remove_temporaries, write_whole
 
 logger = logging.getLogger(__name__)
 
 
-def clean_up_after_a_kill(work: SplitWork) -> None:
-    for folder in (work.path.parent, work.folder):
-        for leftover in folder.glob(".*.tmp"):
-            if folder == work.folder or leftover.name.startswith(f".{work.path.name}."):
-                leftover.unlink()
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a split is, and what is to be done on the disk before it goes on.
+
+    work:      the split, with what is done of it
+    plan:      is to be written; None where the one that is there holds, or nothing is left to do
+    is_afresh: what earlier runs left beside the cache is to be removed first
+    bad:       numbers of shards that are to be removed: damaged ones, and those of other clips
+    """
+
+    work: SplitWork
+    plan: "Plan | None" = None
+    is_afresh: bool = False
+    bad: tuple[int, ...] = ()
 
 
-def check_existing(
-    work: SplitWork, recipe: FeatureRecipe, overwrite: bool, *, dry: bool = False
-) -> None:
-    """Finds out what of this split is done, and makes room where nothing is.
+def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Progress:
+    """Finds out what of this split is done; changes nothing, neither `work` nor the disk.
 
     A new --overwrite starts afresh; one that was killed goes on, with the option or without,
     and until it is finished the cache that it is to replace stays where it is.
 
-    Args:
-        dry: changes nothing on the disk.
-
     Raises:
         RecipeMismatch: a cache or an unfinished run made in another way is in the place.
+        InputError: no clip is here any more, though there were some.
         CacheCorrupt: what is in the place cannot be read.
-        StorageError: the folder cannot be written.
     """
     plan = _read_plan(work)
     if plan is not None and plan.overwrite and _is_same(plan, work, recipe):
-        _go_on(work, plan, dry=dry)
-    elif work.path.is_file() and not overwrite:
+        return _go_on(_described(work), plan)
+    if work.path.is_file() and not overwrite:
         header = read_header(work.path)
         _refuse_other(str(work.path), work, header.recipe, header.rows_hash, recipe)
-        _check_finished(work, plan, recipe, dry=dry)
-    elif plan is not None and plan.rows is None and not overwrite:
+        return _compare_finished(work, plan, recipe)
+    if plan is not None and plan.rows is None and not overwrite:
         name = f"the unfinished extraction in {work.folder}"
         _refuse_other(name, work, plan.recipe, plan.rows_hash, recipe)
-        _go_on(work, plan, dry=dry)
-    elif not dry:
-        _start_afresh(work, recipe, overwrite)
+        return _go_on(_described(work), plan)
+    return _start_afresh(_described(work), recipe, overwrite)
 
 
-def _describe_clips(work: SplitWork) -> None:
-    if work.reads_clips and not work.sources:
-        work.sources = tuple(describe(clip, work.data) for clip in work.clips)
+def begin_split(progress: Progress) -> SplitWork:
+    """Makes the disk ready for what `find_progress` found, and removes what a kill left half
+    written. Only for the one who holds the split's lock.
+
+    Raises StorageError.
+    """
+    work = progress.work
+    try:
+        remove_temporaries(work.path)
+        remove_half_written(work.folder)
+        for index in progress.bad:
+            work.shard_path(index).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{work.folder}: cannot be cleaned up: {error.strerror}") from error
+    if progress.is_afresh:
+        clear_folder(work)
+    if progress.plan is not None:
+        write_whole(work.plan_path, progress.plan.to_json().encode())
+    return work
 
 
-def _check_finished(
-    work: SplitWork, plan: "_Plan | None", recipe: FeatureRecipe, *, dry: bool
-) -> None:
+def _described(work: SplitWork) -> SplitWork:
+    if not work.reads_clips:
+        return work
+    return replace(work, sources=tuple(describe(clip, work.data) for clip in work.clips))
+
+
+def _compare_finished(work: SplitWork, plan: "Plan | None", recipe: FeatureRecipe) -> Progress:
     """A cache of this recipe and these rows: only clips that changed since are read again."""
     cache = read_cache(work.path, modalities=(), want=())
-    is_same = plan is not None and _is_same(plan, work, recipe)
     if cache.sources:
         compared = compare(cache.sources, work.clips, work.data)
-        work.sources = compared.now
+        _refuse_clips_that_are_away(work, str(work.path), cache.sources, compared.now)
+        work = replace(work, sources=compared.now)
         if compared.changed:
-            work.rows = compared.changed
-            logger.warning("%s", _tell_changes(work, cache.sources))
-            if plan is not None and is_same and plan.rows == work.rows:
-                _go_on(work, plan, dry=dry)
-            elif not dry:
-                _start_afresh(work, recipe, overwrite=False)
-            return
-    work.is_finished = True
-    work.is_outdated = (
+            return _redo(work, compared.changed, cache.sources, plan, recipe)
+    is_outdated = (
         cache.sources != work.sources
         or cache.emotion != [row.emotion or "" for row in work.utterances]
         or cache.sentiment != [row.sentiment or "" for row in work.utterances]
     )
     # A run that was killed when all was written has left its shards.
-    if not dry and (plan is None or (is_same and not plan.overwrite)):
-        shutil.rmtree(work.folder, ignore_errors=True)
+    is_left_over = plan is None or (not plan.overwrite and _is_same(plan, work, recipe))
+    finished = replace(work, is_finished=True, is_outdated=is_outdated)
+    return Progress(work=finished, is_afresh=is_left_over)
 
 
-def _tell_changes(work: SplitWork, then: Sequence[ClipSource]) -> str:
-    rows = work.rows or ()
+def _redo(
+    work: SplitWork,
+    changed: tuple[int, ...],
+    then: Sequence[ClipSource],
+    plan: "Plan | None",
+    recipe: FeatureRecipe,
+) -> Progress:
+    """These rows of a finished cache alone. A killed run that redid some of them goes on: clips
+    that changed since come after its own."""
+    if plan is not None and plan.overwrite:  # its shards would have to go
+        name = f"the unfinished --overwrite in {work.folder}"
+        _refuse_other(name, work, plan.recipe, plan.rows_hash, recipe)
+    logger.warning("%s", _tell_changes(work, changed, then))
+    if plan is None or plan.rows is None or not _is_same(plan, work, recipe):
+        return _start_afresh(replace(work, rows=changed), recipe, overwrite=False)
+    if not set(plan.rows) <= set(changed):  # the old file is back, and its row stands in the cache
+        return _start_afresh(replace(work, rows=changed), recipe, overwrite=False)
+    rows = (*plan.rows, *sorted(set(changed) - set(plan.rows)))
+    progress = _go_on(replace(work, rows=rows), plan)
+    return progress if rows == plan.rows else replace(progress, plan=replace(plan, rows=rows))
+
+
+def _refuse_clips_that_are_away(
+    work: SplitWork, name: str, then: Sequence[ClipSource], now: Sequence[ClipSource]
+) -> None:
+    """A disk that is not mounted must not cost the features of a whole corpus."""
+    num_clips = sum(bool(source.file) for source in then)
+    if num_clips and not any(source.file for source in now):
+        raise InputError(
+            f"{work.data}: none of the {num_clips} clips is here that {name} was made from, which "
+            "stays as it is; name their corpus with --data, or have the cache replaced with "
+            "--overwrite"
+        )
+
+
+def _tell_changes(work: SplitWork, rows: Sequence[int], then: Sequence[ClipSource]) -> str:
     first = rows[0]
     before, here = then[first].file, work.sources[first].file
     what = "changed" if before and here else "appeared" if here else "went"
@@ -103,14 +155,8 @@ def _tell_changes(work: SplitWork, then: Sequence[ClipSource]) -> str:
     )
 
 
-def _is_same(plan: "_Plan", work: SplitWork, recipe: FeatureRecipe) -> bool:
+def _is_same(plan: "Plan", work: SplitWork, recipe: FeatureRecipe) -> bool:
     return plan.recipe == recipe and plan.rows_hash == work.rows_hash
-
-
-def _go_on(work: SplitWork, plan: "_Plan", *, dry: bool) -> None:
-    _describe_clips(work)
-    work.rows_per_shard = plan.rows_per_shard
-    work.done = _finished_shards(work, dry=dry)
 
 
 def _refuse_other(
@@ -129,32 +175,57 @@ def _refuse_other(
         )
 
 
-def _finished_shards(work: SplitWork, *, dry: bool) -> set[int]:
-    done = set()
+def _start_afresh(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Progress:
+    plan = Plan(
+        recipe=recipe,
+        rows_hash=work.rows_hash,
+        rows_per_shard=work.rows_per_shard,
+        overwrite=overwrite,
+        rows=work.rows,
+    )
+    return Progress(work=work, plan=plan, is_afresh=True)
+
+
+def _go_on(work: SplitWork, plan: "Plan") -> Progress:
+    """With the shards that are of these rows, and of the clips that are here."""
+    work = replace(work, rows_per_shard=plan.rows_per_shard)
+    done: set[int] = set()
+    bad: list[int] = []
+    then: list[ClipSource] = []
     for index in range(work.num_shards):
         path = work.shard_path(index)
         if not path.is_file():
             continue
         try:
-            sources = read_cache(path).sources
+            shard = read_cache(path)
         except CacheCorrupt as error:
             logger.warning("%s; extracting these rows again", error)
+            bad.append(index)
+            continue
+        then += shard.sources
+        if _is_of_these_rows(work, index, shard):
+            done.add(index)
         else:
-            clips = [work.clips[row] for row in work.numbers_of(index)]
-            if not sources or not compare(sources, clips, work.data).changed:
-                done.add(index)
-                continue
             logger.warning("%s: clips changed since; extracting these rows again", path)
-        if not dry:
-            path.unlink()
-    return done
+            bad.append(index)
+    name = f"the unfinished extraction in {work.folder}"
+    _refuse_clips_that_are_away(work, name, then, work.sources)
+    return Progress(work=replace(work, done=done), bad=tuple(bad))
+
+
+def _is_of_these_rows(work: SplitWork, index: int, shard: FeatureCache) -> bool:
+    clips = [work.clips[row] for row in work.numbers_of(index)]
+    keys = [shard.key(row) for row in range(len(shard))]
+    if keys != [clip.utterance.key for clip in clips]:
+        return False
+    return not shard.sources or not compare(shard.sources, clips, work.data).changed
 
 
 # ---------------------------------------------------------------------------------- plan.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """How the shards beside it are made.
 
     overwrite: they are to replace a finished cache
@@ -176,15 +247,19 @@ class _Plan:
         if self.rows is not None and any(type(row) is not int for row in self.rows):
             raise ValueError(f"rows are {self.rows!r}")
 
+    def to_json(self) -> str:
+        values = {**dataclasses.asdict(self), "recipe": self.recipe.to_json()}
+        return json.dumps(values, indent=1)
 
-def _read_plan(work: SplitWork) -> _Plan | None:
+
+def _read_plan(work: SplitWork) -> Plan | None:
     path = work.plan_path
     if not path.is_file():
         return None
     try:
         values = json.loads(path.read_text())
         rows = values["rows"]
-        plan = _Plan(
+        plan = Plan(
             **{
                 **values,
                 "recipe": FeatureRecipe.from_json(values["recipe"]),
@@ -194,20 +269,3 @@ def _read_plan(work: SplitWork) -> _Plan | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error}); delete {work.folder}") from error
     return plan
-
-
-def _start_afresh(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> None:
-    _describe_clips(work)
-    plan = {
-        "recipe": recipe.to_json(),
-        "rows_hash": work.rows_hash,
-        "rows_per_shard": work.rows_per_shard,
-        "overwrite": overwrite,
-        "rows": work.rows,
-    }
-    try:
-        shutil.rmtree(work.folder, ignore_errors=True)
-        work.folder.mkdir(parents=True)
-    except OSError as error:
-        raise StorageError(f"{work.folder}: cannot be written: {error.strerror}") from error
-    write_whole(work.plan_path, json.dumps(plan, indent=1).encode())

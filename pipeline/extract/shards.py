@@ -5,7 +5,7 @@
 A shard is what a kill can cost; `resume.py` says which of them are there already.
 """
 
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +22,13 @@ from pipeline.cache.format import (
     write_cache,
 )
 from pipeline.corpus.sources import with_digest
+from pipeline.errors import StorageError
 from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource, LocatedClip, Modality, Split, Utterance
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
+_HALF_WRITTEN = re.compile(rf"\.(plan\.json|{_SHARD_NAME.pattern})\..+\.tmp")
 
 
 @dataclass(kw_only=True)
@@ -160,9 +164,34 @@ def merge(work: SplitWork) -> None:
     if work.split == "train":  # whatever was fitted on an earlier train file is stale now
         projection_path(work.path.parent).unlink(missing_ok=True)
     write_cache(work.path, _labelled(work, cache))
-    work.plan_path.unlink(missing_ok=True)
-    shutil.rmtree(work.folder, ignore_errors=True)
+    clear_folder(work)
     work.is_finished = True
+
+
+def remove_half_written(folder: Path) -> None:
+    """What a kill left of plan and shards. Raises OSError."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if _HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
+
+
+def clear_folder(work: SplitWork) -> None:
+    """Removes the plan and the shards beside it, and the folder unless something else is in it.
+
+    Raises StorageError.
+    """
+    try:
+        work.plan_path.unlink(missing_ok=True)
+        if not work.folder.is_dir():
+            return
+        names = [path.name for path in work.folder.iterdir()]
+        for name in names:
+            if _SHARD_NAME.fullmatch(name):
+                (work.folder / name).unlink()
+        if all(_SHARD_NAME.fullmatch(name) or name == work.plan_path.name for name in names):
+            work.folder.rmdir()
+    except OSError as error:
+        raise StorageError(f"{work.folder}: cannot be cleared: {error.strerror}") from error
 
 
 def update(work: SplitWork) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.cache.format import FeatureCache, read_cache, read_header
 from pipeline.corpus.clips import locate_clips
-from pipeline.errors import RecipeMismatch
+from pipeline.errors import InputError, RecipeMismatch
 from pipeline.extract import extract as extraction
 from pipeline.extract.extract import ExtractConfig, ExtractReport, extract, plan
 from pipeline.parallel import engine
@@ -333,8 +333,123 @@ def test_what_is_stale_is_told_without_reading_a_clip(
     assert "clip appeared: dev dia0_utt4" in told.out
     assert "clip went: dev dia0_utt0" in told.out
     assert "clip changed: dev dia0_utt1" in told.out
-    assert "clip has another time, its bytes may be the same: dev dia0_utt2" in told.out
+    assert "clip has another time or name, its bytes may be the same: dev dia0_utt2" in told.out
     stale = meld("info", file, "--data", corpus.data, "--json").json["stale"]
     assert stale["went"] == ["dev dia0_utt0"]
     monkeypatch.chdir(tmp_path / "features")
     assert meld("info", file, "--json").json["stale"] is None
+
+
+def test_a_corpus_whose_clips_are_all_away_costs_no_feature(
+    corpus: Corpus, encoded: list[str]
+) -> None:
+    """A disk that is not mounted, or the CSVs alone: that is no reason to empty a cache."""
+    before = (corpus.features / "dev.h5").read_bytes()
+    shutil.rmtree(corpus.data / FOLDERS["dev"])
+    for ask in (plan, extract):
+        with pytest.raises(InputError) as caught:
+            ask(corpus.config())
+        assert str(caught.value) == (
+            f"{corpus.data}: none of the 6 clips is here that {corpus.features / 'dev.h5'} was "
+            "made from, which stays as it is; name their corpus with --data, or have the cache "
+            "replaced with --overwrite"
+        )
+    assert (corpus.features / "dev.h5").read_bytes() == before
+    assert encoded == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_only_has_the_name_of_a_clip_is_no_clip_and_not_read_at_every_run(
+    corpus: Corpus, encoded: list[str], make: Callable[[Path], None]
+) -> None:
+    make(corpus.clip("dev", 4))
+    for _ in range(2):
+        corpus.extract()
+        assert encoded == []
+    assert corpus.cache().sources[4].file == ""
+
+
+def test_a_clip_of_another_name_is_compared_by_its_bytes(
+    corpus: Corpus, encoded: list[str]
+) -> None:
+    """Archives keep whole seconds: two files may well have one size and one time."""
+    time = corpus.clip("dev", 2).stat().st_mtime_ns
+    other = corpus.clip("dev", 2).with_suffix(".mkv")
+    corpus.clip("dev", 2).unlink()
+    other.write_bytes(b"DEV 2")
+    os.utime(other, ns=(time, time))
+    corpus.extract()
+    assert encoded == ["dev dia0_utt2"]
+
+
+def test_what_others_put_beside_the_shards_stays(corpus: Corpus) -> None:
+    folder = corpus.features / ".work" / "dev"
+    for overwrite in (False, True):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "notes.txt").write_text("mine")
+        corpus.extract(overwrite=overwrite)
+        assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_clips_that_change_while_changed_ones_are_read_again_cost_no_finished_shard(
+    corpus: Corpus, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for row in (2, 3, 5, 6):
+        corpus.clip("dev", row).write_bytes(b"new " + bytes([row]))
+    fine = engine.encode_shards
+
+    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
+        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "encode_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            corpus.extract()
+    corpus.clip("dev", 0).write_bytes(b"new too")
+    encoded.clear()
+    corpus.extract()
+    assert encoded == ["dev dia0_utt6", "dev dia0_utt0"]
+    for row in (0, 2, 3, 5, 6):
+        wanted = encode(LocatedClip(utterance=_row(row), path=corpus.clip("dev", row)))
+        assert np.array_equal(corpus.cache().raw["audio"][row], wanted.raw["audio"])
+
+
+def test_an_unfinished_extraction_whose_clips_are_all_away_keeps_its_shards(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fine = engine.encode_shards
+
+    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
+        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "encode_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            corpus.extract("train")
+    clips = corpus.data / FOLDERS["train"]
+    clips.rename(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="none of the 3 clips is here that the unfinished"):
+        corpus.extract("train")
+    (tmp_path / "unmounted").rename(clips)
+    assert plan(corpus.config("train")).rows_done == {"train": 3}
+
+
+def test_a_killed_overwrite_of_another_recipe_is_not_thrown_away_for_changed_clips(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = engine.encode_shards
+
+    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
+        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "encode_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            corpus.extract(overwrite=True, max_duration_s=10.0)
+    corpus.clip("dev", 6).write_bytes(b"another")
+    with pytest.raises(RecipeMismatch, match="the unfinished --overwrite in"):
+        corpus.extract()
+    assert plan(corpus.config(max_duration_s=10.0)).rows_done == {"dev": 3}

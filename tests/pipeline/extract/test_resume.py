@@ -11,7 +11,7 @@ import pytest
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
 from pipeline.extract.extract import ExtractConfig, extract, plan
-from pipeline.extract.resume import check_existing, clean_up_after_a_kill
+from pipeline.extract.resume import Progress, begin_split, find_progress
 from pipeline.extract.shards import SplitWork, merge, write_shard
 from pipeline.parallel import engine as parallel
 from pipeline.recipe import FeatureRecipe
@@ -42,8 +42,7 @@ def run_until(plant_split: Any, encode_planted: Any, planted_recipe: FeatureReci
         recipe: FeatureRecipe = planted_recipe,
         overwrite: bool = False,
     ) -> SplitWork:
-        work = plant_split("dev")
-        check_existing(work, recipe, overwrite)
+        work = begin_split(find_progress(plant_split("dev"), recipe, overwrite))
         for index in shards:
             write_shard(work, encode_planted(work, index), recipe)
         if end == "finished":
@@ -59,7 +58,7 @@ def test_a_killed_run_goes_on_with_its_finished_shards(
     run_until("killed", [0, 2])
     work = plant_split("dev")
     work.rows_per_shard = 5  # another setting now; the shards there are of two rows
-    check_existing(work, planted_recipe, overwrite=False)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=False))
     assert (work.done, work.rows_per_shard, work.rows_done()) == ({0, 2}, 2, 4)
 
 
@@ -69,7 +68,7 @@ def test_a_killed_overwrite_goes_on_with_the_option_or_without(
     run_until("killed", [0, 1], overwrite=True)
     for overwrite in (True, False):
         work = plant_split("dev")
-        check_existing(work, planted_recipe, overwrite)
+        work = begin_split(find_progress(work, planted_recipe, overwrite))
         assert work.done == {0, 1}
 
 
@@ -85,7 +84,7 @@ def test_a_killed_overwrite_of_a_finished_cache_goes_on_and_keeps_it_until_the_e
     before = finished.read_bytes()
     run_until("killed", [0, 1], overwrite=True)
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite)
+    work = begin_split(find_progress(work, planted_recipe, overwrite))
     assert (work.done, work.is_finished) == ({0, 1}, False)
     assert finished.read_bytes() == before
 
@@ -96,7 +95,7 @@ def test_a_finished_cache_is_still_itself_beside_a_killed_overwrite_in_another_w
     run_until("finished")
     left = run_until("killed", [0], recipe=other_recipe, overwrite=True)
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite=False)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=False))
     assert work.is_finished
     assert left.shard_path(0).exists()
 
@@ -112,11 +111,11 @@ def test_a_run_killed_while_it_tidies_up_is_a_finished_one(
 
     left = run_until("killed", overwrite=True)  # every shard is there
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extract.shards.shutil.rmtree", interrupt)
+        patch.setattr("pipeline.extract.shards.Path.iterdir", interrupt)
         with pytest.raises(KeyboardInterrupt):
             merge(left)
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite=False)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=False))
     assert work.is_finished
 
 
@@ -125,7 +124,7 @@ def test_overwrite_starts_afresh_after_a_run_without_it(
 ) -> None:
     left = run_until("killed", [0])
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite=True)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=True))
     assert work.done == set()
     assert not left.shard_path(0).exists()
 
@@ -135,7 +134,7 @@ def test_overwrite_replaces_an_overwrite_of_another_recipe(
 ) -> None:
     run_until("killed", [0], recipe=other_recipe, overwrite=True)
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite=True)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=True))
     assert work.done == set()
 
 
@@ -144,9 +143,9 @@ def test_an_unfinished_run_of_another_recipe_or_other_annotations_is_refused_and
 ) -> None:
     left = run_until("killed", [0])
     with pytest.raises(RecipeMismatch, match=r"unfinished .*text\.name: planted != other"):
-        check_existing(plant_split("dev"), other_recipe, overwrite=False)
+        find_progress(plant_split("dev"), other_recipe, overwrite=False)
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
-        check_existing(plant_split("dev", rows_hash="2" * 64), planted_recipe, overwrite=False)
+        find_progress(plant_split("dev", rows_hash="2" * 64), planted_recipe, overwrite=False)
     assert left.shard_path(0).exists()
 
 
@@ -156,7 +155,7 @@ def test_a_damaged_shard_is_made_again(
     left = run_until("killed", [0, 1])
     left.shard_path(1).write_bytes(left.shard_path(1).read_bytes()[:-100])
     work = plant_split("dev")
-    check_existing(work, planted_recipe, overwrite=False)
+    work = begin_split(find_progress(work, planted_recipe, overwrite=False))
     assert work.done == {0}
     assert not left.shard_path(1).exists()
 
@@ -189,7 +188,7 @@ def test_a_damaged_plan_is_named_with_the_folder_to_delete(
     text = damaged if isinstance(damaged, str) else json.dumps(damaged)
     (folder / "plan.json").write_text(text, errors="surrogateescape")
     with pytest.raises(CacheCorrupt) as caught:
-        check_existing(plant_split("dev"), planted_recipe, overwrite=False)
+        find_progress(plant_split("dev"), planted_recipe, overwrite=False)
     assert str(caught.value).startswith(f"{folder / 'plan.json'}: cannot be read")
     assert str(caught.value).endswith(f"delete {folder}")
     assert (folder / "shard-00000.h5").exists()
@@ -200,11 +199,11 @@ def test_half_written_files_of_a_killed_run_go_and_those_of_other_splits_stay(
 ) -> None:
     work = run_until("killed", [0])
     mine = [work.path.with_name(".dev.h5.123.tmp"), work.folder / ".shard-00001.h5.123.tmp"]
-    other = work.path.with_name(".train.h5.123.tmp")
-    for path in (*mine, other):
+    others = [work.path.with_name(".train.h5.123.tmp"), work.folder / ".notes.txt.123.tmp"]
+    for path in (*mine, *others):
         path.touch()
-    clean_up_after_a_kill(work)
-    assert [path.exists() for path in (*mine, other)] == [False, False, True]
+    begin_split(Progress(work=work))
+    assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
 
 
 # ------------------------------------------------------------------------------------ dry runs
