@@ -10,6 +10,7 @@ from pipeline.cache.format import FeatureCache, read_cache, verify
 from pipeline.corpus.clips import locate_clips
 from pipeline.corpus.sources import describe as describe_clip
 from pipeline.corpus.sources import is_untouched, looks_alike
+from pipeline.errors import InputError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality, Split, Utterance
 
@@ -80,9 +81,11 @@ def describe(path: Path, *, check: bool = False, data: Path | None = None) -> Ca
     data: the corpus whose clips are compared with those that were read; None compares none
 
     Raises:
-        InputError: a folder of clips cannot be listed.
+        InputError: no such corpus folder, or a folder of clips cannot be listed.
         StorageError, CacheCorrupt: not there, no cache, or too damaged to be described.
     """
+    if data is not None and not data.is_dir():
+        raise InputError(f"{data}: no such folder; --data takes the corpus to compare clips with")
     damaged = tuple(verify(path)) if check else None
     cache = read_cache(path, want=() if damaged else ("raw", "embedding"))
     shapes = {f"raw/{name}": values.shape for name, values in cache.raw.items()}

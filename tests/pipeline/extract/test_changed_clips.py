@@ -453,3 +453,9 @@ def test_a_killed_overwrite_of_another_recipe_is_not_thrown_away_for_changed_cli
     with pytest.raises(RecipeMismatch, match="the unfinished --overwrite in"):
         corpus.extract()
     assert plan(corpus.config(max_duration_s=10.0)).rows_done == {"dev": 3}
+
+
+def test_info_of_a_corpus_that_is_not_there_is_refused(corpus: Corpus, meld: Any) -> None:
+    told = meld("info", corpus.features / "dev.h5", "--data", corpus.data / "nowhere")
+    assert told.status == 4
+    assert f"{corpus.data / 'nowhere'}: no such folder" in told.err
