@@ -14,7 +14,8 @@
     source/      file, sha256: UTF-8, size_bytes, mtime_ns: int64 [rows]; each row's media file as
                  it was when it was read; not there where no clip is read
 
-A shard of an unfinished extraction is the same format with fewer rows.
+UTF-8 columns have fixed length, or lie end to end where a few long strings would make that wasteful
+(see hdf5.py). A shard of an unfinished extraction is the same format with fewer rows.
 """
 
 import json

@@ -1,9 +1,11 @@
 """HDF5 files that appear whole and are checked when read. The only file that imports h5py.
 
 Files appear whole (`system/files.py`) and are never edited; each names its format.
-Datasets have checksums, except `Writer.plain` ones, for which their format keeps its own. All
-strings have fixed length: variable-length ones lie in a heap without checksums, and a flipped
-bit there can hang HDF5.
+Datasets have checksums, except `Writer.plain` ones, for which their format keeps its own. Strings
+have fixed length: HDF5's variable-length ones lie in a heap without checksums, and a flipped bit
+there can hang HDF5. Where a few long ones would make a column much larger than its content, it is
+kept end to end instead: `<name>` uint8 [bytes], UTF-8, and `<name>_ends` int64 [rows], the byte
+after each string.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,11 @@ from pipeline.system.files import write_whole
 
 # Bytes of a chunk: large enough to read fast, small enough that a flipped bit names its place.
 _CHUNK_BYTES = 1 << 18
+# A column of strings of fixed length may be larger than its content by this factor, or be as large
+# as this.
+_MAX_PADDING = 4
+_PADDED_BYTES = 1 << 24
+_ENDS = "_ends"
 # The first HDF5 generation that checksums its own structure too: attributes, names, addresses.
 _LIBRARY_VERSION = "v110"
 _IMAGE_BLOCK_BYTES = 1 << 22
@@ -88,8 +95,13 @@ class Writer:
     def strings(self, name: str, strings: Sequence[str]) -> None:
         # A message may name a path that is not UTF-8.
         encoded = [string.encode(errors="backslashreplace") for string in strings]
-        width = max([1, *(len(string) for string in encoded)])
-        self.array(name, np.array(encoded, dtype=f"S{width}"))
+        lengths = [len(string) for string in encoded]
+        width = max([1, *lengths])
+        if width * len(encoded) <= max(_PADDED_BYTES, _MAX_PADDING * sum(lengths)):
+            self.array(name, np.array(encoded, dtype=f"S{width}"))
+            return
+        self.array(name, np.frombuffer(b"".join(encoded), np.uint8))
+        self.array(name + _ENDS, np.cumsum(lengths, dtype=np.int64))
 
     def text(self, name: str, text: str, *, at: str = "/") -> None:
         encoded = text.encode()
@@ -175,6 +187,8 @@ class Reader:
         dataset = self._file.get(name)
         if dataset is None:
             raise CacheCorrupt(f"{self.path}: dataset {name} is missing")
+        if not isinstance(dataset, h5py.Dataset):
+            raise CacheCorrupt(f"{self.path}: {name} is no dataset")
         kind = np.bytes_ if dataset.dtype.kind == "S" else dataset.dtype
         if kind != dtype or dataset.ndim != num_axes:
             raise CacheCorrupt(
@@ -184,7 +198,20 @@ class Reader:
         return dataset
 
     def strings(self, name: str) -> list[str]:
+        dataset = self._file.get(name)
+        if isinstance(dataset, h5py.Dataset) and dataset.dtype == np.uint8:
+            return self._strings_end_to_end(name)
         return [value.decode() for value in self.array(name, np.bytes_, 1)]
+
+    def _strings_end_to_end(self, name: str) -> list[str]:
+        content = self.array(name, np.uint8, 1).tobytes()
+        ends = self.array(name + _ENDS, np.int64, 1)
+        firsts = np.concatenate([[0], ends[:-1]])
+        # Compared, not subtracted: a difference of 64-bit numbers may overflow.
+        if len(ends) == 0 or (ends < firsts).any() or ends[-1] != len(content):
+            raise CacheCorrupt(f"{self.path}: dataset {name + _ENDS} does not fit {name}")
+        pairs = zip(firsts.tolist(), ends.tolist(), strict=True)
+        return [content[first:end].decode() for first, end in pairs]
 
     def group(
         self, group: str, names: Sequence[Name], dtype: type[np.generic], num_axes: int
