@@ -308,7 +308,8 @@ def extract(
         typer.Option("--dry-run", help="Check everything, say what would be done, do nothing."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace caches made in another way.")
+        bool,
+        typer.Option("--overwrite", help="Extract every row anew, then replace the caches there."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -428,7 +429,7 @@ def info(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus to compare the clips with, by size and time.  [default: data, if there]"
+            help="Corpus whose clips are compared, by name, size and time.  [default: data, if there]"
         ),
     ] = None,
     as_json: AsJson = False,

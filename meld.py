@@ -184,7 +184,8 @@ def train_fusion(
     out: the run's folder; None makes a new one under runs/
     start: a trained run to go on from
 
-    Raises UsageError, InputError, StorageError or RecipeMismatch.
+    Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run) or
+    RecipeMismatch.
     """
     options = given(
         features=_path(features),
@@ -239,7 +240,8 @@ def finetune(
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
     say: is told in a line what takes long
 
-    Raises UsageError, InputError, StorageError, RecipeMismatch, ParityError or WeightsMissing.
+    Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run),
+    RecipeMismatch, ParityError or WeightsMissing.
     """
     options = given(
         run=_path(run),
@@ -326,9 +328,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
 _TYPED = re.compile(
-    rf"\bmeld (?P<function>{'|'.join(_FUNCTIONS)})\b(?P<words>{_OPTIONS})"
+    # evaluate takes its run without an option's name: no message gives it as advice
+    rf"\bmeld (?P<function>extract|train-fusion|finetune)\b(?P<words>{_OPTIONS})"
     rf"|\b(?:meld|pip|docker) [a-z]+{_OPTIONS}"  # no function does that: it stays a command
-    r"|--(?P<option>[a-z][a-z-]*[a-z])"
+    r"|(?<![^\s(\"'])--(?P<option>[a-z][a-z-]*[a-z])"
 )
 
 

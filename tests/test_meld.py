@@ -77,6 +77,8 @@ def test_advice_is_a_call_and_not_a_command(tmp_path: Path) -> None:
         ("(meld finetune --end-to-end)", "(meld.finetune())"),
         ("meld train-fusion --input raw", 'meld.train_fusion(input="raw")'),
         ("see meld doctor --data data", "see meld doctor --data data"),
+        ("runs/a--out/config.json: no such file", "runs/a--out/config.json: no such file"),
+        ("meld evaluate runs/x --split test", "meld evaluate runs/x --split test"),
         ("get it with: pip install --no-deps x", "get it with: pip install --no-deps x"),
     ],
 )

@@ -143,13 +143,14 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
     """Everything that is needed, the encoders' files too. Raises InputError, or what reading them
     raises, for a run, cache, corpus or encoder not there."""
     if config.run is not None:
+        start = read_checkpoint(config.run)
         choices = find_encoders_of(
             config.run,
-            read_checkpoint(config.run),
+            start,
             weights_dir=config.weights_dir,
             encoders=config.encoders,
         )
-        inputs = [config.run]
+        inputs = [config.run, start.features]
     else:
         features = config.features or Path("features")
         header = read_header(require_cache(features, "train"))

@@ -196,7 +196,8 @@ def _check_labels(path: Path, utterances: Sequence[Utterance], data: Path) -> No
         if (row.emotion or "", row.sentiment or "") != (emotion, sentiment):
             raise RecipeMismatch(
                 f"{row.key}: {path} has another label than the CSV in {data}; correct the cache, "
-                f"which encodes nothing: meld extract --split {cache.split}"
+                f"which encodes nothing: run the command that made it with --split {cache.split} "
+                f"--data {data} --features {path.parent}"
             )
 
 

@@ -83,7 +83,11 @@ class Predictor:
         say which they are and in which order.
 
         A modality that a clip does not have, or that its encoder gives no numbers for, is absent.
+
+        Raises ValueError where there is no clip.
         """
+        if not clips:
+            raise ValueError("no clips to predict")
         encoded = encode_clips(self._encoders, clips)
         data = self._to_data(encoded)
         predictions = predict_rows(self.checkpoint, data, run=self.name)

@@ -5,7 +5,7 @@
         │ ModalityBranch  learned mix over layers -> linear -> norm, GELU, dropout; an absent
         │                 modality is one learned vector         [batch, 128]
         │ join            late, early, hybrid, gated, attention: see joins.py  [batch, hidden]
-        │ context         if asked: what the rest of the dialogue adds, see turns.py
+        │ context         if asked: what the rest of the dialogue adds, see dialogue.py
         └ Heads           emotion [batch, 7], sentiment [batch, 3]
 
 `standardise` is a step of its own, so that training on a cache does it once and not every epoch.

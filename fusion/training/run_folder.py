@@ -1,14 +1,14 @@
 """The folder of a run: opened for one writer, and cleared of an earlier run when that is asked for.
 
-Only what this program writes into a run is ever removed, by name, and only from a folder that is
-known for a run. `test-looks.jsonl` stays: it counts test evaluations, also those of the run that
-is replaced.
+Only what this program writes into a run is ever removed, files by name and the folder `encoders/`
+whole, and only from a folder that is known for a run. `test-looks.jsonl` stays: it counts test
+evaluations, also those of the run that is replaced.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pipeline.cache.embeddings import projection_path
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import INDEX_PATH
 from pipeline.errors import StorageError, UsageError
+from pipeline.extract.shards import clear_shards
 from pipeline.schema import SPLITS
 from pipeline.system import locks
 from pipeline.system.files import remove_temporaries
@@ -88,7 +89,7 @@ def clear_run(run: Path) -> None:
         _remove(run / name)
     for path in run.glob(_EVENTS):
         path.unlink()
-    if (run / INDEX_PATH).is_file():
+    if _is_folder(run / ENCODERS) and (run / INDEX_PATH).is_file():
         shutil.rmtree(run / ENCODERS)
     start = run / START
     if _is_folder(start) and is_run(start):
@@ -107,11 +108,22 @@ def clear_run(run: Path) -> None:
 
 
 def _clear_caches(folder: Path) -> None:
-    """Those that a fine-tuned run makes of the clips it is measured on."""
-    for path in (*(folder / f"{split}.h5" for split in SPLITS), projection_path(folder)):
-        _remove(path)
-    if (folder / ".work").is_dir():
-        shutil.rmtree(folder / ".work")
+    """Those that a fine-tuned run makes of the clips it is measured on. Lock files stay: whoever
+    waits for one would hold a file that is no longer there.
+
+    Raises CacheBusy where an extraction writes one of them.
+    """
+    work = folder / ".work"
+    with ExitStack() as held:
+        for split in SPLITS:
+            if (work / f"{split}.lock").is_file():
+                held.enter_context(locks.hold_split(folder, split))
+        for path in (*(folder / f"{split}.h5" for split in SPLITS), projection_path(folder)):
+            _remove(path)
+        if _is_folder(work):
+            for split in SPLITS:
+                clear_shards(work / split)
+            _remove_if_empty(work)
     _remove_if_empty(folder)
 
 

@@ -29,7 +29,7 @@ def projection_path(features: Path) -> Path:
 def complete_embeddings(
     features: Path, recipe: FeatureRecipe, locked: Collection[Split]
 ) -> dict[Modality, float] | None:
-    """Fits the projection where train has none and brings every split of this recipe up to it.
+    """Fits the projection where train is there and has none, and brings every split of this recipe up to it.
 
     What another run is writing is left to it: it does the same when it finishes.
 
@@ -42,10 +42,8 @@ def complete_embeddings(
     Raises:
         StorageError: the disk; CacheCorrupt: a damaged file is in the place.
     """
-    if not _is_there(features / "train.h5", recipe):
-        return None
     projections = read_projections(projection_path(features), recipe)
-    if projections is None:
+    if projections is None and _is_there(features / "train.h5", recipe):
         projections = _fit(features, recipe, locked)
     if projections is None:
         return None

@@ -124,6 +124,7 @@ def concatenate(shards: Sequence[FeatureCache]) -> FeatureCache:
 def replace_rows(cache: FeatureCache, rows: Sequence[int], new: FeatureCache) -> FeatureCache:
     """`cache` with its `rows` those of `new`, in order; every other row stays to the bit.
 
+    The arrays of `cache` are written into: a whole split is large, and nobody else holds it.
     Embeddings are left out: they may need another projection now.
     """
     index = np.asarray(rows, np.int64)
@@ -132,9 +133,7 @@ def replace_rows(cache: FeatureCache, rows: Sequence[int], new: FeatureCache) ->
     raw = {}
     for name in names:
         whole = cache.raw.get(name)
-        values = (
-            np.zeros((len(cache), *shapes[name]), np.float32) if whole is None else whole.copy()
-        )
+        values = np.zeros((len(cache), *shapes[name]), np.float32) if whole is None else whole
         values[index] = new.raw.get(name, 0)
         raw[name] = values
     present = {name: there.copy() for name, there in cache.present.items()}

@@ -17,7 +17,7 @@ from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class StaleRows:
-    """Rows whose clip under `data` is not the file that was read, as size and time tell.
+    """Rows whose clip under `data` is not the file that was read, as name, size and time tell.
 
     touched: rows whose file has another time or name and the same size: its bytes may be the
              same, which `meld extract` finds out
@@ -109,7 +109,7 @@ def describe(path: Path, *, check: bool = False, data: Path | None = None) -> Ca
 
 
 def _compare(cache: FeatureCache, data: Path) -> StaleRows:
-    """By size and time alone: nothing is read."""
+    """By name, size and time alone: nothing is read."""
     rows = [Utterance(key=cache.key(row), text="") for row in range(len(cache))]
     clips = locate_clips(data, cache.split, rows, cache.recipe.test_clips or "fixed")
     found: dict[str, list[ClipKey]] = {}

@@ -5,6 +5,7 @@ where the size is the same the bytes are compared, by a digest taken when the cl
 """
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.schema import ClipSource, LocatedClip
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,16 @@ def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path
     not."""
     changed: list[int] = []
     now: list[ClipSource] = []
-    for row, (before, clip) in enumerate(zip(then, clips, strict=True)):
-        here = describe(clip, data)
+    here_now = [describe(clip, data) for clip in clips]
+    pairs = list(zip(then, here_now, strict=True))
+    to_read = sum(looks_alike(*pair) and not is_untouched(*pair) for pair in pairs)
+    if to_read:
+        logger.warning(
+            "%d clips in %s have another time or name than when they were read; comparing their bytes",
+            to_read,
+            data,
+        )
+    for row, ((before, here), clip) in enumerate(zip(pairs, clips, strict=True)):
         if is_untouched(before, here) or (looks_alike(before, here) and _has(before, clip)):
             here = replace(here, sha256=before.sha256)
         else:

@@ -190,12 +190,13 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
         found = [find_progress(work, job.recipe, config.overwrite) for work in job.works]
         job = replace(job, works=tuple(begin_split(progress) for progress in found))
         resumed = {work.split: work.rows_done() for work in job.works}
+        for work in job.works:
+            if work.is_outdated:  # before hours of work that may be killed
+                update(work)
         _encode_missing(job, on_progress)
         for work in job.works:
             if not work.is_finished:
                 merge(work)
-            elif work.is_outdated:
-                update(work)
         variance = complete_embeddings(config.features, job.recipe, {w.split for w in job.works})
         reports = tuple(_report(work, resumed[work.split]) for work in job.works)
     # Once more without our locks: a run beside this one that ended while we held them has left

@@ -10,11 +10,12 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.cache.format import FeatureCache, read_cache, read_header
 from pipeline.corpus.sources import compare, describe
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch, StorageError
-from pipeline.extract.shards import SplitWork, clear_folder, remove_half_written
+from pipeline.extract.shards import SplitWork, clear_shards, remove_half_written
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource
 from pipeline.system.files import remove_temporaries, write_whole
@@ -78,7 +79,7 @@ def begin_split(progress: Progress) -> SplitWork:
     except OSError as error:
         raise StorageError(f"{work.folder}: cannot be cleaned up: {error.strerror}") from error
     if progress.is_afresh:
-        clear_folder(work)
+        clear_shards(work.folder)
     if progress.plan is not None:
         write_whole(work.plan_path, progress.plan.to_json().encode())
     return work
@@ -95,7 +96,7 @@ def _compare_finished(work: SplitWork, plan: "Plan | None", recipe: FeatureRecip
     cache = read_cache(work.path, modalities=(), want=())
     if cache.sources:
         compared = compare(cache.sources, work.clips, work.data)
-        _refuse_clips_that_are_away(work, str(work.path), cache.sources, compared.now)
+        _refuse_clips_that_are_away(work, work.path, cache.sources, compared.now)
         work = replace(work, sources=compared.now)
         if compared.changed:
             return _redo(work, compared.changed, cache.sources, plan, recipe)
@@ -133,15 +134,14 @@ def _redo(
 
 
 def _refuse_clips_that_are_away(
-    work: SplitWork, name: str, then: Sequence[ClipSource], now: Sequence[ClipSource]
+    work: SplitWork, made: Path, then: Sequence[ClipSource], now: Sequence[ClipSource]
 ) -> None:
     """A disk that is not mounted must not cost the features of a whole corpus."""
     num_clips = sum(bool(source.file) for source in then)
     if num_clips and not any(source.file for source in now):
         raise InputError(
-            f"{work.data}: none of the {num_clips} clips is here that {name} was made from, which "
-            "stays as it is; name their corpus with --data, or have the cache replaced with "
-            "--overwrite"
+            f"{work.data}: none of the {num_clips} clips is here that {made} was made from, which "
+            f"stays as it is; name their corpus with --data, or delete {made}"
         )
 
 
@@ -206,10 +206,9 @@ def _go_on(work: SplitWork, plan: "Plan") -> Progress:
         if _is_of_these_rows(work, index, shard):
             done.add(index)
         else:
-            logger.warning("%s: clips changed since; extracting these rows again", path)
+            logger.warning("%s: not of these rows and clips; extracting them again", path)
             bad.append(index)
-    name = f"the unfinished extraction in {work.folder}"
-    _refuse_clips_that_are_away(work, name, then, work.sources)
+    _refuse_clips_that_are_away(work, work.folder, then, work.sources)
     return Progress(work=replace(work, done=done), bad=tuple(bad))
 
 

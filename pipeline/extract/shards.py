@@ -27,6 +27,7 @@ from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource, LocatedClip, Modality, Split, Utterance
 
+PLAN = "plan.json"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
 _HALF_WRITTEN = re.compile(rf"\.(plan\.json|{_SHARD_NAME.pattern})\..+\.tmp")
 
@@ -64,7 +65,7 @@ class SplitWork:
 
     @property
     def plan_path(self) -> Path:
-        return self.folder / "plan.json"
+        return self.folder / PLAN
 
     @property
     def reads_clips(self) -> bool:
@@ -158,13 +159,13 @@ def merge(work: SplitWork) -> None:
         StorageError: the disk; CacheCorrupt: a shard is damaged.
     """
     shards = [read_cache(work.shard_path(index)) for index in range(work.num_shards)]
-    cache = concatenate(shards)
+    cache = _with_times_of_today(work, concatenate(shards))
     if work.rows is not None:
         cache = replace_rows(_up_to_date(work, read_cache(work.path)), work.rows, cache)
     if work.split == "train":  # whatever was fitted on an earlier train file is stale now
         projection_path(work.path.parent).unlink(missing_ok=True)
     write_cache(work.path, _labelled(work, cache))
-    clear_folder(work)
+    clear_shards(work.folder)
     work.is_finished = True
 
 
@@ -175,29 +176,39 @@ def remove_half_written(folder: Path) -> None:
             path.unlink()
 
 
-def clear_folder(work: SplitWork) -> None:
-    """Removes the plan and the shards beside it, and the folder unless something else is in it.
+def clear_shards(folder: Path) -> None:
+    """Removes a split's plan, then its shards, and their folder unless something else is in it.
 
     Raises StorageError.
     """
     try:
-        work.plan_path.unlink(missing_ok=True)
-        if not work.folder.is_dir():
+        (folder / PLAN).unlink(missing_ok=True)
+        if not folder.is_dir():
             return
-        names = [path.name for path in work.folder.iterdir()]
+        names = [path.name for path in folder.iterdir()]
         for name in names:
             if _SHARD_NAME.fullmatch(name):
-                (work.folder / name).unlink()
-        if all(_SHARD_NAME.fullmatch(name) or name == work.plan_path.name for name in names):
-            work.folder.rmdir()
+                (folder / name).unlink()
+        if all(_SHARD_NAME.fullmatch(name) or name == PLAN for name in names):
+            folder.rmdir()
     except OSError as error:
-        raise StorageError(f"{work.folder}: cannot be cleared: {error.strerror}") from error
+        raise StorageError(f"{folder}: cannot be cleared: {error.strerror}") from error
 
 
 def update(work: SplitWork) -> None:
     """Writes into a finished cache what changed without changing a feature: labels, and times of
     files whose bytes are the same. Raises StorageError or CacheCorrupt."""
     write_cache(work.path, _labelled(work, _up_to_date(work, read_cache(work.path))))
+
+
+def _with_times_of_today(work: SplitWork, cache: FeatureCache) -> FeatureCache:
+    """Shards of an earlier run may hold other times of files whose bytes are the same."""
+    rows = range(len(work.utterances)) if work.rows is None else work.rows
+    sources = (
+        replace(work.sources[row], sha256=source.sha256) if source.sha256 else source
+        for row, source in zip(rows, cache.sources, strict=False)  # none where no clip is read
+    )
+    return replace(cache, sources=tuple(sources))
 
 
 def _up_to_date(work: SplitWork, cache: FeatureCache) -> FeatureCache:

@@ -36,7 +36,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Rows [first_row, first_row + len(clips)) of one split."""
+    """Some rows of one split, in the order in which they are kept; index: which shard they are."""
 
     split: Split
     index: int

@@ -4,7 +4,7 @@ again.
     <root>/<recipe, 12 hex>/<split>/plan.json         which clips, as they were when decoded
                                     shard-00000.h5    the first 16 of them, and so on
 
-`store_shard.py` has the format of a shard, `prepare.py` writes them.
+`shard.py` has the format of a shard, `prepare.py` writes them.
 """
 
 import dataclasses

@@ -45,9 +45,11 @@ def hold(path: Path, what: str) -> Iterator[None]:
             os.write(descriptor, json.dumps(_myself()).encode())
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
-        yield
-        with suppress(OSError):  # who held it says nothing any more, and names private paths
-            os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # who held it says nothing any more, and names private paths
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -1,6 +1,7 @@
 """Only what this program wrote is removed, only when asked for, and never under a writer."""
 
 import json
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from fusion.training import run_folder
 from fusion.training.run_folder import MARKER, clear_run, hold_run, is_run, open_run
 from pipeline.errors import CacheBusy, UsageError
+from pipeline.system.locks import hold_split
 
 
 def opened(out: Path, *, overwrite: bool = False) -> list[str]:
@@ -25,7 +27,7 @@ def finished(tmp_path: Path) -> Path:
     files += "evaluation-test.json events.out.tfevents.1 test-looks.jsonl notes.txt faces.png "
     files += "encoders/encoders.json encoders/text/config.json start/model.safetensors "
     files += "checkpoints/settings.json checkpoints/last.pt checkpoints/.last.pt.7-a.tmp "
-    files += "features/test.h5 features/notes.txt features/.work/test/shard-0.h5 "
+    files += "features/test.h5 features/notes.txt features/.work/test/shard-00000.h5 "
     files += "features/0123456789ab/dev.h5"
     for name in files.split():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,3 +118,29 @@ def test_a_run_that_another_process_finished_just_before_is_not_cleared(
         opened(tmp_path / "new")
     assert is_run(tmp_path / "new")
     assert (tmp_path / "new" / "config.json").is_file()
+
+
+def test_a_run_that_is_being_measured_is_not_cleared(finished: Path) -> None:
+    """`meld evaluate` of a fine-tuned run extracts features into it."""
+    with hold_split(finished / "features", "test"):
+        with pytest.raises(CacheBusy, match="the test cache is being written"):
+            opened(finished, overwrite=True)
+        assert (finished / "features" / ".work" / "test.lock").is_file()
+    assert (finished / "features" / "test.h5").is_file()
+
+
+def test_linked_folders_of_a_run_stay_and_stop_nothing(finished: Path, tmp_path: Path) -> None:
+    shutil.rmtree(finished / "features" / ".work")
+    for name in ("features/.work", "encoders"):
+        (finished / name).rename(tmp_path / "moved") if (finished / name).exists() else (
+            tmp_path / "work"
+        ).mkdir()
+        (finished / name).symlink_to(tmp_path / ("moved" if name == "encoders" else "work"))
+    opened(finished, overwrite=True)
+    assert (tmp_path / "moved" / "encoders.json").is_file()
+
+
+def test_who_held_a_run_is_not_told_after_a_failure_either(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), hold_run(tmp_path):
+        raise KeyboardInterrupt
+    assert (tmp_path / MARKER).read_bytes() == b""
