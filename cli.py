@@ -309,7 +309,7 @@ def extract(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Extract every row anew, then replace the caches there."),
+        typer.Option("--overwrite", help="Extract every row anew, and replace the caches."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -429,7 +429,7 @@ def info(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus whose clips are compared, by name, size and time.  [default: data, if there]"
+            help="Corpus to compare clips with, by name, size and time.  [default: data, if there]"
         ),
     ] = None,
     as_json: AsJson = False,

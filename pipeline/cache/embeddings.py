@@ -29,7 +29,7 @@ def projection_path(features: Path) -> Path:
 def complete_embeddings(
     features: Path, recipe: FeatureRecipe, locked: Collection[Split]
 ) -> dict[Modality, float] | None:
-    """Fits the projection where train is there and has none, and brings every split of this recipe up to it.
+    """Fits the projection where train has none, and brings every split of this recipe up to it.
 
     What another run is writing is left to it: it does the same when it finishes.
 
@@ -37,7 +37,7 @@ def complete_embeddings(
         locked: splits whose lock the caller holds.
 
     Returns:
-        The share of variance kept per modality; None while train is missing or being written.
+        The share of variance kept per modality; None while there is neither a projection nor a train to fit it on.
 
     Raises:
         StorageError: the disk; CacheCorrupt: a damaged file is in the place.

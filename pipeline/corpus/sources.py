@@ -65,7 +65,7 @@ def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path
     to_read = sum(looks_alike(*pair) and not is_untouched(*pair) for pair in pairs)
     if to_read:
         logger.warning(
-            "%d clips in %s have another time or name than when they were read; comparing their bytes",
+            "%d clips in %s have another time or name than when read; comparing their bytes",
             to_read,
             data,
         )
