@@ -37,7 +37,8 @@ def complete_embeddings(
         locked: splits whose lock the caller holds.
 
     Returns:
-        The share of variance kept per modality; None while there is neither a projection nor a train to fit it on.
+        The share of variance kept per modality; None while there is neither a projection nor a
+        train to fit it on.
 
     Raises:
         StorageError: the disk; CacheCorrupt: a damaged file is in the place.
