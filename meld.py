@@ -23,6 +23,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from fusion.model.joins import FusionType
     from fusion.training.history import EpochResult
     from fusion.training.train import TrainResult
-    from pipeline.cache.format import FeatureCache
+    from pipeline.cache.format import FeatureCache, Want
     from pipeline.extract.extract import ExtractReport
     from pipeline.schema import Split
 
@@ -129,18 +130,22 @@ def extract(
     Raises UsageError, InputError, StorageError, RecipeMismatch, WeightsMissing or CacheBusy.
     """
     if isinstance(weights, Mapping):
-        weights = ",".join(f"{modality}={choice}" for modality, choice in weights.items())
+        weights = (
+            None
+            if not weights
+            else ",".join(f"{modality}={choice}" for modality, choice in weights.items())
+        )
     chosen = given(
         text=text,
         video=video,
         audio=audio,
         context=context,
-        weights_dir=_path(weights_dir),
-        run=_path(encoders),
+        weights_dir=_path(weights_dir, "weights_dir"),
+        run=_path(encoders, "encoders"),
     )
     options = given(
-        data=_path(data),
-        features=_path(features),
+        data=_path(data, "data"),
+        features=_path(features, "features"),
         splits=None if split == "all" else (split,),
         modalities=modalities_in(modalities),
         device=device,
@@ -188,11 +193,11 @@ def train_fusion(
     RecipeMismatch.
     """
     options = given(
-        features=_path(features),
+        features=_path(features, "features"),
         modalities=modalities_in(modalities),
         input=input,
-        start=_path(start),
-        out=_path(out),
+        start=_path(start, "start"),
+        out=_path(out, "out"),
         seed=seed,
         device=device,
         overwrite=overwrite,
@@ -244,19 +249,19 @@ def finetune(
     RecipeMismatch, ParityError or WeightsMissing.
     """
     options = given(
-        run=_path(run),
-        data=_path(data),
-        features=_path(features),
+        run=_path(run, "run"),
+        data=_path(data, "data"),
+        features=_path(features, "features"),
         modalities=modalities_in(modalities),
         unfreeze=modalities_in(unfreeze, "--unfreeze"),
-        out=_path(out),
+        out=_path(out, "out"),
         seed=seed,
         device=device,
         precision=precision,
         workers=workers,
         address=address,
-        weights_dir=_path(weights_dir),
-        encoders=_path(encoders),
+        weights_dir=_path(weights_dir, "weights_dir"),
+        encoders=_path(encoders, "encoders"),
         resume=resume,
         overwrite=overwrite,
     )
@@ -291,7 +296,12 @@ def evaluate(
     from fusion.evaluation.evaluate import evaluate as measure
     from pipeline.settings import build_config
 
-    options = given(run=_path(run), split=split, features=_path(features), data=_path(data))
+    options = given(
+        run=_path(run, "run"),
+        split=split,
+        features=_path(features, "features"),
+        data=_path(data, "data"),
+    )
     return measure(build_config(EvaluateConfig, options), on_progress, draw=plots)
 
 
@@ -300,7 +310,7 @@ def read_cache(
     file: AnyPath,
     *,
     modalities: Names | None = None,
-    want: Sequence[Literal["raw", "embedding"]] = ("raw", "embedding"),
+    want: "Want | Sequence[Want]" = ("raw", "embedding"),
 ) -> "FeatureCache":
     """A feature cache, whole in memory: `cache.raw["text"]` is float32 [rows, layers, dim],
     `cache.embedding["text"]` float32 [rows, 128], `cache.present["text"]` bool [rows], beside
@@ -313,11 +323,22 @@ def read_cache(
     from pipeline.cache.format import read_cache as read
 
     chosen: Any = modalities_in(modalities)
-    return read(Path(file), modalities=chosen, want=tuple(want))
+    path = _path(file, "file")
+    if path is None:
+        raise UsageError("file must be a path, not None")
+    groups: Any = (want,) if isinstance(want, str) else tuple(want)
+    for name in groups:
+        if name not in ("raw", "embedding"):
+            raise UsageError(f"want: raw, embedding or both, not {name!r}")
+    return read(path, modalities=chosen, want=groups)
 
 
-def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)
+def _path(path: AnyPath | None, argument: str) -> Path | None:
+    if path is None:
+        return None
+    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
+        raise UsageError(f"{argument} must be a path, not {path!r}")
+    return Path(path)
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

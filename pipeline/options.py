@@ -7,7 +7,7 @@ is wrong with a value is said by the config.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
@@ -84,6 +84,8 @@ def weights_in(text: str | None) -> dict[str, str]:
     """
     if text is None:
         return {}
+    if not isinstance(text, str):
+        raise UsageError(f"--weights {text!r}: pretrained, random, or a choice per modality")
     from pipeline.encoders.choice import EncoderRequest
     from pipeline.schema import MODALITIES
 
@@ -107,10 +109,12 @@ def _subset(
 ) -> tuple[str, ...] | None:
     if names is None:
         return None
-    each = names.split(",") if isinstance(names, str) else names
+    if not isinstance(names, Iterable):
+        raise UsageError(f"{option} {names!r}: some of {', '.join(known)}")
+    each = list(names.split(",") if isinstance(names, str) else names)
     wanted = {str(name).strip() for name in each if str(name).strip()}
     if not wanted or not wanted <= set(known):
-        told = names if isinstance(names, str) else ",".join(map(str, names))
+        told = names if isinstance(names, str) else ",".join(map(str, each))
         raise UsageError(f"{option} {told}: a comma-separated subset of {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
 
@@ -118,6 +122,8 @@ def _subset(
 def _read_file(path: AnyPath | None) -> dict[str, Any]:
     if path is None:
         return {}
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"--config {path!r}: a TOML file, or a mapping of settings")
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -136,3 +136,28 @@ def test_the_readmes_example_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(textwrap.dedent(example), "README.md", "exec"), {})
     assert re.search(r"0\.\d+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"modalities": 5},
+        {"modalities": []},
+        {"weights": 5},
+        {"config": 5},
+        {"config": {1: 2}},
+        {"data": 5},
+        {"features": b"features"},
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_as_ours(arguments: dict[str, object]) -> None:
+    with pytest.raises(meld.UsageError, match=f"{next(iter(arguments))}|unknown setting 1"):
+        meld.extract("train", **arguments)  # type: ignore[arg-type]
+
+
+def test_what_is_wanted_of_a_cache_is_checked(features: Path) -> None:
+    assert meld.read_cache(features / "dev.h5", want="raw").raw
+    with pytest.raises(meld.UsageError, match="want: raw, embedding or both, not 'x'"):
+        meld.read_cache(features / "dev.h5", want=["x"])  # type: ignore[list-item]
+    with pytest.raises(meld.UsageError, match="file must be a path, not 5"):
+        meld.read_cache(5)  # type: ignore[arg-type]

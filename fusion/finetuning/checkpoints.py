@@ -42,9 +42,12 @@ class ProgressFolder:
         self._told_s = 0.0
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder of a new training."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._last.unlink(missing_ok=True)
+        """Makes the folder of a new training. Raises StorageError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._last.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be made: {error.strerror}") from error
         write_whole(self._settings, json.dumps(settings, indent=2, sort_keys=True).encode())
 
     def remove_leftovers(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fusion.inference.checkpoint import CONFIG, FORMAT, WEIGHTS
 from pipeline.cache.embeddings import projection_path
@@ -72,19 +73,29 @@ def hold_run(run: Path) -> AbstractContextManager[None]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this program wrote it, finished or not. Raises OSError."""
-    if (folder / MARKER).is_file() or (folder / CHECKPOINTS / "settings.json").is_file():
-        return True
+    """Whether this program wrote it, finished or not. Raises OSError.
+
+    Where there is a config.json, that alone decides: a model folder of another program may have
+    anything beside it.
+    """
+    if (folder / CONFIG).exists():
+        return _read_table(folder / CONFIG).get("format") == FORMAT
+    begun = _read_table(folder / CHECKPOINTS / "settings.json")
+    return (folder / MARKER).is_file() or "tune" in begun
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or it is no table."""
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def clear_run(run: Path) -> None:
-    """Removes what a run writes, its config first; files of others stay, and links that lead out
-    of it are not followed. Raises OSError."""
+    """Removes what a run writes, its config first, and `encoders/` whole; other files stay, and
+    links that lead out of it are not followed. Raises OSError."""
     for name in _FILES:
         _remove(run / name)
     for path in run.glob(_EVENTS):
@@ -155,7 +166,26 @@ def _check_run(out: Path, overwrite: bool, inputs: Iterable[Path]) -> Path:
         )
     if not overwrite:
         raise UsageError(f"{out} holds a run; name another --out, or --overwrite it")
+    _refuse_what_is_in_the_way(out)
     return out
+
+
+def _refuse_what_is_in_the_way(run: Path) -> None:
+    """Before anything of the earlier run is removed. Raises UsageError."""
+    in_the_way = [run / name for name in _FILES if (run / name).is_dir()]
+    for name in (CHECKPOINTS, ENCODERS, START, "features"):
+        if (run / name).exists() and not (run / name).is_dir():
+            in_the_way.append(run / name)
+    start, encoders = run / START, run / ENCODERS
+    if start.is_dir() and any(start.iterdir()) and not is_run(start):
+        in_the_way.append(start)
+    if encoders.is_dir() and any(encoders.iterdir()) and not (run / INDEX_PATH).is_file():
+        in_the_way.append(encoders)
+    if in_the_way:
+        raise UsageError(
+            f"{in_the_way[0]} is nothing that a run of meld writes, and in its place; move it "
+            "away, or name another --out"
+        )
 
 
 def _new_run(name: str) -> Path:

@@ -101,7 +101,8 @@ def write_encoders(
         write_whole(temporary / INDEX, json.dumps(index, indent=2).encode())
         for path in (*temporary.rglob("*"), temporary):
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if (folder / INDEX).is_file():  # else it is not ours, and the next line says so
+            shutil.rmtree(folder)
         temporary.replace(folder)
         sync(run)
     except OSError as error:

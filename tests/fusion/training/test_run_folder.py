@@ -144,3 +144,32 @@ def test_who_held_a_run_is_not_told_after_a_failure_either(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt), hold_run(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / MARKER).read_bytes() == b""
+
+
+@pytest.mark.parametrize("beside", [MARKER, "checkpoints/settings.json"])
+def test_what_stands_beside_another_programs_model_makes_it_no_run(
+    tmp_path: Path, beside: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text('{"a": 1}')
+    with pytest.raises(UsageError, match="holds no run of meld"):
+        opened(tmp_path, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json/mine", "checkpoints", "start/mine", "encoders/mine"]
+)
+def test_what_is_in_the_way_of_a_new_run_is_told_before_the_old_one_goes(
+    finished: Path, name: str
+) -> None:
+    place = finished / name.split("/")[0]
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    (finished / name).parent.mkdir(exist_ok=True)
+    (finished / name).write_text("mine")
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(UsageError, match=f"{place} is nothing that a run of meld writes"):
+        opened(finished, overwrite=True)
+    assert sorted(finished.rglob("*")) == before
