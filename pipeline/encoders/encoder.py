@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from pipeline.errors import UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import DecodedClip, Modality
 
@@ -41,6 +42,8 @@ class EncoderWish:
     layers:      hidden states to keep, 0 = embeddings, -1 = last; empty keeps all
     context:     previous utterances that are read before the current one
     weights_dir: looked at before the libraries' own caches
+
+    Raises UsageError where weights_dir is a file.
     """
 
     name: str
@@ -48,6 +51,11 @@ class EncoderWish:
     layers: tuple[int, ...] = ()
     context: int = 0
     weights_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        folder = self.weights_dir
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UsageError(f"--weights-dir {folder}: a file; name the folder that it lies in")
 
     @classmethod
     def of(cls, spec: EncoderSpec, *, weights_dir: Path | None = None) -> "EncoderWish":

@@ -144,3 +144,9 @@ def test_the_recorded_name_is_a_path_that_travels_and_never_a_private_one(
     assert name_of_owner(elsewhere / "runs" / "tuned", elsewhere / "features") == "runs/tuned"
     assert name_of_owner(elsewhere / "runs" / "tuned", Path("features")) == "tuned"
     assert name_of_owner(here, Path("features")) == "project"
+
+
+def test_a_weights_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r3d_18.pth").write_bytes(b"weights")
+    with pytest.raises(UsageError, match=r"r3d_18\.pth: a file; name the folder that it lies in"):
+        EncoderRequest(text="minilm", weights_dir=tmp_path / "r3d_18.pth")
