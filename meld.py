@@ -351,7 +351,8 @@ _OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
 _TYPED = re.compile(
     # evaluate takes its run without an option's name: no message gives it as advice
     rf"\bmeld (?P<function>extract|train-fusion|finetune)\b(?P<words>{_OPTIONS})"
-    rf"|\b(?:meld|pip|docker) [a-z]+{_OPTIONS}"  # no function does that: it stays a command
+    # no function does that: it stays a command
+    rf"|\b(?:meld|pip|docker) [a-z]+(?: (?!--)[^\s,;()]+)?{_OPTIONS}"
     r"|(?<![^\s(\"'])--(?P<option>[a-z][a-z-]*[a-z])"
 )
 
