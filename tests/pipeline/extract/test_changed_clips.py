@@ -430,7 +430,7 @@ def test_an_unfinished_extraction_whose_clips_are_all_away_keeps_its_shards(
             corpus.extract("train")
     clips = corpus.data / FOLDERS["train"]
     clips.rename(tmp_path / "unmounted")
-    with pytest.raises(InputError, match="none of the 3 clips is here that .*train was"):
+    with pytest.raises(InputError, match=r"none of the 3 clips is here that .*train was"):
         corpus.extract("train")
     (tmp_path / "unmounted").rename(clips)
     assert plan(corpus.config("train")).rows_done == {"train": 3}
