@@ -130,11 +130,7 @@ def extract(
     Raises UsageError, InputError, StorageError, RecipeMismatch, WeightsMissing or CacheBusy.
     """
     if isinstance(weights, Mapping):
-        weights = (
-            None
-            if not weights
-            else ",".join(f"{modality}={choice}" for modality, choice in weights.items())
-        )
+        weights = ",".join(f"{modality}={choice}" for modality, choice in weights.items()) or None
     chosen = given(
         text=text,
         video=video,

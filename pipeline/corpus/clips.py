@@ -50,12 +50,16 @@ def index_files(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         try:
             with os.scandir(folder) as entries:  # MELD's folders hold 10,000 files: one listing
-                names = [entry.name for entry in entries if not entry.name.startswith(".")]
+                seen = [entry for entry in entries if not entry.name.startswith(".")]
+                is_folder = {entry.name: entry.is_dir() for entry in seen}
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
-        for extension in _EXTENSIONS:
-            for name in sorted(name for name in names if name.lower().endswith(extension)):
-                files.setdefault(name[: -len(extension)], folder / name)
+        # A folder with a clip's name comes last: it is told of where no file has that name.
+        for is_last in (False, True):
+            names = sorted(name for name in is_folder if is_folder[name] == is_last)
+            for extension in _EXTENSIONS:
+                for name in (name for name in names if name.lower().endswith(extension)):
+                    files.setdefault(name[: -len(extension)], folder / name)
     return files
 
 

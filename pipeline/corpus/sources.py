@@ -58,24 +58,22 @@ def with_digest(clip: LocatedClip, source: ClipSource, data: Path) -> ClipSource
 def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path) -> Comparison:
     """then: one per clip. Reads a file only where its size is the same and its time or name is
     not."""
-    changed: list[int] = []
-    now: list[ClipSource] = []
-    here_now = [describe(clip, data) for clip in clips]
-    pairs = list(zip(then, here_now, strict=True))
-    to_read = sum(looks_alike(*pair) and not is_untouched(*pair) for pair in pairs)
-    if to_read:
+    now = [describe(clip, data) for clip in clips]
+    other = [row for row, pair in enumerate(zip(then, now, strict=True)) if not is_untouched(*pair)]
+    alike = [row for row in other if looks_alike(then[row], now[row])]
+    if alike:
         logger.warning(
             "%d clips in %s have another time or name than when read; comparing their bytes",
-            to_read,
+            len(alike),
             data,
         )
-    for row, ((before, here), clip) in enumerate(zip(pairs, clips, strict=True)):
-        if is_untouched(before, here) or (looks_alike(before, here) and _has(before, clip)):
-            here = replace(here, sha256=before.sha256)
-        else:
-            changed.append(row)
-        now.append(here)
-    return Comparison(changed=tuple(changed), now=tuple(now))
+    same = {row for row in alike if _digest(clips[row]) == then[row].sha256}
+    changed = set(other) - same
+    known = (
+        here if row in changed else replace(here, sha256=then[row].sha256)
+        for row, here in enumerate(now)
+    )
+    return Comparison(changed=tuple(sorted(changed)), now=tuple(known))
 
 
 def is_untouched(before: ClipSource, here: ClipSource) -> bool:
@@ -92,10 +90,6 @@ def looks_alike(before: ClipSource, here: ClipSource) -> bool:
 
 def _stamp(source: ClipSource) -> tuple[str, int, int]:
     return source.file, source.size_bytes, source.mtime_ns
-
-
-def _has(before: ClipSource, clip: LocatedClip) -> bool:
-    return _digest(clip) == before.sha256
 
 
 def _digest(clip: LocatedClip) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.clips import locate_clips
+from pipeline.corpus.clips import index_clips, locate_clips
 from pipeline.errors import InputError
 from pipeline.recipe import TestClips
 from pipeline.schema import ClipKey, Split, Utterance
@@ -157,3 +157,13 @@ def test_a_folder_that_cannot_be_listed_is_an_input_error(
     monkeypatch.setattr("pipeline.corpus.clips.os.scandir", refuse)
     with pytest.raises(InputError, match="cannot be listed: Permission denied"):
         locate_one(tmp_path, "train")
+
+
+def test_a_folder_with_a_clips_name_hides_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "dev_splits_complete"
+    for name in ("dia0_utt0.mp4", "dia0_utt1.mp4"):
+        (folder / name).mkdir(parents=True)
+    (folder / "dia0_utt0.mkv").write_bytes(b"a clip")
+    found = index_clips(tmp_path, "dev")
+    assert found["dia0_utt0"].name == "dia0_utt0.mkv"
+    assert found["dia0_utt1"].name == "dia0_utt1.mp4"  # alone: decoding says that it is no file

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def corpus(tmp_path: Path, encoded: list[str]) -> Corpus:
     assert len(encoded) == ROWS
     encoded.clear()
     return made
+
+
+@contextmanager
+def killed_after_a_shard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs inside is interrupted when its first shard is written."""
+    whole: Callable[..., Iterator[ShardFeatures]] = engine.encode_shards
+
+    def interrupted(*args: object) -> Iterator[ShardFeatures]:
+        yield next(whole(*args))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "encode_shards", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def others(cache: FeatureCache, row: int) -> bytes:
@@ -206,16 +222,8 @@ def test_a_run_killed_while_it_reads_changed_clips_goes_on(
 ) -> None:
     for row in (0, 1, 2, 3, 6):  # two shards
         corpus.clip("dev", row).write_bytes(b"new " + bytes([row]))
-    fine = engine.encode_shards
-
-    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
-        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            corpus.extract()
+    with killed_after_a_shard(monkeypatch):
+        corpus.extract()
     assert plan(corpus.config()).rows_done == {"dev": 2 + 3}
     encoded.clear()
     corpus.extract()
@@ -232,16 +240,8 @@ def test_a_run_killed_while_it_reads_changed_clips_goes_on(
 def test_a_clip_that_changes_while_a_run_is_interrupted_is_read_again(
     corpus: Corpus, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fine = engine.encode_shards
-
-    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
-        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            corpus.extract("train")
+    with killed_after_a_shard(monkeypatch):
+        corpus.extract("train")
     corpus.clip("train", 1).write_bytes(b"another")
     encoded.clear()
     corpus.extract("train")
@@ -396,16 +396,8 @@ def test_clips_that_change_while_changed_ones_are_read_again_cost_no_finished_sh
 ) -> None:
     for row in (2, 3, 5, 6):
         corpus.clip("dev", row).write_bytes(b"new " + bytes([row]))
-    fine = engine.encode_shards
-
-    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
-        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            corpus.extract()
+    with killed_after_a_shard(monkeypatch):
+        corpus.extract()
     corpus.clip("dev", 0).write_bytes(b"new too")
     encoded.clear()
     corpus.extract()
@@ -418,16 +410,8 @@ def test_clips_that_change_while_changed_ones_are_read_again_cost_no_finished_sh
 def test_an_unfinished_extraction_whose_clips_are_all_away_keeps_its_shards(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fine = engine.encode_shards
-
-    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
-        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            corpus.extract("train")
+    with killed_after_a_shard(monkeypatch):
+        corpus.extract("train")
     clips = corpus.data / FOLDERS["train"]
     clips.rename(tmp_path / "unmounted")
     with pytest.raises(InputError, match=r"none of the 3 clips is here that .*train was"):
@@ -439,16 +423,8 @@ def test_an_unfinished_extraction_whose_clips_are_all_away_keeps_its_shards(
 def test_a_killed_overwrite_of_another_recipe_is_not_thrown_away_for_changed_clips(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fine = engine.encode_shards
-
-    def killed(tasks: Sequence[ShardTask], *rest: object) -> Iterator[ShardFeatures]:
-        yield next(iter(fine(tasks, *rest)))  # type: ignore[call-arg,arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_shards", killed)
-        with pytest.raises(KeyboardInterrupt):
-            corpus.extract(overwrite=True, max_duration_s=10.0)
+    with killed_after_a_shard(monkeypatch):
+        corpus.extract(overwrite=True, max_duration_s=10.0)
     corpus.clip("dev", 6).write_bytes(b"another")
     with pytest.raises(RecipeMismatch, match="the unfinished --overwrite in"):
         corpus.extract()

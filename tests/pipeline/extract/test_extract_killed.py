@@ -62,7 +62,8 @@ def _command(corpus: Path, folder: Path, settings: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "cli", "extract", "--split", "all", "--data", str(corpus)),
         *("--features", str(folder), "--config", str(settings)),
-        *("--text", "minilm", "--weights", "video=random", "--modalities", MODALITIES),
+        *("--text", "minilm", "--modalities", MODALITIES),
+        *(("--weights", "video=random") if "video" in MODALITIES else ()),
     ]
 
 
