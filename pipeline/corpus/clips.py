@@ -51,7 +51,7 @@ def index_files(folders: Sequence[Path]) -> dict[str, Path]:
         try:
             with os.scandir(folder) as entries:  # MELD's folders hold 10,000 files: one listing
                 seen = [entry for entry in entries if not entry.name.startswith(".")]
-                is_folder = {entry.name: entry.is_dir() for entry in seen}
+                is_folder = {entry.name: _is_folder(entry) for entry in seen}
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
         # A folder with a clip's name comes last: it is told of where no file has that name.
@@ -61,6 +61,13 @@ def index_files(folders: Sequence[Path]) -> dict[str, Path]:
                 for name in (name for name in names if name.lower().endswith(extension)):
                     files.setdefault(name[: -len(extension)], folder / name)
     return files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: told of later, by its clip's name
+        return False
 
 
 def _locate(utterance: Utterance, files: dict[str, Path], corrected: str | None) -> LocatedClip:
