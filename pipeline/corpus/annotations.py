@@ -5,24 +5,32 @@ quotes became C1 control characters, which BERT's tokenizer deletes. Both give t
 Another corpus in the same shape works as it is; another shape is one more reader function.
 """
 
-import csv
 import hashlib
-import io
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
-from pipeline.corpus.layout import annotations_name, find_annotations
+from pipeline.corpus.layout import annotations_name, find_annotations, find_similar_annotations
+from pipeline.corpus.table import (
+    Table,
+    clean,
+    other_format,
+    read_table,
+    split_line,
+    tell_rows,
+)
 from pipeline.errors import AnnotationError, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 
+logger = logging.getLogger(__name__)
+
 REQUIRED_COLUMNS = ("Dialogue_ID", "Utterance_ID", "Utterance", "Emotion", "Sentiment")
-_SHOWN_ROWS = 5
+OPTIONAL_COLUMNS = ("Speaker", "StartTime", "EndTime")
+_SHOWN_LABELS, _SHOWN_CHARS = 5, 40
 
 _PLAIN = str.maketrans(
     {
@@ -30,7 +38,16 @@ _PLAIN = str.maketrans(
         "…": "...", "—": "-", "–": "-", "\u00a0": " ",
     }
 )  # fmt: skip
-_TIME = re.compile(r"(\d{1,9}):(\d{2}):(\d{2})(?:[,.](\d+))?")
+# "00:01:02,345" and pandas' "0 days 00:01:02.345", Excel's "01:02.3", seconds.
+_CLOCK = re.compile(r"(?:(\d{1,6}) days?,? )?(\d{1,9}):(\d{1,2}):(\d{1,2})(?:[,.](\d+))?")
+_SHORT_CLOCK = re.compile(r"(\d{1,9}):(\d{1,2})(?:[,.](\d+))?")
+_SECONDS = re.compile(r"(\d{1,9})(?:[,.](\d+))?([eE][+-]?\d{1,2})?")
+_NOTHING = frozenset(["", "-", "--", "nan", "nat", "none", "null", "na", "n/a", "#n/a"])
+
+MAX_ID_DIGITS = 18  # HDF5 keeps ids as 64-bit integers
+# pandas writes 1.0 for 1 as soon as one cell of the column is empty.
+_ID = re.compile(rf"0*(\d{{1,{MAX_ID_DIGITS}}})(?:\.0*)?")
+_ROUNDED_ID = re.compile(r"\d(?:[.,]\d+)?[eE]\+?\d+")
 
 
 def normalise_text(text: str) -> str:
@@ -47,13 +64,45 @@ def _repair_c1(char: str) -> str:
 
 
 def parse_time_s(text: str) -> float:
-    """Seconds from "0:01:02,345" or "00:01:02,345"; raises ValueError."""
-    match = _TIME.fullmatch(text.strip())
-    if match is None:
+    """Seconds from "0:01:02,345", "01:02.345" (minutes and seconds) or "62.345"; raises
+    ValueError."""
+    text = clean(text)
+    if match := _CLOCK.fullmatch(text):
+        days, hours, minutes, seconds, fraction = match.groups()
+        whole = ((int(days or 0) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
+    elif match := _SHORT_CLOCK.fullmatch(text):
+        minutes, seconds, fraction = match.groups()
+        whole = int(minutes) * 60 + int(seconds)
+    elif match := _SECONDS.fullmatch(text):
+        return float(text.replace(",", "."))
+    else:
         raise ValueError(f"{text!r} is no time like 00:01:02,345")
-    hours, minutes, seconds, fraction = match.groups()
-    whole = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
     return whole + (float(f"0.{fraction}") if fraction else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadTimes:
+    """Cells of one column that hold something, and no time. No feature depends on a time, so they
+    are a warning, and the rows have no times."""
+
+    column: str
+    rows: tuple[int, ...]
+    first: str
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column}, {tell_rows(self.rows)}: no time ({self.first!r}) in "
+            f"{len(self.rows)} of its cells, which count as empty; no feature depends on them. "
+            "Write 00:01:02,345 or seconds, or leave cells or column out"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """One CSV as it was read, and what of it was not."""
+
+    utterances: list[Utterance]
+    unread_times: tuple[UnreadTimes, ...] = ()
 
 
 def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, list[Utterance]]:
@@ -63,6 +112,12 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
         InputError: the folder or a split that was asked for is not there.
         AnnotationError: a CSV is not readable; the file, rows and column are named.
     """
+    corpus = read_annotated(data, splits)
+    return {split: annotations.utterances for split, annotations in corpus.items()}
+
+
+def read_annotated(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, Annotations]:
+    """`read_corpus` with what was not read beside the utterances; raises what that raises."""
     found = {split: find_annotations(data, split) for split in splits or SPLITS}
     if not data.is_dir():
         found_there = "a file" if data.exists() else "no such folder"
@@ -71,13 +126,35 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
             "gets it)"
         )
     missing = [split for split, path in found.items() if path is None]
+    others = {split: _tell_other_file(data, split) for split in missing}
     if splits is not None and missing:
-        raise InputError(f"{data}: no {annotations_name(missing[0])} here or in {missing[0]}/")
+        first = missing[0]
+        raise InputError(f"{data}: no {annotations_name(first)} here or in {first}/{others[first]}")
     if len(missing) == len(found):
-        raise InputError(f"{data}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv")
-    return {
-        split: read_annotations(path, split) for split, path in found.items() if path is not None
-    }
+        raise InputError(
+            f"{data}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv"
+            f"{next(filter(None, others.values()), '')}"
+        )
+    for split in missing:
+        if others[split]:
+            logger.warning("%s: no %s%s", data, annotations_name(split), others[split])
+    return {split: _read(path, split) for split, path in found.items() if path is not None}
+
+
+def _tell_other_file(data: Path, split: Split) -> str:
+    """ "; there is X ..." where something lies there under nearly the name of the CSV."""
+    path = find_similar_annotations(data, split)
+    if path is None:
+        return ""
+    try:
+        found = other_format(path)
+    except OSError as error:
+        return f"; there is {path}, which cannot be read: {error.strerror or error}"
+    name = annotations_name(split)
+    if found is None:
+        return f"; there is {path}: if it is the table, rename it to {name}"
+    what, how = found
+    return f"; there is {path}, {what}: {how}, as {name}"
 
 
 def read_annotations(path: Path, split: Split) -> list[Utterance]:
@@ -85,44 +162,45 @@ def read_annotations(path: Path, split: Split) -> list[Utterance]:
 
     An empty Emotion or Sentiment means unlabelled. Rows are counted as a spreadsheet counts
     them: the header is row 1, an utterance with a line break in it is one row, and an empty
-    line is a row too (and is passed over).
+    line is a row too (and is passed over). A row with one of its two times has none.
 
     Raises:
         AnnotationError: with every kind of wrong row found, before anything is decoded.
     """
-    table = _read_table(path)
-    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
-    if missing:
-        raise AnnotationError(
-            f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}"
-        )
-    if table.empty:
-        raise AnnotationError(f"{path}: a header and no rows")
-    _check_labels(path, table)
-    keys = _read_keys(path, table, split)
-    starts_s, ends_s = (_read_times(path, table, name) for name in ("StartTime", "EndTime"))
-    speakers = table["Speaker"] if "Speaker" in table.columns else [""] * len(table)
-    return [
+    return _read(path, split).utterances
+
+
+def _read(path: Path, split: Split) -> Annotations:
+    table = read_table(path, required=REQUIRED_COLUMNS, optional=OPTIONAL_COLUMNS)
+    _refuse_swallowed_rows(table)
+    emotions = _read_labels(table, "Emotion", EMOTIONS)
+    sentiments = _read_labels(table, "Sentiment", SENTIMENTS)
+    keys = _read_keys(table, split)
+    windows_s, unread = _read_windows(table)
+    for times in unread:
+        logger.warning("%s: %s", path, times)
+    speakers = table.column("Speaker") if "Speaker" in table.places else [""] * len(keys)
+    utterances = [
         Utterance(
             key=key,
             text=normalise_text(text),
             speaker=normalise_text(speaker),
-            emotion=emotion.strip().lower() or None,
-            sentiment=sentiment.strip().lower() or None,
+            emotion=emotion or None,
+            sentiment=sentiment or None,
             start_s=start_s,
             end_s=end_s,
         )
-        for key, text, speaker, emotion, sentiment, start_s, end_s in zip(
+        for key, text, speaker, emotion, sentiment, (start_s, end_s) in zip(
             keys,
-            table["Utterance"],
+            table.column("Utterance"),
             speakers,
-            table["Emotion"],
-            table["Sentiment"],
-            starts_s,
-            ends_s,
+            emotions,
+            sentiments,
+            windows_s,
             strict=True,
         )
     ]
+    return Annotations(utterances=utterances, unread_times=unread)
 
 
 def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
@@ -159,93 +237,114 @@ def hash_rows(utterances: Sequence[Utterance]) -> str:
     return digest.hexdigest()
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """All cells as text, indexed by row number.
+def _refuse_swallowed_rows(table: Table) -> None:
+    """A quote that is opened in one row and closed in a later one makes one row of both, with as
+    many cells as any other. What tells: each line of such a row is a row by itself."""
+    num_cells = max(table.places.values()) + 1
+    ids = [table.places[name] for name in ("Dialogue_ID", "Utterance_ID")]
+    # Counted from the end as well: separators in a text without quotes move what comes after it.
+    ways = (ids, [place - len(table.header) for place in ids])
 
-    Not `pd.read_csv`: it fills up short rows, shifts the columns of long ones, and takes
-    utterances such as "None" and "NA" for missing values.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        rows = dict(enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1))
-    except UnicodeDecodeError as error:
+    def is_row(line: str) -> bool:
+        cells = split_line(line, table.separator)
+        return len(cells) >= max(num_cells, len(table.header)) and any(
+            all(_ID.fullmatch(clean(cells[place])) for place in way) for way in ways
+        )
+
+    for number, row in zip(table.numbers, table.rows, strict=True):
+        lines = [line for line in table.separator.join(row).splitlines() if clean(line)]
+        if len(lines) > 1 and all(map(is_row, lines)):
+            raise AnnotationError(
+                f"{table.path}: row {number}: {len(lines)} rows in one, by a quote that is opened "
+                "in it and closed in a later one; take it out, or close it where the text ends"
+            )
+
+
+def _read_labels(table: Table, column: str, known: Sequence[str]) -> list[str]:
+    labels = [clean(cell).lower() for cell in table.column(column)]
+    wrong = {
+        number: cell
+        for number, label, cell in zip(table.numbers, labels, table.column(column), strict=True)
+        if label and label not in known
+    }
+    if wrong:
+        found = ", ".join(sorted(set(wrong.values()))[:_SHOWN_LABELS])
         raise AnnotationError(
-            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); "
-            "save it as UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise AnnotationError(f"{path}: not a CSV table: {error}") from error
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
-    header = rows.pop(1, [])
-    rows = {number: cells for number, cells in rows.items() if cells}
-    _check_shape(path, header, rows)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=str)
+            f"{table.path}: column {column}, {tell_rows(list(wrong))}: unknown label {found}; "
+            f"known are {', '.join(known)}"
+        )
+    return labels
 
 
-def _check_shape(path: Path, header: list[str], rows: dict[int, list[str]]) -> None:
-    if not header:
-        raise AnnotationError(f"{path}: empty; wanted a header and rows")
-    repeated = {name for name in header if header.count(name) > 1}
+def _read_keys(table: Table, split: Split) -> list[ClipKey]:
+    dialogues, utterances = (_read_ids(table, name) for name in ("Dialogue_ID", "Utterance_ID"))
+    keys = [ClipKey(split, *ids) for ids in zip(dialogues, utterances, strict=True)]
+    numbers: dict[ClipKey, list[int]] = {}
+    for number, key in zip(table.numbers, keys, strict=True):
+        numbers.setdefault(key, []).append(number)
+    repeated = {key: rows for key, rows in numbers.items() if len(rows) > 1}
     if repeated:
-        raise AnnotationError(f"{path}: more than one column {', '.join(sorted(repeated))}")
-    num_fields = pd.Series({number: len(cells) for number, cells in rows.items()}, dtype=int)
-    ragged = num_fields != len(header)
-    if ragged.any():
+        key, rows = next(iter(repeated.items()))
         raise AnnotationError(
-            f"{path}: {_rows(ragged)}: {num_fields[ragged].iloc[0]} fields, "
-            f"the header has {len(header)}"
+            f"{table.path}: dia{key.dialogue_id}_utt{key.utterance_id} stands more than once, "
+            f"{tell_rows(rows)} ({sum(map(len, repeated.values()))} such rows in all); one row "
+            "per Dialogue_ID and Utterance_ID"
         )
+    return keys
 
 
-def _check_labels(path: Path, table: pd.DataFrame) -> None:
-    for column, names in (("Emotion", EMOTIONS), ("Sentiment", SENTIMENTS)):
-        labels = table[column].str.strip().str.lower()
-        wrong = ~labels.isin([*names, ""])
-        if wrong.any():
-            found = ", ".join(sorted(set(table[column][wrong]))[:_SHOWN_ROWS])
-            raise AnnotationError(
-                f"{path}: column {column}, {_rows(wrong)}: unknown label {found}; "
-                f"known are {', '.join(names)}"
-            )
-
-
-def _read_keys(path: Path, table: pd.DataFrame, split: Split) -> list[ClipKey]:
-    for column in ("Dialogue_ID", "Utterance_ID"):
-        wrong = ~table[column].str.strip().str.fullmatch(r"\d{1,9}")
-        if wrong.any():
-            raise AnnotationError(
-                f"{path}: column {column}, {_rows(wrong)}: "
-                f"{table[column][wrong].iloc[0]!r} is no whole number"
-            )
-    ids = table[["Dialogue_ID", "Utterance_ID"]].astype(int)
-    repeated = ids.duplicated(keep=False)
-    if repeated.any():
-        first = ids[repeated].iloc[0]
-        same = (ids == first).all(axis=1)
+def _read_ids(table: Table, column: str) -> list[int]:
+    cells = [clean(cell) for cell in table.column(column)]
+    matches = [_ID.fullmatch(cell) for cell in cells]
+    wrong = [number for number, match in zip(table.numbers, matches, strict=True) if match is None]
+    if wrong:
+        cell = cells[table.numbers.index(wrong[0])]
         raise AnnotationError(
-            f"{path}: dia{first.iloc[0]}_utt{first.iloc[1]} stands more than once, {_rows(same)} "
-            f"({repeated.sum()} such rows in all); one row per Dialogue_ID and Utterance_ID"
+            f"{table.path}: column {column}, {tell_rows(wrong)}: {_tell_wrong_id(cell)}"
         )
-    return [
-        ClipKey(split, dialogue, utterance) for dialogue, utterance in ids.itertuples(index=False)
-    ]
+    return [int(match[1]) for match in matches if match is not None]
 
 
-def _read_times(path: Path, table: pd.DataFrame, column: str) -> list[float]:
-    if column not in table.columns:
-        return [0.0] * len(table)
-    times_s = []
-    for row, text in table[column].items():
-        try:
-            times_s.append(parse_time_s(text) if text.strip() else 0.0)
-        except ValueError as error:
-            raise AnnotationError(f"{path}: column {column}, row {row}: {error}") from error
-    return times_s
+def _tell_wrong_id(cell: str) -> str:
+    if cell.casefold() in _NOTHING:
+        return f"no id ({cell!r}); every row needs one, a whole number"
+    if _ROUNDED_ID.fullmatch(cell):
+        return (
+            f"{cell!r} was rounded by a spreadsheet; give the column the format of a whole number "
+            "there and save the original again"
+        )
+    if cell.isdecimal():
+        return f"{cell!r} has {len(cell)} digits; an id has at most {MAX_ID_DIGITS}"
+    return f"{cell!r} is no whole number; number dialogues and their utterances from 0"
 
 
-def _rows(wrong: "pd.Series[bool]") -> str:
-    rows = list(wrong[wrong].index)
-    shown = ", ".join(str(row) for row in rows[:_SHOWN_ROWS])
-    rest = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{rest}"
+def _read_windows(table: Table) -> tuple[list[tuple[float, float]], tuple[UnreadTimes, ...]]:
+    """Start and end of each row in seconds, 0 where there is none."""
+    starts, unread_starts = _read_times(table, "StartTime")
+    ends, unread_ends = _read_times(table, "EndTime")
+    if all(name in table.places for name in ("StartTime", "EndTime")):
+        lacking = [start is None or end is None for start, end in zip(starts, ends, strict=True)]
+        starts = [None if lacks else each for lacks, each in zip(lacking, starts, strict=True)]
+        ends = [None if lacks else each for lacks, each in zip(lacking, ends, strict=True)]
+    windows_s = [(start or 0.0, end or 0.0) for start, end in zip(starts, ends, strict=True)]
+    return windows_s, (*unread_starts, *unread_ends)
+
+
+def _read_times(table: Table, column: str) -> tuple[list[float | None], tuple[UnreadTimes, ...]]:
+    """Seconds, None where there is no time."""
+    if column not in table.places:
+        return [None] * len(table.rows), ()
+    times_s: list[float | None] = []
+    unread: dict[int, str] = {}
+    for number, cell in zip(table.numbers, table.column(column), strict=True):
+        time_s = None
+        if clean(cell).casefold() not in _NOTHING:
+            try:
+                time_s = parse_time_s(cell)
+            except ValueError:
+                unread[number] = cell
+        times_s.append(time_s)
+    if not unread:
+        return times_s, ()
+    first = next(iter(unread.values()))[:_SHOWN_CHARS]
+    return times_s, (UnreadTimes(column=column, rows=tuple(unread), first=first),)

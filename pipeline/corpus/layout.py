@@ -18,7 +18,7 @@ MEDIA_FOLDERS: dict[Split, str] = {
 _ROOTS = ("", "MELD.Raw", "MELD-RAW/MELD.Raw")
 # Of the test clips, 132 exist twice; the corrected cut has this before its plain name.
 CORRECTED_PREFIX = "final_videos_test"
-_CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia(0|[1-9]\d{{0,8}})_utt(0|[1-9]\d{{0,8}})")
+_CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia(0|[1-9]\d{{0,17}})_utt(0|[1-9]\d{{0,17}})")
 
 
 def annotations_name(split: Split) -> str:
@@ -52,6 +52,22 @@ def find_annotations(data: Path, split: Split) -> Path | None:
     folders = [root / part for root in roots(data) for part in ("", split)]
     with _looking():
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def find_similar_annotations(data: Path, split: Split) -> Path | None:
+    """A file that is not the split's CSV and has its name but for letter case and what follows:
+    "train_sent_emo.xlsx", "Train_Sent_Emo.csv", "train_sent_emo (1).csv".
+
+    Raises InputError where a folder cannot be looked into.
+    """
+    start = annotations_name(split).removesuffix(".csv")
+    folders = [root / part for root in roots(data) for part in ("", split)]
+    with _looking():
+        for folder in (folder for folder in folders if folder.is_dir()):
+            for path in sorted(folder.iterdir()):
+                if path.name.casefold().startswith(start) and path.is_file():
+                    return path
+    return None
 
 
 def find_media_folders(data: Path, split: Split) -> list[Path]:

@@ -52,8 +52,8 @@ def count_rows(rows: Sequence[Utterance]) -> AnnotationFacts:
     for row in rows:
         ids[row.key.dialogue_id].append(row.key.utterance_id)
     gaps = [max(each) + 1 - len(each) for each in ids.values()]
-    # A corpus without time stamps has 0 for both.
-    windows = [window_s(row) for row in rows if row.start_s or row.end_s]
+    # A row without time stamps has 0 for both; one with a start alone says nothing of its length.
+    windows = [window_s(row) for row in rows if row.end_s]
     lengths = [each for each in windows if each is not None]
     emotions = Counter(row.emotion for row in rows)
     sentiments = Counter(row.sentiment for row in rows)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.annotations import Annotations, read_annotated
 from pipeline.corpus.clips import index_clips
 from pipeline.decode.inspect import ClipInspection
 from pipeline.doctor.annotations import count_rows
@@ -22,7 +22,7 @@ from pipeline.doctor.report import DoctorReport, SplitReport
 from pipeline.errors import UsageError
 from pipeline.html.page import BEGINS
 from pipeline.recipe import DecodeConfig, TestClips
-from pipeline.schema import SPLITS, Split, Utterance
+from pipeline.schema import SPLITS, Split
 from pipeline.system.files import check_out
 from pipeline.system.resources import num_cores
 
@@ -68,10 +68,10 @@ def examine(
     """
     started_s = time.monotonic()
     check_out(config.html, begins=BEGINS, option="--html")
-    corpus = read_corpus(config.data, None)
+    corpus = read_annotated(config.data, None)
     files = {
-        split: find_files(config.data, split, rows, config.test_clips)
-        for split, rows in corpus.items()
+        split: find_files(config.data, split, annotations.utterances, config.test_clips)
+        for split, annotations in corpus.items()
     }
     clips = [clip for each in files.values() for clip in each.to_inspect]
     workers = config.workers if config.workers is not None else num_cores()
@@ -99,17 +99,18 @@ def examine(
 def _report(
     config: DoctorConfig,
     split: Split,
-    rows: list[Utterance],
+    annotations: Annotations,
     files: SplitFiles,
     inspections: Mapping[Path, ClipInspection],
 ) -> SplitReport:
-    facts = count_rows(rows)
+    facts = count_rows(annotations.utterances)
     evidence = Evidence(
         split=split,
         facts=facts,
         files=files,
         inspections=inspections,
         test_clips=config.test_clips,
+        unread_times=annotations.unread_times,
     )
     looked_at = [each for clip in files.found if (each := evidence.of(clip)) is not None]
     return SplitReport(

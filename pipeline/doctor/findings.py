@@ -11,6 +11,7 @@ KINDS = {
     "no_annotations": "clips without a CSV",
     "other_split": "CSV of another split",
     "annotations_differ": "CSV not as published",
+    "unread_times": "rows whose times are not read",
     "no_clips": "no clips (text alone)",
     "corrected_cuts": "corrected cuts lacking",
     "missing": "missing",

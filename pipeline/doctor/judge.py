@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.corpus.annotations import UnreadTimes
 from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name
 from pipeline.corpus.meld_facts import FRAME_RATE, NUM_CORRECTED_CUTS, PUBLISHED, PublishedSplit
 from pipeline.decode.inspect import ClipInspection, Problem
@@ -45,6 +46,7 @@ class Evidence:
     files: SplitFiles
     inspections: Mapping[Path, ClipInspection]
     test_clips: TestClips
+    unread_times: tuple[UnreadTimes, ...] = ()
 
     @property
     def published(self) -> PublishedSplit | None:
@@ -87,6 +89,13 @@ def _judge_annotations(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(split=split, kind="other_split", message=message)
     for difference in differences(evidence.facts):
         yield Finding(split=split, kind="annotations_differ", message=difference)
+    if evidence.unread_times:
+        yield Finding(
+            split=split,
+            kind="unread_times",
+            message="; ".join(map(str, evidence.unread_times)),
+            count=len({row for times in evidence.unread_times for row in times.rows}),
+        )
 
 
 def _no_clips(evidence: Evidence) -> Finding:

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from console.show.doctor import render_corpus, render_machine
-from pipeline.corpus.annotations import read_annotations
+from pipeline.corpus.annotations import UnreadTimes, read_annotations
 from pipeline.corpus.clips import index_clips
 from pipeline.corpus.meld_facts import FRAME_RATE, PUBLISHED, PublishedSplit, hash_keys
 from pipeline.decode.inspect import ClipInspection, Picture, Sound, inspect_clip
@@ -349,6 +349,25 @@ def new_and_known(evidence: Evidence) -> tuple[list[str], list[str]]:
     findings = judge(evidence)
     new = [f"{each.subject} {each.kind}" for each in findings if not each.is_known]
     return new, [f"{each.subject} {each.kind}" for each in findings if each.is_known]
+
+
+def test_times_that_were_not_read_are_one_finding_with_their_rows() -> None:
+    rows = plant_rows("dev", [2.0] * 3)
+    unread = (
+        UnreadTimes(column="StartTime", rows=(2, 3), first="soon"),
+        UnreadTimes(column="EndTime", rows=(3,), first="later"),
+    )
+    evidence = dataclasses.replace(plant_evidence(rows), unread_times=unread)
+    (finding,) = judge(evidence)
+    assert (finding.kind, finding.count, finding.is_known) == ("unread_times", 2, False)
+    for part in ("StartTime, rows 2, 3", "'soon'", "EndTime, row 3", "'later'"):
+        assert part in finding.message
+
+
+def test_a_start_without_an_end_tells_no_length() -> None:
+    row = Utterance(key=ClipKey("train", 20240101120000, 0), text="Hi", start_s=5.0)
+    facts = count_rows([row])
+    assert (facts.zero_windows, facts.too_short, facts.overlong) == (0, 0, 0)
 
 
 def test_a_published_defect_is_known_and_another_of_its_kind_is_new(publish) -> None:

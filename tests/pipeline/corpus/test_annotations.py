@@ -1,6 +1,7 @@
 """CSV to utterances: the real MELD files, both generations of them, and every wrong row."""
 
 import dataclasses
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.corpus.annotations import (
     read_corpus,
     with_context,
 )
-from pipeline.corpus.layout import find_annotations
+from pipeline.corpus.layout import clip_stem, find_annotations, parse_clip_stem
 from pipeline.errors import AnnotationError, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 
@@ -162,6 +163,14 @@ def test_words_that_look_like_missing_values_stay_words(write_csv: WriteCsv, wor
         ("0:00:07,50", 7.5),
         ("0:00:07.250", 7.25),
         (" 00:00:01 ", 1.0),
+        ("1:2:3", 3723.0),
+        ("00:03.5", 3.5),
+        ("75:30,25", 4530.25),
+        ("3.5", 3.5),
+        ("3,5", 3.5),
+        ("12", 12.0),
+        ("1e-05", 0.00001),
+        ("0 days 00:00:03.500000", 3.5),
     ],
 )
 def test_times_are_seconds(text: str, seconds: float) -> None:
@@ -169,7 +178,8 @@ def test_times_are_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "12", "1:2:3", "-0:00:01", "0:00:0x", "0:00:01,", f"{'9' * 400}:00:00"]
+    "text",
+    ["", "-0:00:01", "0:00:0x", "0:00:01,", f"{'9' * 400}:00:00", "inf", "1:2:3:4", "-1", "9" * 10],
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no time like"):
@@ -213,14 +223,17 @@ def test_empty_labels_mean_unlabelled(write_csv: WriteCsv) -> None:
         ((ROW, "0,1,Hi,joy,meh"), ("row 3", "Sentiment", "meh")),
         ((ROW, "x,1,Hi,joy,positive"), ("row 3", "Dialogue_ID", "'x'")),
         ((ROW, "0,-1,Hi,joy,positive"), ("row 3", "Utterance_ID", "'-1'")),
-        ((ROW, "0,1.0,Hi,joy,positive"), ("row 3", "Utterance_ID", "'1.0'")),
-        ((ROW, "0,99999999999,Hi,joy,positive"), ("row 3", "Utterance_ID")),
+        ((ROW, "0,1.5,Hi,joy,positive"), ("row 3", "Utterance_ID", "'1.5'", "whole number")),
+        ((ROW, "0,2.02401E+13,Hi,joy,positive"), ("row 3", "rounded by a spreadsheet")),
+        ((ROW, f"0,{'9' * 19},Hi,joy,positive"), ("row 3", "19 digits", "at most 18")),
+        ((ROW, "0,,Hi,joy,positive"), ("row 3", "Utterance_ID", "no id", "every row needs one")),
+        ((ROW, "nan,1,Hi,joy,positive"), ("row 3", "Dialogue_ID", "no id")),
         ((ROW, "0,1,Hi,joy,positive", "0,0,Again,joy,positive"), ("dia0_utt0", "rows 2, 4")),
         ((ROW, "00,0,Again,joy,positive"), ("dia0_utt0", "rows 2, 3")),
         ((ROW, "0,1,Hi,joy"), ("row 3", "4 fields", "header has 5")),
         ((ROW, "0,1,Hi,joy,positive,more"), ("row 3", "6 fields", "header has 5")),
         (("0,0,Well, hi,joy,positive", "0,1,Oh, hi,joy,positive"), ("rows 2, 3", "6 fields")),
-        ((ROW, '0,1,"never closed,joy,positive'), ("not a CSV table",)),
+        ((ROW, '0,1,"never closed,joy,positive'), ("row 3", "not closed")),
         ((), ("a header and no rows",)),
     ],
 )
@@ -243,10 +256,50 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(write_csv: WriteCsv, betw
     assert "row 4" in refusal(write_csv(ROW, between, "0,2,Hi,bored,positive"))
 
 
-def test_a_wrong_time_is_named(write_csv: WriteCsv) -> None:
-    path = write_csv(f'{ROW},"1:2"', header=f"{HEADER},StartTime")
-    message = refusal(path)
-    assert "column StartTime, row 2" in message
+def test_what_is_no_time_is_told_with_its_rows_and_keeps_nothing_from_being_read(
+    write_csv: WriteCsv, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"0,{i},Hi,joy,positive,{start},{i + 1}" for i, start in enumerate(["0", *"abcdefg"])]
+    path = write_csv(*rows, header=f"{HEADER},StartTime,EndTime")
+    read = read_annotations(path, "train")
+    assert [(row.start_s, row.end_s) for row in read] == [(0.0, 1.0), *[(0.0, 0.0)] * 7]
+    (message,) = caplog.messages
+    assert str(path) in message
+    assert "column StartTime, rows 3, 4, 5, 6, 7 and 2 more: no time ('a') in 7 of its" in message
+
+
+@pytest.mark.parametrize("empty", ["", "nan", "NaN", "NaT", "None", "N/A", "-", " "])
+def test_a_time_that_is_not_there_is_nothing_to_tell(
+    write_csv: WriteCsv, caplog: pytest.LogCaptureFixture, empty: str
+) -> None:
+    path = write_csv(f"{ROW},{empty},0:00:09", header=f"{HEADER},StartTime,EndTime")
+    [row] = read_annotations(path, "train")
+    assert (row.start_s, row.end_s) == (0.0, 0.0)  # half a window is none
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("0.0", 0), ("12.00", 12), ("007", 7), (" 3 ", 3), ("20240101120000", 20240101120000)],
+)
+def test_ids_are_read_as_pandas_and_dates_write_them(
+    write_csv: WriteCsv, written: str, read: int
+) -> None:
+    [row] = read_annotations(write_csv(f"{written},{written},Hi,joy,positive"), "train")
+    assert row.key == ClipKey("train", read, read)
+
+
+def test_a_clip_of_a_long_id_is_found_by_its_name() -> None:
+    key = ClipKey("test", 20240101120000, 10**18 - 1)
+    assert parse_clip_stem(clip_stem(key), "test") == (key, False)
+
+
+def test_a_quote_that_is_closed_in_a_later_row_swallows_none(write_csv: WriteCsv) -> None:
+    """By the grammar of CSV these are two rows, one of them with a line break in its text."""
+    message = refusal(write_csv(ROW, '1,0,"Never, ever,joy,positive', '1,1,closed",anger,negative'))
+    assert "row 3: 2 rows in one" in message
+    two_lines = '1,0,"5, 6, 7\n8, 9",joy,positive'
+    assert read_annotations(write_csv(two_lines), "train")[0].text == "5, 6, 7 8, 9"
 
 
 @pytest.mark.parametrize("missing", HEADER.split(","))
@@ -299,6 +352,45 @@ def test_an_absent_split_or_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no train_sent_emo\.csv"):
         read_corpus(tmp_path / "empty", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("train_sent_emo.xlsx", "an Excel workbook (.xlsx): open it in a spreadsheet program"),
+        ("train_sent_emo.csv.gz", "a gzip archive: unpack it, as train_sent_emo.csv"),
+        ("Train_Sent_Emo.CSV", "rename it to train_sent_emo.csv"),
+        ("train/train_sent_emo (1).csv", "rename it to train_sent_emo.csv"),
+    ],
+)
+def test_a_file_of_nearly_the_csvs_name_is_named(tmp_path: Path, name: str, told: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".xlsx":
+        write_zip(path, "[Content_Types].xml", "xl/workbook.xml")
+    else:
+        path.write_bytes(b"\x1f\x8b\x08" if path.suffix == ".gz" else f"{HEADER}\n{ROW}".encode())
+    for splits in (("train",), None):
+        with pytest.raises(InputError) as caught:
+            read_corpus(tmp_path, splits)  # type: ignore[arg-type]
+        assert f"there is {path}" in str(caught.value)
+        assert told in str(caught.value)
+
+
+def test_a_split_that_is_passed_over_for_its_name_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dev_sent_emo.csv").write_text(f"{HEADER}\n{ROW}\n")
+    write_zip(tmp_path / "train_sent_emo.xlsx", "xl/workbook.xml")
+    assert list(read_corpus(tmp_path, None)) == ["dev"]
+    (message,) = caplog.messages
+    assert "train_sent_emo.xlsx, an Excel workbook" in message
+
+
+def write_zip(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "<xml/>")
 
 
 def test_context_is_what_was_said_before_in_the_same_dialogue(write_csv: WriteCsv) -> None:
