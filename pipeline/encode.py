@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.encoder import AnyEncoder, EncoderChoice
 from pipeline.encoders.registry import build_encoder, find_entry
+from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
 
@@ -51,24 +52,42 @@ class Encoders(nn.Module):
 def encode_clips(encoders: Encoders, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
     """Features of each clip, in order. Batches depend on the clips given and on nothing else.
 
-    A modality whose features are not finite is lost and recorded, never stored.
+    A modality in which its encoder finds nothing, or whose features are not finite, is lost and
+    recorded, never stored. What an encoder leaves out of a clip is recorded as a warning.
     """
     features: list[dict[Modality, NDArray[np.float32]]] = [{} for _ in clips]
     failures = [list(clip.failures) for clip in clips]
     with torch.inference_mode():
         for modality, encoder in encoders.items():
             items = encoder.preparation.prepare(clips)
+            for clip, item, known in zip(clips, items, failures, strict=True):
+                known += _tell_what_is_not_read(clip, modality, encoder, item)
             for batch in _batches(encoder, items):
                 encoded = encoders._encode(encoder, [items[i] for i in batch]).cpu().numpy()
                 for index, row in zip(batch, encoded, strict=True):
                     if np.isfinite(row).all():
                         features[index][modality] = row
                     else:
-                        failures[index].append(_not_finite(clips[index], modality))
+                        failures[index].append(
+                            _failure(clips[index], modality, _not_finite(modality))
+                        )
     return [
         ClipFeatures(utterance=clip.utterance, raw=raw, failures=tuple(accidents))
         for clip, raw, accidents in zip(clips, features, failures, strict=True)
     ]
+
+
+def _tell_what_is_not_read(
+    clip: DecodedClip, modality: Modality, encoder: AnyEncoder, item: Any
+) -> list[ClipFailure]:
+    """None of a modality that the clip does not have: who made the clip has told why."""
+    if item is None:
+        if not clip.has(modality):
+            return []
+        nothing = ClipError("nothing_to_encode", f"nothing in its {modality} that is to be encoded")
+        return [_failure(clip, modality, nothing)]
+    left_out = encoder.preparation.shortfall(item)
+    return [] if left_out is None else [_failure(clip, modality, left_out, lost=False)]
 
 
 def _batches(encoder: AnyEncoder, items: Sequence[Any]) -> Iterator[list[int]]:
@@ -81,11 +100,18 @@ def _batches(encoder: AnyEncoder, items: Sequence[Any]) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _not_finite(clip: DecodedClip, modality: Modality) -> ClipFailure:
+def _not_finite(modality: Modality) -> ClipError:
+    return ClipError("not_finite", f"the {modality} encoder gave values that are not finite")
+
+
+def _failure(
+    clip: DecodedClip, modality: Modality, error: ClipError, *, lost: bool = True
+) -> ClipFailure:
     return ClipFailure(
         key=clip.utterance.key,
         modality=modality,
         stage="encode",
-        code="not_finite",
-        message=f"the {modality} encoder gave values that are not finite",
+        code=error.code,
+        message=error.message,
+        lost=lost,
     )

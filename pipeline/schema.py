@@ -178,6 +178,15 @@ class DecodedClip:
         if self.waveform is not None and self.waveform.ndim != 1:
             raise ValueError(f"waveform must be [samples]: {self.waveform.shape}")
 
+    def has(self, modality: Modality) -> bool:
+        """Whether there is something to encode; an encoder may still find nothing in it."""
+        there: dict[Modality, bool] = {
+            "text": bool(self.utterance.text),
+            "video": self.frames is not None,
+            "audio": self.waveform is not None,
+        }
+        return there[modality]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFeatures:

@@ -34,7 +34,7 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
     for reason, count in described.failures.items():
-        print(f"    {count} x {reason}")
+        print(f"    {count} x {reason}; first {described.first_failures[reason]}")
     if described.stale is not None:
         _show_stale(described.stale, described.rows)
     print_random(described.recipe.random_modalities)

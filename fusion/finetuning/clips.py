@@ -110,6 +110,18 @@ class ClipDataset(Dataset[RawRow]):
         return self._store is not None
 
     @property
+    def lost(self) -> dict[Modality, list[int]]:
+        """Rows that the cache has a modality of and that have none here, media left aside; they
+        would be trained on as zeros."""
+        lost: dict[Modality, list[int]] = {}
+        for name, items in self._prepared.items():
+            there = self.data.present[:, self.data.modalities.index(name)].tolist()
+            rows = [row for row, item in enumerate(items) if item is None and there[row]]
+            if rows:
+                lost[name] = rows
+        return lost
+
+    @property
     def lengths(self) -> list[int]:
         """Of what each row holds beside media: what shares a batch should be alike in it."""
         total = [0] * len(self)

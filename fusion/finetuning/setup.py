@@ -164,7 +164,7 @@ def _open_split(
     utterances = _read_rows(split, job, start)
     store = _open_store(split, utterances, job, start, unfrozen, watch)
     _check_presence(data, store, unfrozen, job)
-    return ClipDataset(
+    clips = ClipDataset(
         data,
         utterances,
         {
@@ -176,6 +176,12 @@ def _open_split(
         augment=job.tune.augment if split == "train" else None,
         seed=job.seed,
     )
+    for modality, rows in clips.lost.items():
+        raise RecipeMismatch(
+            f"{data.keys[rows[0]]}: the cache has its {modality}, and its encoder finds none here "
+            f"({len(rows)} such rows); extract again with the libraries that are here now"
+        )
+    return clips
 
 
 def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Utterance]:

@@ -37,7 +37,11 @@ class StaleRows:
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
     """One cache file in numbers. `damaged` is None where checksums were not asked for, `stale`
-    where no clips were compared."""
+    where no clips were compared.
+
+    failures:       entries of the ledger by kind
+    first_failures: of each kind the first row that has it, and what the ledger says of that
+    """
 
     path: Path
     split: Split
@@ -49,6 +53,7 @@ class CacheInfo:
     emotions: dict[str, int]
     sentiments: dict[str, int]
     failures: dict[str, int]
+    first_failures: dict[str, str]
     rows_with_failures: int
     has_embedding: bool
     damaged: tuple[str, ...] | None
@@ -68,6 +73,7 @@ class CacheInfo:
             "emotions": self.emotions,
             "sentiments": self.sentiments,
             "failures": self.failures,
+            "first_failures": self.first_failures,
             "rows_with_failures": self.rows_with_failures,
             "has_embedding": self.has_embedding,
             "damaged": None if self.damaged is None else list(self.damaged),
@@ -101,6 +107,10 @@ def describe(path: Path, *, check: bool = False, data: Path | None = None) -> Ca
         emotions=_count(cache.emotion, EMOTIONS),
         sentiments=_count(cache.sentiment, SENTIMENTS),
         failures=count_failures(cache.failures),
+        first_failures={
+            _kind(failure): f"{failure.key}: {failure.message}"
+            for failure in reversed(cache.failures)
+        },
         rows_with_failures=len({failure.key for failure in cache.failures}),
         has_embedding=bool(cache.embedding),
         damaged=damaged,
@@ -132,5 +142,8 @@ def _count(labels: list[str], names: tuple[str, ...]) -> dict[str, int]:
 
 def count_failures(failures: Sequence[ClipFailure]) -> dict[str, int]:
     """Accidents by "modality stage code", most frequent first."""
-    counts = Counter(f"{f.modality} {f.stage} {f.code}" for f in failures)
-    return dict(counts.most_common())
+    return dict(Counter(map(_kind, failures)).most_common())
+
+
+def _kind(failure: ClipFailure) -> str:
+    return f"{failure.modality} {failure.stage} {failure.code}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.augment import AugmentConfig, draw
 from pipeline.encoders.weights import load_trained_part, save_trained_part
+from pipeline.errors import ClipError
 from pipeline.schema import DecodedClip
 
 NAME = "spectrogram"
@@ -128,9 +129,14 @@ class Sounds:
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Sound | None]:
         return [
-            None if clip.waveform is None else Sound(torch.from_numpy(clip.waveform))
+            None
+            if clip.waveform is None or not len(clip.waveform)
+            else Sound(torch.from_numpy(clip.waveform))
             for clip in clips
         ]
+
+    def shortfall(self, item: Sound) -> ClipError | None:
+        return None
 
     def length(self, item: Sound) -> int:
         return 0  # each is encoded alone: beside whom does not matter

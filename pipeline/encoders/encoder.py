@@ -7,7 +7,7 @@
       │ build          Encoder: the network, an nn.Module in evaluation mode
 
     clip ── prepare ──> item ──(augment)──> items ── collate ──> batch ── encoder ──> features
-            None: the clip lacks it          in training only        float32 [rows, layers, dim]
+            None: nothing to encode          in training only        float32 [rows, layers, dim]
 
 Extraction, fine-tuning and prediction go this one way. What an item and a batch are is known to
 the encoder alone; a batch has `to(device)`. Another backbone is a file with these parts and one
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import ClipError, UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import DecodedClip, Modality
 
@@ -89,7 +89,11 @@ class Preparation(Protocol[Item, BatchOut]):
     most_rows: int | None
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Item | None]:
-        """In the order of `clips`; None for a clip without the modality."""
+        """In the order of `clips`; None for a clip without the modality, and for one in which the
+        encoder finds nothing to encode: that is no measurement, and zeros would pass for one."""
+
+    def shortfall(self, item: Item) -> ClipError | None:
+        """What of the clip is not in the item, for the ledger; None where nothing is left out."""
 
     def length(self, item: Item) -> int:
         """How long it is, where that costs: rows of like length share a batch."""

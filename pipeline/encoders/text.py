@@ -1,6 +1,17 @@
-"""Hugging Face encoders: sentences to one mean-pooled vector per layer."""
+"""Hugging Face encoders: sentences to one mean-pooled vector per layer.
 
+A text that is longer than one input of the encoder is read in windows that overlap. Each of its
+tokens counts once, in the window that shows most of what is said around it:
+
+    tokens   0 ............................................ n
+    windows  |=========:~~|     = pooled here, ~ read here and pooled in the neighbour
+                    |~~:======:~~|
+                           |~~:==========|
+"""
+
+import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +20,20 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from pipeline.encoders.augment import AugmentConfig
-from pipeline.errors import MismatchError, UsageError
+from pipeline.errors import ClipError, MismatchError, UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import DecodedClip
 
 MAX_TOKENS = 128  # MELD's longest utterance has 90-odd; nothing is padded up to this
 MAX_TOKENS_WITH_CONTEXT = 256
+# Two neighbouring windows share at least so many tokens: 16 beside each that is pooled.
+OVERLAP = 32
+# Of one text, about 6,000 words or 40 minutes of speech; what follows is left out and recorded.
+MAX_TEXT_TOKENS = 8192
 
 # On a CPU batches of 1 to 8 are equally fast; a GPU is still busy with 16.
 BATCH = 16
@@ -30,46 +46,66 @@ _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
 _BYTES_PER_HIDDEN = 100  # of each token and layer
 _BYTES_PER_ATTENTION = 16  # of each pair of tokens, head and layer
 
+# Controls, format characters, surrogates, marks without a letter, white space. Not the unassigned:
+# Unicode may have given them a shape since.
+_UNSEEN_CATEGORIES = frozenset("Cc Cf Cs Mn Me Zl Zp Zs".split())
+_BLANK_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # Hangul fillers, Braille blank
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sentence, tokenised.
+    """One sentence, tokenised: what the encoder reads at once, or the first window of it.
 
     ids:    the whole input, special tokens and context with it
     types:  segment of each token: 0 the context (or all there is), 1 the sentence after it
-    pooled: which tokens the sentence's vector is the mean of
+    pooled: which tokens the sentence's vector is the mean of, together with those of `more`
+    more:   the windows that follow, of a sentence that is too long for one
+    unread: tokens at its end that are in no window
     """
 
     ids: list[int]
     types: list[int]
     pooled: list[bool]
+    more: tuple["Tokens", ...] = ()
+    unread: int = 0
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sentences padded to the longest: ids, types int64, mask, pooled bool, [batch, tokens]."""
+    """Windows padded to the longest: ids, types int64, mask, pooled bool, [windows, tokens].
+
+    First the first windows of all sentences, in their order, then those that follow.
+    following: how many follow of each sentence
+    """
 
     ids: Tensor
     types: Tensor
     mask: Tensor
     pooled: Tensor
+    following: tuple[int, ...]
 
     @classmethod
     def pad(cls, sentences: Sequence[Tokens], pad_id: int) -> "TokenBatch":
-        shape = (len(sentences), max(len(tokens.ids) for tokens in sentences))
+        windows = [*sentences, *(window for first in sentences for window in first.more)]
+        shape = (len(windows), max(len(tokens.ids) for tokens in windows))
         ids, types = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
         mask, pooled = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        for row, tokens in enumerate(sentences):
+        for row, tokens in enumerate(windows):
             length = len(tokens.ids)
             ids[row, :length] = torch.tensor(tokens.ids)
             types[row, :length] = torch.tensor(tokens.types)
             pooled[row, :length] = torch.tensor(tokens.pooled)
             mask[row, :length] = True
-        return cls(ids, types, mask, pooled)
+        return cls(ids, types, mask, pooled, tuple(len(first.more) for first in sentences))
 
     def to(self, device: torch.device) -> "TokenBatch":
-        moved = (value.to(device) for value in (self.ids, self.types, self.mask, self.pooled))
-        return TokenBatch(*moved)
+        return TokenBatch(
+            ids=self.ids.to(device),
+            types=self.types.to(device),
+            mask=self.mask.to(device),
+            pooled=self.pooled.to(device),
+            following=self.following,
+        )
 
 
 class Tokeniser:
@@ -84,6 +120,7 @@ class Tokeniser:
 
     def __init__(self, folder: Path, *, reads_context: bool = False) -> None:
         self.reads_context = reads_context
+        self.max_tokens = MAX_TOKENS_WITH_CONTEXT if reads_context else MAX_TOKENS
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # Without its files a tokenizer is built all the same, and knows no word.
         if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
@@ -110,6 +147,15 @@ class Tokeniser:
             for row, ids in enumerate(encoded["input_ids"])
         ]
 
+    def _is_read(self, tokens: Tokens) -> bool:
+        """Whether a token of the sentence's own is there that the encoder knows: special tokens,
+        the one for unknown words among them, are the same whatever is said."""
+        return any(
+            pooled and token not in self.special_ids
+            for window in (tokens, *tokens.more)
+            for token, pooled in zip(window.ids, window.pooled, strict=True)
+        )
+
     def _encode(self, sentences: list[str], contexts: list[str] | None) -> BatchEncoding:
         """Whole, to be cut by us: the library keeps how it cuts in the tokenizer itself, where one
         thread would change it for another; and it knows no way that cuts the context alone as
@@ -120,12 +166,23 @@ class Tokeniser:
         )
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Tokens | None]:
-        said = [clip.utterance for clip in clips if clip.utterance.text]
+        """What was said before is no substitute for a sentence: without one there is no item."""
+        is_there = [_is_visible(clip.utterance.text) for clip in clips]
+        said = [clip.utterance for clip, there in zip(clips, is_there, strict=True) if there]
         if not said:
             return [None] * len(clips)
         contexts = [row.context for row in said] if self.reads_context else None
         tokens = iter(self([row.text for row in said], contexts))
-        return [next(tokens) if clip.utterance.text else None for clip in clips]
+        items = [next(tokens) if there else None for there in is_there]
+        return [item if item is not None and self._is_read(item) else None for item in items]
+
+    def shortfall(self, item: Tokens) -> ClipError | None:
+        if not item.unread:
+            return None
+        num_tokens = MAX_TEXT_TOKENS + item.unread
+        return ClipError(
+            "text_cut", f"of {num_tokens:,} tokens only the first {MAX_TEXT_TOKENS:,} are read"
+        )
 
     def length(self, item: Tokens) -> int:
         return len(item.ids)
@@ -142,7 +199,8 @@ class TextEncoder(nn.Module):
 
     BERT's own pooler was trained for next-sentence prediction and is not used. With context the
     input is a pair, what was said before and the sentence; only the sentence's own tokens
-    are pooled, and the oldest context is cut where both do not fit.
+    are pooled, and the oldest context is left out where both do not fit. A sentence that fills the
+    input alone has no context beside it, and a longer one is read in windows.
 
     forward: TokenBatch -> float32 [batch, layers, dim]
     """
@@ -204,18 +262,54 @@ class TextEncoder(nn.Module):
             _BYTES_PER_HIDDEN * config.hidden_size
             + _BYTES_PER_ATTENTION * longest * config.num_attention_heads
         )
-        return float(rows * longest * config.num_hidden_layers * of_a_layer)
+        # Beside the first windows, one part of those that may follow.
+        inputs = rows + (BATCH if longest >= self.preparation.max_tokens else 0)
+        return float(inputs * longest * config.num_hidden_layers * of_a_layer)
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        num_sentences = len(batch.following)
+        total, count = self._add_up(batch, 0, num_sentences)
+        parts = [
+            self._add_up_again(batch, start, start + BATCH)
+            for start in range(num_sentences, len(batch.ids), BATCH)
+        ]
+        if parts:
+            total, count = (
+                _add_following(first, torch.cat(values), batch.following)
+                for first, values in zip((total, count), zip(*parts, strict=True), strict=True)
+            )
+        return total / count.unsqueeze(1)
+
+    def _add_up(self, batch: TokenBatch, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Over the pooled tokens of these windows: the sum of each, float32 [windows, layers, dim],
+        and how many there are, float32 [windows, 1]."""
+        inputs = {
+            "input_ids": batch.ids[start:end],
+            "attention_mask": batch.mask[start:end].long(),
+        }
         if self.preparation.gives_types:
-            inputs["token_type_ids"] = batch.types
+            inputs["token_type_ids"] = batch.types[start:end]
         hidden = self.model(**inputs, output_hidden_states=True).hidden_states
-        mask = batch.pooled.unsqueeze(-1).float()  # [batch, tokens, 1]
-        # A sentence of which no token is left (nothing but marks the tokenizer drops) is zero.
-        count = mask.sum(1).clamp_min(1)
-        pooled = [(hidden[i].float() * mask).sum(1) / count for i in self.layers]
-        return torch.stack(pooled, dim=1)
+        mask = batch.pooled[start:end].unsqueeze(-1).float()  # [windows, tokens, 1]
+        sums = [(hidden[i].float() * mask).sum(1) for i in self.layers]
+        return torch.stack(sums, dim=1), mask.sum(1)
+
+    def _add_up_again(self, batch: TokenBatch, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """The same, computed once more in a backward pass: of all windows that follow, only so many
+        at once have their intermediate values in memory."""
+        if not torch.is_grad_enabled():
+            return self._add_up(batch, start, end)
+        summed, counted = checkpoint(self._add_up, batch, start, end, use_reentrant=False)
+        return summed, counted
+
+
+def _add_following(first: Tensor, others: Tensor, following: Sequence[int]) -> Tensor:
+    """[sentences, ...] and [windows that follow, ...] -> [sentences, ...].
+
+    Not by `index_add`: on a GPU its order of addition, and so the last bit, is another each time.
+    """
+    pairs = zip(first, others.split(list(following)), strict=True)
+    return torch.stack([one + more.sum(0) if len(more) else one for one, more in pairs])
 
 
 def hide_tokens(
@@ -229,31 +323,93 @@ def hide_tokens(
         tokeniser.mask_id if hide and token not in tokeniser.special_ids else token
         for token, hide in zip(tokens.ids, hidden.tolist(), strict=True)
     ]
-    return replace(tokens, ids=ids)
+    more = tuple(hide_tokens(window, tokeniser, config, generator) for window in tokens.more)
+    return replace(tokens, ids=ids, more=more)
+
+
+def _is_visible(text: str) -> bool:
+    """Whether any character of it is to be seen. A tokenizer of bytes makes tokens of every one."""
+    return any(
+        unicodedata.category(char) not in _UNSEEN_CATEGORIES and char not in _BLANK_LETTERS
+        for char in text
+    )
 
 
 def _whole(ids: list[int], special: list[int]) -> Tokens:
-    """Cut at its end to MAX_TOKENS; `special`: 1 for a token that the tokenizer added."""
+    """All is pooled, special tokens too. `special`: 1 for a token that the tokenizer added."""
     words = [position for position, added in enumerate(special) if not added]
-    cut = set(words[len(words) - max(len(ids) - MAX_TOKENS, 0) :])
-    ids = [token for position, token in enumerate(ids) if position not in cut]
-    return Tokens(ids=ids, types=[0] * len(ids), pooled=[True] * len(ids))
+    room = MAX_TOKENS - (len(ids) - len(words))
+    if len(words) <= room:
+        return Tokens(ids=ids, types=[0] * len(ids), pooled=[True] * len(ids))
+    return _in_windows(
+        ids[: words[0]],
+        ids[words[0] : words[-1] + 1],
+        ids[words[-1] + 1 :],
+        room=room,
+        segment=0,
+        pools_special=True,
+    )
 
 
 def _second_of_pair(ids: list[int], parts: list[int | None]) -> Tokens:
-    """Cut to MAX_TOKENS_WITH_CONTEXT: the oldest of the context, and of the sentence the end, but
-    only where it alone is too long. `parts`: 0 in the context, 1 in the sentence, None on special
+    """The sentence is pooled; of the context the oldest is left out, as far as both do not fit
+    into MAX_TOKENS_WITH_CONTEXT. `parts`: 0 in the context, 1 in the sentence, None on special
     tokens."""
     excess = max(len(ids) - MAX_TOKENS_WITH_CONTEXT, 0)
     context = [position for position, part in enumerate(parts) if part == 0]
-    sentence = [position for position, part in enumerate(parts) if part == 1]
-    too_long = max(excess - len(context), 0)
-    cut = {*context[:excess], *sentence[len(sentence) - too_long :]}
+    if excess > len(context):  # the sentence alone is too long
+        sentence = [position for position, part in enumerate(parts) if part == 1]
+        special = [position for position, part in enumerate(parts) if part is None]
+        return _in_windows(
+            [ids[position] for position in special if position < sentence[0]],
+            [ids[position] for position in sentence],
+            [ids[position] for position in special if position > sentence[0]],
+            room=MAX_TOKENS_WITH_CONTEXT - len(special),
+            segment=1,
+            pools_special=False,
+        )
+    cut = set(context[:excess])
     kept = [position for position in range(len(ids)) if position not in cut]
     second = [parts[position] == 1 for position in kept]
     first = second.index(True) if any(second) else len(kept)
     types = [int(position >= first) for position in range(len(kept))]
     return Tokens(ids=[ids[position] for position in kept], types=types, pooled=second)
+
+
+def _in_windows(
+    before: list[int],
+    words: list[int],
+    after: list[int],
+    *,
+    room: int,
+    segment: int,
+    pools_special: bool,
+) -> Tokens:
+    """`words` in windows of `room`, each between the special tokens `before` and `after`. Those are
+    pooled, if at all, once as well: in the first and in the last window."""
+    read = words[:MAX_TEXT_TOKENS]
+    windows = [
+        Tokens(
+            ids=[*before, *read[start : start + room], *after],
+            types=[0] * len(before) + [segment] * (room + len(after)),
+            pooled=[
+                *[pools_special and start == 0] * len(before),
+                *(first <= position < end for position in range(start, start + room)),
+                *[pools_special and end == len(read)] * len(after),
+            ],
+        )
+        for start, first, end in _spread(len(read), room)
+    ]
+    return replace(windows[0], more=tuple(windows[1:]), unread=len(words) - len(read))
+
+
+def _spread(length: int, room: int) -> list[tuple[int, int, int]]:
+    """Windows of `room` over more tokens than that, as few as overlap by OVERLAP and evenly spread:
+    (start, first token pooled, the one after the last)."""
+    num_steps = -(-(length - room) // (room - OVERLAP))
+    starts = [step * (length - room) // num_steps for step in range(num_steps + 1)]
+    middles = [(start + room + later) // 2 for start, later in itertools.pairwise(starts)]
+    return list(zip(starts, [0, *middles], [*middles, length], strict=True))
 
 
 def _check_complete(missing_keys: Iterable[str]) -> None:

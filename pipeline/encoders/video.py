@@ -9,7 +9,7 @@ from torchvision.models import get_model, get_model_weights
 
 from pipeline.encoders.augment import AugmentConfig, draw
 from pipeline.encoders.weights import CROP_SIZE, load_trained_part, save_trained_part
-from pipeline.errors import MismatchError
+from pipeline.errors import ClipError, MismatchError
 from pipeline.recipe import Precision
 from pipeline.schema import DecodedClip
 
@@ -30,7 +30,13 @@ class Frames:
     crop = CROP_SIZE
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Tensor | None]:
-        return [None if clip.frames is None else torch.from_numpy(clip.frames) for clip in clips]
+        return [
+            None if clip.frames is None or not len(clip.frames) else torch.from_numpy(clip.frames)
+            for clip in clips
+        ]
+
+    def shortfall(self, item: Tensor) -> ClipError | None:
+        return None
 
     def length(self, item: Tensor) -> int:
         return 0  # all alike

@@ -27,6 +27,7 @@ from pipeline.encoders.encoder import EncoderChoice, EncoderEntry, EncoderWish
 from pipeline.encoders.registry import ENCODERS
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import load_trained_part, save_trained_part
+from pipeline.errors import ClipError
 from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.parallel import engine as parallel
 from pipeline.parallel.work import ShardFeatures, ShardTask
@@ -48,6 +49,9 @@ class WordCounts:
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Tensor | None]:
         return [_count(clip.utterance.text) for clip in clips]
+
+    def shortfall(self, item: Tensor) -> ClipError | None:
+        return None
 
     def length(self, item: Tensor) -> int:
         return int(item.sum())
