@@ -133,7 +133,7 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
                 f"--data: {config.run} was trained on cached features, and is measured on them; "
                 "extract features of that corpus and name them with --features"
             )
-        return checkpoint.features
+        return checkpoint.require_features()
     # Only for fine-tuned runs: a plain one is measured without decoder, Ray or encoders.
     from pipeline.encoders.choice import EncoderRequest
     from pipeline.extract.extract import ExtractConfig, extract

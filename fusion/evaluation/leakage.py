@@ -86,11 +86,13 @@ def _trained_from(checkpoint: Checkpoint) -> Path:
     """A fine-tuned run's own `features` are what its encoders made since; it learned from those
     that its settings name, else from those of the run it started from."""
     if not checkpoint.finetuned:
-        return checkpoint.features
+        return checkpoint.require_features()
     features, start = (checkpoint.settings.get(name) for name in ("features", "run"))
     if features is None and start is None:
-        return checkpoint.features
-    return Path(features) if features is not None else read_checkpoint(Path(str(start))).features
+        return checkpoint.require_features()
+    if features is not None:
+        return Path(features)
+    return read_checkpoint(Path(str(start))).require_features()
 
 
 def _count_emotions(cache: FeatureCache) -> tuple[int, ...]:

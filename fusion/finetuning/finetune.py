@@ -150,7 +150,7 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
             weights_dir=config.weights_dir,
             encoders=config.encoders,
         )
-        inputs = [config.run, start.features]
+        inputs = [config.run, config.features or start.require_features()]
     else:
         features = config.features or Path("features")
         header = read_header(require_cache(features, "train"))

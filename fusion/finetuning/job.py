@@ -193,7 +193,7 @@ def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJo
         out=out.absolute(),
         run=run,
         data=config.data,
-        features=config.features or read_checkpoint(run).features,
+        features=config.features or read_checkpoint(run).require_features(),
         modalities=config.modalities,
         unfreeze=config.unfreeze,
         store=config.store,

@@ -9,7 +9,7 @@ test-looks.jsonl    how often test was looked at; outlives the run it counts
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ FORMAT = "meld-fusion"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+# Settings that say where things were on the machine that trained it.
+_PLACES = frozenset("features out start run data store weights_dir encoders address".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Checkpoint:
     recipe, projection_hash: how the features it understands were made
     emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source
     settings:   the training settings, for the record
-    features:   the folder it was trained from
+    features:   the folder it was trained from; None in a run that is passed on without it
     finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
     encoders_run: name of the fine-tuned run whose encoders made its features, as these recorded
                 it; None where they are its own or nobody's
@@ -54,7 +56,7 @@ class Checkpoint:
     emotion_counts: tuple[int, ...]
     sentiment_counts: tuple[int, ...]
     settings: Mapping[str, Any]
-    features: Path
+    features: Path | None
     finetuned: tuple[Modality, ...] = ()
     encoders_run: str | None = None
     data: Path | None = None
@@ -68,6 +70,21 @@ class Checkpoint:
     @property
     def dims(self) -> FusionDims:
         return self.model.dims
+
+    def require_features(self) -> Path:
+        """Raises InputError where the run was passed on without them."""
+        if self.features is None:
+            raise InputError(
+                "the run was passed on without the features that it was trained on; make such "
+                "features with meld extract, and name them with --features"
+            )
+        return self.features
+
+    def to_pass_on(self) -> "Checkpoint":
+        """The same model, without the folders of the machine that it was trained on: they mean
+        nothing elsewhere, and are private."""
+        settings = {name: value for name, value in self.settings.items() if name not in _PLACES}
+        return replace(self, features=None, data=None, settings=settings)
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
@@ -97,10 +114,10 @@ def read_checkpoint(run: Path) -> Checkpoint:
             emotion_counts=_counts(config["label_counts"]["emotion"]),
             sentiment_counts=_counts(config["label_counts"]["sentiment"]),
             settings=_settings(config["settings"]),
-            features=Path(config["features"]),
+            features=_folder(config["features"]),
             finetuned=_modalities(config["finetuned"]),
             encoders_run=_name(config.get("encoders_run")),
-            data=None if config["data"] is None else Path(config["data"]),
+            data=_folder(config["data"]),
             decoding=_decoding(config["decoding"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
@@ -127,7 +144,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "fingerprint": checkpoint.recipe.fingerprint,
         "recipe": checkpoint.recipe.to_dict(),
         "projection_hash": checkpoint.projection_hash,
-        "features": str(checkpoint.features),
+        "features": None if checkpoint.features is None else str(checkpoint.features),
         "finetuned": checkpoint.finetuned,
         "encoders_run": checkpoint.encoders_run,
         "data": None if checkpoint.data is None else str(checkpoint.data),
@@ -153,6 +170,10 @@ def _modalities(values: Any) -> tuple[Modality, ...]:
     if not isinstance(values, list) or any(value not in MODALITIES for value in values):
         raise ValueError(f"{values!r} are no modalities")
     return tuple(values)
+
+
+def _folder(value: Any) -> Path | None:
+    return None if value is None else Path(value)
 
 
 def _name(value: Any) -> str | None:

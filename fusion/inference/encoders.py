@@ -32,5 +32,5 @@ def find_encoders_of(
         weights_dir=weights_dir,
         run=run if encoders is None and checkpoint.finetuned else encoders,
         recorded=checkpoint.encoders_run,
-        beside=(run, checkpoint.features),
+        beside=[path for path in (run, checkpoint.features) if path is not None],
     )

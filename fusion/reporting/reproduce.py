@@ -13,6 +13,7 @@ from pipeline.encoders.choice import EncoderRequest
 from pipeline.recipe import DecodeConfig
 from pipeline.settings import describe_config
 
+_ANY_FEATURES = Path("features")  # of a run that was passed on without its own
 # What only says how the command was given, or is said in another place of it.
 _NOT_OPTIONS = ("out", "features", "overwrite", "resume", "store", "address")
 
@@ -32,7 +33,7 @@ def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
 
 
 def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
-    features = checkpoint.features
+    features = checkpoint.features or _ANY_FEATURES
     extract, decode = _extract(checkpoint, data)
     default = describe_config(TrainConfig())
     if checkpoint.settings.get("start"):  # what is not said would be the start's
@@ -67,7 +68,7 @@ def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
 
 def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
     """The command and its TOML, "" where it needs none."""
-    recipe, features = checkpoint.recipe, checkpoint.features
+    recipe, features = checkpoint.recipe, checkpoint.features or _ANY_FEATURES
     words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
     words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
     lines = []

@@ -20,11 +20,13 @@ from fusion.evaluation.leakage import (
     read_train_texts,
     same_text,
 )
-from fusion.inference.checkpoint import Checkpoint, write_checkpoint
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.model.fusion import ModelConfig
+from fusion.reporting.reproduce import remake
 from fusion.training.losses import count_labels
 from fusion.training.train import build_model
 from pipeline.cache.format import write_cache
+from pipeline.errors import InputError
 from pipeline.schema import ClipKey
 
 pytestmark = pytest.mark.heavy
@@ -164,6 +166,18 @@ def test_without_the_train_cache_it_is_said_that_nothing_was_checked(place):
     assert isinstance(report.leakage, NotChecked)
     assert "train.h5: no such cache" in report.leakage.not_checked
     assert "not checked: " in shown(report.leakage)
+
+
+def test_a_run_that_is_passed_on_is_measured_on_features_that_are_named(place):
+    checkpoint = read_checkpoint(place / "run").to_pass_on()
+    (place / "passed-on").mkdir()
+    write_checkpoint(place / "passed-on", checkpoint)
+    with pytest.raises(InputError, match="name them with --features"):
+        evaluate(EvaluateConfig(run=place / "passed-on"))
+    report = evaluate(EvaluateConfig(run=place / "passed-on", features=place / "features"))
+    assert report.rows == 20
+    assert isinstance(report.leakage, NotChecked)
+    assert "--features" in remake(checkpoint, place / "passed-on", data=None).commands[1]
 
 
 def test_a_train_cache_that_became_another_is_not_taken_for_it(place, plant_cache):

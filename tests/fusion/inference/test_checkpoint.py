@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,23 @@ def test_dims_beyond_any_memory_are_refused(run: Path, hidden: int) -> None:
 def test_a_file_in_the_place_of_a_run_is_called_a_file(run: Path) -> None:
     with pytest.raises(InputError, match="a file, not a folder"):
         read_checkpoint(run / "model.safetensors")
+
+
+def test_a_run_that_is_passed_on_names_no_folder_of_the_machine_that_trained_it(
+    run: Path, tmp_path: Path
+) -> None:
+    settings = {"seed": 3, "model": {"hidden": 8}, "out": str(tmp_path), "start": str(tmp_path)}
+    trained = replace(read_checkpoint(run), settings=settings, data=tmp_path)
+    out = tmp_path / "passed-on"
+    out.mkdir()
+    write_checkpoint(out, trained.to_pass_on())
+    assert str(tmp_path) not in (out / "config.json").read_text()
+    read = read_checkpoint(out)
+    assert (read.features, read.data) == (None, None)
+    assert read.settings == {"seed": 3, "model": {"hidden": 8}}
+    assert read.recipe == trained.recipe
+    with pytest.raises(InputError, match=r"passed on without the features .* --features"):
+        read.require_features()
 
 
 PAIRS = [[True] * 3] * 7
