@@ -15,7 +15,7 @@ class Turns(NamedTuple):
 
     dialogue: the dialogue's number; rows of different dialogues never see each other
     position: 0 for the dialogue's first utterance, without gaps
-    speaker:  the speaker's number
+    speaker:  the speaker's number; one who is not named shares it with nobody
     """
 
     dialogue: Tensor
@@ -33,8 +33,11 @@ class Turns(NamedTuple):
             rows.sort(key=lambda row: keys[row].utterance_id)
             dialogue[rows] = number
             position[rows] = torch.arange(len(rows))
-        numbers: dict[str, int] = {}
-        speakers = [numbers.setdefault(name, len(numbers)) for name in speaker]
+        numbers: dict[str | int, int] = {}
+        # In a dialogue the next to speak is mostly another: the better guess where nobody says.
+        speakers = [
+            numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(speaker)
+        ]
         return cls(dialogue, position, torch.tensor(speakers, dtype=torch.int64))
 
     def pick(self, index: Tensor) -> "Turns":

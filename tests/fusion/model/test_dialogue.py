@@ -45,6 +45,14 @@ def test_positions_close_gaps_and_follow_utterance_ids_not_rows() -> None:
     assert turns.speaker.tolist() == [0, 1, 0]
 
 
+def test_who_is_not_named_is_taken_for_another_than_all_who_spoke() -> None:
+    """Subtitles name nobody, and in a dialogue the next to speak is mostly another."""
+    keys = [ClipKey("train", 0, place) for place in range(5)]
+    speaker = Turns.of(keys, ["", "Joey", "", "Joey", ""]).speaker.tolist()
+    assert speaker[1] == speaker[3]
+    assert len(set(speaker)) == 4
+
+
 def test_context_starts_as_a_no_op() -> None:
     hidden = torch.randn(5, 8)
     context = DialogueContext(8, future=True, dropout=0.0)
