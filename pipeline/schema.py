@@ -108,10 +108,12 @@ class ClipFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaSpan:
-    """A part of a media file, in milliseconds from the file's start: the earliest presentation
-    time of its streams. `end_ms` is None where the span goes on to the file's end.
+    """A part of a media file, in milliseconds on the file's clock. `end_ms` is None where the span
+    goes on to the file's end.
 
-    A span that starts at 0 holds each stream from its first packet, as a whole clip does.
+    The clock is presentation time from the file's start: the moment at which the first of its
+    picture and its sound appears, whichever of them is asked for. What is never shown (before a
+    cut that an edit list makes, say) is on no span and uses up no time.
     Raises ValueError for a span without length and for one that starts before the file.
     """
 
@@ -143,9 +145,8 @@ class DecodedMedia:
     """What a span of a media file holds.
 
     frames:   uint8 [num_frames, height, width, 3], RGB; None without picture
-    times_s:  float64 [num_frames], presentation time of each frame from the span's start (from the
-              first picture, where the span starts at 0); below 0 for a picture that was on screen
-              before
+    times_s:  float64 [num_frames], when each frame appears on the file's clock (see `MediaSpan`),
+              from the span's start; below 0 for a picture that was on screen before
     waveform: float32 [samples], mono at the config's rate, in [-1, 1]; None without sound
     failures: a modality that was asked for and is None has one with `lost`
     """
@@ -162,7 +163,8 @@ class DecodedClip:
     """What is left of a media file after decoding.
 
     frames:   uint8 [num_frames, height, width, 3], RGB; None without picture
-    times_s:  float64 [num_frames], presentation time of each frame from the clip's start
+    times_s:  float64 [num_frames], when each frame appears, from the clip's start on the file's
+              clock (see `MediaSpan`)
     waveform: float32 [samples], mono at the recipe's rate, in [-1, 1]; None without sound
     """
 

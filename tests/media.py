@@ -15,6 +15,10 @@ FPS = 24
 SIZE = (160, 128)  # width, height
 
 
+# Containers keep the times that they are given.
+AS_TIMED = {"avoid_negative_ts": "disabled"}
+
+
 def tone(pitches_hz: Sequence[float], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
     """One second of each pitch, one after the other."""
     times_s = np.arange(rate_hz) / rate_hz
@@ -40,7 +44,7 @@ def textured(number: int) -> NDArray[np.uint8]:
 _NOISE = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0] + 1024, 3), np.uint8)
 
 
-def _later(packets: list[av.Packet], by_s: int) -> list[av.Packet]:
+def _later(packets: list[av.Packet], by_s: float) -> list[av.Packet]:
     for packet in packets:
         packet.pts += round(by_s / packet.time_base)
         packet.dts += round(by_s / packet.time_base)
@@ -62,10 +66,12 @@ def write_clip(
     rate_hz: int = RATE_HZ,
     container_options: dict[str, str] | None = None,
     container_format: str | None = None,
-    sound_starts_s: int = 0,
+    sound_starts_s: float = 0,
+    picture_starts_s: float = 0,
 ) -> Path:
     """`sound` is float32 [samples] or [channels, samples]; `ticks` are presentation times.
-    `container_format` is as the extension tells, unless given."""
+    `container_format` is as the extension tells, unless given. An MP4 file's edit list hides what
+    starts below 0, with `AS_TIMED`."""
     with av.open(
         str(path), "w", format=container_format, options=container_options or {}
     ) as container:
@@ -85,8 +91,8 @@ def write_clip(
                 frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
                 frame.pts = number if ticks is None else ticks[number]
                 frame.time_base = time_base
-                packets += video.encode(frame)
-            packets += video.encode()
+                packets += _later(video.encode(frame), picture_starts_s)
+            packets += _later(video.encode(), picture_starts_s)
         if audio is not None and sound is not None:
             channels = np.atleast_2d(sound)
             for start in range(0, channels.shape[1], 1024):

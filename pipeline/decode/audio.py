@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode.container import MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
-from pipeline.decode.window import Extent, Stop, Window, shown_tick
+from pipeline.decode.window import Extent, Stop, Window, end_tick, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -101,8 +101,7 @@ class SoundReader:
         self._ticks_per_sample = 0.0
         self._next_edge = -math.inf  # the tick at which a window is the next to start or to end
         self._context: av.AudioCodecContext | None = None
-        self._first: av.Packet | None = None
-        self._last: av.Packet | None = None
+        self._end: int | None = None  # when the last packet has been heard
         self._error: ClipError | None = None
 
     @property
@@ -111,14 +110,13 @@ class SoundReader:
 
     def take(self, packet: av.Packet) -> list[Sound]:
         """The windows that this packet completes."""
-        self._first = self._first or packet
         if self._context is None:
             self._context = packet.stream.codec_context
             self._context.thread_count = 1
-        given = [
-            self._give(each, "limit") for each in self._limited(packet, shown_tick(self._first))
-        ]
-        self._last = packet
+        given = [self._give(each, "limit") for each in self._limited(packet)]
+        end = end_tick(packet)
+        if end is not None:
+            self._end = end if self._end is None else max(self._end, end)
         if self._open:
             self._decode(packet, self._concerned(packet))
         given += [self._give(each, "end") for each in self._full()]
@@ -135,13 +133,13 @@ class SoundReader:
 
     # ------------------------------------------------------------------------ which windows
 
-    def _limited(self, packet: av.Packet, first_tick: int | None) -> list[_Open]:
+    def _limited(self, packet: av.Packet) -> list[_Open]:
         """Those that end with `max_duration_s`, and have that before this packet."""
         found = []
         for each in self._open:
             if not each.window.has_begun(packet):
                 break  # nor have the later ones
-            if each.end_tick is None and each.window.stop_at(packet, first_tick) is not None:
+            if each.end_tick is None and each.window.stop_at(packet) is not None:
                 found.append(each)
         return found
 
@@ -247,14 +245,11 @@ class SoundReader:
     def _give(self, each: _Open, stop: Stop | None) -> Sound:
         self._open.remove(each)
         waveform = self._waveform(each) if self._error is None else None
-        extent = None
-        if self._first is not None and self._last is not None:
-            extent = Extent(first=self._first, last=self._last, stop=stop)
         return Sound(
             index=each.index,
             waveform=waveform,
             error=self._error or (self._absence(each) if waveform is None else None),
-            extent=extent,
+            extent=None if self._context is None else Extent(end=self._end, stop=stop),
             num_packets=each.num_packets,
             num_bad=each.num_bad,
         )

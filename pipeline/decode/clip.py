@@ -65,13 +65,14 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
         with open_container(check_file(path)) as container:
             stream = find_stream(container, "video")
             across, down = stream.codec_context.width, stream.codec_context.height
-            length_s = declared_length(container, stream).length_s or 0.0
+            declared = declared_length(container, stream)
     except ClipError:
         return None
     height = round(width * down / across) if across and down else round(width * 9 / 16)
     height = min(max(height, 1), 4 * width)
     config = DecodeConfig(num_frames=1, frame_height=height, frame_width=width)
-    middle_ms = round(max(length_s, 0.0) * 500)
+    end_s = declared.start_s if declared.end_s is None else declared.end_s
+    middle_ms = round(max(declared.start_s + end_s, 0.0) * 500)
     middle = MediaSpan(start_ms=middle_ms, end_ms=middle_ms + 1)
     frames = decode_media(path, middle, config, ["video"]).frames
     if frames is None:  # cut off before its middle

@@ -5,6 +5,7 @@ otherwise follow playlists), nothing but files is opened, codecs come from a lis
 bytes and time have budgets.
 """
 
+import contextlib
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 
 from pipeline.errors import ClipError
-from pipeline.schema import Modality
+from pipeline.schema import MEDIA, Modality
 
 MAX_PIXELS = 16_777_216
 MAX_PACKET_BYTES = 256 * 1024 * 1024
@@ -129,27 +130,33 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def find_stream(container: "av.container.InputContainer", modality: Modality) -> "av.stream.Stream":
-    """The stream that is read for "video" or "audio", its decoder bound by the budgets.
-
-    Raises ClipError where there is none, or none that may be decoded.
-    """
+def find_candidates(
+    container: "av.container.InputContainer", modality: Modality
+) -> list["av.stream.Stream"]:
+    """The streams of "video" or "audio", FFmpeg's choice first. Raises ClipError for none."""
     candidates = [
         stream
         for stream in getattr(container.streams, modality)
         if not stream.disposition & Disposition.attached_pic  # a cover picture is no video
     ]
-    stream = container.streams.best(modality)
-    if stream not in candidates:
-        stream = candidates[0] if candidates else None
-    if stream is None:
+    if not candidates:
         what = {"video": "picture", "audio": "sound"}[modality]
         raise ClipError(f"no_{modality}", f"the file has no {what}")
-    _bind_decoder(stream, modality)
+    best = container.streams.best(modality)
+    return sorted(candidates, key=lambda stream: stream is not best)
+
+
+def find_stream(container: "av.container.InputContainer", modality: Modality) -> "av.stream.Stream":
+    """FFmpeg's choice of the streams of "video" or "audio", its decoder bound by the budgets.
+
+    Raises ClipError where there is none, or none that may be decoded.
+    """
+    stream = find_candidates(container, modality)[0]
+    bind_decoder(stream, modality)
     return stream
 
 
-def _bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
+def bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
     context = stream.codec_context
     allowed = VIDEO_CODECS if modality == "video" else AUDIO_CODECS
     if context is None or context.name not in allowed:
@@ -166,31 +173,80 @@ def is_timed(container: "av.container.InputContainer") -> bool:
     return container.format.name != "avi"
 
 
+def hides_negative_times(container: "av.container.InputContainer") -> bool:
+    """Whether what has a negative presentation time is never shown: an edit list moves what comes
+    before a cut there. Of files in fragments FFmpeg leaves it in without a mark."""
+    return "mp4" in container.format.name
+
+
 def origin_s(container: "av.container.InputContainer") -> Fraction:
-    """Where a file's clock begins, on that of its streams: their earliest presentation time."""
-    return Fraction(container.start_time or 0, av.time_base)
+    """Where a file's clock begins, on that of its streams: when the first of its picture and its
+    sound appears, whichever of them is asked for."""
+    earliest = min(_starts_s(container), default=Fraction(container.start_time or 0, av.time_base))
+    return max(earliest, Fraction(0)) if hides_negative_times(container) else earliest
+
+
+def _starts_s(container: "av.container.InputContainer") -> list[Fraction]:
+    """The first presentation times of picture and sound. FFmpeg leaves out what is marked as
+    hidden."""
+    starts = []
+    for modality in MEDIA:
+        with contextlib.suppress(ClipError):  # one of the two is enough
+            starts.append(_start_s(find_candidates(container, modality)[0]))
+    return [start for start in starts if start is not None]
+
+
+def _start_s(stream: "av.stream.Stream") -> Fraction | None:
+    if stream.start_time is None or not stream.time_base:
+        return None
+    return Fraction(stream.start_time * stream.time_base)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """The length that a container declares; None where it declares none.
+    """What a container declares of a stream's length.
 
-    is_of_file: it is that of the longest stream, not of this one
+    start_s: where it begins on the file's clock (see `MediaSpan`)
+    end_s: where it ends there; None where nothing is declared
+    is_of_file: the end is that of the longest stream, not of this one
     """
 
-    length_s: float | None
+    start_s: float
+    end_s: float | None
     is_of_file: bool
+
+    @property
+    def length_s(self) -> float | None:
+        return None if self.end_s is None else max(self.end_s - self.start_s, 0.0)
 
 
 def declared_length(
     container: "av.container.InputContainer", stream: "av.stream.Stream"
 ) -> Declared:
-    """Matroska and FLV tell the length for the file only. Raw ADTS tells none, and what FFmpeg
-    gives is a guess from the first packets."""
+    """Matroska, FLV and ASF tell the length for the file only, and count it from zero, wherever
+    its times begin. Raw ADTS tells none, and what FFmpeg gives is a guess from the first packets.
+    """
+    origin, start = origin_s(container), _start_s(stream)
+    start_s = Fraction(0) if start is None else max(start - origin, Fraction(0))
+    end_s: Fraction | None = None
+    is_of_file = False
     if container.format.name == "aac":
-        return Declared(length_s=None, is_of_file=False)
-    if stream.duration and stream.time_base:
-        return Declared(length_s=float(stream.duration * stream.time_base), is_of_file=False)
-    if container.duration:
-        return Declared(length_s=container.duration / av.time_base, is_of_file=True)
-    return Declared(length_s=None, is_of_file=False)
+        pass
+    elif stream.duration and stream.time_base:
+        end_s = Fraction(stream.duration * stream.time_base)
+        is_of_file = container.format.name == "asf"  # FFmpeg copies it to every stream
+    elif container.duration:
+        end_s = Fraction(container.duration, av.time_base)
+        is_of_file = True
+    if end_s is not None and not is_of_file:
+        hidden_s = Fraction(0)
+        if hides_negative_times(container):  # what is hidden without a mark counts
+            hidden_s = max(-min(_starts_s(container), default=Fraction(0)), Fraction(0))
+        end_s += start_s - hidden_s
+    elif end_s is not None and end_s > origin:  # else it was counted from the start
+        end_s -= origin
+    return Declared(
+        start_s=float(start_s),
+        end_s=None if end_s is None else float(end_s),
+        is_of_file=is_of_file,
+    )

@@ -1,6 +1,7 @@
 """What a media file is, without the features it is wanted for: the headers, or every packet."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from pipeline.decode.container import (
     check_file,
     declared_length,
     find_stream,
+    hides_negative_times,
     open_container,
+    origin_s,
     reason,
 )
+from pipeline.decode.window import end_tick, shown_tick
 from pipeline.errors import ClipError
 from pipeline.schema import ClipKey, LocatedClip
 
@@ -118,15 +122,19 @@ def _inspect(
     streams, problems = _find_streams(container)
     problems += _cut_off(container, streams, path)
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
-    lengths_s = {name: max(each.length_s or 0.0, 0.0) for name, each in declared.items()}
+    lengths_s = {name: each.length_s or 0.0 for name, each in declared.items()}
     num_frames = _declared_frames(streams, lengths_s)
     bad_packets = 0
     if not deep and any(each.length_s is None for each in declared.values()):
-        passed = _read_all(container, streams, _Passed.note_time)
+        passed, _ = _read_all(container, streams, _Passed.note_time)
         lengths_s = {name: each.length_s for name, each in passed.items()}
     if deep and streams:
-        decoded = _read_all(container, streams, _decode_packet)
-        problems += _what_is_broken(decoded, declared, is_cut_off=_has(problems, "truncated"))
+        decoded, unread = _read_all(container, streams, _decode_packet)
+        ends_s = {name: each.last_s - origin_s(container) for name, each in decoded.items()}
+        longest_s = max(*ends_s.values(), unread.last_s - origin_s(container))
+        if not _has(problems, "truncated"):
+            problems += _what_is_missing(ends_s, longest_s, declared)
+        problems += _what_is_broken(decoded)
         lengths_s = {name: each.length_s for name, each in decoded.items()}
         num_frames = decoded["video"].num_decoded if "video" in decoded else None
         bad_packets = sum(each.num_bad for each in decoded.values())
@@ -181,10 +189,14 @@ def _declared_frames(
 ) -> int | None:
     if "video" not in streams:
         return None
-    if streams["video"].frames:
-        return int(streams["video"].frames)
+    if streams["video"].frames:  # those that an edit list hides as well
+        return int(streams["video"].frames) - _num_hidden(streams["video"])
     rate = streams["video"].average_rate  # Matroska and AVI count no pictures
     return round(lengths_s["video"] * float(rate)) if rate and lengths_s["video"] else None
+
+
+def _num_hidden(stream: "av.stream.Stream") -> int:
+    return sum(entry.is_discard for entry in stream.index_entries)
 
 
 def _picture(
@@ -227,8 +239,15 @@ def _has(problems: list[Problem], code: str) -> bool:
 
 @dataclass(kw_only=True)
 class _Passed:
-    """What came out of one stream so far; times in seconds, of its packets."""
+    """What came out of one stream so far; times in seconds, of its packets that are shown.
 
+    shown_from_s: what is shown before this never appears
+    has_begun: a key frame was there; in front of the first nothing can be decoded, and nothing is
+        missing, in what was cut out of a longer recording
+    """
+
+    shown_from_s: float = -math.inf
+    has_begun: bool = False
     num_decoded: int = 0
     num_packets: int = 0
     num_bad: int = 0
@@ -240,60 +259,77 @@ class _Passed:
         return 0.0 if self.first_s is None else max(self.last_s - self.first_s, 0.0)
 
     def note_time(self, packet: av.Packet) -> None:
-        tick = packet.pts if packet.pts is not None else packet.dts
-        if tick is None or packet.time_base is None:
+        tick, end = shown_tick(packet), end_tick(packet)
+        if tick is None or end is None or packet.time_base is None:
             return
-        start_s = float(tick * packet.time_base)
+        start_s = max(float(tick * packet.time_base), self.shown_from_s)
         self.first_s = start_s if self.first_s is None else min(self.first_s, start_s)
-        self.last_s = max(self.last_s, start_s + float((packet.duration or 0) * packet.time_base))
+        self.last_s = max(self.last_s, float(end * packet.time_base))
 
 
 def _read_all(
     container: "av.container.InputContainer",
     streams: Mapping[Stream, "av.stream.Stream"],
     take: Callable[[_Passed, av.Packet], None],
-) -> dict[Stream, _Passed]:
-    """Raises ClipError where a budget is spent; nothing that was read is kept."""
+) -> tuple[dict[Stream, _Passed], _Passed]:
+    """What came out of each stream, and of all others only the times.
+
+    Raises ClipError where a budget is spent; nothing that was read is kept.
+    """
     deadline = time.monotonic() + MAX_SECONDS_DEEP
-    passed = {name: _Passed() for name in streams}
+    shown_from_s = 0.0 if hides_negative_times(container) else -math.inf
+    passed = {name: _Passed(shown_from_s=shown_from_s) for name in streams}
+    unread = _Passed(shown_from_s=shown_from_s)
     by_index = {stream.index: passed[name] for name, stream in streams.items()}
     num_bytes = 0
     for stream in streams.values():
         stream.codec_context.thread_count = 1  # many processes decode side by side
     # A file whose packets end too early is told by its length.
     with contextlib.suppress(FFmpegError):
-        for packet in container.demux(list(streams.values())):
+        for packet in container.demux():
+            if packet.stream.index not in by_index:
+                unread.note_time(packet)
+                continue
             take(by_index[packet.stream.index], packet)
             num_bytes += packet.size
             if num_bytes > MAX_PACKET_BYTES:
                 raise ClipError("too_large", f"more than {MAX_PACKET_BYTES >> 20} MiB of packets")
             if time.monotonic() > deadline:
                 raise ClipError("timeout", f"not decoded within {MAX_SECONDS_DEEP:.0f} s")
-    return passed
+    return passed, unread
 
 
 def _decode_packet(decoded: _Passed, packet: av.Packet) -> None:
     if packet.size:  # 0: the flush at the end
         decoded.num_packets += 1
         decoded.note_time(packet)
+    decoded.has_begun = decoded.has_begun or packet.is_keyframe
     try:
         for frame in packet.decode():
             decoded.num_decoded += 1
             decoded.num_bad += bool(frame.is_corrupt)
     except (FFmpegError, ValueError):  # ValueError: not the layout or size it began with
-        decoded.num_bad += 1
+        decoded.num_bad += decoded.has_begun
 
 
-def _what_is_broken(
-    decoded: Mapping[Stream, _Passed],
-    declared: Mapping[Stream, Declared],
-    *,
-    is_cut_off: bool,
+def _what_is_missing(
+    ends_s: Mapping[Stream, float], longest_s: float, declared: Mapping[Stream, Declared]
 ) -> list[Problem]:
-    longest_s = max(each.length_s for each in decoded.values())
+    """Both ends on the file's clock; `longest_s` is that of the last stream to end."""
+    problems = []
+    for name, end_s in ends_s.items():
+        what = {"video": "pictures", "audio": "sound"}[name]
+        promise = declared[name]
+        kept_s = longest_s if promise.is_of_file else end_s
+        if promise.end_s is not None and promise.end_s - kept_s > TRUNCATION_SLACK_S:
+            message = f"{max(end_s, 0.0):.1f} s of {promise.end_s:.1f} s of {what} are there"
+            problems.append(Problem(stream=name, code="truncated", message=message))
+    return problems
+
+
+def _what_is_broken(decoded: Mapping[Stream, _Passed]) -> list[Problem]:
     problems = []
     for name, each in decoded.items():
-        what = {"video": "pictures", "audio": "sound"}[name]
         if not each.num_decoded:
             code = {"video": "no_frames", "audio": "no_samples"}[name]
             message = f"none of {each.num_packets} {name} packets could be decoded"
@@ -301,10 +337,4 @@ def _what_is_broken(
         elif each.num_bad:
             message = f"{each.num_bad} of {each.num_packets} {name} packets are broken"
             problems.append(Problem(stream=name, code="bad_packets", message=message))
-        promise = declared[name]
-        kept_s = longest_s if promise.is_of_file else each.length_s
-        promised_s = promise.length_s or 0.0
-        if not is_cut_off and promised_s - kept_s > TRUNCATION_SLACK_S:
-            message = f"{each.length_s:.1f} s of {promised_s:.1f} s of {what} are there"
-            problems.append(Problem(stream=name, code="truncated", message=message))
     return problems

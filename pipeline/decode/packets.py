@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import av
 
 from pipeline.decode.container import MAX_PACKET_BYTES
-from pipeline.decode.window import Extent, Stop, Window, shown_tick
+from pipeline.decode.window import Extent, Stop, Window, end_tick
 from pipeline.errors import ClipError
+
+# So many packets further on, at most, stands a picture that is shown earlier (H.264, A.3.1).
+_MAX_REORDERED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,10 @@ class VideoPackets:
     def extent(self) -> Extent | None:
         if not self.packets:
             return None
-        return Extent(first=self.packets[0], last=self.packets[-1], stop=self.stop)
+        ends = (end_tick(packet) for packet in self.packets)
+        return Extent(
+            end=max((end for end in ends if end is not None), default=None), stop=self.stop
+        )
 
 
 class VideoPacketReader:
@@ -50,8 +56,10 @@ class VideoPacketReader:
         self._timed = timed
         self._open = deque(enumerate(windows))
         self._held: list[av.Packet] = []
+        # What tells whether a window has all of its pictures: the packet itself, or where times are
+        # not those of its picture the one so many before.
+        self._recent: deque[av.Packet] = deque(maxlen=1 if timed else _MAX_REORDERED + 1)
         self._num_bytes = 0
-        self._first_tick: int | None = None
 
     @property
     def is_done(self) -> bool:
@@ -59,15 +67,14 @@ class VideoPacketReader:
 
     def take(self, packet: av.Packet) -> list[VideoPackets]:
         """The windows that this packet completes."""
-        if self._first_tick is None:
-            self._first_tick = shown_tick(packet)
         if not self._timed and packet.dts is not None:
             packet.pts = packet.dts  # it is FFmpeg's guess else
-        completed = []
-        for index, window in self._open:
+        self._recent.append(packet)
+        completed: list[VideoPackets] = []
+        for index, window in self._open if len(self._recent) == self._recent.maxlen else ():
             if not window.has_begun(packet):
                 break  # nor have the later ones
-            stop = window.stop_at(packet, self._first_tick)
+            stop = window.stop_at(self._recent[0])
             if stop is not None:
                 completed.append(self._give(index, window, stop))
         for done in completed:
@@ -107,9 +114,13 @@ class VideoPacketReader:
     def _first_needed(self, window: Window) -> int:
         if window.start is None:
             return 0
-        groups = [
-            index
-            for index, packet in enumerate(self._held)
-            if packet.is_keyframe and window.is_before(packet)
-        ]
+        groups, key = [], None
+        for index, packet in enumerate(self._held):
+            if packet.is_keyframe:
+                key = index
+            # A group that begins before a cut appears with its first picture that is shown.
+            if key is not None and not packet.is_discard:
+                if window.is_before(packet):
+                    groups.append(key)
+                key = None
         return groups[-2] if len(groups) > 1 else 0

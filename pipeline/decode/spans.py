@@ -26,6 +26,7 @@ from pipeline.decode.container import (
     check_file,
     declared_length,
     find_stream,
+    hides_negative_times,
     is_timed,
     open_container,
     origin_s,
@@ -34,7 +35,7 @@ from pipeline.decode.container import (
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.packets import VideoPacketReader, VideoPackets
 from pipeline.decode.video import Pictures, try_video
-from pipeline.decode.window import Extent, Window, note_lengths
+from pipeline.decode.window import Extent, Window, end_tick, note_lengths
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan, Modality
@@ -113,10 +114,13 @@ class _Open:
             self.pictures = try_video(part, config, self.picture_failures)
 
     def give(
-        self, windows: Mapping[Modality, Window], declared: Mapping[Modality, Declared]
+        self,
+        windows: Mapping[Modality, Window],
+        declared: Mapping[Modality, Declared],
+        unread_end_s: float,
     ) -> DecodedMedia:
         in_order = {name: self.extents[name] for name in declared if name in self.extents}
-        note_lengths(windows, in_order, declared, self.ledger)
+        note_lengths(windows, in_order, declared, unread_end_s, self.ledger)
         self.ledger.extend(self.picture_failures)
         waveform = None if self.sound is None else try_audio(self.sound, self.ledger)
         return DecodedMedia(
@@ -143,22 +147,29 @@ def _decode(
             for each in waiting:
                 each.ledger.add(modality, error, lost=True)
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
-    origin = origin_s(container)
+    origin, hides_negative = origin_s(container), hides_negative_times(container)
     windows = {
         name: [
-            Window.of(each.span, _time_base(stream), origin, config.max_duration_s)
+            Window.of(
+                each.span,
+                _time_base(stream),
+                origin,
+                config.max_duration_s,
+                hides_negative=hides_negative,
+            )
             for each in waiting
         ]
         for name, stream in streams.items()
     }
+    unread = _Unread(origin)
     num_given = 0
     for each in waiting:
         each.missing |= streams.keys()
-    for part in _read_parts(container, streams, windows, config):
+    for part in _read_parts(container, streams, windows, unread, config):
         waiting[part.index - num_given].take(part, config)
         while waiting and not waiting[0].missing:
             on_clocks = {name: windows[name][num_given] for name in streams}
-            yield waiting.popleft().give(on_clocks, declared)
+            yield waiting.popleft().give(on_clocks, declared, unread.end_s)
             num_given += 1
 
 
@@ -172,6 +183,7 @@ def _read_parts(
     container: "av.container.InputContainer",
     streams: Mapping[Modality, "av.stream.Stream"],
     windows: Mapping[Modality, Sequence[Window]],
+    unread: "_Unread",
     config: DecodeConfig,
 ) -> Iterator[VideoPackets | Sound]:
     """Every window's part of every stream, each as soon as its packets are read."""
@@ -187,9 +199,12 @@ def _read_parts(
         return
     clock = _Clock([window.span for window in next(iter(windows.values()))])
     try:
-        for packet in container.demux(list(streams.values())):
+        for packet in container.demux():
             clock.check()
-            reader = readers[packet.stream.index]
+            reader = readers.get(packet.stream.index)
+            if reader is None:
+                unread.note(packet)
+                continue
             if packet.size == 0 or reader.is_done:  # size 0: the flush at the end
                 continue
             for part in reader.take(packet):
@@ -202,6 +217,20 @@ def _read_parts(
     for reader in readers.values():
         for part in reader.finish():
             yield from clock.pause(part)
+
+
+class _Unread:
+    """Where the streams end that are not read. Some containers declare the length of the longest
+    stream alone, which may be a subtitle, a second sound or what is not asked for."""
+
+    def __init__(self, origin_s: Fraction) -> None:
+        self._origin_s = origin_s
+        self.end_s = 0.0
+
+    def note(self, packet: av.Packet) -> None:
+        end = end_tick(packet)
+        if end is not None and packet.time_base:
+            self.end_s = max(self.end_s, float(end * packet.time_base - self._origin_s))
 
 
 class _Clock:

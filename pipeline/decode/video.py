@@ -76,7 +76,7 @@ class Screen:
     shown: int64 [pictures], sorted presentation times; the first is on screen when the window
         starts, or appears in it first
     start, end: when the screen first shows a picture of the window, and when it last does
-    zero:  what times are counted from
+    zero:  what times are counted from: the window's start
     """
 
     shown: NDArray[np.int64]
@@ -88,25 +88,23 @@ class Screen:
 def _on_screen(given: VideoPackets) -> Screen:
     """Raises ClipError where the window shows no picture."""
     window, every = given.window, _presentation_ticks(given.packets)
+    if window.shown_from is not None:
+        every = every[every >= window.shown_from]
     if len(every) == 0:
         raise ClipError("no_frames", "the video stream holds no frame")
     start: float = int(every[0])
-    zero, end = start, start
+    zero = float(window.zero)
     shown = every
     if window.start is not None:
-        zero = float(window.start)
         # The picture that is on screen when the window starts appeared before it.
         before = int(np.searchsorted(every, math.floor(window.start), "right"))
         start = zero if before else start
         shown = every[max(before - 1, 0) :]
-    if window.end is not None:
-        shown = shown[shown < window.past]
-    else:
-        shown = shown[(shown - zero) * float(window.time_base) < window.max_duration_s]
+    shown = shown[shown < (window.limit if window.end is None else window.past)]
     if len(shown) == 0:
         raise ClipError("no_frames", "the picture begins after the span")
     # The last picture stays until the next appears, in the window or after it.
-    end = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
+    end: float = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
     if window.end is not None:
         window_end = float(window.end)
         is_followed = given.stop == "end" or every[-1] >= window.past

@@ -1,0 +1,217 @@
+"""When a file's pictures and its sound are: hidden beginnings, late clocks, late streams."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.decode.clip import decode_still
+from pipeline.decode.inspect import ClipInspection, inspect_clip
+from pipeline.decode.spans import decode_media
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import (
+    ClipKey,
+    DecodedMedia,
+    LocatedClip,
+    MediaSpan,
+    Modality,
+    Utterance,
+)
+from tests.media import AS_TIMED, FPS, pitch_of, tone, write_clip
+
+av.logging.set_level(None)
+
+FRAGMENTS = {**AS_TIMED, "movflags": "frag_keyframe+empty_moov+delay_moov"}
+NO_B = {"qp": "4", "bf": "0", "g": "999"}
+# Extension, FFmpeg's format, picture, its options, sound.
+LATE = {
+    "mkv": (None, "libx264", {"qp": "4"}, "aac"),
+    "webm": (None, "libvpx", {"b": "2M", "deadline": "realtime", "cpu-used": "8"}, "libopus"),
+    "ts": ("mpegts", "libx264", {"qp": "4"}, "aac"),
+    "wmv": ("asf", "wmv2", {"qscale": "2", "flags": "+qscale"}, "wmav2"),
+    "mp4": (None, "libx264", {"qp": "4"}, "aac"),
+}
+
+
+def decoded(
+    path: Path,
+    start_ms: int = 0,
+    end_ms: int | None = None,
+    modalities: tuple[Modality, ...] = ("video", "audio"),
+    max_duration_s: float = 30,
+) -> DecodedMedia:
+    span = MediaSpan(start_ms=start_ms, end_ms=end_ms)
+    return decode_media(path, span, DecodeConfig(max_duration_s=max_duration_s), modalities)
+
+
+def look(path: Path, *, deep: bool) -> ClipInspection:
+    row = Utterance(key=ClipKey("train", 0, 0), text="")
+    return inspect_clip(LocatedClip(utterance=row, path=path), deep=deep)
+
+
+def numbers(media: DecodedMedia) -> list[int]:
+    """Of pictures that name theirs by their grey."""
+    assert media.frames is not None
+    return [round(float(frame[64, 80].mean() - 16) / 3) for frame in media.frames]
+
+
+def middles_of_parts(num_frames: int) -> list[int]:
+    return [int((2 * part + 1) * num_frames / 32) for part in range(16)]
+
+
+def write_cut(path: Path, container_options: dict[str, str]) -> Path:
+    """Two hidden seconds (48 pictures, sound of 200 Hz), then 30 pictures with 440 and 880 Hz."""
+    return write_clip(
+        path,
+        num_frames=78,
+        options=NO_B,
+        sound=np.concatenate([tone([200, 200, 440]), tone([880])[:12_000]]),
+        sound_starts_s=-2,
+        picture_starts_s=-2,
+        container_options=container_options,
+    )
+
+
+def write_late(folder: Path, extension: str, picture_s: float, sound_s: float) -> Path:
+    container_format, codec, options, sound_codec = LATE[extension]
+    return write_clip(
+        folder / f"a.{extension}",
+        codec=codec,
+        options=options,
+        sound=tone([440, 880]),
+        sound_codec=sound_codec,
+        picture_starts_s=picture_s,
+        sound_starts_s=sound_s,
+        container_format=container_format,
+        container_options=AS_TIMED,
+    )
+
+
+# ------------------------------------------------------------------------ what comes before a cut
+
+
+@pytest.mark.parametrize("options", [AS_TIMED, FRAGMENTS], ids=["edit-list", "fragments"])
+def test_what_a_cut_hides_uses_up_nothing_of_the_clip(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    """As `ffmpeg -ss` with `-c copy` and phones write it. FFmpeg marks it but in fragments."""
+    path = write_cut(tmp_path / "a.mp4", options)
+    media = decoded(path, max_duration_s=2)
+    assert media.failures == ()
+    assert numbers(media) == [48 + number for number in middles_of_parts(30)]
+    assert media.times_s is not None
+    assert np.allclose(media.times_s, np.array(middles_of_parts(30)) / FPS, atol=2e-3)
+    assert media.waveform is not None
+    assert len(media.waveform) / 16_000 == pytest.approx(1.25, abs=0.03)
+    assert pitch_of(media.waveform[1_000:15_000]) == pytest.approx(440, abs=3)
+    assert np.abs(np.fft.rfft(media.waveform[:800]))[10] < 3  # nothing of 200 Hz
+
+
+def test_the_limit_counts_from_the_first_picture_shown(tmp_path: Path) -> None:
+    media = decoded(write_cut(tmp_path / "a.mp4", AS_TIMED), max_duration_s=0.5)
+    assert numbers(media) == [48 + number for number in middles_of_parts(12)]
+    assert media.waveform is not None
+    assert len(media.waveform) == pytest.approx(8_000, abs=400)
+    assert {each.message for each in media.failures if each.code == "overlong"} == {
+        "1.2 s long; the first 0 s were used"
+    }
+
+
+@pytest.mark.parametrize("options", [AS_TIMED, FRAGMENTS], ids=["edit-list", "fragments"])
+def test_a_span_of_a_cut_file_counts_from_the_cut(tmp_path: Path, options: dict[str, str]) -> None:
+    media = decoded(write_cut(tmp_path / "a.mp4", options), 500, 1_000)
+    assert media.failures == () or {each.code for each in media.failures} == {"few_frames"}
+    assert sorted(set(numbers(media))) == list(range(60, 72))
+    assert media.waveform is not None
+    assert len(media.waveform) == pytest.approx(8_000, abs=1)
+    assert pitch_of(media.waveform) == pytest.approx(440, abs=5)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_doctor_sees_only_what_a_cut_shows(tmp_path: Path, deep: bool) -> None:
+    found = look(write_cut(tmp_path / "a.mp4", AS_TIMED), deep=deep)
+    assert found.problems == ()
+    assert found.picture is not None
+    assert found.sound is not None
+    assert found.picture.num_frames == 30
+    assert found.picture.length_s == pytest.approx(1.25, abs=0.01)
+    assert found.sound.length_s == pytest.approx(1.25, abs=0.03)
+
+
+# ----------------------------------------------------------------------------------- false alarms
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("late_s", [10, 3_600])
+@pytest.mark.parametrize("extension", LATE)
+def test_a_file_whose_clock_starts_late_is_whole(
+    tmp_path: Path, extension: str, late_s: int
+) -> None:
+    """Recordings of meetings and browsers; Matroska, WebM and ASF declare a length from zero."""
+    path = write_late(tmp_path, extension, late_s, late_s)
+    media = decoded(path)
+    assert media.failures == ()
+    assert np.allclose(numbers(media), middles_of_parts(60), atol=1)
+    assert media.waveform is not None
+    assert len(media.waveform) / 16_000 == pytest.approx(2, abs=0.1)
+    for deep in (False, True):
+        found = look(path, deep=deep)
+        assert found.problems == ()
+        assert found.length_s == pytest.approx(2.5, abs=0.06)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("extension", LATE)
+@pytest.mark.parametrize("late", ["picture", "sound"])
+def test_a_file_of_which_one_stream_starts_late_is_whole(
+    tmp_path: Path, extension: str, late: str
+) -> None:
+    path = write_late(
+        tmp_path, extension, 11 if late == "picture" else 10, 12 - (late == "picture")
+    )
+    assert decoded(path).failures == ()
+    assert look(path, deep=False).problems == ()
+    assert look(path, deep=True).problems == ()
+
+
+def test_a_late_file_that_is_cut_off_is_still_called_so(tmp_path: Path) -> None:
+    path = write_late(tmp_path, "mkv", 10, 10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    codes = {(each.modality, each.code) for each in decoded(path).failures}
+    assert ("video", "truncated") in codes
+    assert "truncated" in {problem.code for problem in look(path, deep=True).problems}
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_the_shorter_stream_asked_for_alone_is_not_cut_off(
+    tmp_path: Path, modality: Modality
+) -> None:
+    """Matroska tells the length of the longest stream, which need not be the one that is read."""
+    path = write_clip(
+        tmp_path / "a.mkv",
+        num_frames=24 if modality == "video" else 72,
+        sound=tone([440, 880, 660] if modality == "video" else [440]),
+    )
+    assert decoded(path, modalities=(modality,)).failures == ()
+
+
+def test_the_still_of_a_late_file_is_its_middle(tmp_path: Path) -> None:
+    still = decode_still(write_late(tmp_path, "mkv", 10, 10), width=80)
+    assert still is not None
+    assert round(float(still.mean() - 16) / 3) == pytest.approx(30, abs=1)
+
+
+# ------------------------------------------------------------------------------------- one clock
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv", "ts"])
+def test_times_of_a_late_picture_count_from_the_sound(tmp_path: Path, extension: str) -> None:
+    path = write_late(tmp_path, extension, 1, 0)
+    for media in (decoded(path), decoded(path, modalities=("video",))):
+        assert numbers(media) == middles_of_parts(60)
+        assert media.times_s is not None
+        assert np.allclose(media.times_s, 1 + np.array(middles_of_parts(60)) / FPS, atol=0.03)
+    later = decoded(path, 1_500, 2_000)
+    assert 11 <= min(numbers(later)) <= 13
+    assert 22 <= max(numbers(later)) <= 24
