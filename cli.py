@@ -26,11 +26,13 @@ from console.options import (
     Cores,
     Corpus,
     DeviceOption,
+    DevShare,
     EvaluationSplit,
     Features,
     FeaturesOfRun,
     FusionOption,
     FutureOption,
+    GroupChoice,
     InputKindOption,
     MeasuredOn,
     MeasuredSplit,
@@ -474,12 +476,17 @@ def train_fusion(
     ] = None,
     seed: Seed = None,
     epochs: MostEpochs = None,
+    dev_share: DevShare = None,
     device: DeviceOption = None,
     config: ConfigFile = None,
     overwrite: OverwriteRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a fusion model on the cached features; dev chooses the epoch."""
+    """Train a fusion model on the cached features; dev chooses the epoch.
+
+    Without a dev cache a share of train's dialogues is dev: the same ones for every seed, and the
+    run remembers which.
+    """
     options = given(
         features=features,
         modalities=modalities_in(modalities),
@@ -487,6 +494,7 @@ def train_fusion(
         start=start,
         out=out,
         seed=seed,
+        dev_share=dev_share,
         device=device,
         overwrite=overwrite,
     )
@@ -538,6 +546,7 @@ def finetune(
         Path | None, typer.Option(help="Folder of the new run.  [default: a new one under runs/]")
     ] = None,
     seed: Seed = None,
+    dev_share: DevShare = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
@@ -578,6 +587,7 @@ def finetune(
         unfreeze=modalities_in(unfreeze, "--unfreeze"),
         out=out,
         seed=seed,
+        dev_share=dev_share,
         device=device,
         precision=precision,
         workers=workers,
@@ -722,13 +732,22 @@ def report(
 
 @app.command(
     epilog="Examples: `meld crossval`   "
-    "`meld crossval --modalities text --context dialogue --folds 5 --seeds 5 --out crossval.json`"
+    "`meld crossval --modalities text --context dialogue --seeds 5 --out crossval.json`   "
+    "`meld crossval --group speaker --folds 10`"
 )
 @_reports_errors
 def crossval(
     features: Features = None,
     folds: Annotated[
-        int | None, typer.Option(help="Parts that the dialogues are dealt to.  [default: 5]")
+        int | None,
+        typer.Option(
+            help="Parts that the groups are dealt to; as many as there are groups leave one out "
+            "at a time.  [default: 5]"
+        ),
+    ] = None,
+    group: Annotated[
+        GroupChoice | None,
+        typer.Option(help="What stays whole: a dialogue or a speaker.  [default: dialogue]"),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings per fold.  [default: 5]")] = None,
     modalities: ModalityNames = None,
@@ -743,13 +762,15 @@ def crossval(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cross-validate on train and dev: folds of dialogues x seeds, all trained together.
+    """Cross-validate on train, and dev if there is one: folds x seeds, all trained together.
 
-    Every row is measured by trainings that saw nothing of its dialogue. Test is not looked at.
+    Every row is measured by trainings that saw nothing of its dialogue, or, with --group speaker,
+    nothing that its speaker says. Test is not looked at.
     """
     options = given(
         features=features,
         folds=folds,
+        group=group,
         seeds=seeds,
         modalities=modalities_in(modalities),
         input=input_kind,
@@ -795,6 +816,7 @@ def ablate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings per cell.  [default: 5]")] = None,
     epochs: MostEpochs = None,
+    dev_share: DevShare = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results.  [default: runs/ablation]")
     ] = None,
@@ -814,6 +836,7 @@ def ablate(
         input=input_kind,
         split=split,
         seeds=seeds,
+        dev_share=dev_share,
         out=out,
         device=device,
     )

@@ -175,6 +175,7 @@ def train_fusion(
     out: AnyPath | None = None,
     seed: int | None = None,
     epochs: int | None = None,
+    dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     config: Config | None = None,
     overwrite: bool = False,
@@ -184,6 +185,8 @@ def train_fusion(
 
     out: the run's folder; None makes a new one under runs/
     start: a trained run to go on from
+    dev_share: this share of train's dialogues chooses the epoch in place of dev, and is not learned
+        from; None is 0.1 where there is no dev cache (`result.dev.set_aside` says which they are)
 
     Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run) or
     RecipeMismatch.
@@ -195,6 +198,7 @@ def train_fusion(
         start=_path(start, "start"),
         out=_path(out, "out"),
         seed=seed,
+        dev_share=dev_share,
         device=device,
         overwrite=overwrite,
     )
@@ -222,6 +226,7 @@ def finetune(
     epochs: int | None = None,
     out: AnyPath | None = None,
     seed: int | None = None,
+    dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] | None = None,
     workers: int | None = None,
@@ -238,6 +243,7 @@ def finetune(
     """Trains the encoders behind a trained fusion run together with it, on raw clips.
 
     run: where to start; None trains a fusion run first
+    dev_share: as in `train_fusion`, of that first run
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
     say: is told in a line what takes long
 
@@ -252,6 +258,7 @@ def finetune(
         unfreeze=modalities_in(unfreeze, "--unfreeze"),
         out=_path(out, "out"),
         seed=seed,
+        dev_share=dev_share,
         device=device,
         precision=precision,
         workers=workers,

@@ -50,6 +50,11 @@ class FusionChoice(StrEnum):
     attention = "attention"
 
 
+class GroupChoice(StrEnum):
+    dialogue = "dialogue"
+    speaker = "speaker"
+
+
 class ContextChoice(StrEnum):
     none = "none"
     dialogue = "dialogue"
@@ -122,6 +127,14 @@ ContextOption = Annotated[
 ]
 FutureOption = Annotated[
     bool, typer.Option("--future", help="With --context dialogue: those said after it as well.")
+]
+DevShare = Annotated[
+    float | None,
+    typer.Option(
+        "--dev-share",
+        help="Share of train's dialogues, above 0 and below 1, that chooses the epoch in place of "
+        "dev and is not learned from.  [default: 0.1 where there is no dev cache, else none]",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="[default: 0]")]
 MostEpochs = Annotated[int | None, typer.Option(help="At most so many.")]

@@ -1,7 +1,12 @@
 """How labels stand in arrays: one class index per row and head, and a mark for "no label"."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+Head = Literal["emotion", "sentiment"]  # of the model; named as the labels that it learns
+HEADS: tuple[Head, ...] = ("emotion", "sentiment")
 
 UNLABELLED = -100  # a row whose corpus gives no label; PyTorch's own mark for it
 

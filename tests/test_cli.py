@@ -310,7 +310,10 @@ def test_ablate_runs_on_the_small_corpus_and_crossval_says_what_it_lacks(
     quick = ("--features", features, "--seeds", 1, "--epochs", 2, "--json")
     crossed = meld("crossval", *quick, "--folds", 2, "--modalities", "text,audio")
     assert crossed.status == 4
-    assert "2 folds need at least 3 dialogues, there are 2" in crossed.err
+    assert "fold 1 of 2 leaves one dialogue" in crossed.err
+    crossed = meld("crossval", *quick, "--folds", 3, "--modalities", "text,audio")
+    assert crossed.status == 2
+    assert "--folds 3: there are 2 dialogues" in crossed.err
     ablated = meld(
         "ablate", *quick, "--fusion", "late,gated", "--modalities", "text", "--out", tmp_path / "a"
     )

@@ -11,6 +11,7 @@ from console.printing import print_json, print_rich
 from fusion.evaluation.bootstrap import Interval
 from fusion.evaluation.test_looks import describe_looks
 from fusion.experiments.ablation import AblationReport
+from fusion.labels import HEADS
 
 
 def show_ablation(result: AblationReport, as_json: bool) -> None:
@@ -30,7 +31,6 @@ def render_ablation(report: AblationReport) -> RenderableType:
     )
     for column in ("modalities", "fusion", "emotion", "sentiment"):
         table.add_column(column)
-    best = max(report.cells, key=lambda cell: np.mean(cell.emotion_f1 or [0.0]))
     for number, cell in enumerate(report.cells):
         first = number == 0 or report.cells[number - 1].modalities != cell.modalities
         table.add_row(
@@ -38,10 +38,17 @@ def render_ablation(report: AblationReport) -> RenderableType:
             cell.fusion,
             _told(cell.emotion_f1, cell.emotion_interval),
             _told(cell.sentiment_f1, None),  # its interval is in the JSON: 80 columns
-            style="bold" if cell is best else "",
+            style="bold" if cell is report.best else "",
         )
-    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines = [
+        f"{head}: not measured: no row has a label of it, in train or in {report.split}"
+        for head in HEADS
+        if all(getattr(cell, f"{head}_mean") is None for cell in report.cells)
+    ]
+    lines += [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
     lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
+    if report.set_aside is not None:
+        lines.append(str(report.set_aside))
     if report.split == "dev":
         lines.append("dev also chose the epochs, which flatters every row alike")
     else:
@@ -51,7 +58,7 @@ def render_ablation(report: AblationReport) -> RenderableType:
 
 def _told(scores: Sequence[float], bounds: Interval | None) -> str:
     if not scores:
-        return "no labels"
+        return "-"
     between = "" if bounds is None else f" [{bounds.low:.3f}, {bounds.high:.3f}]"
     spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
     return f"{np.mean(scores):.3f}{between}{spread}"

@@ -35,6 +35,9 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         table.add_row(name, *map(Text, cells))  # "[...]" is no markup here
     lines = [Text(f"{name}: {each.verdict}", style="bold") for name, each in heads.items()]
     sides = (("A", comparison.test_clips_a), ("B", comparison.test_clips_b))
+    dev = (("A", comparison.set_aside_a), ("B", comparison.set_aside_b))
+    if comparison.split != "test":
+        lines += [Text(f"{side}: {aside}") for side, aside in dev if aside is not None]
     lines += [Text(f"{side}: test clips {clips}") for side, clips in sides if clips is not None]
     if comparison.split == "test":
         looks = (("A", comparison.test_looks_a), ("B", comparison.test_looks_b))
@@ -46,7 +49,8 @@ def _column(head: HeadComparison) -> list[str]:
     """One cell for each of _ROWS."""
     scores = ["-" if value is None else f"{value:.3f}" for value in (head.a, head.b)]
     counts = (head.won, head.lost, head.both_right, head.both_wrong)
-    return [*scores, _signed(head.difference), *map(str, counts)]
+    rows = map(str, counts) if head.rows else ("-" for _ in counts)
+    return [*scores, _signed(head.difference), *rows]
 
 
 def _signed(interval: Interval | None) -> str:

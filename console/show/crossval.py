@@ -6,7 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from console.printing import print_json, print_rich
+from fusion.evaluation.scores import describe_macro
 from fusion.experiments.crossval import CrossvalReport
+from pipeline.schema import EMOTIONS, SENTIMENTS
 
 
 def show_crossval(report: CrossvalReport, out: Path | None, as_json: bool) -> None:
@@ -19,9 +21,12 @@ def show_crossval(report: CrossvalReport, out: Path | None, as_json: bool) -> No
 
 def render_crossval(report: CrossvalReport) -> RenderableType:
     heads = (("emotion", report.emotion), ("sentiment", report.sentiment))
+    by_speaker = report.group == "speaker"
+    dealt = f"{report.groups} speakers, " if by_speaker else ""
     table = Table(
         title=f"{len(report.rows_by_fold)} folds x {report.seeds} seeds of "
-        f"{' + '.join(report.modalities)}; {report.rows} rows, {report.dialogues} dialogues",
+        f"{' + '.join(report.modalities)}; {report.rows} rows of {' and '.join(report.splits)}, "
+        f"{dealt}{report.dialogues} dialogues",
         title_justify="left",
     )
     for column in ("", "mean", "95 % interval", "± seeds", "± folds", "majority"):
@@ -38,12 +43,36 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
                 f"{metric.majority:.3f}",
                 style="bold" if metric.name == "weighted F1" else "",
             )
-    lines = [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines = [
+        f"{head}: not measured: no row has a label of it that a training of other rows learned from"
+        for head, metrics in heads
+        if not metrics
+    ]
+    sizes = {"emotion": len(EMOTIONS), "sentiment": len(SENTIMENTS)}
+    told = (
+        describe_macro(head, metric.classes, sizes[head])
+        for head, metrics in heads
+        for metric in metrics
+    )
+    lines += filter(None, told)
+    lines += [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
     lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
     if report.settings["input"] == "embedding":
         lines.append("the 128-d embeddings are a projection fitted on all of train, without labels")
-    lines.append(
-        "every row is predicted by trainings that saw nothing of its dialogue; the interval says "
-        "how far other dialogues would move the mean"
-    )
+    if by_speaker:
+        lines.append(
+            "every row is predicted by trainings that learned from nothing its speaker says, "
+            "though from what others say in the same dialogues; the interval says how far other "
+            "dialogues would move the mean"
+        )
+        if report.text_context:
+            lines.append(
+                f"the text features were made with {report.text_context} utterances of context: "
+                "what the left-out speaker says stands in those of the others"
+            )
+    else:
+        lines.append(
+            "every row is predicted by trainings that saw nothing of its dialogue; the interval "
+            "says how far other dialogues would move the mean"
+        )
     return Group(table, *lines)

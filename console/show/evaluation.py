@@ -17,6 +17,7 @@ from fusion.evaluation.report import (
     HeadReport,
     JointScores,
     SubsetScores,
+    describe_measured,
     describe_presence,
 )
 from fusion.evaluation.slices import Slice
@@ -45,7 +46,7 @@ def render_report(report: EvalReport) -> RenderableType:
         if each.rows
         for table in (_classes_table(name, each), _confusion_table(name, each))
     ]
-    notes: list[RenderableType] = []
+    notes: list[RenderableType] = [Text(line) for line in describe_measured(report)]
     if report.test_looks:
         notes.append(describe_looks(report.test_looks))
     if report.leakage is not None:
@@ -69,24 +70,25 @@ def _summary_table(report: EvalReport) -> Table:
         model, majority = head.model, head.majority
         table.add_row(
             f"{name}: model",
-            f"{model.accuracy:.3f}",
+            _number(model.accuracy),
             _with_bounds(model.weighted_f1, head.weighted_f1_interval),
-            f"{model.macro_f1:.3f}",
+            _number(model.macro_f1),
             str(head.rows),
             style="bold",
         )
-        numbers = (majority.accuracy, majority.weighted_f1, majority.macro_f1)
-        table.add_row(
-            f"{name}: always {head.majority_label}",
-            *(f"{number:.3f}" for number in numbers),
-            str(head.rows),
-            style="dim",
-        )
+        if not head.not_measured:
+            numbers = (majority.accuracy, majority.weighted_f1, majority.macro_f1)
+            table.add_row(
+                f"{name}: always {head.majority_label}",
+                *map(_number, numbers),
+                str(head.rows),
+                style="dim",
+            )
     return table
 
 
-def _with_bounds(value: float, interval: Interval | None) -> Text:
-    return Text(f"{value:.3f}" if interval is None else str(interval))  # [ ] is no markup here
+def _with_bounds(value: float | None, interval: Interval | None) -> Text:
+    return Text(_number(value) if interval is None else str(interval))  # [ ] is no markup here
 
 
 def _trust_tables(report: EvalReport) -> list[Table]:
@@ -153,7 +155,7 @@ def _classes_table(name: str, head: HeadReport) -> Table:
         table.add_column(column, justify="right")
     for scores, baseline in zip(head.model.classes, head.majority.classes, strict=True):
         numbers = (scores.precision, scores.recall, scores.f1, baseline.f1)
-        table.add_row(scores.label, *(f"{number:.3f}" for number in numbers), str(scores.support))
+        table.add_row(scores.label, *map(_number, numbers), str(scores.support))
     return table
 
 

@@ -13,8 +13,14 @@ def show_training(result: TrainResult, as_json: bool) -> None:
     print_rich(render_report(result.dev))
     print(
         f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}, {result.seconds:.1f} s; "
-        f"next: meld evaluate {result.run}"
+        f"next: {_next(result)}"
     )
+
+
+def _next(result: TrainResult) -> str:
+    if result.has_test:
+        return f"meld evaluate {result.run}"
+    return "meld crossval (no test cache, and dev chose the epoch: these scores flatter)"
 
 
 def show_finetuning(result: FinetuneResult, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.data.set_aside import SetAside
 from fusion.data.split import FusionData
 from fusion.labels import UNLABELLED
 from fusion.model.fusion import InputKind
@@ -36,6 +37,28 @@ def load_split(
         raise InputError(f"{path}: none of {len(data)} rows has an emotion or sentiment label")
     _check_features(data, path)
     return data
+
+
+def load_part(
+    features: Path,
+    split: Split,
+    set_aside: SetAside | None,
+    *,
+    modalities: tuple[Modality, ...] | None,
+    input: InputKind,
+) -> FusionData:
+    """One split as a run knows it: of one that set dialogues of train aside, these are its dev and
+    the others its train. Raises as `load_split`, and MismatchError."""
+    cached = cached_split(split, set_aside)
+    data = load_split(features, cached, modalities=modalities, input=input)
+    if set_aside is None or split == "test":
+        return data
+    return set_aside.part(data, split)
+
+
+def cached_split(split: Split, set_aside: SetAside | None) -> Split:
+    """Whose cache holds a run's split."""
+    return "train" if split == "dev" and set_aside is not None else split
 
 
 def _choose_modalities(

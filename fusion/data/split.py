@@ -1,6 +1,6 @@
 """One split's features and labels as whole tensors, checked before anything trains on them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.labels import UNLABELLED
+from fusion.labels import HEADS, UNLABELLED, Head
 from fusion.model.dialogue import Turns
 from fusion.model.fusion import InputKind
 from pipeline.errors import InputError, RecipeMismatch
@@ -59,7 +59,23 @@ class FusionData:
     @property
     def has_labels(self) -> bool:
         """Of either kind, in any row."""
-        return bool(((self.emotion != UNLABELLED) | (self.sentiment != UNLABELLED)).any())
+        return bool(self.labelled_heads)
+
+    def without_labels(self, heads: Collection[Head]) -> "FusionData":
+        """The same rows, those heads' labels taken away."""
+        if not heads:
+            return self
+        none = torch.full((len(self),), UNLABELLED, dtype=torch.int64)
+        return replace(
+            self,
+            emotion=none if "emotion" in heads else self.emotion,
+            sentiment=none if "sentiment" in heads else self.sentiment,
+        )
+
+    @property
+    def labelled_heads(self) -> tuple[Head, ...]:
+        """Those of which a row has a label."""
+        return tuple(head for head in HEADS if (getattr(self, head) != UNLABELLED).any())
 
     @property
     def turns(self) -> Turns:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.load import load_split
+from fusion.data.load import cached_split, load_part
 from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import interval
 from fusion.evaluation.calibration import calibrate
@@ -22,7 +22,7 @@ from fusion.evaluation.test_looks import record_look
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.decoding import Decoding
 from fusion.inference.predictions import Predictions
-from fusion.labels import UNLABELLED, Labels
+from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.errors import RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 from pipeline.system.files import write_whole
@@ -110,9 +110,10 @@ def open_split(
     """A run and a split's features, made as those that it was trained on."""
     checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
-    data = load_split(
+    data = load_part(
         _features(config, checkpoint, on_progress),
         config.split,
+        checkpoint.set_aside,
         modalities=dims.names,
         input=dims.input,
     )
@@ -147,7 +148,12 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
         features /= hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
     request = EncoderRequest(run=config.run)
     extract(
-        ExtractConfig(data=data, features=features, splits=(config.split,), encoders=request),
+        ExtractConfig(
+            data=data,
+            features=features,
+            splits=(cached_split(config.split, checkpoint.set_aside),),
+            encoders=request,
+        ),
         on_progress,
     )
     return features
@@ -196,17 +202,33 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
             predictions.predicted_emotion,
             checkpoint.emotion_counts,
             dialogue=predictions.dialogue,
+            not_measured=_why_not("emotion", checkpoint.emotion_counts, predictions),
         ),
         sentiment=report_sentiment(
             predictions.sentiment,
             predictions.predicted_sentiment,
             checkpoint.sentiment_counts,
             dialogue=predictions.dialogue,
+            not_measured=_why_not("sentiment", checkpoint.sentiment_counts, predictions),
         ),
+        set_aside=checkpoint.set_aside,
         test_clips=checkpoint.recipe.test_clips,
         calibration=None if decoding is None else _calibration(decoding, predictions),
-        joint=None if decoding is None else score_joint(decoding, predictions),
+        joint=score_joint(decoding, predictions)
+        if decoding and not predictions.untrained
+        else None,
     )
+
+
+def _why_not(head: Head, train_counts: Sequence[int], predictions: Predictions) -> str:
+    """Why there is no score of a head; empty where a row says otherwise."""
+    if head in predictions.untrained:
+        if not any(train_counts):
+            return f"the head is untrained, as no row of train had a label of {head}"
+        return f"the head is untrained, as its loss counted 0 (loss.{head}_weight)"
+    if (getattr(predictions, head) == UNLABELLED).all():
+        return f"no row of {predictions.split} has a label of {head}"
+    return ""
 
 
 def _calibrated(decoding: Decoding | None, predictions: Predictions) -> Predictions:
@@ -235,9 +257,13 @@ def report_emotion(
     train_counts: Sequence[int],
     *,
     dialogue: Labels | None = None,
+    not_measured: str = "",
 ) -> HeadReport:
-    """dialogue: which dialogue each row is of, numbered from 0; None leaves out the intervals."""
-    return _report_head(EMOTIONS, true, predicted, train_counts, dialogue)
+    """dialogue: which dialogue each row is of, numbered from 0; None leaves out the intervals
+
+    not_measured: why, where no row has a label
+    """
+    return _report_head(EMOTIONS, true, predicted, train_counts, dialogue, not_measured)
 
 
 def report_sentiment(
@@ -246,9 +272,10 @@ def report_sentiment(
     train_counts: Sequence[int],
     *,
     dialogue: Labels | None = None,
+    not_measured: str = "",
 ) -> HeadReport:
     """See `report_emotion`."""
-    return _report_head(SENTIMENTS, true, predicted, train_counts, dialogue)
+    return _report_head(SENTIMENTS, true, predicted, train_counts, dialogue, not_measured)
 
 
 def _report_head(
@@ -257,18 +284,23 @@ def _report_head(
     predicted: Labels,
     train_counts: Sequence[int],
     dialogue: Labels | None,
+    not_measured: str,
 ) -> HeadReport:
     f1_interval = accuracy_interval = None
     if dialogue is not None:
         f1_interval = interval(true, predicted, dialogue, len(labels))
         accuracy_interval = interval(true, predicted, dialogue, len(labels), scoring=accuracy_of)
+    rows = int((true != UNLABELLED).sum())
     majority = int(np.argmax(train_counts))
+    known = any(train_counts)  # without labels in train nothing is commonest there
+    said = np.full_like(true, majority if known else UNLABELLED)
     return HeadReport(
         labels=labels,
-        rows=int((true != UNLABELLED).sum()),
+        rows=rows,
         model=score(labels, true, predicted),
-        majority_label=labels[majority],
-        majority=score(labels, true, np.full_like(true, majority)),
+        majority_label=labels[majority] if known else None,
+        majority=score(labels, true if known else said, said),
         weighted_f1_interval=f1_interval,
         accuracy_interval=accuracy_interval,
+        not_measured=(not_measured or "no row has such a label") if rows == 0 else "",
     )

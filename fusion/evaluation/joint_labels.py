@@ -1,6 +1,7 @@
 """Choosing both heads' labels together: fitted on dev, scored against each head's first choice."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -9,20 +10,21 @@ from fusion.evaluation.report import JointScores
 from fusion.evaluation.scores import selection_score, weighted_f1
 from fusion.inference.decoding import Decoding, JointLabels, Pairs, contradicts, decode
 from fusion.inference.predictions import Predictions
-from fusion.labels import UNLABELLED, Labels
+from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.schema import EMOTIONS, SENTIMENTS
 
 # 1/8 to 8. A weight of 0 would leave the sentiment of surprise to the order of the classes.
 _WEIGHTS = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 
 
-def allowed_pairs(emotion: Labels, sentiment: Labels) -> Pairs:
+def allowed_pairs(emotion: Labels, sentiment: Labels, untrained: Collection[Head] = ()) -> Pairs:
     """The pairs that occur in train's labels, int64 [rows] each, UNLABELLED = none.
 
-    Only rows with both labels tell. A class that no such row has may stand beside every class of
+    Only rows with both labels tell; `untrained`: heads that never learned, whose word must not
+    bind the other's. A class that no such row has may stand beside every class of
     the other head: nothing is known of it. Where no row has both, all pairs are allowed.
     """
-    both = (emotion != UNLABELLED) & (sentiment != UNLABELLED)
+    both = (emotion != UNLABELLED) & (sentiment != UNLABELLED) & (not untrained)
     occurs = np.zeros((len(EMOTIONS), len(SENTIMENTS)), np.bool_)
     occurs[emotion[both], sentiment[both]] = True
     unknown_emotion = ~occurs.any(axis=1, keepdims=True)  # [7, 1]

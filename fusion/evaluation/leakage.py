@@ -16,7 +16,7 @@ import numpy as np
 from fusion.evaluation.slices import Slice, measure_slice
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.predictions import Predictions
-from pipeline.cache.format import FeatureCache, read_cache, require_cache
+from pipeline.cache.format import read_cache, require_cache
 from pipeline.errors import MeldError, MismatchError
 from pipeline.schema import EMOTIONS, ClipKey
 
@@ -72,14 +72,18 @@ def read_train_texts(checkpoint: Checkpoint) -> tuple[list[ClipKey], list[str]]:
     """
     path = require_cache(_trained_from(checkpoint), "train")
     cache = read_cache(path, modalities=(), want=())
-    # A fine-tuned run keeps the label counts of the run it started from, maybe of other rows.
-    if not checkpoint.finetuned and _count_emotions(cache) != checkpoint.emotion_counts:
+    aside = () if checkpoint.set_aside is None else checkpoint.set_aside.dialogues
+    rows = np.flatnonzero(~np.isin(cache.dialogue_id, aside)).tolist()
+    emotions = [cache.emotion[row] for row in rows]
+    counts = tuple(map(emotions.count, EMOTIONS))
+    # A fine-tuned run keeps the label counts of the run it started from, maybe of other rows, and
+    # so does one that goes on where train has no emotion.
+    if not checkpoint.finetuned and any(counts) and counts != checkpoint.emotion_counts:
         raise MismatchError(f"{path} no longer holds the rows that the run was trained on")
     keys = [
-        ClipKey("train", int(dialogue), int(utterance))
-        for dialogue, utterance in zip(cache.dialogue_id, cache.utterance_id, strict=True)
+        ClipKey("train", int(cache.dialogue_id[row]), int(cache.utterance_id[row])) for row in rows
     ]
-    return keys, cache.text
+    return keys, [cache.text[row] for row in rows]
 
 
 def _trained_from(checkpoint: Checkpoint) -> Path:
@@ -93,10 +97,6 @@ def _trained_from(checkpoint: Checkpoint) -> Path:
     if features is not None:
         return Path(features)
     return read_checkpoint(Path(str(start))).require_features()
-
-
-def _count_emotions(cache: FeatureCache) -> tuple[int, ...]:
-    return tuple(cache.emotion.count(name) for name in EMOTIONS)
 
 
 def find_leakage(

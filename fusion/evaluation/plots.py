@@ -13,8 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fusion.evaluation.report import EvalReport, HeadReport, describe_presence
+from fusion.evaluation.scores import ClassScores
 from pipeline.system.files import write_whole
 
 MODEL_COLOUR, _MAJORITY = "#2f6fab", "#c3c8cf"
@@ -29,7 +31,10 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
     for figure, draw in ((confusion, _draw_confusion), (classes, _draw_classes)):
         axes = figure.subplots(1, 2, width_ratios=[each[2] + 2 for each in heads])
         for axis, (name, head, _) in zip(axes, heads, strict=True):
-            draw(axis, name, head)
+            if head.not_measured:
+                _draw_nothing(axis, name, head)
+            else:
+                draw(axis, name, head)
         title = f"{report.run} on {report.split} ({describe_presence(report)})"
         figure.suptitle(title, size=11, parse_math=False)  # a folder's name may hold $
     paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
@@ -39,11 +44,17 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
 
 
 def plot_bars(
-    groups: Sequence[str], series: Mapping[str, Sequence[Bar | None]], path: Path, *, title: str
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Bar | None]],
+    path: Path,
+    *,
+    title: str,
+    measured: str,
 ) -> None:
     """A group of bars per name, one bar per series; whiskers are the bounds. Raises StorageError.
 
     series: for each name in the legend a bar for each group, None where there is none
+    measured: what a bar's height is
     """
     figure = Figure(figsize=(2.5 + 1.6 * len(groups), 4.6))
     axis = figure.subplots()
@@ -60,7 +71,7 @@ def plot_bars(
             label=name,
         )
     axis.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
-    axis.set_ylabel("emotion weighted F1")
+    axis.set_ylabel(measured)
     axis.set_title(title)
     tidy(axis)
     axis.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.08))
@@ -97,6 +108,13 @@ def plot_gain(
     save_figure(figure, path)
 
 
+def _draw_nothing(axis: Axes, name: str, head: HeadReport) -> None:
+    """Bars of height 0 would be taken for scores."""
+    axis.axis("off")
+    axis.set_title(f"{name}: not measured")
+    axis.text(0.5, 0.5, head.not_measured, ha="center", va="center", wrap=True, size=9)
+
+
 def _draw_confusion(axis: Axes, name: str, head: HeadReport) -> None:
     """Shade: share of the true class. Number: rows."""
     counts = np.array(head.model.confusion)
@@ -111,28 +129,19 @@ def _draw_confusion(axis: Axes, name: str, head: HeadReport) -> None:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     axis.set_title(
-        f"{name}: accuracy {head.model.accuracy:.3f}, majority {head.majority.accuracy:.3f}"
+        f"{name}: accuracy {_number(head.model.accuracy)}, "
+        f"majority {_number(head.majority.accuracy)}"
     )
     axis.spines[:].set_visible(False)
 
 
 def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
     positions = np.arange(len(head.labels))
-    bars = axis.bar(
-        positions - 0.2,
-        [each.f1 for each in head.model.classes],
-        0.4,
-        label="model",
-        color=MODEL_COLOUR,
-    )
+    places, heights = _known(head.model.classes)
+    bars = axis.bar(places - 0.2, heights, 0.4, label="model", color=MODEL_COLOUR)
     axis.bar_label(bars, fmt="%.2f", size=8, padding=2)
-    axis.bar(
-        positions + 0.2,
-        [each.f1 for each in head.majority.classes],
-        0.4,
-        label=f"always {head.majority_label}",
-        color=_MAJORITY,
-    )
+    places, heights = _known(head.majority.classes)
+    axis.bar(places + 0.2, heights, 0.4, label=f"always {head.majority_label}", color=_MAJORITY)
     names = [f"{each.label}\n({each.support})" for each in head.model.classes]
     axis.set_xticks(positions, names, size=9)
     axis.set_ylim(0, 1.2)  # room for the legend above the tallest bar
@@ -140,11 +149,21 @@ def _draw_classes(axis: Axes, name: str, head: HeadReport) -> None:
     axis.set_xlabel("class (rows)")
     axis.set_ylabel("F1")
     axis.set_title(
-        f"{name}: weighted F1 {head.model.weighted_f1:.3f}, "
-        f"majority {head.majority.weighted_f1:.3f}"
+        f"{name}: weighted F1 {_number(head.model.weighted_f1)}, "
+        f"majority {_number(head.majority.weighted_f1)}"
     )
     tidy(axis)
     axis.legend(frameon=False, loc="upper left", ncols=2)
+
+
+def _known(classes: Sequence[ClassScores]) -> tuple[NDArray[np.int64], list[float]]:
+    """Where the classes that occur stand, and their F1."""
+    known = [(place, each.f1) for place, each in enumerate(classes) if each.f1 is not None]
+    return np.array([place for place, _ in known], dtype=np.int64), [f1 for _, f1 in known]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def tidy(axis: Axes) -> None:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fusion.data.set_aside import SetAside
 from fusion.evaluation.bootstrap import Interval
 from fusion.evaluation.calibration import HeadCalibration
 from fusion.evaluation.error_analysis import ErrorAnalysis
 from fusion.evaluation.leakage import Leakage, NotChecked
-from fusion.evaluation.scores import Scores, selection_score
+from fusion.evaluation.scores import Scores, describe_macro, selection_score
+from fusion.labels import Head
 from pipeline.recipe import TestClips
 from pipeline.schema import Modality, Split
 from pipeline.system.json_values import to_values
@@ -17,17 +19,20 @@ from pipeline.system.json_values import to_values
 class HeadReport:
     """One head's scores over its labelled rows.
 
-    majority: the same numbers for always saying `majority_label`, the commonest in train
+    majority: the same numbers for always saying `majority_label`, the commonest in train; None
+        where train has no such label
     intervals: of the model's scores, over dialogues; None where there are fewer than two
+    not_measured: why there is no score, empty where there is one; `rows` is 0 then
     """
 
     labels: tuple[str, ...]
     rows: int
     model: Scores
-    majority_label: str
+    majority_label: str | None
     majority: Scores
     weighted_f1_interval: Interval | None = None
     accuracy_interval: Interval | None = None
+    not_measured: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class JointScores:
-    """Both heads decoded together, against each head's own first choice.
+    """Both heads decoded together, against each head's own first choice; both have learned.
 
     contradictions: share of rows whose two first choices never occur together in train; decoded
                     together none is left
@@ -93,11 +98,12 @@ class EvalReport:
     """One run on one split. `fingerprint` is that of the features' recipe.
 
     test_clips: which cuts of MELD's test clips the features are of; None where they are of no clip
-    calibration, joint: None for a run without a `Decoding`
+    calibration, joint: None for a run without a `Decoding`; joint also where a head never learned
     subsets:            every choice of the run's modalities; empty where it was not measured
     test_looks: how often test was looked at with this run, this time included; 0 for other splits
     leakage:    what of it stands in train; None for train itself
     errors:     where the run is wrong. Training's own reports have neither of the two
+    set_aside:  the dialogues of train that are the run's dev; None where dev had a cache
     """
 
     run: str
@@ -114,16 +120,22 @@ class EvalReport:
     test_looks: int = 0
     leakage: Leakage | NotChecked | None = None
     errors: ErrorAnalysis | None = None
+    set_aside: SetAside | None = None
 
     @property
     def random_modalities(self) -> tuple[Modality, ...]:
         return tuple(each.modality for each in self.presence if each.random_weights)
 
     @property
-    def score(self) -> float:
-        """What dev chooses by: `selection_score` of the two weighted F1s."""
-        heads = (self.emotion, self.sentiment)
-        return selection_score([head.model.weighted_f1 for head in heads if head.rows])
+    def heads(self) -> tuple[tuple[Head, HeadReport], ...]:
+        return (("emotion", self.emotion), ("sentiment", self.sentiment))
+
+    @property
+    def score(self) -> float | None:
+        """What dev chooses by: `selection_score` of the two weighted F1s; None without any."""
+        f1s = [head.model.weighted_f1 for _, head in self.heads]
+        measured = [f1 for f1 in f1s if f1 is not None]
+        return selection_score(measured) if measured else None
 
     def to_dict(self) -> dict[str, Any]:
         return to_values(self) | {"random_modalities": list(self.random_modalities)}
@@ -137,6 +149,18 @@ def describe_presence(report: EvalReport) -> str:
         for each in report.presence
     ]
     return ", ".join(shares) + describe_test_clips(report.test_clips)
+
+
+def describe_measured(report: EvalReport) -> tuple[str, ...]:
+    """What must be known to read the scores: which rows dev is where it had no cache, heads without
+    a score, and what macro F1 is a mean over."""
+    told = [] if report.set_aside is None else [str(report.set_aside)]
+    for name, head in report.heads:
+        if head.not_measured:
+            told.append(f"{name}: not measured: {head.not_measured}")
+        counted = (head.model.macro_classes, head.majority.macro_classes)
+        told.append(describe_macro(name, counted, len(head.labels)))
+    return tuple(filter(None, told))
 
 
 def describe_test_clips(test_clips: TestClips | None) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +15,18 @@ import numpy as np
 
 from fusion.data.batches import Rows
 from fusion.data.load import load_split
-from fusion.data.split import FusionData, check_recipe, check_trainable
+from fusion.data.set_aside import SetAside, check_share
+from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import Interval, mean_interval
 from fusion.evaluation.modality_subsets import choose_subsets
 from fusion.evaluation.scores import weighted_f1
 from fusion.evaluation.test_looks import record_look
 from fusion.inference.predict import predict
-from fusion.labels import Labels
+from fusion.labels import Head, Labels
 from fusion.model.fusion import InputKind, ModelConfig
 from fusion.model.joins import JOINS, FusionType
 from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.parts import Parts, load_parts
 from fusion.training.train import build_model, check_modalities, choose_device
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.recipe import TestClips
@@ -47,6 +50,7 @@ class AblateConfig:
         run that measures on test counts as one look, written down in `out`
 
     fusions: None takes all; model.fusion, which they replace, is not for choosing
+    dev_share: as in `TrainConfig`
     """
 
     features: Path = Path("features")
@@ -55,6 +59,7 @@ class AblateConfig:
     input: InputKind = "raw"
     split: Literal["dev", "test"] = "dev"
     seeds: int = 5
+    dev_share: float | None = None
     out: Path = Path("runs/ablation")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -62,6 +67,8 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
+        if self.dev_share is not None:
+            check_share(self.dev_share)
         if self.model.fusion != ModelConfig().fusion:
             raise ValueError(_NO_SINGLE_FUSION)
         for name in self.fusions or ():
@@ -102,12 +109,13 @@ class Cell:
         return "+".join(self.modalities)
 
     @property
-    def emotion_mean(self) -> float:
-        return float(np.mean(self.emotion_f1)) if self.emotion_f1 else 0.0
+    def emotion_mean(self) -> float | None:
+        """None without labels."""
+        return float(np.mean(self.emotion_f1)) if self.emotion_f1 else None
 
     @property
-    def sentiment_mean(self) -> float:
-        return float(np.mean(self.sentiment_f1)) if self.sentiment_f1 else 0.0
+    def sentiment_mean(self) -> float | None:
+        return float(np.mean(self.sentiment_f1)) if self.sentiment_f1 else None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
@@ -157,7 +165,10 @@ def read_ablation(path: Path) -> StoredAblation:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationReport:
-    """cells: subset by subset, the smallest first. reused: so many stood there already."""
+    """cells: subset by subset, the smallest first. reused: so many stood there already.
+
+    set_aside: the dialogues of train that are dev; None where dev has a cache
+    """
 
     out: Path
     split: str
@@ -169,6 +180,16 @@ class AblationReport:
     cells: tuple[Cell, ...]
     reused: int
     test_looks: int
+    set_aside: SetAside | None = None
+
+    @property
+    def best(self) -> Cell | None:
+        """By emotion or, where none is measured, by sentiment; None where neither is."""
+        for name in ("emotion_mean", "sentiment_mean"):
+            measured = [cell for cell in self.cells if getattr(cell, name) is not None]
+            if measured:
+                return max(measured, key=attrgetter(name))
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """As `ablation.json`: only what a repeated run says again."""
@@ -180,13 +201,15 @@ class AblationReport:
             "random_modalities": list(self.random_modalities),
             "test_clips": self.test_clips,
             "test_looks": self.test_looks,
+            "set_aside": to_values(self.set_aside),
             "rows": [to_values(cell) for cell in self.cells],
         }
 
 
 def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> AblationReport:
     """Raises UsageError, InputError, StorageError or RecipeMismatch."""
-    train, dev, measured = _load(config)
+    parts, measured = _load(config)
+    train, dev = parts.train, parts.dev
     cells = [
         (subset, fusion)
         for subset in choose_subsets(train.modalities)
@@ -202,8 +225,8 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
         cell = _read_cell(path, subset, fusion)
         if cell is None:
-            parts = [data.select(subset) for data in (train, dev, measured)]
-            cell = _measure_cell(config, fusion, *parts)
+            selected = [data.select(subset) for data in (train, dev, measured)]
+            cell = _measure_cell(config, fusion, *selected)
             write_whole(path, json_bytes(to_values(cell)))
         else:
             reused += 1
@@ -222,32 +245,41 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         cells=tuple(done),
         reused=reused,
         test_looks=looks,
+        set_aside=parts.set_aside,
     )
     write_whole(config.out / RESULT, json_bytes(report.to_dict()))
     from fusion.evaluation.plots import plot_bars  # matplotlib takes seconds to load
 
+    head: Head = "emotion" if any(cell.emotion_f1 for cell in report.cells) else "sentiment"
     series: dict[str, list[Bar | None]] = {}
     for cell in report.cells:
-        series.setdefault(cell.fusion, []).append(_bar(cell))
+        series.setdefault(cell.fusion, []).append(_bar(cell, head))
     plot_bars(
         list(dict.fromkeys(cell.name for cell in report.cells)),
         series,
         config.out / "ablation.png",
         title=f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues",
+        measured=f"{head} weighted F1",
     )
     return report
 
 
-def _load(config: AblateConfig) -> tuple[FusionData, FusionData, FusionData]:
-    """train, dev, and what is measured on"""
-    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
-    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
-    check_trainable(train, dev)
+def _load(config: AblateConfig) -> tuple[Parts, FusionData]:
+    """What is learned from and chooses, and what is measured on; of heads that learn nothing
+    nothing is measured, so their labels are taken away."""
+    parts = load_parts(
+        config.features,
+        modalities=config.modalities,
+        input=config.input,
+        dev_share=config.dev_share,
+        loss=config.fit.loss,
+    )
+    train = parts.train
     if config.split == "dev":
-        return train, dev, dev
+        return parts, parts.dev
     test = load_split(config.features, "test", modalities=train.modalities, input=config.input)
     check_recipe(train.recipe, train.projection_hash, test)
-    return train, dev, test
+    return parts, test.without_labels(parts.untrained)
 
 
 def _hash_cells(
@@ -345,9 +377,9 @@ def _scores(true: Labels, predicted: Labels) -> tuple[float, ...]:
     return tuple(score for score in scores if score is not None)
 
 
-def _bar(cell: Cell) -> Bar | None:
+def _bar(cell: Cell, head: Head) -> Bar | None:
     """None where there are no labels; without an interval its bounds are the mean itself."""
-    if not cell.emotion_f1:
+    mean, bounds = getattr(cell, f"{head}_mean"), getattr(cell, f"{head}_interval")
+    if mean is None:
         return None
-    mean, bounds = float(np.mean(cell.emotion_f1)), cell.emotion_interval
     return (mean, mean, mean) if bounds is None else (mean, bounds.low, bounds.high)

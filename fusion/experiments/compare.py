@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.data.set_aside import SetAside
 from fusion.evaluation.bootstrap import SAMPLES, Interval, difference_interval
 from fusion.evaluation.evaluate import EvaluateConfig, OnProgress, name_of, open_split
 from fusion.evaluation.scores import weighted_f1
 from fusion.evaluation.test_looks import record_look
+from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predict import predict_rows
 from fusion.inference.predictions import Predictions
-from fusion.labels import UNLABELLED, Labels
+from fusion.labels import HEADS, UNLABELLED, Head, Labels
 from pipeline.errors import MismatchError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
@@ -55,6 +57,7 @@ class HeadComparison:
 
     difference: None where fewer than two dialogues have labels
     won:        rows that B has right and A wrong; lost: the reverse
+    not_measured: why there is no score, empty where there is one; `rows` is 0 then
     """
 
     rows: int
@@ -65,9 +68,12 @@ class HeadComparison:
     lost: int
     both_right: int
     both_wrong: int
+    not_measured: str = ""
 
     @property
     def verdict(self) -> str:
+        if self.not_measured:
+            return f"not compared: {self.not_measured}"
         if self.difference is None:
             return "cannot be told: fewer than two dialogues have labels"
         if self.difference.holds_zero:
@@ -80,6 +86,7 @@ class Comparison:
     """test_looks_a, test_looks_b: this time included; 0 for other splits.
 
     test_clips_a, test_clips_b: which cuts of MELD's test clips each reads; None where it reads none
+    set_aside_a, set_aside_b: the dialogues of train that are its dev; None where dev had a cache
     """
 
     run_a: str
@@ -95,6 +102,8 @@ class Comparison:
     test_looks_b: int = 0
     test_clips_a: TestClips | None = None
     test_clips_b: TestClips | None = None
+    set_aside_a: SetAside | None = None
+    set_aside_b: SetAside | None = None
 
     def to_dict(self) -> dict[str, Any]:
         values = to_values(self)
@@ -109,7 +118,7 @@ def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) ->
     Raises MismatchError where the rows are not the same, and what `evaluate` raises.
     """
     sides = (config.run_a, config.features_a), (config.run_b, config.features_b)
-    (a, clips_a), (b, clips_b) = (
+    (a, of_a), (b, of_b) = (
         _predict(EvaluateConfig(run=run, split=config.split, features=features), on_progress)
         for run, features in sides
     )
@@ -124,17 +133,16 @@ def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) ->
         compared,
         test_looks_a=looks_a,
         test_looks_b=looks_b,
-        test_clips_a=clips_a,
-        test_clips_b=clips_b,
+        test_clips_a=of_a.recipe.test_clips,
+        test_clips_b=of_b.recipe.test_clips,
+        set_aside_a=of_a.set_aside,
+        set_aside_b=of_b.set_aside,
     )
 
 
-def _predict(
-    config: EvaluateConfig, on_progress: OnProgress
-) -> tuple[Predictions, TestClips | None]:
+def _predict(config: EvaluateConfig, on_progress: OnProgress) -> tuple[Predictions, Checkpoint]:
     checkpoint, data = open_split(config, on_progress)
-    predictions = predict_rows(checkpoint, data, run=name_of(config.run))
-    return predictions, checkpoint.recipe.test_clips
+    return predict_rows(checkpoint, data, run=name_of(config.run)), checkpoint
 
 
 def match_rows(a: Predictions, b: Predictions) -> Predictions:
@@ -154,10 +162,12 @@ def match_rows(a: Predictions, b: Predictions) -> Predictions:
         )
     order = np.array([place[key] for key in a.keys], dtype=np.int64)
     b = _reorder(b, order)
-    differs = (a.emotion != b.emotion) | (a.sentiment != b.sentiment)
-    differs |= np.array(
+    differs = np.array(
         [one != other for one, other in zip(a.text, b.text, strict=True)], dtype=np.bool_
     )
+    for head in HEADS:
+        if head not in a.untrained and head not in b.untrained:  # else labels are taken away
+            differs |= getattr(a, head) != getattr(b, head)
     if differs.any():
         row = int(np.flatnonzero(differs)[0])
         raise MismatchError(
@@ -185,9 +195,10 @@ def _reorder(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
 def compare_predictions(
     a: Predictions, b: Predictions, *, samples: int = SAMPLES, seed: int = 0
 ) -> Comparison:
-    """Rows matched already; the same seed gives the same numbers."""
+    """Rows matched already; the same seed gives the same numbers. A head that one of the two never
+    learned is not compared."""
     emotion = compare_head(
-        a.emotion,
+        b.emotion if "emotion" in b.untrained else a.emotion,
         a.predicted_emotion,
         b.predicted_emotion,
         a.dialogue,
@@ -196,7 +207,7 @@ def compare_predictions(
         seed=seed,
     )
     sentiment = compare_head(
-        a.sentiment,
+        b.sentiment if "sentiment" in b.untrained else a.sentiment,
         a.predicted_sentiment,
         b.predicted_sentiment,
         a.dialogue,
@@ -212,9 +223,18 @@ def compare_predictions(
         dialogues=len(set(a.dialogue.tolist())),
         samples=samples,
         seed=seed,
-        emotion=emotion,
-        sentiment=sentiment,
+        emotion=dataclasses.replace(emotion, not_measured=_why_not("emotion", emotion, a, b)),
+        sentiment=dataclasses.replace(
+            sentiment, not_measured=_why_not("sentiment", sentiment, a, b)
+        ),
     )
+
+
+def _why_not(head: Head, compared: HeadComparison, a: Predictions, b: Predictions) -> str:
+    sides = [side for side, each in (("A", a), ("B", b)) if head in each.untrained]
+    if sides:
+        return f"the head of {' and '.join(sides)} is untrained"
+    return "" if compared.rows else f"no row of {a.split} has a label of {head}"
 
 
 def compare_head(

@@ -1,10 +1,10 @@
-"""`meld crossval`: folds of dialogues x seeds, all trained together; test stays sealed.
+"""`meld crossval`: folds of dialogues or speakers x seeds, all trained together; test stays sealed.
 
-caches of train (and dev) -> rows in folds, whole dialogues
+caches of train (and dev) -> rows in folds, whole groups: dialogues, or speakers
     │ per fold and seed: one training without the fold; a part of its own dialogues chooses
     │ the epoch, so that nothing is ever chosen on the rows it is measured on
     │ all folds x seeds side by side as one batched model
-    └ per seed: every row predicted once, by the training that did not see its dialogue
+    └ per seed: every row predicted once, by the training that did not see its group
 """
 
 import time
@@ -16,21 +16,29 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, StratifiedGroupKFold
 
 from fusion.data.batches import Rows
 from fusion.data.load import load_split
 from fusion.data.split import FusionData, pool_splits
 from fusion.evaluation.bootstrap import Interval, confusions_by_dialogue, mean_interval
-from fusion.evaluation.scores import Scoring, accuracy_of, macro_f1_of, weighted_f1_of
+from fusion.evaluation.scores import (
+    Scoring,
+    accuracy_of,
+    macro_classes_of,
+    macro_f1_of,
+    value_of,
+    weighted_f1_of,
+)
 from fusion.inference.predict import predict
-from fusion.labels import UNLABELLED, Labels
+from fusion.labels import UNLABELLED, Head, Labels
 from fusion.model.fusion import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.parts import find_untrained
 from fusion.training.train import build_model, check_modalities, choose_device
-from pipeline.errors import InputError, MismatchError
+from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.recipe import TestClips
-from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
+from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
 from pipeline.settings import build_config, describe_config
 from pipeline.system.files import check_out, write_whole
 from pipeline.system.json_values import json_bytes, to_values
@@ -44,13 +52,18 @@ METRICS: dict[str, Scoring] = {
 }
 _CHOOSING = 8  # one in so many dialogues of a training's own chooses its epoch
 
+Group = Literal["dialogue", "speaker"]
 OnProgress = Callable[[int, int], None]  # epochs done, epochs at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossvalConfig:
-    """splits: whose rows are pooled; test is never among them.
+    """splits: whose rows are pooled; None takes train, and dev where it has a cache. Test is never
+        among them
 
+    group: what stays whole. With "speaker" a training sees nothing that the speakers who are
+        measured say, but what others say in the same dialogues; as many folds as there are
+        speakers leave one out at a time
     seed: of the folds; trainings take the seeds 0, 1, ...
     out:  where the JSON goes; None writes none
     """
@@ -58,7 +71,8 @@ class CrossvalConfig:
     features: Path = Path("features")
     modalities: tuple[Modality, ...] | None = None
     input: InputKind = "raw"
-    splits: tuple[Literal["train", "dev"], ...] = ("train", "dev")
+    splits: tuple[Literal["train", "dev"], ...] | None = None
+    group: Group = "dialogue"
     folds: int = 5
     seeds: int = 5
     seed: int = 0
@@ -75,10 +89,16 @@ class CrossvalConfig:
             raise ValueError(f"seeds must be in 1 to 1000, not {self.seeds}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), not {self.seed}")
-        if not self.splits or not set(self.splits) <= {"train", "dev"}:
-            raise ValueError(f"splits are train and dev, not {', '.join(self.splits)}")
-        if len(set(self.splits)) != len(self.splits):
-            raise ValueError(f"each split once, not {', '.join(self.splits)}")
+        if self.splits is not None:
+            if not self.splits or not set(self.splits) <= {"train", "dev"}:
+                raise ValueError(f"splits are train and dev, not {', '.join(self.splits)}")
+            if len(set(self.splits)) != len(self.splits):
+                raise ValueError(f"each split once, not {', '.join(self.splits)}")
+        if self.group == "speaker" and self.model.context != "none":
+            raise UsageError(
+                "--group speaker leaves speakers out, and with --context dialogue a model sees "
+                "what all speakers of a dialogue say; leave one of the two out"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "CrossvalConfig":
@@ -90,17 +110,20 @@ class CrossvalConfig:
 class Metric:
     """One score of one head.
 
-    by_training: [folds][seeds], each on the fold that the training did not see
-    by_seed:     [seeds], on all rows
+    by_training: [folds][seeds], each on the fold that the training did not see; None where no row
+                 of that fold has the head's label, or none that the training learned from
+    by_seed:     [seeds], on all rows that are measured
     interval:    of the mean over seeds, other dialogues being drawn; None for a single dialogue
     majority:    the score of always saying the commonest class
+    classes:     [seeds], how many classes the score is a plain mean over; empty where it is none
     """
 
     name: str
-    by_training: tuple[tuple[float, ...], ...]
+    by_training: tuple[tuple[float | None, ...], ...]
     by_seed: tuple[float, ...]
     interval: Interval | None
     majority: float
+    classes: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -113,16 +136,28 @@ class Metric:
 
     @property
     def over_folds(self) -> float:
-        """Standard deviation of the folds' mean scores."""
-        return float(np.std(np.mean(self.by_training, axis=1)))
+        """Standard deviation of the mean scores of the folds that have one."""
+        folds = [[score for score in fold if score is not None] for fold in self.by_training]
+        return float(np.std([np.mean(fold) for fold in folds if fold]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossvalReport:
-    """seconds: of the trainings alone. emotion and sentiment are empty without such labels."""
+    """seconds: of the trainings alone. emotion and sentiment are empty without such labels.
+
+    splits: those whose rows were pooled
+    groups: how many dialogues or speakers were dealt to the folds
+    speakers_by_fold: who was measured in each; empty where dialogues were dealt
+    text_context: how many previous utterances stand in the features of each
+    """
 
     rows: int
     dialogues: int
+    splits: tuple[Split, ...]
+    group: Group
+    groups: int
+    speakers_by_fold: tuple[tuple[str, ...], ...]
+    text_context: int
     rows_by_fold: tuple[int, ...]
     seeds: int
     modalities: tuple[Modality, ...]
@@ -141,7 +176,9 @@ class CrossvalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Row numbers of one fold: trained on, choosing the epoch, measured. No dialogue is in two."""
+    """Row numbers of one fold: trained on, choosing the epoch, measured. No dialogue is in two; of
+    folds of speakers no speaker is both measured and in one of the others, whose dialogues may be
+    the same."""
 
     train: NDArray[np.int64]
     choose: NDArray[np.int64]
@@ -153,12 +190,24 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
     if config.out is not None:
         check_out(config.out, begins=json_bytes({"format": FORMAT})[:-3])
     data = load_pooled(config)
-    folds = make_folds(data, config.folds, seed=config.seed)
+    folds = make_folds(data, config.folds, seed=config.seed, group=config.group)
     started = time.perf_counter()
     emotion, sentiment = _predict_unseen(config, data, folds, on_progress)
+    by_speaker = config.group == "speaker"
     report = CrossvalReport(
         rows=len(data),
         dialogues=int(data.turns.dialogue.max()) + 1,
+        splits=tuple(dict.fromkeys(key.split for key in data.keys)),
+        group=config.group,
+        groups=len(np.unique(_group_numbers(data, config.group))),
+        speakers_by_fold=tuple(
+            tuple(sorted({data.speaker[row] for row in fold.measure})) for fold in folds
+        )
+        if by_speaker
+        else (),
+        text_context=max(
+            spec.context for spec in data.recipe.encoders if spec.modality in data.modalities
+        ),
         rows_by_fold=tuple(len(fold.measure) for fold in folds),
         seeds=config.seeds,
         modalities=data.modalities,
@@ -180,12 +229,12 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
 def load_pooled(config: CrossvalConfig) -> FusionData:
     """Raises MismatchError where the features have seen the labels of train already."""
     parts: list[FusionData] = []
-    for split in config.splits:
+    for split in _splits(config):
         wanted = parts[0].modalities if parts else config.modalities
         parts.append(load_split(config.features, split, modalities=wanted, input=config.input))
     data = pool_splits(parts)
     tuned = [spec.modality for spec in data.recipe.encoders if spec.weights == "finetuned"]
-    if "train" in config.splits and set(tuned) & set(data.modalities):
+    if "train" in _splits(config) and set(tuned) & set(data.modalities):
         raise MismatchError(
             f"{config.features}: these encoders ({', '.join(tuned)}) were fine-tuned on the labels "
             "of train, so no fold of it is unseen; cross-validate features of frozen encoders"
@@ -193,25 +242,57 @@ def load_pooled(config: CrossvalConfig) -> FusionData:
     return data
 
 
-def make_folds(data: FusionData, folds: int, *, seed: int) -> list[Fold]:
-    """Whole dialogues, emotions spread evenly. Raises InputError where there are too few."""
-    dialogue = data.turns.dialogue.numpy()
-    needed = max(folds, 2) + 1
-    if len(np.unique(dialogue)) < needed:
+def _splits(config: CrossvalConfig) -> tuple[Split, ...]:
+    if config.splits is not None:
+        return config.splits
+    return ("train", "dev") if (config.features / "dev.h5").is_file() else ("train",)
+
+
+def _group_numbers(data: FusionData, group: Group) -> NDArray[np.int64]:
+    """int64 [rows]. Raises InputError where a row is of no speaker and speakers are asked for."""
+    if group == "dialogue":
+        return data.turns.dialogue.numpy()
+    nobody = [key for key, name in zip(data.keys, data.speaker, strict=True) if not name]
+    if nobody:
         raise InputError(
-            f"{folds} folds need at least {needed} dialogues, there are "
-            f"{len(np.unique(dialogue))}; ask for fewer --folds"
+            f"--group speaker: {len(nobody)} of {len(data)} rows name no speaker, such as "
+            f"{nobody[0]}; fill the column Speaker, or leave out whole dialogues"
+        )
+    return data.turns.speaker.numpy()
+
+
+def make_folds(data: FusionData, folds: int, *, seed: int, group: Group = "dialogue") -> list[Fold]:
+    """Whole groups, emotions spread evenly.
+
+    What chooses an epoch are whole dialogues of the training's own rows or, where these are all of
+    one dialogue, whole speakers.
+
+    Raises UsageError for more folds than groups, InputError where a fold leaves too little.
+    """
+    groups, dialogue = _group_numbers(data, group), data.turns.dialogue.numpy()
+    there = len(np.unique(groups))
+    if folds > there:
+        most = f"at most --folds {there}" if there > 1 else "nothing can be left out"
+        raise UsageError(
+            f"--folds {folds}: there {'is' if there == 1 else 'are'} {there} {group}"
+            f"{'' if there == 1 else 's'}, and each is whole in one fold: {most}"
         )
     labels = data.emotion.numpy()
     made = []
-    for number, (rest, measure) in enumerate(_split(labels, dialogue, folds, seed), start=1):
-        among = min(_CHOOSING, len(np.unique(dialogue[rest])))
+    # Dealing spreads labels, and may leave one fold two groups and another none for that.
+    if folds == there:
+        dealt = list(LeaveOneGroupOut().split(groups, groups=groups))
+    else:
+        dealt = _split(labels, groups, folds, seed)
+    for number, (rest, measure) in enumerate(dealt, start=1):
+        kept = dialogue[rest] if len(np.unique(dialogue[rest])) > 1 else groups[rest]
+        among = min(_CHOOSING, len(np.unique(kept)))
         if among < 2:
             raise InputError(
                 f"fold {number} of {folds} leaves one dialogue, which cannot both train and choose "
                 "the epoch; ask for more --folds, or take more dialogues"
             )
-        train, choose = _split(labels[rest], dialogue[rest], among, seed)[0]
+        train, choose = _split(labels[rest], kept, among, seed)[0]
         fold = Fold(train=rest[train], choose=rest[choose], measure=measure)
         _check_fold(data, fold, f"fold {number} of {folds}")
         made.append(fold)
@@ -235,32 +316,44 @@ def _check_fold(data: FusionData, fold: Fold, name: str) -> None:
 
 
 def _split(
-    labels: Labels, dialogue: Labels, folds: int, seed: int
+    labels: Labels, groups: Labels, folds: int, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """[rows] twice -> (the others, its own) rows of each fold; none is without rows."""
     if np.unique(labels, return_counts=True)[1].max() < folds:
         labels = np.zeros_like(labels)  # no class has enough rows to be spread
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # It warns of a class with fewer rows than there are folds: rare emotions are that.
         warnings.simplefilter("ignore", UserWarning)
-        return list(splitter.split(np.zeros(len(labels)), labels, dialogue))
+        made = list(splitter.split(np.zeros(len(labels)), labels, groups))
+    if all(len(own) for _, own in made):
+        return made
+    # Where groups are of very different sizes it may leave a fold empty; sizes alone do not.
+    return list(GroupKFold(folds).split(groups, groups=groups))
 
 
 def _predict_unseen(
     config: CrossvalConfig, data: FusionData, folds: Sequence[Fold], on_progress: OnProgress
 ) -> tuple[Labels, Labels]:
-    """Both heads' labels, int64 [seeds, rows]: of each row by the training that did not see it."""
+    """Both heads' labels, int64 [seeds, rows]: of each row by the training that did not see it;
+    UNLABELLED where that had no such label to learn from, or its loss counts 0."""
     device = choose_device(config.device)
     trainings: list[Training] = []
     unseen: list[Rows] = []
-    for fold in folds:
+    untrained: list[tuple[Head, ...]] = []
+    for number, fold in enumerate(folds, start=1):
         train = data.take(fold.train)
+        untrained.append(find_untrained(train, config.fit.loss))
+        chooses = data.take(fold.choose).without_labels(untrained[-1])
+        if not chooses.has_labels:
+            raise InputError(
+                f"fold {number} of {len(folds)}: none of the {len(chooses)} rows to choose the "
+                "epoch by has a label of what is learned; ask for other --folds"
+            )
         models = [
             build_model(train, config.model, seed=seed).to(device) for seed in range(config.seeds)
         ]
-        rows, choose = (
-            Rows.prepare(models[0], part, device) for part in (train, data.take(fold.choose))
-        )
+        rows, choose = (Rows.prepare(models[0], part, device) for part in (train, chooses))
         unseen.append(Rows.prepare(models[0], data.take(fold.measure), device))
         trainings += [
             Training(model=model, train=rows, dev=choose, seed=seed)
@@ -274,40 +367,50 @@ def _predict_unseen(
         on_progress(done, len(trainings) * config.fit.epochs)
 
     fit_together(trainings, config.fit, follow, cores=num_cores())
-    emotion = np.zeros((config.seeds, len(data)), dtype=np.int64)
-    sentiment = np.zeros_like(emotion)
+    emotion = np.full((config.seeds, len(data)), UNLABELLED, dtype=np.int64)
+    sentiment = np.full_like(emotion, UNLABELLED)
     for number, training in enumerate(trainings):
         place, seed = divmod(number, config.seeds)
         output, rows_of = predict(training.model, unseen[place]), folds[place].measure
-        emotion[seed, rows_of] = output.emotion_logits.argmax(1).cpu().numpy()
-        sentiment[seed, rows_of] = output.sentiment_logits.argmax(1).cpu().numpy()
+        if "emotion" not in untrained[place]:
+            emotion[seed, rows_of] = output.emotion_logits.argmax(1).cpu().numpy()
+        if "sentiment" not in untrained[place]:
+            sentiment[seed, rows_of] = output.sentiment_logits.argmax(1).cpu().numpy()
     return emotion, sentiment
 
 
 def _measure(
     data: FusionData, true: Labels, predicted: Labels, folds: Sequence[Fold], num_classes: int
 ) -> tuple[Metric, ...]:
+    true = np.where(predicted[0] == UNLABELLED, UNLABELLED, true)  # nobody said anything of it
     labelled = true != UNLABELLED
     if not labelled.any():
         return ()
     dialogue = data.turns.dialogue.numpy()
     majority = np.full_like(true, np.bincount(true[labelled]).argmax())
 
-    def score(scoring: Scoring, rows: NDArray[np.int64] | slice, labels: Labels) -> float:
-        confusions = confusions_by_dialogue(true[rows], labels[rows], dialogue[rows], num_classes)
-        return float(scoring(confusions.sum(axis=0)))
+    everywhere = np.arange(len(true))
 
-    everywhere = slice(None)
+    def count(rows: NDArray[np.int64], labels: Labels) -> NDArray[np.int64]:
+        confusions = confusions_by_dialogue(true[rows], labels[rows], dialogue[rows], num_classes)
+        return confusions.sum(axis=0)
+
+    def score(scoring: Scoring, labels: Labels) -> float:
+        return float(scoring(count(everywhere, labels)))
+
     return tuple(
         Metric(
             name=name,
             by_training=tuple(
-                tuple(score(scoring, fold.measure, labels) for labels in predicted)
+                tuple(value_of(scoring, count(fold.measure, labels)) for labels in predicted)
                 for fold in folds
             ),
-            by_seed=tuple(score(scoring, everywhere, labels) for labels in predicted),
+            by_seed=tuple(score(scoring, labels) for labels in predicted),
             interval=mean_interval(true, predicted, dialogue, num_classes, scoring=scoring),
-            majority=score(scoring, everywhere, majority),
+            majority=score(scoring, majority),
+            classes=tuple(int(macro_classes_of(count(everywhere, labels))) for labels in predicted)
+            if scoring is macro_f1_of
+            else (),
         )
         for name, scoring in METRICS.items()
     )

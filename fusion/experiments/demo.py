@@ -14,6 +14,7 @@ import numpy as np
 
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.report import EvalReport
+from fusion.evaluation.scores import Scores
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import one_thread
 from fusion.training.train import TrainConfig, train_seeds
@@ -238,14 +239,20 @@ def _summarise(
         rows=tuple(
             DemoRow(
                 modalities=subset,
-                emotion_f1=tuple(r.emotion.model.weighted_f1 for r in of_subset),
-                sentiment_f1=tuple(r.sentiment.model.weighted_f1 for r in of_subset),
+                emotion_f1=tuple(_f1(r.emotion.model) for r in of_subset),
+                sentiment_f1=tuple(_f1(r.sentiment.model) for r in of_subset),
             )
             for subset, of_subset in zip(SUBSETS, reports, strict=True)
         ),
-        majority_emotion_f1=any_report.emotion.majority.weighted_f1,
-        majority_sentiment_f1=any_report.sentiment.majority.weighted_f1,
+        majority_emotion_f1=_f1(any_report.emotion.majority),
+        majority_sentiment_f1=_f1(any_report.sentiment.majority),
         random_modalities=extraction.recipe.random_modalities,
         seconds=seconds,
         plot=config.out / "demo.png",
     )
+
+
+def _f1(scores: Scores) -> float:
+    """Every row of the generated corpus has both labels."""
+    assert scores.weighted_f1 is not None
+    return scores.weighted_f1

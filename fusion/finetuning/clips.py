@@ -71,6 +71,17 @@ class RawBatch:
         )
 
 
+@dataclass(frozen=True)
+class SomeClips:
+    """Some rows of a store, as if there were no others."""
+
+    store: ClipReader
+    rows: tuple[int, ...]
+
+    def read(self, row: int, modalities: Collection[Modality]) -> DecodedClip:
+        return self.store.read(self.rows[row], modalities)
+
+
 class ClipDataset(Dataset[RawRow]):
     """A split, addressed by (epoch, row): the epoch decides the augmentation, with the seed.
 

@@ -38,11 +38,12 @@ from fusion.inference.encoders import find_encoders_of
 from fusion.inference.predictions import Predictions
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import TrainConfig, count_train_labels, train_fusion
 from pipeline.cache.format import read_header, require_cache
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.find import find_encoders
 from pipeline.encoders.saved import write_encoders
+from pipeline.schema import Split
 from pipeline.system.files import write_whole
 
 
@@ -151,10 +152,11 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
             encoders=config.encoders,
         )
         inputs = [config.run, config.features or start.require_features()]
+        splits = _splits_needed(start.set_aside is None)
     else:
         features = config.features or Path("features")
         header = read_header(require_cache(features, "train"))
-        require_cache(features, "dev")
+        splits = _splits_needed(config.dev_share is None and (features / "dev.h5").is_file())
         choices = find_encoders(
             header.recipe,
             config.modalities or header.recipe.modalities,
@@ -164,9 +166,13 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
             beside=(features,),
         )
         inputs = [features]
-    read_corpus(config.data, ("train", "dev"))
+    read_corpus(config.data, splits)
     inputs += [path for path in (config.data, config.features, config.store) if path]
     return inputs + [choice.path for choice in choices if choice.path is not None]
+
+
+def _splits_needed(has_dev: bool) -> tuple[Split, ...]:
+    return ("train", "dev") if has_dev else ("train",)
 
 
 def _train_start(job: FinetuneJob) -> None:
@@ -180,6 +186,7 @@ def _train_start(job: FinetuneJob) -> None:
             out=job.run,
             overwrite=True,
             seed=job.seed,
+            dev_share=job.dev_share,
             device=job.hardware.device,
         )
     )
@@ -243,21 +250,26 @@ def _finish(
     history = tuple(read_history(run / HISTORY))
     worker = Worker(device=torch.device(job.hardware.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
-    predictions = Predictions.of(run.name, live.dev.data, output)
+    predictions = Predictions.of(run.name, live.dev.data, output, untrained=live.untrained)
     labels = live.train.data
-    allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy())
+    allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy(), live.untrained)
+    here = count_train_labels(labels)
     recipe = write_encoders(run, dict(model.encoders.items()), live.recipe, live.unfrozen)
     checkpoint = Checkpoint(
         model=model.fusion.cpu().eval(),
         recipe=recipe,
         projection_hash=None,
-        emotion_counts=live.start.emotion_counts,
-        sentiment_counts=live.start.sentiment_counts,
+        emotion_counts=live.start.emotion_counts if any(live.start.emotion_counts) else here[0],
+        sentiment_counts=(
+            live.start.sentiment_counts if any(live.start.sentiment_counts) else here[1]
+        ),
         settings=job.settings,
         features=run.absolute() / "features",
         finetuned=live.unfrozen,
         data=job.data,
         decoding=fit_decoding(predictions, allowed),
+        untrained=live.untrained,
+        set_aside=live.start.set_aside,
     )
     best = max(history, key=lambda result: result.score)
     result = FinetuneResult(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from fusion.data.set_aside import check_share
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
@@ -37,6 +38,8 @@ class FinetuneConfig:
     store:      where decoded clips are kept; None takes <features>/decoded
     encoders:   the fine-tuned run whose encoders made the features; None takes that which they
                 recorded
+    dev_share:  as in `TrainConfig`, of the fusion model that is trained first; what a given run set
+                aside stays aside
     out:        None makes a name under runs/; --resume needs it
     """
 
@@ -50,6 +53,7 @@ class FinetuneConfig:
     overwrite: bool = False
     resume: bool = False
     seed: int = 0
+    dev_share: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     workers: int = 1
@@ -63,6 +67,8 @@ class FinetuneConfig:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        if self.dev_share is not None:
+            check_share(self.dev_share)
         for name in ("modalities", "unfreeze"):
             chosen = getattr(self, name)
             if chosen is not None and (not chosen or set(chosen) - set(MODALITIES)):
@@ -158,6 +164,7 @@ class FinetuneJob:
     encoders: Path | None
     hardware: Hardware
     seed: int
+    dev_share: float | None
     workers: int
     address: str | None
     tune: TuneConfig
@@ -201,6 +208,7 @@ def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJo
         encoders=config.encoders,
         hardware=hardware,
         seed=config.seed,
+        dev_share=config.dev_share,
         workers=config.workers,
         address=config.address,
         tune=config.tune,

@@ -2,25 +2,29 @@
 made of them, compared with the cache before anything is trained."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from fusion.data.load import load_split
+from fusion.data.set_aside import SetAside
 from fusion.data.split import FusionData, check_recipe
-from fusion.finetuning.clips import ClipDataset, Collate
+from fusion.finetuning.clips import ClipDataset, ClipReader, Collate, SomeClips
 from fusion.finetuning.endtoend import EndToEnd, LearningRates
 from fusion.finetuning.job import FinetuneJob
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
+from fusion.labels import Head
+from fusion.training.parts import check_choosable, find_untrained
 from pipeline.cache.format import read_cache, read_header
 from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
 from pipeline.corpus.clips import locate_clips
 from pipeline.encode import Encoders
-from pipeline.encoders.encoder import EncoderChoice
+from pipeline.encoders.augment import CONCERNS, AugmentConfig
+from pipeline.encoders.encoder import AnyPreparation, EncoderChoice
 from pipeline.encoders.registry import find_entry, prepare_for
 from pipeline.errors import ParityError, RecipeMismatch, UsageError
 from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
@@ -42,12 +46,14 @@ class Watch:
 # of batching alone give features that differ in the third digit.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.25}
 _PARITY_ROWS = 16
-_LABELLED_SPLITS: tuple[Split, Split] = ("train", "dev")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveData:
-    """recipe: of features that these encoders give, in the precision of training."""
+    """recipe: of features that these encoders give, in the precision of training
+
+    untrained: heads that no label reaches, here or in the start; dev has no labels of them
+    """
 
     job: FinetuneJob
     start: Checkpoint
@@ -56,6 +62,7 @@ class LiveData:
     recipe: FeatureRecipe
     train: ClipDataset
     dev: ClipDataset
+    untrained: tuple[Head, ...]
 
 
 def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
@@ -76,18 +83,24 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
         # A run on the text of a cache that also has pictures needs no decoding.
         decode=start.recipe.decode if set(start.dims.names) & set(MEDIA) else None,
     )
-    train, dev = (
-        _open_split(split, job, start, unfrozen, choices, watch or Watch())
-        for split in _LABELLED_SPLITS
-    )
+    train, dev = _open_parts(job, start, unfrozen, watch or Watch())
+    untrained = find_untrained(train.data, job.tune.loss, start)
+    dev = replace(dev, data=dev.data.without_labels(untrained))
+    check_choosable(dev.data, untrained)
+    preparations = {
+        choice.spec.modality: prepare_for(choice, start.recipe.decode)
+        for choice in choices
+        if choice.spec.modality in unfrozen
+    }
     return LiveData(
         job=job,
         start=start,
         unfrozen=unfrozen,
         choices=choices,
         recipe=recipe,
-        train=train,
-        dev=dev,
+        train=train.as_dataset(preparations, augment=job.tune.augment, seed=job.seed),
+        dev=dev.as_dataset(preparations, augment=None, seed=job.seed),
+        untrained=untrained,
     )
 
 
@@ -128,6 +141,20 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
             raise UsageError(
                 f"tune.learning_rates.{name} = {rate}: no {name} encoder learns here; leave it out"
             )
+    for setting, modality in CONCERNS.items():
+        strength = getattr(job.tune.augment, setting)
+        if modality not in unfrozen and strength != getattr(AugmentConfig(), setting):
+            raise UsageError(
+                f"tune.augment.{setting} = {strength}: no {modality} encoder learns here; leave it "
+                "out"
+            )
+    aside = None if start.set_aside is None else start.set_aside.share
+    if job.dev_share is not None and job.dev_share != aside:
+        raise UsageError(
+            f"--dev-share {job.dev_share}: {job.run} "
+            + (f"set {aside} of train aside" if aside else "learned from all of train")
+            + ", and what chose its epoch must choose here; leave it out"
+        )
     if job.address is not None and job.workers == 1 and not _needs_clips(start, unfrozen):
         raise UsageError(
             f"--address {job.address}: one worker trains here, and there is no clip to decode; ask "
@@ -151,37 +178,71 @@ def _retuned(spec: EncoderSpec, job: FinetuneJob, unfrozen: tuple[Modality, ...]
     return replace(spec, precision=job.hardware.precision)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Clips:
+    """Rows with their annotations and, where media are read, their decoded clips."""
+
+    data: FusionData
+    utterances: Sequence[Utterance]
+    store: ClipReader | None
+
+    def part(self, set_aside: SetAside, split: Literal["train", "dev"]) -> "_Clips":
+        """Of all of train; see `SetAside.part`."""
+        rows = tuple(set_aside.rows(self.data, split).tolist())
+        return _Clips(
+            data=set_aside.part(self.data, split),
+            utterances=[self.utterances[row] for row in rows],
+            store=None if self.store is None else SomeClips(self.store, rows),
+        )
+
+    def as_dataset(
+        self,
+        preparations: Mapping[Modality, AnyPreparation],
+        *,
+        augment: AugmentConfig | None,
+        seed: int,
+    ) -> ClipDataset:
+        """Raises RecipeMismatch where an encoder finds nothing in what the cache has."""
+        clips = ClipDataset(
+            self.data,
+            self.utterances,
+            preparations,
+            store=self.store,
+            augment=augment,
+            seed=seed,
+        )
+        for modality, rows in clips.lost.items():
+            raise RecipeMismatch(
+                f"{self.data.keys[rows[0]]}: the cache has its {modality}, and its encoder finds "
+                f"none here ({len(rows)} such rows); extract again with the libraries that are "
+                "here now"
+            )
+        return clips
+
+
+def _open_parts(
+    job: FinetuneJob, start: Checkpoint, unfrozen: tuple[Modality, ...], watch: Watch
+) -> tuple[_Clips, _Clips]:
+    """What is learned from, and what chooses the epoch: as in the start."""
+    train = _open_split("train", job, start, unfrozen, watch)
+    if start.set_aside is None:
+        return train, _open_split("dev", job, start, unfrozen, watch)
+    return train.part(start.set_aside, "train"), train.part(start.set_aside, "dev")
+
+
 def _open_split(
     split: Split,
     job: FinetuneJob,
     start: Checkpoint,
     unfrozen: tuple[Modality, ...],
-    choices: tuple[EncoderChoice, ...],
     watch: Watch,
-) -> ClipDataset:
+) -> _Clips:
     data = load_split(job.features, split, modalities=start.dims.names, input="raw")
     check_recipe(start.recipe, start.projection_hash, data)
     utterances = _read_rows(split, job, start)
     store = _open_store(split, utterances, job, start, unfrozen, watch)
     _check_presence(data, store, unfrozen, job)
-    clips = ClipDataset(
-        data,
-        utterances,
-        {
-            choice.spec.modality: prepare_for(choice, start.recipe.decode)
-            for choice in choices
-            if choice.spec.modality in unfrozen
-        },
-        store=store,
-        augment=job.tune.augment if split == "train" else None,
-        seed=job.seed,
-    )
-    for modality, rows in clips.lost.items():
-        raise RecipeMismatch(
-            f"{data.keys[rows[0]]}: the cache has its {modality}, and its encoder finds none here "
-            f"({len(rows)} such rows); extract again with the libraries that are here now"
-        )
-    return clips
+    return _Clips(data=data, utterances=utterances, store=store)
 
 
 def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Utterance]:

@@ -20,7 +20,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fusion.data.set_aside import SetAside
 from fusion.inference.decoding import Decoding
+from fusion.labels import HEADS, Head
 from fusion.model.fusion import FusionDims, FusionModel
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.recipe import FeatureRecipe
@@ -40,7 +42,10 @@ class Checkpoint:
     """A trained model and where it came from.
 
     recipe, projection_hash: how the features it understands were made
-    emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source
+    emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source. Of a
+                run that went on from another, the other's where train has no such label
+    untrained:  heads that no label ever reached; what they say is noise
+    set_aside:  the dialogues of train that stood in for dev; None where dev had a cache
     settings:   the training settings, for the record
     features:   the folder it was trained from; None in a run that is passed on without it
     finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
@@ -61,11 +66,15 @@ class Checkpoint:
     encoders_run: str | None = None
     data: Path | None = None
     decoding: Decoding | None = None
+    untrained: tuple[Head, ...] = ()
+    set_aside: SetAside | None = None
 
     def __post_init__(self) -> None:
         wanted = (len(EMOTIONS), len(SENTIMENTS))
         if (len(self.emotion_counts), len(self.sentiment_counts)) != wanted:
             raise ValueError(f"label counts need {wanted} entries")
+        if len(set(self.untrained)) == len(HEADS):
+            raise ValueError("a run of which no head learned is none")
 
     @property
     def dims(self) -> FusionDims:
@@ -107,18 +116,21 @@ def read_checkpoint(run: Path) -> Checkpoint:
         # Built without storage: a damaged config must not be able to ask for all memory.
         with torch.device("meta"):
             model = FusionModel(FusionDims.from_dict(config["dims"]))
+        counts = {head: _counts(config["label_counts"][head]) for head in HEADS}
         checkpoint = Checkpoint(
             model=model,
             recipe=FeatureRecipe.from_json(json.dumps(config["recipe"])),
             projection_hash=config["projection_hash"],
-            emotion_counts=_counts(config["label_counts"]["emotion"]),
-            sentiment_counts=_counts(config["label_counts"]["sentiment"]),
+            emotion_counts=counts["emotion"],
+            sentiment_counts=counts["sentiment"],
             settings=_settings(config["settings"]),
             features=_folder(config["features"]),
             finetuned=_modalities(config["finetuned"]),
             encoders_run=_name(config.get("encoders_run")),
             data=_folder(config["data"]),
             decoding=_decoding(config["decoding"]),
+            untrained=_untrained(config.get("untrained"), counts),
+            set_aside=_set_aside(config.get("set_aside")),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise CacheCorrupt(f"{run / CONFIG}: not a run's description ({error!r})") from error
@@ -149,6 +161,8 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoders_run": checkpoint.encoders_run,
         "data": None if checkpoint.data is None else str(checkpoint.data),
         "decoding": None if checkpoint.decoding is None else checkpoint.decoding.to_dict(),
+        "untrained": checkpoint.untrained,
+        "set_aside": None if checkpoint.set_aside is None else checkpoint.set_aside.to_dict(),
         "settings": checkpoint.settings,
         "versions": {name: _version(name) for name in ("meld", "torch", "safetensors")},
     }
@@ -185,6 +199,20 @@ def _name(value: Any) -> str | None:
 
 def _decoding(values: Any) -> Decoding | None:
     return None if values is None else Decoding.from_dict(values)
+
+
+def _untrained(values: Any, counts: Mapping[Head, tuple[int, ...]]) -> tuple[Head, ...]:
+    """Absent in the runs of earlier versions, where a head without a label in train is one."""
+    if values is None:
+        return tuple(head for head in HEADS if not any(counts[head]))
+    if not isinstance(values, list) or any(value not in HEADS for value in values):
+        raise ValueError(f"{values!r} are no heads")
+    return tuple(values)
+
+
+def _set_aside(values: Any) -> SetAside | None:
+    """Absent in the runs of earlier versions, whose dev had a cache."""
+    return None if values is None else SetAside.from_dict(values)
 
 
 def _version(package: str) -> str:

@@ -29,7 +29,7 @@ def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predi
     _check_dims(checkpoint, data)
     model = checkpoint.model
     output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
-    return Predictions.of(run, data, output)
+    return Predictions.of(run, data, output, untrained=checkpoint.untrained)
 
 
 def _check_dims(checkpoint: Checkpoint, data: FusionData) -> None:

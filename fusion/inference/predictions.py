@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.data.split import FusionData
-from fusion.labels import Labels
+from fusion.labels import Head, Labels
 from fusion.model.fusion import FusionOutput
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 
@@ -16,6 +16,8 @@ class Predictions:
     """One run on one split, in the split's order.
 
     emotion, sentiment: int64 [rows], the true labels, UNLABELLED = none
+    untrained:          heads that never learned. Nothing that they say is measured, so their true
+                        labels are taken away here: all UNLABELLED
     emotion_logits:     float64 [rows, 7], in the order of EMOTIONS
     sentiment_logits:   float64 [rows, 3], in the order of SENTIMENTS
     present:            bool [rows, modalities], columns as in `modalities`
@@ -32,6 +34,7 @@ class Predictions:
     sentiment: Labels
     emotion_logits: NDArray[np.float64]
     sentiment_logits: NDArray[np.float64]
+    untrained: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
         wanted = {
@@ -48,7 +51,10 @@ class Predictions:
                 raise ValueError(f"{name} must be {shape}, not {np.shape(getattr(self, name))}")
 
     @classmethod
-    def of(cls, run: str, data: FusionData, output: FusionOutput) -> "Predictions":
+    def of(
+        cls, run: str, data: FusionData, output: FusionOutput, *, untrained: tuple[Head, ...] = ()
+    ) -> "Predictions":
+        data = data.without_labels(untrained)
         return cls(
             run=run,
             split=data.split,
@@ -61,6 +67,7 @@ class Predictions:
             sentiment=data.sentiment.numpy(),
             emotion_logits=output.emotion_logits.cpu().double().numpy(),
             sentiment_logits=output.sentiment_logits.cpu().double().numpy(),
+            untrained=untrained,
         )
 
     def __len__(self) -> int:

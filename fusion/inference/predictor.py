@@ -4,7 +4,7 @@ clips -> encode_clips -> features -> fusion model -> logits -> temperatures, joi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,16 @@ from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip
 class Probabilities:
     """One row per clip, in order.
 
-    emotion, sentiment: float64 [rows, 7] and [rows, 3], calibrated, each row adds up to 1
-    labels:   both heads' labels chosen together; without a fitted `Decoding` each head's first
+    emotion, sentiment: float64 [rows, 7] and [rows, 3], calibrated, each row adds up to 1; None
+              where the run's head never learned
+    labels:   both heads' labels chosen together; without a fitted `Decoding` each head's first;
+              UNLABELLED of a head that never learned
     present:  bool [rows, modalities], columns as in the run's modalities
     failures: why a modality is not there, in the clips' order
     """
 
-    emotion: NDArray[np.float64]
-    sentiment: NDArray[np.float64]
+    emotion: NDArray[np.float64] | None
+    sentiment: NDArray[np.float64] | None
     labels: JointLabels
     present: NDArray[np.bool_]
     failures: tuple[ClipFailure, ...]
@@ -92,9 +94,14 @@ class Predictor:
         data = self._to_data(encoded)
         predictions = predict_rows(self.checkpoint, data, run=self.name)
         emotion, sentiment = self._temperatures
+        untrained = self.checkpoint.untrained
         return Probabilities(
-            emotion=np.exp(emotion.log_probabilities(predictions.emotion_logits)),
-            sentiment=np.exp(sentiment.log_probabilities(predictions.sentiment_logits)),
+            emotion=None
+            if "emotion" in untrained
+            else np.exp(emotion.log_probabilities(predictions.emotion_logits)),
+            sentiment=None
+            if "sentiment" in untrained
+            else np.exp(sentiment.log_probabilities(predictions.sentiment_logits)),
             labels=self._labels(predictions),
             present=predictions.present,
             failures=tuple(failure for clip in encoded for failure in clip.failures),
@@ -109,12 +116,15 @@ class Predictor:
 
     def _labels(self, predictions: Predictions) -> JointLabels:
         if self.checkpoint.decoding is None:
-            return JointLabels(
+            labels = JointLabels(
                 emotion=predictions.predicted_emotion, sentiment=predictions.predicted_sentiment
             )
-        return decode(
-            self.checkpoint.decoding, predictions.emotion_logits, predictions.sentiment_logits
-        )
+        else:
+            labels = decode(
+                self.checkpoint.decoding, predictions.emotion_logits, predictions.sentiment_logits
+            )
+        none = np.full(len(predictions), UNLABELLED, dtype=np.int64)
+        return replace(labels, **dict.fromkeys(self.checkpoint.untrained, none))
 
     def _to_data(self, clips: Sequence[ClipFeatures]) -> FusionData:
         """The same values that a cache would hold; labels are nobody's business here."""

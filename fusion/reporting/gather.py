@@ -97,8 +97,10 @@ def gather(
         versions=_versions(run),
         history=_history(run),
         stills=stills,
-        # With one modality there is nothing to share out.
-        shapley=explain_modalities(checkpoint, by_subset) if len(by_subset) > 1 else None,
+        # With one modality there is nothing to share out, and an untrained head decides nothing.
+        shapley=explain_modalities(checkpoint, by_subset)
+        if len(by_subset) > 1 and "emotion" not in checkpoint.untrained
+        else None,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation.report import HeadReport
+from fusion.evaluation.report import HeadReport, describe_measured
 from fusion.experiments.ablation import StoredAblation, read_ablation
 from fusion.experiments.compare import Comparison, compare_predictions, match_rows
 from fusion.reporting.gather import RunReport, gather
@@ -76,9 +76,8 @@ def render_page(
     """command: which makes the page again."""
     environment = page_environment("fusion.reporting", "page_templates")
     environment.filters.update(
-        number=lambda value: f"{value:.3f}",
+        number=lambda value: "–" if value is None else f"{value:.3f}",
         signed=lambda value: f"{value:+z.3f}".replace("-", "−"),
-        score=lambda value: "–" if value is None else f"{value:.3f}",
         percent=lambda share: f"{share:.0%}",
         mean_spread=_mean_spread,
         flat=_flat,
@@ -92,6 +91,7 @@ def render_page(
         charts=[draw_charts(run) for run in runs],
         scale=_scale(runs),
         differences=_differences(runs),
+        measured=[describe_measured(run.evaluation) for run in runs],
     )
 
 
@@ -124,9 +124,12 @@ def _scale(runs: Sequence[RunReport]) -> tuple[float, float]:
     values = [
         value
         for run in runs
-        for head in (run.evaluation.emotion, run.evaluation.sentiment)
+        for _, head in run.evaluation.heads
         for value in (head.model.weighted_f1, head.majority.weighted_f1, *_bounds(head))
+        if value is not None
     ]
+    if not values:
+        return (0.0, 1.0)
     low, high = math.floor(10 * min(values)) / 10, min(1.0, math.ceil(10 * max(values)) / 10)
     low = min(low, high - 0.1)  # where all are the same
     return (low, high) if low >= 0 else (0.0, 0.1)
@@ -153,7 +156,7 @@ def _bounds(head: HeadReport) -> tuple[float, ...]:
 
 def _mean_spread(values: Sequence[float]) -> str:
     if not values:
-        return "none"
+        return "–"
     spread = f" ± {np.std(values):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 

@@ -10,11 +10,12 @@ from pipeline.errors import CacheCorrupt, StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels.
+    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels
+    or the head learns from none.
 
     Where training starts from a trained model, that is epoch 0, with no train_loss.
 
-    score: their mean, by which the best epoch is chosen
+    score: the mean of those that there are, by which the best epoch is chosen
     """
 
     epoch: int

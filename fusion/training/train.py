@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from fusion.data.batches import Rows
-from fusion.data.load import load_split
-from fusion.data.split import FusionData, check_recipe, check_trainable
+from fusion.data.set_aside import check_share
+from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.evaluate import report_of, report_subsets
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.modality_subsets import predict_subsets
@@ -29,6 +29,7 @@ from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
+from fusion.training.parts import Parts, load_parts
 from fusion.training.run_folder import HISTORY, METRICS, open_run
 from fusion.training.warm_start import check_shape, inherit, take_weights
 from pipeline.errors import StorageError, UsageError
@@ -46,6 +47,9 @@ class TrainConfig:
         `from_mapping` takes settings over from it; the constructor takes this class's defaults
 
     modalities: None takes all that the caches have; out: None makes a name under runs/.
+    dev_share: this share of train's dialogues chooses the epoch, and is not learned from; a dev
+        cache is not read then. None takes the dev cache or, where there is none, 0.1. Which
+        dialogues these are follows from train's labels, not from `seed`
     """
 
     features: Path = Path("features")
@@ -55,12 +59,15 @@ class TrainConfig:
     out: Path | None = None
     overwrite: bool = False
     seed: int = 0
+    dev_share: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
+        if self.dev_share is not None:
+            check_share(self.dev_share)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
 
@@ -91,6 +98,7 @@ class TrainResult:
 
     train, dev: measured with the best epoch's weights
     best_epoch: 0 where training had a start and nothing was better on dev
+    has_test: there is a test cache beside those that it was trained on
     """
 
     run: Path
@@ -99,6 +107,7 @@ class TrainResult:
     seconds: float
     train: EvalReport
     dev: EvalReport
+    has_test: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return to_values(self) | {"train": self.train.to_dict(), "dev": self.dev.to_dict()}
@@ -107,7 +116,8 @@ class TrainResult:
 def train_fusion(
     config: TrainConfig, on_epoch: Callable[[EpochResult], None] = lambda result: None
 ) -> TrainResult:
-    """Trains on train, chooses the epoch on dev, never looks at test.
+    """Trains on train, chooses the epoch on dev, never looks at test. Without a dev cache a share
+    of train's dialogues is dev, and the run says which.
 
     Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
     """
@@ -132,9 +142,17 @@ def train_seeds(
         raise ValueError("runs that are trained side by side may differ in seed and out alone")
     device = choose_device(config.device)
     start = None if config.start is None else read_checkpoint(config.start)
-    train = load_split(config.features, "train", modalities=config.modalities, input=config.input)
-    dev = load_split(config.features, "dev", modalities=train.modalities, input=config.input)
-    check_trainable(train, dev)
+    parts = load_parts(
+        config.features,
+        modalities=config.modalities,
+        input=config.input,
+        dev_share=config.dev_share,
+        loss=config.fit.loss,
+        start=start,
+    )
+    train, dev = parts.train, parts.dev
+    if parts.set_aside is not None:
+        log.info("%s", parts.set_aside)
     models = [_first_model(each, train, start).to(device) for each in configs]
     trainings = [
         Training(
@@ -159,7 +177,12 @@ def train_seeds(
         seconds = time.perf_counter() - started
         return [
             _write_run(
-                _describe_run(each, model, train), run, result, train, dev, seconds, draw=draw(each)
+                _describe_run(each, model, parts, start),
+                run,
+                result,
+                parts,
+                seconds,
+                draw=draw(each),
             )
             for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
         ]
@@ -185,13 +208,13 @@ def _write_run(
     described: Checkpoint,
     run: Path,
     fitted: FitResult,
-    train: FusionData,
-    dev: FusionData,
+    parts: Parts,
     seconds: float,
     *,
     draw: bool,
 ) -> TrainResult:
     """Measures a fitted model and writes its run; the checkpoint last, which makes it one."""
+    train, dev = parts.train, parts.dev
     checkpoint = _with_decoding(described, train, dev)
     result = TrainResult(
         run=run,
@@ -200,6 +223,7 @@ def _write_run(
         seconds=seconds,
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
         dev=report_subsets(checkpoint, predict_subsets(checkpoint, dev, run=run.name)),
+        has_test=(checkpoint.require_features() / "test.h5").is_file(),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     if draw:
@@ -289,22 +313,47 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionM
     return model
 
 
-def _describe_run(config: TrainConfig, model: FusionModel, train: FusionData) -> Checkpoint:
-    start = config.start and config.start.absolute()
+def _describe_run(
+    config: TrainConfig, model: FusionModel, parts: Parts, start: Checkpoint | None
+) -> Checkpoint:
+    train = parts.train
+    said = dataclasses.replace(
+        config,
+        start=config.start and config.start.absolute(),
+        dev_share=None if parts.set_aside is None else parts.set_aside.share,
+    )
+    emotion, sentiment = count_train_labels(train, start)
     return Checkpoint(
         model=model,
         recipe=train.recipe,
         projection_hash=train.projection_hash,
-        emotion_counts=tuple(count_labels(train.emotion, len(EMOTIONS)).tolist()),
-        sentiment_counts=tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist()),
-        settings=describe_config(dataclasses.replace(config, start=start)),
+        emotion_counts=emotion,
+        sentiment_counts=sentiment,
+        settings=describe_config(said),
         features=config.features.absolute(),
         encoders_run=train.encoders_run,
+        untrained=parts.untrained,
+        set_aside=parts.set_aside,
+    )
+
+
+def count_train_labels(
+    train: FusionData, start: Checkpoint | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows of each emotion and each sentiment that a head learned from: of train, or of what the
+    start was trained on where train has no such label."""
+    emotion = tuple(count_labels(train.emotion, len(EMOTIONS)).tolist())
+    sentiment = tuple(count_labels(train.sentiment, len(SENTIMENTS)).tolist())
+    if start is None:
+        return emotion, sentiment
+    return (
+        emotion if any(emotion) else start.emotion_counts,
+        sentiment if any(sentiment) else start.sentiment_counts,
     )
 
 
 def _with_decoding(checkpoint: Checkpoint, train: FusionData, dev: FusionData) -> Checkpoint:
-    allowed = allowed_pairs(train.emotion.numpy(), train.sentiment.numpy())
+    allowed = allowed_pairs(train.emotion.numpy(), train.sentiment.numpy(), checkpoint.untrained)
     predictions = predict_rows(checkpoint, dev, run="")
     return dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
 
@@ -315,6 +364,7 @@ def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:
         "best": dataclasses.asdict(fitted.best),
         "epochs": result.epochs,
         "seconds": result.seconds,
+        "set_aside": to_values(result.dev.set_aside),
         "train": result.train.to_dict(),
         "dev": result.dev.to_dict(),
     }

@@ -347,11 +347,14 @@ def _read_labels(reader: Reader, name: str, known: Sequence[str]) -> list[str]:
 
 
 def require_cache(features: Path, split: Split) -> Path:
-    """The split's cache file; raises InputError with the command that makes it."""
+    """The split's cache file; raises InputError with the command that makes it, and which splits
+    there are."""
     path = features / f"{split}.h5"
     if not path.is_file():
+        there = [name for name in SPLITS if (features / f"{name}.h5").is_file()]
+        told = f" (there is {' and '.join(there)})" if there else ""
         raise InputError(
-            f"{path}: no such cache; make it with: meld extract --split {split} "
-            f"--features {features}"
+            f"{path}: no such cache{told}; where the corpus has {split} annotations, make it with: "
+            f"meld extract --split {split} --features {features}"
         )
     return path

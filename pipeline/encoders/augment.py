@@ -4,9 +4,12 @@ applies what concerns it.
 Every draw comes from the generator that is handed in, so an epoch can be repeated to the bit.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
+
+from pipeline.schema import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,18 @@ class AugmentConfig:
     @classmethod
     def off(cls) -> "AugmentConfig":
         return cls(flip=0, crop=0, time_jitter=0, gain_db=0, band=0, span=0, token_dropout=0)
+
+
+# Whose clips each strength changes.
+CONCERNS: Mapping[str, Modality] = {
+    "flip": "video",
+    "crop": "video",
+    "time_jitter": "video",
+    "gain_db": "audio",
+    "band": "audio",
+    "span": "audio",
+    "token_dropout": "text",
+}
 
 
 def draw(generator: torch.Generator) -> float:

@@ -219,14 +219,3 @@ def sentence(emotion: str, sentiment: str, *, carries: bool, rng: random.Random)
 def fill(template: str, rng: random.Random) -> str:
     text = _SLOT.sub(lambda match: rng.choice(SLOTS[match.group(1)]), template)
     return text[0].upper() + text[1:]
-
-
-def count_sentences(templates: Sequence[str]) -> int:
-    """How many different sentences a pool can give."""
-    total = 0
-    for template in templates:
-        ways = 1
-        for slot in _SLOT.findall(template):
-            ways *= len(SLOTS[slot])
-        total += ways
-    return total

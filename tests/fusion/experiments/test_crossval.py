@@ -1,12 +1,14 @@
 """Cross-validation: dialogues stay whole, nothing is chosen where it is measured, noise shows."""
 
 import dataclasses
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from console.show.crossval import render_crossval
 from fusion.evaluation.scores import weighted_f1
@@ -40,6 +42,12 @@ def config(features: Path, write_split: Callable[..., FeatureCache]) -> Crossval
     write_split("train", 300, strength=5.0)
     write_split("dev", 60, strength=5.0)
     return CrossvalConfig(features=features, folds=3, seeds=2, model=SMALL, fit=QUICK)
+
+
+def shown(report: CrossvalReport) -> str:
+    console = Console(width=100, file=io.StringIO())
+    console.print(render_crossval(report))
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def emotion_f1(report: CrossvalReport) -> float:
@@ -126,11 +134,7 @@ def test_the_result_is_written_as_json_and_told_as_a_table(
     told = json.loads(out.read_text())
     assert told["emotion"][0]["by_seed"] == list(report.emotion[0].by_seed)
     assert told["settings"]["folds"] == 3
-    from rich.console import Console
-
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(render_crossval(report))
-    assert f"{report.emotion[0].mean:.3f}" in console.export_text()
+    assert f"{report.emotion[0].mean:.3f}" in shown(report)
 
 
 def test_caches_of_two_recipes_are_not_pooled(
@@ -148,8 +152,140 @@ def test_more_folds_than_dialogues_is_told_in_one_line(
 ) -> None:
     write_split("train", 10)
     write_split("dev", 5)
-    with pytest.raises(InputError, match="5 folds need at least 6 dialogues, there are 3"):
+    with pytest.raises(UsageError, match=r"--folds 5: there are 3 dialogues.*at most --folds 3"):
         crossval(dataclasses.replace(config, folds=5))
+
+
+def speaking(cache: FeatureCache, names: Sequence[str]) -> FeatureCache:
+    """The same rows, said by each of these in turn."""
+    return dataclasses.replace(
+        cache, speaker=[names[row % len(names)] for row in range(len(cache))]
+    )
+
+
+@pytest.fixture
+def of_speakers(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> Callable[..., CrossvalConfig]:
+    """of_speakers(["Ann", "Bob"], rows=60): train alone, in dialogues of five rows."""
+
+    def make(names: Sequence[str], rows: int = 60, **changes: object) -> CrossvalConfig:
+        cache = speaking(plant_cache("train", rows, strength=5.0), names)
+        write_cache(config.features / "train.h5", cache)
+        (config.features / "dev.h5").unlink(missing_ok=True)
+        return dataclasses.replace(config, group="speaker", seeds=1, **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_without_a_dev_cache_train_alone_is_dealt(config: CrossvalConfig) -> None:
+    (config.features / "dev.h5").unlink()
+    report = crossval(dataclasses.replace(config, seeds=1))
+    assert (report.rows, report.splits, report.groups) == (300, ("train",), 60)
+    assert "300 rows of train, 60 dialogues" in shown(report)
+    with pytest.raises(InputError, match=r"dev\.h5: no such cache"):  # it was asked for by name
+        crossval(dataclasses.replace(config, splits=("train", "dev")))
+
+
+def test_ten_dialogues_are_enough_for_ten_folds(
+    config: CrossvalConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 50)
+    (config.features / "dev.h5").unlink()
+    folds = make_folds(load_pooled(config), 10, seed=0)
+    assert [len(fold.measure) for fold in folds] == [5] * 10
+    assert all(len(fold.train) and len(fold.choose) for fold in folds)
+
+
+@pytest.mark.parametrize("names", [["Ann", "Bob"], list("ABCDEFGHIJ")])
+def test_each_speaker_is_left_out_once(
+    of_speakers: Callable[..., CrossvalConfig], names: list[str]
+) -> None:
+    config = of_speakers(names, folds=len(names))
+    data = load_pooled(config)
+    folds = make_folds(data, config.folds, seed=0, group="speaker")
+    who = np.array(data.speaker)
+    for fold in folds:
+        assert len(set(who[fold.measure])) == 1
+        assert not {*who[fold.measure]} & {*who[fold.train], *who[fold.choose]}
+        assert not {*fold.train} & {*fold.choose}
+        assert len(fold.train)
+        assert len(fold.choose)
+    assert sorted(np.concatenate([fold.measure for fold in folds])) == list(range(60))
+
+
+def test_speakers_left_out_are_named_and_what_they_share_is_said(
+    of_speakers: Callable[..., CrossvalConfig],
+) -> None:
+    report = crossval(of_speakers(["Ann", "Bob", "Cid"], folds=3))
+    assert report.speakers_by_fold == (("Ann",), ("Bob",), ("Cid",))
+    assert (report.group, report.groups) == ("speaker", 3)
+    assert report.emotion[0].mean > 0.5
+    assert "3 speakers" in shown(report)
+    assert "learned from nothing its speaker says" in " ".join(shown(report).split())
+
+
+def test_fewer_folds_than_speakers_deal_whole_ones_and_leave_no_fold_empty(
+    of_speakers: Callable[..., CrossvalConfig],
+) -> None:
+    names = ["Ann"] * 40 + ["Bob", "Cid", "Dora", "Eve"]
+    data = load_pooled(of_speakers(names, rows=88))
+    folds = make_folds(data, 4, seed=0, group="speaker")
+    who = np.array(data.speaker)
+    measured = [set(who[fold.measure]) for fold in folds]
+    assert all(measured)
+    assert sum(map(len, measured)) == len(set.union(*measured)) == 5
+
+
+def test_one_dialogue_of_several_speakers_is_dealt_by_speaker(
+    of_speakers: Callable[..., CrossvalConfig],
+) -> None:
+    config = of_speakers(["Ann", "Bob", "Cid"])
+    data = load_pooled(config)
+    one = dataclasses.replace(
+        data,
+        keys=tuple(key._replace(dialogue_id=0, utterance_id=k) for k, key in enumerate(data.keys)),
+    )
+    who = np.array(data.speaker)
+    for fold in make_folds(one, 3, seed=0, group="speaker"):
+        assert len({*who[fold.train], *who[fold.choose], *who[fold.measure]}) == 3
+
+
+def test_what_cannot_be_dealt_by_speaker_is_told_in_one_line(
+    of_speakers: Callable[..., CrossvalConfig],
+) -> None:
+    with pytest.raises(UsageError, match=r"there are 2 speakers.*at most --folds 2"):
+        crossval(of_speakers(["Ann", "Bob"], folds=3))
+    with pytest.raises(UsageError, match=r"there is 1 speaker, .*nothing can be left out"):
+        crossval(of_speakers(["Ann"], folds=2))
+    with pytest.raises(InputError, match="30 of 60 rows name no speaker"):
+        crossval(of_speakers(["Ann", ""]))
+    with pytest.raises(UsageError, match=r"--group speaker .* --context dialogue"):
+        of_speakers(["Ann", "Bob"], model=dataclasses.replace(SMALL, context="dialogue"))
+
+
+def test_a_fold_without_a_label_has_no_score_and_drags_no_other_down(
+    config: CrossvalConfig, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    """The sentiments of one dialogue alone: two of three folds have none."""
+    (config.features / "dev.h5").unlink()
+    cache = plant_cache("train", 300, strength=5.0)
+    sentiment = [label if row < 5 else "" for row, label in enumerate(cache.sentiment)]
+    write_cache(config.features / "train.h5", dataclasses.replace(cache, sentiment=sentiment))
+    report = crossval(dataclasses.replace(config, seeds=1))
+    assert len(report.emotion) == 3
+    assert (
+        report.sentiment == ()
+    )  # the one training that could measure it had nothing to learn from
+    sentiment = [label if row < 10 else "" for row, label in enumerate(cache.sentiment)]
+    write_cache(config.features / "train.h5", dataclasses.replace(cache, sentiment=sentiment))
+    data = load_pooled(config)
+    parts = make_folds(data, 3, seed=0)
+    [f1, *_] = crossval(dataclasses.replace(config, seeds=1)).sentiment or [None]
+    if f1 is not None:
+        without = [not any(sentiment[row] for row in fold.measure) for fold in parts]
+        assert [scores == (None,) for scores in f1.by_training] == without
+        assert np.isfinite(f1.over_folds)
 
 
 @pytest.mark.parametrize(

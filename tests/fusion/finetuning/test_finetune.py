@@ -71,7 +71,7 @@ STEADY = TuneConfig(
     batch_size=16,
     modality_dropout=0.0,
     learning_rates=LearningRates(text=3e-4, heads=1e-3),
-    augment=AugmentConfig.off(),
+    augment=AugmentConfig(token_dropout=0),
 )
 
 
@@ -230,6 +230,15 @@ def test_a_setting_that_would_not_count_is_refused(place: Path, tmp_path: Path) 
         UsageError, match=r"tune\.learning_rates\.video = 0\.01: no video encoder l"
     ):
         opened(place, tune=replace(STEADY, learning_rates=LearningRates(video=0.01)))
+    for setting in ({"flip": 0.9}, {"gain_db": 0.0}):
+        [(name, value)] = setting.items()
+        augment = replace(STEADY.augment, **setting)
+        with pytest.raises(
+            UsageError, match=rf"tune\.augment\.{name} = {value}: no (video|audio) e"
+        ):
+            opened(place, tune=replace(STEADY, augment=augment))
+    with pytest.raises(UsageError, match=r"--dev-share 0\.2: .*run learned from all of train"):
+        opened(place, dev_share=0.2)
     with pytest.raises(UsageError, match=r"store = .*store: text alone learns, and no clip is dec"):
         opened(place, store=tmp_path / "store")
     with pytest.raises(UsageError, match="--address head:6379: one worker trains here, and there"):
@@ -685,3 +694,28 @@ def test_a_run_that_sees_whole_dialogues_is_not_fine_tuned(place: Path, tmp_path
     train_fusion(config)
     with pytest.raises(UsageError, match="sees whole dialogues"):
         opened(place, run=tmp_path / "run")
+
+
+def test_without_dev_the_dialogues_that_the_start_set_aside_choose_here_too(
+    place: Path, tmp_path: Path
+) -> None:
+    corpus, features = tmp_path / "corpus", tmp_path / "features"
+    corpus.mkdir()
+    shutil.copy(place / "corpus" / "train_sent_emo.csv", corpus)
+    features.mkdir()
+    shutil.copy(place / "features" / "train.h5", features)
+    config = replace(
+        config_for(place, tmp_path / "run", tune=replace(STEADY, epochs=1)),
+        run=None,
+        data=corpus,
+        features=features,
+        dev_share=0.25,
+    )
+    result = finetune(config)
+    aside = result.dev.set_aside
+    assert aside is not None
+    assert len(aside.dialogues) == 6  # of 24
+    assert read_checkpoint(result.start).set_aside == aside
+    assert read_checkpoint(result.run).set_aside == aside
+    assert result.dev.rows == 24
+    assert result.plan.clips == 72

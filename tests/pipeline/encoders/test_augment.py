@@ -1,5 +1,6 @@
 """Augmentation: every draw repeatable, nothing beyond what its strength allows."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.encoders.audio import Sound, Sounds, SpectrogramMask, draw_mask
-from pipeline.encoders.augment import AugmentConfig
+from pipeline.encoders.augment import CONCERNS, AugmentConfig
 from pipeline.encoders.text import Tokens, hide_tokens
 from pipeline.encoders.video import Frames
 
@@ -141,3 +142,7 @@ def test_a_gain_that_is_no_loudness_is_refused(value: float) -> None:
 def test_a_strength_that_is_no_share_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be in \[0, 1\], not {value}$"):
         AugmentConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_every_strength_is_known_to_concern_a_modality() -> None:
+    assert set(CONCERNS) == {each.name for each in dataclasses.fields(AugmentConfig)}

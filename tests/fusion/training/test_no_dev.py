@@ -1,0 +1,194 @@
+"""A corpus without a dev split: dialogues of train choose the epoch, and everyone knows which."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from console.show.ablation import render_ablation
+from console.show.comparison import render_comparison
+from console.show.evaluation import render_report
+from console.show.training import show_training
+from fusion.data.set_aside import SetAside
+from fusion.evaluation.evaluate import EvaluateConfig, evaluate
+from fusion.evaluation.leakage import Leakage
+from fusion.experiments.ablation import AblateConfig, ablate
+from fusion.experiments.compare import CompareConfig, compare
+from fusion.inference.checkpoint import read_checkpoint
+from fusion.reporting.html import HtmlReportConfig, write_html_report
+from fusion.training.fit import FitConfig
+from fusion.training.train import TrainConfig, train_fusion
+from pipeline.cache.format import FeatureCache, read_cache, write_cache
+from pipeline.errors import InputError, MismatchError, UsageError
+
+pytestmark = pytest.mark.heavy
+
+QUICK = FitConfig(epochs=2, batch_size=64, learning_rate=3e-3)
+
+
+@pytest.fixture
+def config(features: Path, write_split: Callable[..., FeatureCache]) -> TrainConfig:
+    """20 dialogues of train, nothing else."""
+    write_split("train", 100)
+    return TrainConfig(features=features, out=features.parent / "run", fit=QUICK, device="cpu")
+
+
+def shown(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_corpus_of_one_split_is_trained_on_and_says_what_chose(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str], plots: None
+) -> None:
+    result = train_fusion(config)
+    aside = result.dev.set_aside
+    assert aside is not None
+    assert (result.train.rows, result.dev.rows) == (90, 10)
+    assert str(aside) == "dev is 2 of train's 20 dialogues, set aside"
+    checkpoint = read_checkpoint(result.run)
+    assert checkpoint.set_aside == aside
+    assert sum(checkpoint.emotion_counts) == 90
+    assert checkpoint.settings["dev_share"] == 0.1
+    metrics = json.loads((result.run / "metrics.json").read_text())
+    assert metrics["set_aside"] == metrics["dev"]["set_aside"] == aside.to_dict()
+    show_training(result, as_json=False)
+    told = capsys.readouterr().out
+    assert str(aside) in told
+    assert f"meld evaluate {result.run}" not in told  # there is no test
+    assert "meld crossval" in told
+
+
+def test_evaluating_its_dev_measures_the_same_dialogues_and_its_train_the_others(
+    config: TrainConfig,
+) -> None:
+    result = train_fusion(config)
+    dev = evaluate(EvaluateConfig(run=result.run, split="dev"))
+    assert dev.to_dict() | {"leakage": None, "errors": None} == result.dev.to_dict()
+    assert "set aside" in shown(render_report(dev))
+    assert evaluate(EvaluateConfig(run=result.run, split="train")).rows == 90
+    with pytest.raises(InputError, match=r"test\.h5: no such cache \(there is train\)"):
+        evaluate(EvaluateConfig(run=result.run))
+
+
+def test_what_was_set_aside_is_no_leak_from_train(config: TrainConfig) -> None:
+    run = train_fusion(config).run
+    leakage = evaluate(EvaluateConfig(run=run, split="dev")).leakage
+    assert isinstance(leakage, Leakage)
+    assert (leakage.seen.rows, leakage.copied) == (0, ())
+
+
+def test_a_share_that_is_asked_for_is_taken_from_train_and_dev_is_not_read(
+    config: TrainConfig, features: Path
+) -> None:
+    (features / "dev.h5").write_bytes(b"no cache at all")
+    result = train_fusion(dataclasses.replace(config, dev_share=0.25))
+    assert result.dev.set_aside is not None
+    assert len(result.dev.set_aside.dialogues) == 5
+    assert (result.train.rows, result.dev.rows) == (75, 25)
+
+
+def test_where_dev_has_a_cache_nothing_is_set_aside(
+    config: TrainConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("dev", 20)
+    result = train_fusion(config)
+    assert (result.train.rows, result.dev.rows, result.dev.set_aside) == (100, 20, None)
+    assert read_checkpoint(result.run).settings["dev_share"] is None
+
+
+def test_runs_of_other_seeds_and_modalities_are_compared_on_one_dev(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    first = train_fusion(config).run
+    other = dataclasses.replace(config, seed=5, modalities=("audio",), out=tmp_path / "other")
+    compared = compare(
+        CompareConfig(run_a=first, run_b=train_fusion(other).run, split="dev", samples=100)
+    )
+    assert compared.rows == 10
+    assert compared.set_aside_a == compared.set_aside_b is not None
+    assert "A: dev is 2 of train's 20 dialogues" in shown(render_comparison(compared))
+
+
+def test_going_on_from_a_run_leaves_aside_what_it_left_aside(
+    config: TrainConfig, tmp_path: Path, write_split: Callable[..., FeatureCache]
+) -> None:
+    first = train_fusion(dataclasses.replace(config, dev_share=0.3))
+    write_split("dev", 20)  # came later, and was never asked
+    on = dataclasses.replace(config, start=first.run, out=tmp_path / "on")
+    second = train_fusion(on)
+    assert second.dev.set_aside == first.dev.set_aside
+    assert read_checkpoint(second.run).settings["dev_share"] == 0.3
+    with pytest.raises(UsageError, match=r"--dev-share 0\.1: the run of --start set 0\.3"):
+        train_fusion(dataclasses.replace(on, dev_share=0.1, out=tmp_path / "refused"))
+
+
+def test_nothing_of_a_train_that_the_start_learned_from_can_choose(
+    config: TrainConfig, tmp_path: Path, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("dev", 20)
+    start = train_fusion(config).run
+    on = dataclasses.replace(config, start=start, out=tmp_path / "on")
+    with pytest.raises(UsageError, match=r"--dev-share 0\.2: .*learned from all of train"):
+        train_fusion(dataclasses.replace(on, dev_share=0.2))
+    (config.features / "dev.h5").unlink()
+    with pytest.raises(InputError, match=r"no dev\.h5: .*learned from all of train"):
+        train_fusion(on)
+
+
+def test_no_dialogue_of_train_is_unseen_by_encoders_that_were_tuned_on_it(
+    config: TrainConfig, write_split: Callable[..., FeatureCache], planted_recipe: Callable
+) -> None:
+    recipe = planted_recipe(["text", "audio"])
+    text, audio = recipe.encoders
+    tuned = (dataclasses.replace(text, weights="finetuned"), audio)
+    write_split("train", 100, recipe=dataclasses.replace(recipe, encoders=tuned))
+    with pytest.raises(MismatchError, match=r"fine-tuned on the labels of train.*--start"):
+        train_fusion(config)
+    train_fusion(dataclasses.replace(config, modalities=("audio",)))
+
+
+def test_features_without_those_dialogues_cannot_measure_its_dev(config: TrainConfig) -> None:
+    run = train_fusion(config).run
+    cache = read_cache(config.features / "train.h5")
+    write_cache(
+        config.features / "train.h5",
+        dataclasses.replace(cache, dialogue_id=cache.dialogue_id + 1000),
+    )
+    with pytest.raises(MismatchError, match="these features of train have no dialogue"):
+        evaluate(EvaluateConfig(run=run, split="dev"))
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, float("nan"), True, "some"])
+def test_a_share_without_meaning_is_refused(share: object) -> None:
+    with pytest.raises(UsageError, match="dev_share"):
+        TrainConfig.from_mapping({"dev_share": share})
+
+
+def test_an_ablation_and_a_page_say_which_dialogues_dev_is(
+    config: TrainConfig, tmp_path: Path, plots: None
+) -> None:
+    report = ablate(
+        AblateConfig(
+            features=config.features,
+            modalities=("text",),
+            fusions=("late",),
+            seeds=1,
+            fit=QUICK,
+            out=tmp_path / "ablation",
+        )
+    )
+    assert report.rows == 10
+    assert isinstance(report.set_aside, SetAside)
+    assert str(report.set_aside) in shown(render_ablation(report))
+    run = train_fusion(config).run
+    page = HtmlReportConfig(runs=(run,), split="dev", out=tmp_path / "report.html")
+    write_html_report(page)
+    words = page.out.read_text()
+    assert "dev is 2 of train&#39;s 20 dialogues, set aside" in words
+    assert "--dev-share 0.1" in words  # of the command that makes it again
