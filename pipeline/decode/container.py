@@ -239,10 +239,17 @@ def declared_length(
         end_s = Fraction(container.duration, av.time_base)
         is_of_file = True
     if end_s is not None and not is_of_file:
-        hidden_s = Fraction(0)
-        if hides_negative_times(container):  # what is hidden without a mark counts
-            hidden_s = max(-min(_starts_s(container), default=Fraction(0)), Fraction(0))
-        end_s += start_s - hidden_s
+        from_zero_s, end_s = end_s - origin, end_s + start_s
+        if hides_negative_times(container):
+            # What is hidden without a mark counts. With an empty edit before a cut FFmpeg counts
+            # the length from zero: only the index tells then.
+            end_s -= max(-min(_starts_s(container), default=Fraction(0)), Fraction(0))
+            shown = (each.timestamp for each in stream.index_entries if not each.is_discard)
+            last = max(shown, default=None) if from_zero_s < end_s else None
+            if last is not None and stream.time_base:
+                last_s = last * stream.time_base - origin
+                if end_s - last_s > TRUNCATION_SLACK_S:
+                    end_s = max(from_zero_s, last_s)
     elif end_s is not None and end_s > origin:  # else it was counted from the start
         end_s -= origin
     return Declared(

@@ -105,8 +105,11 @@ class Window:
         """Why the window has no use for this packet nor for any later one; None where it may.
 
         No picture of this packet or a later one is shown before its decoding time: decoding
-        comes before showing, and decoding times rise.
+        comes before showing, and decoding times rise. Those of hidden packets, which an edit list
+        may have between any two that are shown, do not.
         """
+        if packet.is_discard:
+            return None
         if self.end is not None:
             # Without decoding times, a picture that is shown in the window may still come.
             return "end" if packet.dts is not None and packet.dts >= self.past else None

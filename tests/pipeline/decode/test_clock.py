@@ -1,5 +1,6 @@
 """When a file's pictures and its sound are: hidden beginnings, late clocks, late streams."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -126,6 +127,82 @@ def test_a_span_of_a_cut_file_counts_from_the_cut(tmp_path: Path, options: dict[
     assert media.waveform is not None
     assert len(media.waveform) == pytest.approx(8_000, abs=1)
     assert pitch_of(media.waveform) == pytest.approx(440, abs=5)
+
+
+def write_edited(
+    path: Path, edits: list[tuple[float | None, float]], options: dict[str, str]
+) -> Path:
+    """78 pictures under an edit list (ISO 14496-12, 8.6.6): starts, or None for an empty edit, and
+    lengths in seconds."""
+    write_clip(path, num_frames=78, options=options, sound=tone([440, 550, 660, 770]))
+    content = path.read_bytes()
+    moov = content.rindex(b"moov") - 4  # the last box: what comes before it stays where it is
+    path.write_bytes(content[:moov] + _with_edits(content[moov:], 0, edits))
+    return path
+
+
+def _with_edits(box: bytes, movie_hz: int, edits: list[tuple[float | None, float]]) -> bytes:
+    """A moov or trak box with other edit lists."""
+    parts, at = [], 8
+    while at < len(box):
+        size = struct.unpack_from(">I", box, at)[0]
+        parts.append(box[at : at + size])
+        at += size
+    if box[4:8] == b"moov":
+        movie_hz = struct.unpack_from(">I", parts[0], 20)[0]
+        parts = [_with_edits(p, movie_hz, edits) if p[4:8] == b"trak" else p for p in parts]
+    else:
+        media_hz = struct.unpack_from(">I", box, box.index(b"mdhd") + 16)[0]
+        first = struct.unpack_from(">i", box, box.index(b"elst") + 16)[0]
+        entries = b"".join(
+            struct.pack(
+                ">IiI",
+                round(length_s * movie_hz),
+                -1 if start_s is None else first + round(start_s * media_hz),
+                1 << 16,
+            )
+            for start_s, length_s in edits
+        )
+        elst = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
+        edts = struct.pack(">I4s", 8 + len(elst), b"edts") + elst
+        parts = [edts if part[4:8] == b"edts" else part for part in parts]
+    body = b"".join(parts)
+    return struct.pack(">I", 8 + len(body)) + box[4:8] + body
+
+
+@pytest.mark.parametrize("options", [NO_B, {"qp": "4", "x264-params": "keyint=12:bframes=3"}])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [(0.5, 0.5), (2.0, 1.0)],
+        [(2.0, 1.0), (0.5, 0.5)],
+        [(0.25, 0.5), (1.25, 0.5), (2.25, 0.5)],
+    ],
+)
+def test_of_a_cut_of_several_pieces_each_is_where_it_is_shown(
+    tmp_path: Path, edits: list[tuple[float, float]], options: dict[str, str]
+) -> None:
+    path = write_edited(tmp_path / "a.mp4", [*edits], options)
+    shown = np.concatenate(
+        [np.arange(round(at * FPS), round((at + length) * FPS)) for at, length in edits]
+    )
+    whole, part = decoded(path), decoded(path, 250, 1_250)
+    assert whole.failures == part.failures == ()
+    # Pieces with reordered pictures FFmpeg cuts a picture early or late.
+    most = 0 if options is NO_B else 6
+    assert np.sum(numbers(whole) != shown[middles_of_parts(36)]) <= most
+    assert np.sum(numbers(part) != shown[6:30][middles_of_parts(24)]) <= most
+    assert whole.waveform is not None
+    assert len(whole.waveform) / 16_000 == pytest.approx(1.5, abs=0.05)
+    assert look(path, deep=True).problems == ()
+
+
+def test_an_empty_edit_before_a_cut_makes_no_file_look_cut_off(tmp_path: Path) -> None:
+    path = write_edited(tmp_path / "a.mp4", [(None, 1.0), (0.5, 1.0)], NO_B)
+    media = decoded(path)
+    assert media.failures == ()
+    assert numbers(media) == [12 + number for number in middles_of_parts(24)]
+    assert look(path, deep=True).problems == ()
 
 
 @pytest.mark.parametrize("deep", [False, True])
