@@ -7,6 +7,7 @@ Workers, device, batch size and paths are not in here: they must not change what
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,11 @@ Precision = Literal["float32", "bfloat16"]
 WeightsKind = Literal["pretrained", "random", "none", "finetuned"]
 ChannelPolicy = Literal["front_centre", "downmix"]
 TestClips = Literal["fixed", "legacy"]
+# The rules of `DecodeConfig.channel` in a line each.
+CHANNEL_RULES: Mapping[ChannelPolicy, str] = {
+    "front_centre": "the front centre of surround sound, else the mean of what has sound",
+    "downmix": "the mean of all channels that have sound",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,13 @@ class DecodeConfig:
     Frames are spread evenly over the utterance by presentation time and scaled to
     `frame_height` x `frame_width` (the video encoder's preset, before its crop).
     `channel`: MELD's sound is 5.1 in 88 % of its clips, and there the front centre carries the
-    dialogue; stereo and mono are averaged in either case.
+    dialogue. "front_centre" takes it of all sound of more than two channels that has one (5.1, 7.1,
+    5.0, 3.0, ...), unless it is silent from the file's start to the span's end while others are
+    not (a warning, "silent_centre"). All else is averaged, as "downmix" averages everything:
+    mono, stereo, quad, and channels of which nobody says what they are (16 tracks of a recorder).
+    The mean is that of the channels that have sound: one that is 40 dB below the loudest for the
+    whole span only makes the others softer. Where the channels cancel each other out (opposite
+    phase), the first of the loudest is taken alone (a warning, "opposite_phase").
     Only the first `max_duration_s` seconds count: MELD has mis-cut clips of up to 305 s.
     `test_clips`: 132 of MELD's test clips exist twice. "fixed" reads the corrected cuts
     (`final_videos_test*`), "legacy" the plain names, as most published numbers did.

@@ -3,6 +3,7 @@
 from console.printing import print_json
 from console.show.recipe import print_random
 from pipeline.cache.info import CacheInfo, StaleRows
+from pipeline.recipe import CHANNEL_RULES
 
 _SHOWN = 3
 
@@ -29,6 +30,7 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
             f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s, "
             f"test clips {decode.test_clips}"
         )
+        print(f"  sound: {CHANNEL_RULES[decode.channel]}")
     print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
     for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))

@@ -10,8 +10,10 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
+from pipeline.decode.channels import UNKNOWN, Part, channel_names, read_part
 from pipeline.decode.container import MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
+from pipeline.decode.mix import Mix, choose_mix, has_centre
 from pipeline.decode.window import Extent, Stop, Window, end_tick, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
@@ -20,9 +22,6 @@ from pipeline.schema import MediaSpan
 # What the resampler's filter reaches over on either side, in samples of the lower rate: twice the
 # 16 of libswresample's `filter_size` of 32.
 _FILTER_REACH = 32
-# PyAV counts a frame's planes up to the first that is none: where all 8 places are taken it reads
-# behind them, and crashes.
-_MAX_PLANES = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,7 @@ class Sound:
     index:    of the window
     waveform: float32 [samples]; None, and `error` says why, where there is none
     num_bad:  of `num_packets`, those that could not be decoded
+    warnings: what was guessed or repaired in the waveform
     """
 
     index: int
@@ -40,6 +40,7 @@ class Sound:
     extent: Extent | None
     num_packets: int
     num_bad: int
+    warnings: tuple[ClipError, ...] = ()
 
 
 def try_audio(sound: Sound, ledger: Ledger) -> NDArray[np.float32] | None:
@@ -49,6 +50,8 @@ def try_audio(sound: Sound, ledger: Ledger) -> NDArray[np.float32] | None:
     elif sound.num_bad:
         message = f"{sound.num_bad} of {sound.num_packets} audio packets could not be decoded"
         ledger.add("audio", ClipError("bad_packets", message), lost=False)
+    for warning in sound.warnings:
+        ledger.add("audio", warning, lost=False)
     return sound.waveform
 
 
@@ -81,21 +84,28 @@ class SoundReader:
     it. So windows that touch share no sample and lose none. Gaps in time are closed, not filled.
     All windows lie on one grid of output samples, which begins with the stream's first sample,
     and the resampler is given what is before and after a window as well: joined, the waveforms
-    of windows that touch are the waveform of the whole.
+    of windows that touch are the waveform of the whole; where the same channels are taken, that
+    is, which each window chooses by its own sound (see `mix.choose_mix`).
     """
 
-    def __init__(self, windows: Sequence[Window], config: DecodeConfig) -> None:
-        """windows: in order of their start"""
+    def __init__(
+        self, windows: Sequence[Window], config: DecodeConfig, channels: tuple[str, ...] = ()
+    ) -> None:
+        """
+        windows:  in order of their start
+        channels: their names, where the decoder does not tell them (see `settle_channels`)
+        """
         self._config = config
         self._open = deque(_Open(index, window) for index, window in enumerate(windows))
         self._rate_hz = 0  # of the first frame, and so of the stream; 0 before it
         self._reach = 0  # how far the resampler's filter reaches over, in samples
         # After so many samples an output sample falls on one of them again: the so-many-th.
         self._period = self._period_out = 1
-        self._converter: av.AudioResampler | None = None
-        self._converted: tuple[str, str] | None = None  # the format and layout it is made for
-        self._mono: deque[NDArray[np.float32]] = deque()  # at the stream's rate
+        self._channels = channels
+        self._parts: deque[Part] = deque()  # at the stream's rate
         self._num_dropped = 0  # samples that came before those
+        # Of those, per channel, where the choice of channels asks for it.
+        self._energies_dropped: dict[tuple[str, ...], NDArray[np.float64]] = {}
         self._num_samples = 0  # in all
         self._next_tick = 0.0  # when the next sample is heard
         self._ticks_per_sample = 0.0
@@ -200,24 +210,19 @@ class SoundReader:
             raise ValueError(f"{rate_hz} Hz after {self._rate_hz} Hz")
         if frame.pts is not None:
             self._next_tick = float(frame.pts)
-        for part in self._as_floats(frame):
-            mono = mix_to_mono(_channels(part), _channel_names(part), self._config)
-            past = self._next_tick + len(mono) * self._ticks_per_sample
-            if past >= self._next_edge:
-                self._place(len(mono), self._next_tick, past)
-            self._next_tick = past
-            self._mono.append(mono)
-            self._num_samples += len(mono)
+        part = read_part(frame, self._names_of(frame))
+        num = part.num_samples
+        past = self._next_tick + num * self._ticks_per_sample
+        if past >= self._next_edge:
+            self._place(num, self._next_tick, past)
+        self._next_tick = past
+        self._parts.append(part)
+        self._num_samples += num
 
-    def _as_floats(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
-        """Only the sample format changes here: channels and rate are ours to choose."""
-        wanted = frame.format.name, frame.layout.name
-        # A resampler is made for one format and one layout, and hands on others as they are.
-        if self._converter is None or self._converted != wanted:
-            sample_format = "flt" if frame.layout.nb_channels > _MAX_PLANES else "fltp"
-            self._converter = av.AudioResampler(sample_format, frame.layout, self._rate_hz)
-            self._converted = wanted
-        return self._converter.resample(frame)
+    def _names_of(self, frame: av.AudioFrame) -> tuple[str, ...]:
+        names = channel_names(frame)
+        is_told = len(names) != len(self._channels) or any(name != UNKNOWN for name in names)
+        return names if is_told else self._channels
 
     def _place(self, num: int, tick: float, past: float) -> None:
         """Notes where windows start and end among the next `num` samples, which are heard from
@@ -244,7 +249,8 @@ class SoundReader:
 
     def _give(self, each: _Open, stop: Stop | None) -> Sound:
         self._open.remove(each)
-        waveform = self._waveform(each) if self._error is None else None
+        warnings: list[ClipError] = []
+        waveform = self._waveform(each, warnings) if self._error is None else None
         return Sound(
             index=each.index,
             waveform=waveform,
@@ -252,6 +258,7 @@ class SoundReader:
             extent=None if self._context is None else Extent(end=self._end, stop=stop),
             num_packets=each.num_packets,
             num_bad=each.num_bad,
+            warnings=tuple(warnings),
         )
 
     def _absence(self, each: _Open) -> ClipError:
@@ -275,8 +282,8 @@ class SoundReader:
         """The first sample that the resampler is given for a window that starts at `start`."""
         return max(start - self._reach, 0) // self._period * self._period
 
-    def _waveform(self, each: _Open) -> NDArray[np.float32] | None:
-        if each.start is None or not self._mono:
+    def _waveform(self, each: _Open, warnings: list[ClipError]) -> NDArray[np.float32] | None:
+        if each.start is None or not self._parts:
             return None
         rate_hz, out_hz = self._rate_hz, self._config.sample_rate_hz
         end = self._num_samples if each.end is None else each.end
@@ -287,8 +294,13 @@ class SoundReader:
         if end <= each.start:
             return None
         first = self._first_heard(each.start)
-        samples = np.concatenate(self._mono)[first - self._num_dropped : last - self._num_dropped]
-        waveform = _resample(samples, rate_hz, out_hz)
+        mixes = self._choose_mixes(each.start, end)
+        warnings += [warning for mix in mixes.values() for warning in mix.warnings]
+        if any(part.is_repaired for part in self._between(each.start, end)):
+            message = "some samples were no numbers (NaN or infinite); silence stands in for them"
+            warnings.append(ClipError("not_a_number", message))
+        parts = self._between(first, last)
+        waveform = _resample(_mix_to_mono(parts, mixes, self._config), rate_hz, out_hz)
         before = first // self._period * self._period_out
         start_out = -(-each.start * out_hz // rate_hz) - before
         # At the end of the stream there is nothing that another window could have.
@@ -296,38 +308,55 @@ class SoundReader:
         waveform = waveform[start_out:end_out]
         return waveform if len(waveform) else None
 
+    def _between(self, first: int, last: int) -> list[Part]:
+        """The samples `first` to `last`, counted from the stream's first."""
+        found, start = [], self._num_dropped
+        for part in self._parts:
+            if start < last and start + part.num_samples > first:
+                found.append(part.cut(first - start, last - start))
+            start += part.num_samples
+        return found
+
+    def _choose_mixes(self, start: int, end: int) -> dict[tuple[str, ...], Mix]:
+        """How each set of channels in a window becomes one: a stream may change it."""
+        window = self._between(start, end)
+        mixes = {}
+        for names in dict.fromkeys(part.names for part in window):
+            so_far = self._energies_dropped.get(names, np.zeros(len(names)))
+            if has_centre(names, self._config):
+                for part in self._between(self._num_dropped, end):
+                    if part.names == names:
+                        so_far = so_far + part.energies
+            parts = [part for part in window if part.names == names]
+            mixes[names] = choose_mix(parts, so_far, self._config)
+        return mixes
+
     def _drop(self) -> None:
         """Forgets the samples that no window needs any more."""
-        if not self._mono:
+        if not self._parts:
             return
         needed = self._num_samples
         if self._open:
             start = self._open[0].start
             needed = self._first_heard(self._num_samples if start is None else start)
-        while self._mono and self._num_dropped + len(self._mono[0]) <= needed:
-            self._num_dropped += len(self._mono.popleft())
+        while self._parts and self._num_dropped + self._parts[0].num_samples <= needed:
+            part = self._parts.popleft()
+            self._num_dropped += part.num_samples
+            if self._open and has_centre(part.names, self._config):
+                before = self._energies_dropped.get(part.names, 0.0)
+                self._energies_dropped[part.names] = before + part.energies
 
 
-def _channels(part: av.AudioFrame) -> NDArray[np.float32]:
-    """float32 [channels, samples]"""
-    samples: NDArray[np.float32] = part.to_ndarray()
-    if part.format.is_planar:
-        return samples
-    return samples.reshape(-1, part.layout.nb_channels).T
-
-
-def _channel_names(frame: av.AudioFrame) -> list[str]:
-    return [channel.name for channel in frame.layout.channels]
-
-
-def mix_to_mono(
-    samples: NDArray[np.float32], channel_names: Sequence[str], config: DecodeConfig
+def _mix_to_mono(
+    parts: Sequence[Part], mixes: dict[tuple[str, ...], Mix], config: DecodeConfig
 ) -> NDArray[np.float32]:
-    """[channels, samples] to [samples]: the front centre of surround sound (the dialogue), or
-    the mean of all channels where there is no centre or `downmix` is asked for."""
-    if config.channel == "front_centre" and len(channel_names) > 2 and "FC" in channel_names:
-        return samples[channel_names.index("FC")]
-    return samples.mean(axis=0, dtype=np.float32)
+    """float32 [samples]. Channels that no mix is chosen for are those of the filter's reach: the
+    window does not hold them."""
+    mixed = []
+    for part in parts:
+        mix = mixes.get(part.names) or choose_mix([part], part.energies, config)
+        mixed.append(mix.of(part))
+    return np.concatenate(mixed)
 
 
 def _resample(waveform: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ bytes and time have budgets.
 """
 
 import contextlib
+import shlex
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,14 +27,24 @@ OPEN_TIMEOUT_S = 5
 # A container that promises this much more than it delivers was cut off.
 TRUNCATION_SLACK_S = 0.5
 
+# What people have and what is not hard to decode; not on it are the codecs of games and of screen
+# recorders, whose decoders hardly anybody uses.
 VIDEO_CODECS = frozenset(
-    "h264 hevc mpeg1video mpeg2video mpeg4 vp8 vp9 av1 libdav1d mjpeg prores theora "
-    "flv vp6f wmv1 wmv2 wmv3 vc1 msmpeg4".split()
+    "h264 hevc mpeg1video mpeg2video mpeg4 vp8 vp9 av1 libdav1d mjpeg mjpegb prores theora "
+    "flv vp6 vp6a vp6f wmv1 wmv2 wmv3 vc1 msmpeg4v1 msmpeg4v2 msmpeg4 h261 h263 h263i h263p "
+    "rv10 rv20 rv30 rv40 svq1 svq3 cinepak qtrle rpza dvvideo dnxhd cfhd jpeg2000 "
+    "rawvideo v210 v308 v410 ffv1 ffvhuff huffyuv utvideo magicyuv".split()
 )
 AUDIO_CODECS = frozenset(
-    "aac aac_latm mp3 mp3float ac3 eac3 opus vorbis flac alac pcm_s16le pcm_s24le pcm_s32le "
-    "pcm_f32le pcm_s16be pcm_u8 pcm_mulaw pcm_alaw pcm_dvd pcm_bluray mp2 mp2float wmav1 wmav2 "
-    "wmapro nellymoser adpcm_swf".split()
+    "aac aac_latm mp1 mp1float mp2 mp2float mp3 mp3float ac3 eac3 dca mlp truehd opus vorbis "
+    "flac alac tta wavpack wmav1 wmav2 wmapro wmalossless wmavoice speex nellymoser "
+    "amrnb amrwb libopencore_amrnb libopencore_amrwb evrc qcelp gsm gsm_ms ilbc "
+    "g722 g723_1 g726 g726le g729 truespeech adpcm_ima_qt adpcm_ima_wav adpcm_ms adpcm_swf "
+    "adpcm_yamaha mace3 mace6 qdm2 qdmc dvaudio s302m pcm_alaw pcm_bluray pcm_dvd pcm_f16le "
+    "pcm_f24le pcm_f32be pcm_f32le pcm_f64be pcm_f64le pcm_mulaw pcm_s16be pcm_s16be_planar "
+    "pcm_s16le pcm_s16le_planar pcm_s24be pcm_s24le pcm_s24le_planar pcm_s32be pcm_s32le "
+    "pcm_s32le_planar pcm_s64be pcm_s64le pcm_s8 pcm_s8_planar pcm_u16be pcm_u16le pcm_u24be "
+    "pcm_u24le pcm_u32be pcm_u32le pcm_u8".split()
 )
 # Foreign errors that a broken file can cause; anything else is our bug and must surface.
 MEDIA_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
@@ -160,11 +171,20 @@ def bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
     context = stream.codec_context
     allowed = VIDEO_CODECS if modality == "video" else AUDIO_CODECS
     if context is None or context.name not in allowed:
-        name = context.name if context is not None else "unknown"
-        raise ClipError("codec", f"{modality} codec {name} is not on the list of allowed codecs")
+        which = "" if context is None else f" {context.name}"
+        message = f"{modality} codec{which} is not on the list of those that are read"
+        raise ClipError("codec", f"{message}; convert it: {_conversion(stream.container)}")
     if modality == "video" and context.width * context.height > MAX_PIXELS:
         raise ClipError("too_large", f"{context.width}x{context.height} pixels a frame")
     context.options = {"max_pixels": str(MAX_PIXELS), "codec_whitelist": context.name}
+
+
+def _conversion(container: "av.container.InputContainer") -> str:
+    """The command that makes a file of the same name, or of a new one where it is an MP4 already,
+    with a picture and sound that are read."""
+    name = Path(container.name).name
+    stem = Path(name).stem if not name.lower().endswith(".mp4") else f"{Path(name).stem}.new"
+    return f"ffmpeg -i {shlex.quote(name)} -c:v libx264 -c:a aac {shlex.quote(f'{stem}.mp4')}"
 
 
 def is_timed(container: "av.container.InputContainer") -> bool:

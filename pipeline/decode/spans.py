@@ -25,7 +25,6 @@ from pipeline.decode.container import (
     Declared,
     check_file,
     declared_length,
-    find_stream,
     hides_negative_times,
     is_timed,
     open_container,
@@ -34,6 +33,7 @@ from pipeline.decode.container import (
 )
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.packets import VideoPacketReader, VideoPackets
+from pipeline.decode.tracks import Track, find_track
 from pipeline.decode.video import Pictures, try_video
 from pipeline.decode.window import Extent, Window, end_tick, note_lengths
 from pipeline.errors import ClipError
@@ -83,7 +83,7 @@ def _read(
     try:
         if wanted:
             with open_container(check_file(path)) as container:
-                yield from _decode(container, waiting, config, wanted)
+                yield from _decode(container, path, waiting, config, wanted)
     except ClipError as error:
         for each in waiting:
             each.ledger.lose_all(error)
@@ -134,18 +134,25 @@ class _Open:
 
 def _decode(
     container: "av.container.InputContainer",
+    path: Path,
     waiting: deque[_Open],
     config: DecodeConfig,
     wanted: list[Modality],
 ) -> Iterator[DecodedMedia]:
     """Takes from `waiting` what it gives. Raises ClipError where a budget is spent."""
-    streams: dict[Modality, av.stream.Stream] = {}
+    tracks: dict[Modality, Track] = {}
     for modality in wanted:
         try:
-            streams[modality] = find_stream(container, modality)
+            track = find_track(container, modality, path)
         except ClipError as error:
             for each in waiting:
                 each.ledger.add(modality, error, lost=True)
+            continue
+        tracks[modality] = track
+        if track.warning is not None:
+            for each in waiting:
+                each.ledger.add(modality, track.warning, lost=False)
+    streams = {name: track.stream for name, track in tracks.items()}
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
     origin, hides_negative = origin_s(container), hides_negative_times(container)
     windows = {
@@ -165,7 +172,7 @@ def _decode(
     num_given = 0
     for each in waiting:
         each.missing |= streams.keys()
-    for part in _read_parts(container, streams, windows, unread, config):
+    for part in _read_parts(container, tracks, windows, unread, config):
         waiting[part.index - num_given].take(part, config)
         while waiting and not waiting[0].missing:
             on_clocks = {name: windows[name][num_given] for name in streams}
@@ -181,19 +188,19 @@ def _time_base(stream: "av.stream.Stream") -> Fraction:
 
 def _read_parts(
     container: "av.container.InputContainer",
-    streams: Mapping[Modality, "av.stream.Stream"],
+    tracks: Mapping[Modality, Track],
     windows: Mapping[Modality, Sequence[Window]],
     unread: "_Unread",
     config: DecodeConfig,
 ) -> Iterator[VideoPackets | Sound]:
     """Every window's part of every stream, each as soon as its packets are read."""
     readers: dict[int, VideoPacketReader | SoundReader] = {
-        stream.index: (
-            SoundReader(windows[modality], config)
+        track.stream.index: (
+            SoundReader(windows[modality], config, track.channels)
             if modality == "audio"
             else VideoPacketReader(windows[modality], timed=is_timed(container))
         )
-        for modality, stream in streams.items()
+        for modality, track in tracks.items()
     }
     if not readers:
         return

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from pipeline.decode import packets as decode_packets
 from pipeline.decode import video as decode_video
-from pipeline.decode.audio import mix_to_mono
 from pipeline.decode.clip import decode_clip, decode_still
 from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
@@ -313,41 +312,6 @@ def _level_at(waveform: NDArray[np.float32], pitch_hz: float) -> float:
     return float(np.abs(np.mean(waveform * np.exp(-2j * np.pi * pitch_hz * times_s))))
 
 
-@pytest.mark.parametrize("layout", ["7.1", "hexadecagonal"])
-def test_sound_of_eight_channels_and_more_crashes_nothing(tmp_path: Path, layout: str) -> None:
-    """Blu-ray discs have 8; PyAV reads a frame of so many planes beyond its end."""
-    num_channels = {"7.1": 8, "hexadecagonal": 16}[layout]
-    pitches = [300 + 100 * channel for channel in range(num_channels)]
-    sound = np.stack([tone([pitch]) for pitch in pitches])
-    path = tmp_path / "a.wav"
-    with av.open(str(path), "w") as container:
-        audio = container.add_stream("pcm_s16le", rate=RATE_HZ, layout=layout)
-        for start in range(0, RATE_HZ, 1024):
-            samples = np.ascontiguousarray(sound[:, start : start + 1024].T).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(
-                (samples * 32_767).astype(np.int16), format="s16", layout=layout
-            )
-            frame.sample_rate, frame.pts = RATE_HZ, start
-            container.mux(audio.encode(frame))
-        container.mux(audio.encode())
-    centre = decoded(path, ["audio"]).waveform
-    mixed = decoded(path, ["audio"], channel="downmix").waveform
-    assert centre is not None
-    assert mixed is not None
-    assert pitch_of(centre) == pytest.approx(500, abs=3)  # FL FR FC: the third in either layout
-    assert all(_level_at(mixed, pitch) > 0.5 * _level_at(mixed, 300) for pitch in pitches)
-
-
-def test_mixing_by_hand() -> None:
-    samples = np.arange(12, dtype=np.float32).reshape(6, 2)
-    centre, mean = DecodeConfig(), DecodeConfig(channel="downmix")
-    assert mix_to_mono(samples, SURROUND, centre).tolist() == [4, 5]
-    assert mix_to_mono(samples, SURROUND, mean).tolist() == [5, 6]
-    assert mix_to_mono(samples[:2], ("FL", "FR"), centre).tolist() == [1, 2]
-    assert mix_to_mono(samples[:1], ("FC",), centre).tolist() == [0, 1]
-    assert mix_to_mono(samples[:4], ("FL", "FR", "BL", "BR"), centre).tolist() == [3, 4]
-
-
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_sound_comes_at_16_khz_whatever_it_was(tmp_path: Path, rate_hz: int) -> None:
     sound = tone([440, 880], rate_hz)
@@ -560,7 +524,13 @@ def test_a_picture_named_mp4_is_an_unknown_format(tmp_path: Path) -> None:
 
 
 def test_a_codec_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mkv", codec="ffv1", options={}, sound=tone([440]))
+    path = write_clip(
+        tmp_path / "a.avi",
+        codec="asv2",
+        options={},
+        sound=tone([440]),
+        sound_codec="libmp3lame",
+    )
     clip = decoded(path)
     assert codes(clip, lost=True) == {("video", "codec")}
     assert clip.waveform is not None

@@ -1,0 +1,143 @@
+"""The channels of decoded sound: their names and samples, read so that PyAV crashes on none."""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.plane import AudioPlane
+from numpy.typing import NDArray
+
+from pipeline.errors import ClipError
+
+# FFmpeg's resampler takes as many; memory holds a window of all of them.
+MAX_CHANNELS = 64
+# What FFmpeg calls a channel of which nobody says where it belongs.
+UNKNOWN = "NONE"
+# FFmpeg's sample formats, without the "p" of the planar ones; integers with their full scale.
+_FORMATS = {
+    "u8": (np.uint8, 2**7),
+    "s16": (np.int16, 2**15),
+    "s32": (np.int32, 2**31),
+    "s64": (np.int64, 2**63),
+    "flt": (np.float32, 1),
+    "dbl": (np.float64, 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Samples that follow each other.
+
+    names:       of the channels (see `channel_names`)
+    samples:     float32 [channels, samples], every one a number
+    is_repaired: some were no numbers, and silence stands in for them
+    """
+
+    names: tuple[str, ...]
+    samples: NDArray[np.float32]
+    is_repaired: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        return self.samples.shape[1]
+
+    def cut(self, start: int, end: int) -> "Part":
+        if start <= 0 and end >= self.num_samples:
+            return self
+        samples = self.samples[:, max(start, 0) : max(end, 0)]
+        return Part(names=self.names, samples=samples, is_repaired=self.is_repaired)
+
+    @property
+    def energies(self) -> NDArray[np.float64]:
+        """float64 [channels]: sums of squares"""
+        return np.array([energy_of(channel) for channel in self.samples])
+
+
+def settle_channels(context: av.AudioCodecContext) -> tuple[str, ...]:
+    """The names of the channels that the container tells; called before the decoder opens.
+
+    Where channels stand in an order of their own (QuickTime knows "L C R Ls Rs LFE"), FFmpeg lists
+    them in memory. In PyAV 18.1 each `AudioLayout` has a copy of the pointer to that list and frees
+    it, as the decoder and each frame do: it is freed twice, which ends the process. So the one
+    layout made here is kept for ever, and the decoder is told of the number of channels alone.
+
+    Raises ClipError for more than `MAX_CHANNELS`.
+    """
+    layout = context.layout
+    names = _names(layout)
+    if len(names) > MAX_CHANNELS:
+        message = f"{len(names)} channels of sound; at most {MAX_CHANNELS} are read"
+        raise ClipError("too_many_channels", message)
+    if _is_listed(layout):
+        context.options = {**context.options, "ch_layout": f"{len(names)} channels"}
+    return names
+
+
+def channel_names(frame: av.AudioFrame) -> tuple[str, ...]:
+    """As FFmpeg calls them: "FL", "FC"; `UNKNOWN` where it is not known which they are."""
+    return _names(frame.layout)
+
+
+def _names(layout: av.AudioLayout) -> tuple[str, ...]:
+    if _is_listed(layout):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    return tuple(channel.name for channel in layout.channels)
+
+
+def _is_listed(layout: av.AudioLayout) -> bool:
+    """FFmpeg writes "6 channels (FL+FC+FR+SL+SR+LFE)"; a few in the common order too."""
+    return "(" in layout.name.partition(" ")[2]
+
+
+def read_part(frame: av.AudioFrame, names: tuple[str, ...]) -> Part:
+    """A decoded frame's samples. `names`: those of its channels.
+
+    Raises ValueError for more than `MAX_CHANNELS`.
+    """
+    if len(names) > MAX_CHANNELS:
+        raise ValueError(f"{len(names)} channels; at most {MAX_CHANNELS} are read")
+    samples = _read_samples(frame, len(names))
+    if np.isfinite(samples).all():
+        return Part(names=names, samples=samples)
+    samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+    return Part(names=names, samples=samples, is_repaired=True)
+
+
+def _read_samples(frame: av.AudioFrame, num_channels: int) -> NDArray[np.float32]:
+    """[channels, samples]
+
+    Not by `frame.to_ndarray()`, nor by `frame.planes`: in PyAV 18.1 they count a frame's planes
+    up to the first pointer that is null. A planar frame of eight channels fills all places of
+    `AVFrame.data`; what stands behind them (`linesize`) is then taken for a ninth plane and read,
+    which ends the process. Of more channels it reads behind the array of their pointers.
+    """
+    sample_type, full_scale = _FORMATS[frame.format.name.removesuffix("p")]
+
+    def plane(index: int, num: int) -> NDArray[Any]:
+        there: Any = AudioPlane(frame, index)
+        return np.frombuffer(there, sample_type, num)
+
+    if frame.format.is_planar:
+        samples = np.stack([plane(channel, frame.samples) for channel in range(num_channels)])
+    else:
+        samples = plane(0, frame.samples * num_channels).reshape(-1, num_channels).T
+    return _as_floats(samples, full_scale)
+
+
+def _as_floats(samples: NDArray[Any], full_scale: int) -> NDArray[np.float32]:
+    """Contiguous; integers are scaled to [-1, 1), to the bit as FFmpeg's resampler does."""
+    if samples.dtype == np.uint8:
+        samples = samples.astype(np.int16) - full_scale
+    with np.errstate(over="ignore"):  # of a double: infinite, and repaired as such
+        floats = samples.astype(np.float32, order="C")
+    return floats if full_scale == 1 else floats * np.float32(1 / full_scale)
+
+
+def energy_of(samples: NDArray[np.float32]) -> float:
+    energy = float(np.vdot(samples, samples))
+    if np.isfinite(energy):
+        return energy
+    exact = samples.astype(np.float64)  # far beyond full scale
+    return float(np.vdot(exact, exact))

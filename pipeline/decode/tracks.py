@@ -1,0 +1,120 @@
+"""Which of a file's streams is read: FFmpeg's best, but of sound the first that has some.
+
+Recorders give each microphone a track of its own, with nothing in those that have none; phones
+write a track that only their maker can read beside a common one.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from pipeline.decode.channels import channel_names, read_part, settle_channels
+from pipeline.decode.container import (
+    MAX_PACKET_BYTES,
+    MEDIA_ERRORS,
+    bind_decoder,
+    find_candidates,
+    find_stream,
+    open_container,
+)
+from pipeline.errors import ClipError
+from pipeline.schema import Modality
+
+# A track has sound where so much of it is louder than this: -60 dB of full scale. A click is none.
+_HEARD_S = 0.1
+_HEARD_LEVEL = 1e-3
+# It is silent where it has none in its first ten minutes.
+_LISTENED_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """A stream, its decoder bound by the budgets.
+
+    channels: of sound, the names that the container gives them
+    warning:  why it is another than the best; None where it is that
+    """
+
+    stream: "av.stream.Stream"
+    channels: tuple[str, ...] = ()
+    warning: ClipError | None = None
+
+
+def find_track(container: "av.container.InputContainer", modality: Modality, path: Path) -> Track:
+    """The stream that is read for "video" or "audio", its decoder bound by the budgets.
+
+    Where a file has several sound tracks, `path` is opened again for each that is listened to: as
+    far as its first tenth of a second of sound.
+
+    Raises ClipError where there is none, or none that may be decoded.
+    """
+    if modality != "audio":
+        return Track(stream=find_stream(container, modality))
+    streams = find_candidates(container, "audio")
+    refused: dict[int, ClipError] = {}
+    usable: list[Track] = []
+    for stream in streams:
+        try:
+            bind_decoder(stream, "audio")
+            channels = settle_channels(stream.codec_context)
+        except ClipError as error:
+            refused[stream.index] = error
+        else:
+            usable.append(Track(stream=stream, channels=channels))
+    if not usable:
+        raise refused[streams[0].index]
+    taken = usable[0]
+    if len(usable) > 1:
+        taken = next((each for each in usable if _has_sound(path, each.stream.index)), taken)
+    if taken.stream is streams[0]:
+        return taken
+    best, other = (_number(container, each) for each in (streams[0], taken.stream))
+    reason = refused.get(streams[0].index)
+    why = "is silent" if reason is None else f"cannot be read: {reason.message}"
+    message = f"sound track {other} was taken, as track {best} {why}"
+    return replace(taken, warning=ClipError("other_track", message))
+
+
+def _number(container: "av.container.InputContainer", stream: "av.stream.Stream") -> int:
+    """Among the file's sound tracks, from 1."""
+    return 1 + [each.index for each in container.streams.audio].index(stream.index)
+
+
+def _has_sound(path: Path, index: int) -> bool:
+    """A track that cannot be decoded has none."""
+    heard_s = listened_s = 0.0
+    num_bytes = 0
+    try:
+        with open_container(path) as container:
+            stream = container.streams[index]
+            bind_decoder(stream, "audio")
+            settle_channels(stream.codec_context)
+            for packet in container.demux(stream):
+                num_bytes += packet.size
+                for part_s, level in _levels(packet):
+                    listened_s += part_s
+                    heard_s += part_s if level > _HEARD_LEVEL else 0.0
+                if heard_s >= _HEARD_S:
+                    return True
+                if listened_s > _LISTENED_S or num_bytes > MAX_PACKET_BYTES:
+                    break
+    except (ClipError, *MEDIA_ERRORS):
+        pass
+    return False
+
+
+def _levels(packet: av.Packet) -> list[tuple[float, float]]:
+    """Per frame its length in seconds and the root mean square of its loudest channel."""
+    levels = []
+    try:
+        for frame in packet.decode():
+            part = read_part(frame, channel_names(frame))
+            if part.num_samples and frame.rate:
+                power = float(part.energies.max()) / part.num_samples
+                levels.append((part.num_samples / frame.rate, float(np.sqrt(power))))
+    except (FFmpegError, ValueError):
+        pass
+    return levels
