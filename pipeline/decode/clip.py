@@ -1,13 +1,26 @@
 """A clip of a corpus to sampled frames and a mono waveform: its file's one span, with its key."""
 
+import contextlib
+import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
-from pipeline.decode.container import check_file, declared_length, find_stream, open_container
+from pipeline.decode.container import (
+    MEDIA_ERRORS,
+    check_file,
+    declared_length,
+    find_stream,
+    open_container,
+    reason,
+)
 from pipeline.decode.ledger import Ledger
+from pipeline.decode.orientation import Orientation
 from pipeline.decode.spans import decode_media
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
@@ -19,6 +32,11 @@ from pipeline.schema import (
     MediaSpan,
     Modality,
 )
+
+logger = logging.getLogger(__name__)
+
+# A file that gives no picture by then is shaped as its header says.
+_MAX_PACKETS_FOR_SIZE = 100
 
 
 def decode_clip(
@@ -64,7 +82,7 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
     try:
         with open_container(check_file(path)) as container:
             stream = find_stream(container, "video")
-            across, down = stream.codec_context.width, stream.codec_context.height
+            across, down = _upright_size(container, stream)
             declared = declared_length(container, stream)
     except ClipError:
         return None
@@ -78,3 +96,23 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
     if frames is None:  # cut off before its middle
         frames = decode_media(path, MediaSpan(), config, ["video"]).frames
     return None if frames is None else frames[0]
+
+
+def _upright_size(
+    container: "av.container.InputContainer", stream: "av.stream.Stream"
+) -> tuple[int, int]:
+    """Width and height in pixels as shown, of the first picture: how it is turned may stand in the
+    picture itself. 0 where nothing tells."""
+    context = stream.codec_context
+    context.thread_count = 1
+    try:
+        for packet in islice(container.demux(stream), _MAX_PACKETS_FOR_SIZE):
+            with contextlib.suppress(FFmpegError):
+                for frame in packet.decode():
+                    orientation = Orientation.of(frame)
+                    if orientation is not None and orientation.swaps_sides:
+                        return frame.height, frame.width
+                    return frame.width, frame.height
+    except MEDIA_ERRORS as error:
+        logger.debug("no picture to measure: %s", reason(error))
+    return context.width, context.height

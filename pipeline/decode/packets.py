@@ -44,7 +44,7 @@ class VideoPacketReader:
     It holds what the windows that are still open need, and no more: for one that is yet to come,
     the two last groups of pictures (key frame to key frame) that begin before its start. The
     picture on screen at the start never needs more than the last of them, unless its key frame
-    leans on pictures before it (see `video._NotIntra`).
+    leans on pictures before it (see `bitstream.group_starts`).
     """
 
     def __init__(self, windows: Sequence[Window], *, timed: bool) -> None:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.decode import packets as decode_packets
-from pipeline.decode import video as decode_video
+from pipeline.decode import wanted as decode_wanted
 from pipeline.decode.clip import decode_clip, decode_still
 from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
@@ -186,9 +186,11 @@ def test_pictures_are_really_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Of an open group of pictures only what leads to a sampled picture is decoded."""
     path = write_clip(tmp_path / "a.mp4", num_frames=300, picture=textured, options=OPEN_GOP)
     given = []
-    needed = decode_video._needed_packets
+    needed = decode_wanted._needed_packets
     monkeypatch.setattr(
-        decode_video, "_needed_packets", lambda *args: [given.append(p) or p for p in needed(*args)]
+        decode_wanted,
+        "_needed_packets",
+        lambda *args: [given.append(p) or p for p in needed(*args)],
     )
     decoded(path, ["video"])
     assert 16 < len(given) < 240
@@ -658,16 +660,6 @@ def test_a_budget_that_runs_out_loses_each_modality_once(
         ("audio", "no_audio"),
         ("video", "too_large"),
     ]
-
-
-def test_when_no_sampled_picture_comes_out_a_few_others_stand_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_clip(tmp_path / "a.mp4", num_frames=75)
-    monkeypatch.setattr(decode_video, "_decode_pass", lambda *_, **__: ({}, 3))
-    clip = decoded(path, ["video"])
-    assert set(numbers(clip)) <= set(range(18))
-    assert codes(clip, lost=False) == {("video", "bad_packets")}
 
 
 # ---------------------------------------------------------------------------------------- stills

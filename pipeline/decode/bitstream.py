@@ -1,0 +1,243 @@
+"""What compressed packets say of their pictures, read from a few bits of each, without decoding.
+
+Decoders differ in what they leave out when asked to (FFmpeg's `skip_frame`): libdav1d reads the
+setting only when it opens, VP8's keeps tables of pictures that it was to skip, and HEVC's takes a
+picture that no other of its own temporal layer needs for one that none needs. So packets are left
+out only of the codecs listed here, each for a reason in its own standard.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import av
+
+# none: every packet is decoded.  groups: groups of pictures (key frame to key frame) without a
+# wanted one are left out.  nonref: of the other groups, so are pictures that no other refers to.
+Skipping = Literal["none", "groups", "nonref"]
+
+# FFmpeg's decoders skip before they touch a slice: in H.264 pictures of nal_ref_idc 0 (7.4.1), in
+# MPEG-1 and 2 B pictures, which are no references there; for HEVC see `may_be_skipped`.
+_NONREF = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video"})
+# A key frame resets all that the pictures after it refer to.
+_GROUPS = frozenset("vp8 vp9 av1 libdav1d mpeg4 msmpeg4 wmv1 wmv2 flv theora mjpeg prores".split())
+
+# Types of NAL units, and of SEI messages.
+_H264_IDR, _H264_SEI, _RECOVERY_POINT = 5, 6, 6
+_HEVC_IRAP, _HEVC_SLICES = range(16, 24), range(32)
+# Types of AV1's open bitstream units.
+_AV1_FRAMES = (3, 6)
+# FFmpeg's MAX_NVOP_SIZE: an MPEG-4 packet of so few bytes says that nothing has changed.
+_MAX_NVOP_BYTES = 19
+
+
+def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
+    """What may be left out of one stream's packets so that no picture that comes out changes."""
+    name = _codec(packets[0])
+    if name in _NONREF:
+        return "nonref"
+    if name == "mjpeg" and not all(map(_has_tables, packets)):
+        return "none"
+    return "groups" if name in _GROUPS else "none"
+
+
+def is_hidden(packet: av.Packet) -> bool:
+    """Whether the packet's picture is only referred to and never shown.
+
+    libvpx writes its "alternate reference" pictures so: VP8's have a packet of their own always,
+    VP9's where no superframe takes them in.
+    """
+    name = _codec(packet)
+    if name == "vp8":  # RFC 6386, 9.1: show_frame is the fifth bit
+        return packet.size > 0 and not memoryview(packet)[0] & 0x10
+    if name == "vp9" and packet.size > 1:
+        return not _is_superframe(packet) and not _Vp9Header.of(packet).is_shown
+    return False
+
+
+def repeats_picture(packet: av.Packet) -> bool:
+    """Whether the packet says that the picture before stays, so that none comes out for it."""
+    return _codec(packet) == "mpeg4" and packet.size <= _MAX_NVOP_BYTES
+
+
+def group_starts(packets: Sequence[av.Packet]) -> list[int]:
+    """Indices of the packets at which decoding may begin: the first, and every key frame that no
+    picture behind it refers back over (but those that are shown before it).
+
+    Not all that containers call key frames are: some lean on what was before them, as those of
+    x264's intra refresh and of some cameras.
+    """
+    name = _codec(packets[0])
+    units = _NalUnits.of(packets[0])
+    return [
+        index
+        for index, packet in enumerate(packets)
+        if index == 0 or (packet.is_keyframe and _is_clean(packet, name, units))
+    ]
+
+
+def may_be_skipped(packets: Sequence[av.Packet]) -> list[bool]:
+    """For each packet, whether a decoder that is asked to skip what no picture refers to is right.
+
+    In HEVC (3.161) only in the highest temporal layer: a "sub-layer non-reference picture" of a
+    lower one may be referred to by the layers above it.
+    """
+    units = _NalUnits.of(packets[0])
+    if units is None or not units.is_hevc:
+        return [True] * len(packets)
+    layers = [units.first_slice(packet)[1] for packet in packets]
+    return [layer == max(layers) for layer in layers]
+
+
+def _codec(packet: av.Packet) -> str:
+    return packet.stream.codec_context.name
+
+
+def _is_clean(packet: av.Packet, name: str, units: "_NalUnits | None") -> bool:
+    if units is not None:
+        return units.is_clean(packet)
+    if name == "vp8":
+        return packet.size > 0 and not memoryview(packet)[0] & 1
+    if name == "vp9":
+        return packet.size > 1 and _Vp9Header.of(packet).is_shown_key
+    if name in ("av1", "libdav1d"):
+        return _is_shown_av1_key(bytes(packet))
+    return True  # whether it is intra-coded is seen once it is decoded
+
+
+def _has_tables(packet: av.Packet) -> bool:
+    """Whether a JPEG picture brings its Huffman and quantisation tables: without them the decoder
+    takes those of the picture before."""
+    head = bytes(memoryview(packet)[:4096])
+    return b"\xff\xc4" in head and b"\xff\xdb" in head
+
+
+# ----------------------------------------------------------------------------------- VP9 and AV1
+
+
+def _is_superframe(packet: av.Packet) -> bool:
+    """VP9, annex B: several pictures, the last of them shown."""
+    return memoryview(packet)[packet.size - 1] & 0xE0 == 0xC0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Vp9Header:
+    """The first bits of a picture (VP9, 6.2), of a superframe's first one."""
+
+    is_shown: bool
+    is_shown_key: bool
+
+    @classmethod
+    def of(cls, packet: av.Packet) -> "_Vp9Header":
+        bits = f"{int.from_bytes(bytes(memoryview(packet)[:2]), 'big'):016b}"
+        at = 5 if bits[2:4] == "11" else 4  # behind the marker and the profile
+        shows_existing, is_inter, shown = (bit == "1" for bit in bits[at : at + 3])
+        return cls(
+            is_shown=shows_existing or shown,
+            is_shown_key=not shows_existing and not is_inter and shown,
+        )
+
+
+def _is_shown_av1_key(data: bytes) -> bool:
+    """Whether a temporal unit begins with a key frame that is shown at once (AV1, 5.9.2). One that
+    is shown later ("forward key frame") is followed by pictures that lean on what was before."""
+    at = 0
+    while at < len(data):
+        kind, is_extended, has_size = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
+        at += 2 if is_extended else 1
+        size, shift = 0, 0
+        while has_size and at < len(data):
+            size |= (data[at] & 127) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 128:
+                break
+        if kind in _AV1_FRAMES:  # show_existing_frame 0, frame_type 0, show_frame 1
+            return at < len(data) and data[at] >> 4 == 0b0001
+        if not has_size:
+            return False
+        at += size
+    return False
+
+
+# -------------------------------------------------------------------------------- H.264 and HEVC
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NalUnits:
+    """Reads the NAL units of H.264 or HEVC packets.
+
+    length_bytes: of the length before each unit; 0 where start codes stand between them instead
+    """
+
+    is_hevc: bool
+    length_bytes: int
+
+    @classmethod
+    def of(cls, packet: av.Packet) -> "_NalUnits | None":
+        """None for other codecs."""
+        name, extradata = _codec(packet), packet.stream.codec_context.extradata or b""
+        if name not in ("h264", "hevc"):
+            return None
+        at = 21 if name == "hevc" else 4  # ISO 14496-15: lengthSizeMinusOne
+        has_lengths = len(extradata) > at and extradata[0] == 1
+        length_bytes = (extradata[at] & 3) + 1 if has_lengths else 0
+        return cls(is_hevc=name == "hevc", length_bytes=length_bytes)
+
+    def is_clean(self, packet: av.Packet) -> bool:
+        if self.is_hevc:
+            return self.first_slice(packet)[0] in _HEVC_IRAP
+        return any(
+            unit[0] & 31 == _H264_IDR or (unit[0] & 31 == _H264_SEI and _recovers_at_once(unit))
+            for unit in self._read(packet)
+        )
+
+    def first_slice(self, packet: av.Packet) -> tuple[int, int]:
+        """Type and temporal layer of an HEVC picture's first slice; (-1, 0) without one."""
+        for unit in self._read(packet):
+            if unit[0] >> 1 & 63 in _HEVC_SLICES and len(unit) > 1:
+                return unit[0] >> 1 & 63, (unit[1] & 7) - 1
+        return -1, 0
+
+    def _read(self, packet: av.Packet) -> Iterator[bytes]:
+        data = bytes(packet)
+        return _by_lengths(data, self.length_bytes) if self.length_bytes else _by_codes(data)
+
+
+def _by_lengths(data: bytes, length_bytes: int) -> Iterator[bytes]:
+    at = 0
+    while at + length_bytes < len(data):
+        start = at + length_bytes
+        at = start + int.from_bytes(data[at:start], "big")
+        if at > start:
+            yield data[start:at]
+
+
+def _by_codes(data: bytes) -> Iterator[bytes]:
+    start = data.find(b"\0\0\1")
+    while start >= 0:
+        end = data.find(b"\0\0\1", start + 3)
+        unit = data[start + 3 : end if end >= 0 else len(data)]
+        if unit:
+            yield unit
+        start = end
+
+
+def _recovers_at_once(unit: bytes) -> bool:
+    """Whether an SEI unit of H.264 says that from this picture on all are as they should be: a
+    recovery point 0 pictures away (D.2.8)."""
+    data, at = unit.replace(b"\0\0\3", b"\0\0"), 1
+    while at + 2 < len(data):
+        header = []
+        for _ in range(2):  # type and size: 255 for each byte 0xff, and then a last byte
+            value = 0
+            while at < len(data) and data[at] == 0xFF:
+                value, at = value + 255, at + 1
+            if at == len(data):
+                return False
+            header.append(value + data[at])
+            at += 1
+        kind, size = header
+        if kind == _RECOVERY_POINT:  # recovery_frame_cnt, an Exp-Golomb code: 0 is the bit 1
+            return at < len(data) and bool(data[at] & 0x80)
+        at += size
+    return False

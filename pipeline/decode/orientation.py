@@ -1,0 +1,62 @@
+"""How a stored picture has to be turned and mirrored to stand upright.
+
+Phones and cameras store what their sensor sees and say in a display matrix how to show it: in the
+track header of MP4 and MOV (ISO 14496-12, 8.3.2), as Matroska's projection, or in an SEI message
+of H.264 or HEVC. FFmpeg hands all of them on with each frame, and does nothing about them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from numpy.typing import NDArray
+
+_UNIT = 1 << 16  # the matrix has 16 bits behind the point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orientation:
+    """One of the eight ways to lay a picture: mirrored left to right first, if at all, and turned
+    by `quarter_turns` (0 to 3) counterclockwise then."""
+
+    is_mirrored: bool = False
+    quarter_turns: int = 0
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Orientation | None":
+        """What the frame's display matrix asks for; other angles go to the nearest quarter. None
+        where it has no matrix."""
+        try:
+            found = frame.side_data.get(Type.DISPLAYMATRIX)
+        except ValueError:  # side data of a kind that PyAV has no name for hide the others
+            return cls(quarter_turns=round(frame.rotation / 90) % 4)
+        return None if found is None else cls.of_matrix(bytes(found))
+
+    @classmethod
+    def of_matrix(cls, matrix: bytes) -> "Orientation":
+        """matrix: nine int32 of the machine's byte order, a b u c d v x y w; the stored point
+        (x, y), y downwards, is shown at (a x + c y, b x + d y), moved to where it is seen"""
+        if len(matrix) < 36:
+            return cls()
+        a, b, _, c, d = (int(value) / _UNIT for value in np.frombuffer(matrix, "=i4", 5))
+        is_mirrored = a * d < b * c
+        if is_mirrored:  # the mirror comes first: what stays to be done is for -x
+            a, b = -a, -b
+        across, down = math.hypot(a, c), math.hypot(b, d)
+        if not across or not down:  # it shows nothing
+            return cls()
+        turned = -math.degrees(math.atan2(b / down, a / across))
+        return cls(is_mirrored=is_mirrored, quarter_turns=round(turned / 90) % 4)
+
+    @property
+    def swaps_sides(self) -> bool:
+        """Whether what is stored as the width is shown as the height."""
+        return self.quarter_turns % 2 == 1
+
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3] as stored -> upright; the sides change places if
+        `swaps_sides`."""
+        mirrored = picture[:, ::-1] if self.is_mirrored else picture
+        return np.ascontiguousarray(np.rot90(mirrored, self.quarter_turns))

@@ -1,0 +1,362 @@
+"""Packets to the wanted pictures: decoding only what these need, or else everything."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from pipeline.decode.bitstream import (
+    group_starts,
+    is_hidden,
+    may_be_skipped,
+    repeats_picture,
+    skipping_of,
+)
+from pipeline.decode.container import MAX_SECONDS_PER_CLIP, is_timed
+from pipeline.decode.orientation import Orientation
+from pipeline.decode.window import shown_tick
+from pipeline.errors import ClipError
+from pipeline.recipe import DecodeConfig
+
+_LEANING = (PictureType.P, PictureType.B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What came out for the wanted ticks.
+
+    pictures:  uint8 [height, width, 3], upright, by the tick at which each is shown
+    shown_for: for each wanted tick, that of the picture which is there for it: its own, or else
+        the one on screen then (the first of all, where none came out before)
+    continued: wanted ticks for which no picture of their own was to come
+    first:     the lowest tick that came out
+    num_bad:   packets that could not be decoded
+    """
+
+    pictures: dict[int, NDArray[np.uint8]]
+    shown_for: dict[int, int]
+    continued: frozenset[int] = frozenset()
+    first: int
+    num_bad: int = 0
+
+
+def decode_wanted(
+    packets: Sequence[av.Packet],
+    wanted: Sequence[int],
+    config: DecodeConfig,
+    *,
+    is_whole: bool,
+) -> Decoded:
+    """The pictures that a decoder which is given all packets shows at the wanted ticks.
+
+    Args:
+        wanted: each the `tick_of` a packet
+        is_whole: the packets begin with a picture that can be shown, or all wanted ones come later
+
+    Raises:
+        ClipError: not one picture comes out, or it takes too long.
+    """
+    context = packets[0].stream.codec_context
+    if context.is_open:  # by the span before
+        context.flush_buffers()
+    else:
+        context.thread_count = 1  # many processes decode side by side; threads would only contend
+        context.thread_type = "NONE"
+    if is_whole and _is_timed(packets) and skipping_of(packets) != "none":
+        decoded = _decode_needed(packets, frozenset(wanted), config)
+        if decoded is not None:
+            return decoded
+        context.flush_buffers()
+    return _decode_all(packets, wanted, config)
+
+
+def tick_of(packet: av.Packet) -> int:
+    """When the packet's picture is shown. Raises ClipError where nothing tells."""
+    tick = shown_tick(packet)
+    if tick is None:
+        raise ClipError("no_times", "a video packet has no time stamp")
+    return int(tick)
+
+
+def ticks_shown(packets: Sequence[av.Packet]) -> NDArray[np.int64]:
+    """int64 [pictures], sorted: the presentation times of all that will be shown."""
+    shown = {tick_of(each) for each in packets if not (each.is_discard or is_hidden(each))}
+    return np.array(sorted(shown), dtype=np.int64)
+
+
+def _is_timed(packets: Sequence[av.Packet]) -> bool:
+    return is_timed(packets[0].stream.container) and all(each.pts is not None for each in packets)
+
+
+def _decode_each(packets: Iterable[av.Packet], take: Callable[[av.Packet | None], None]) -> int:
+    """Calls `take` for each packet, and with None at the end, which flushes the decoder. Returns
+    how many it could not decode."""
+    deadline = time.monotonic() + MAX_SECONDS_PER_CLIP
+    num_bad = 0
+    for packet in [*packets, None]:
+        try:
+            take(packet)
+        except FFmpegError:
+            num_bad += 1
+        if time.monotonic() > deadline:
+            raise ClipError("timeout", f"not decoded within {MAX_SECONDS_PER_CLIP:.0f} s")
+    return num_bad
+
+
+# --------------------------------------------------------------------------- what is needed alone
+
+
+class _Doubtful(Exception):
+    """What was left out may have changed what comes out."""
+
+
+class _Interlaced(Exception):
+    """The two fields of a picture may lie in two packets, each with a time of its own."""
+
+
+def _decode_needed(
+    packets: Sequence[av.Packet], wanted: frozenset[int], config: DecodeConfig
+) -> Decoded | None:
+    """Without what no wanted picture needs. None where it is not sure that this changes nothing."""
+    try:
+        try:
+            decoded = _decode_some(packets, wanted, config, with_neighbours=False)
+        except _Interlaced:
+            packets[0].stream.codec_context.flush_buffers()
+            decoded = _decode_some(packets, wanted, config, with_neighbours=True)
+    except _Doubtful:
+        return None
+    finally:
+        packets[0].stream.codec_context.skip_frame = "DEFAULT"
+    # With a broken packet, what conceals the damage depends on what was decoded before it.
+    return None if decoded.num_bad or decoded.pictures.keys() != wanted else decoded
+
+
+def _decode_some(
+    packets: Sequence[av.Packet],
+    wanted: frozenset[int],
+    config: DecodeConfig,
+    *,
+    with_neighbours: bool,
+) -> Decoded:
+    """with_neighbours: skips no packet beside one that holds a wanted picture, or its half"""
+    context = packets[0].stream.codec_context
+    starts = group_starts(packets)
+    key_ticks = {tick_of(packets[index]) for index in starts if packets[index].is_keyframe}
+    skipped = _skipped(packets, wanted, with_neighbours)
+    fields_matter = context.name == "h264" and not with_neighbours
+    converter = _Converter(config)
+    pictures: dict[int, NDArray[np.uint8]] = {}
+
+    def take(packet: av.Packet | None) -> None:
+        skips = packet is not None and tick_of(packet) in skipped
+        context.skip_frame = "NONREF" if skips else "DEFAULT"
+        for frame in context.decode(packet):
+            if frame.pts in key_ticks and frame.pict_type in _LEANING:
+                raise _Doubtful
+            if fields_matter and frame.interlaced_frame:
+                raise _Interlaced
+            converter.note(frame)
+            if frame.pts in wanted:
+                pictures[frame.pts] = converter.to_rgb(frame)
+
+    num_bad = _decode_each(_needed_packets(packets, starts, wanted), take)
+    return Decoded(
+        pictures=pictures,
+        shown_for={tick: tick for tick in wanted},
+        first=min(wanted),
+        num_bad=num_bad,
+    )
+
+
+def _skipped(
+    packets: Sequence[av.Packet], wanted: frozenset[int], with_neighbours: bool
+) -> frozenset[int]:
+    """Ticks of the packets that the decoder may skip if no picture refers to theirs."""
+    if skipping_of(packets) != "nonref":
+        return frozenset()
+    margin = 1 if with_neighbours else 0
+    is_wanted = [tick_of(packet) in wanted for packet in packets]
+    return frozenset(
+        tick_of(packet)
+        for index, (packet, may_be) in enumerate(zip(packets, may_be_skipped(packets), strict=True))
+        if may_be and not any(is_wanted[max(index - margin, 0) : index + margin + 1])
+    )
+
+
+def _needed_packets(
+    packets: Sequence[av.Packet], starts: Sequence[int], wanted: frozenset[int]
+) -> Iterator[av.Packet]:
+    """Of each group of pictures (from one start to the next) only those up to its last wanted one
+    are needed, and none of a group without one. But a picture shown before its group's key frame
+    leans on the group before as well, so that one is then needed whole.
+    """
+    groups = [packets[first:end] for first, end in pairwise([*starts, len(packets)])]
+    for group, following in pairwise([*groups, []]):
+        if any(tick_of(packet) in wanted for packet in _leading(following)):
+            yield from group
+        else:
+            last = max((i for i, each in enumerate(group) if tick_of(each) in wanted), default=-1)
+            yield from group[: last + 1]
+
+
+def _leading(group: Sequence[av.Packet]) -> list[av.Packet]:
+    """Pictures decoded after the group's key frame and shown before it."""
+    return [packet for packet in group if tick_of(packet) < tick_of(group[0])]
+
+
+# ------------------------------------------------------------------------------------- everything
+
+
+def _decode_all(
+    packets: Sequence[av.Packet], wanted: Sequence[int], config: DecodeConfig
+) -> Decoded:
+    if is_timed(packets[0].stream.container):
+        screen = _show_all(packets, wanted, config, None)
+    else:
+        # The times of packets are those of pictures, but each given to another where pictures are
+        # reordered: the n-th to come out has the n-th time.
+        times = ticks_shown(packets).tolist()
+        screen = _show_all(packets, wanted, config, times)
+        own = sorted(time for time in screen.own_times if time is not None)
+        if len(own) == len(screen.own_times) and own != times:  # some pictures did not come
+            packets[0].stream.codec_context.flush_buffers()
+            screen = _show_all(packets, wanted, config, own)
+    if screen.first is None:
+        raise ClipError("video_decode", f"none of {len(packets)} packets could be decoded")
+    return Decoded(
+        pictures=screen.pictures,
+        shown_for=screen.shown_for,
+        continued=_continued(packets, screen),
+        first=screen.first,
+        num_bad=screen.num_bad,
+    )
+
+
+def _show_all(
+    packets: Sequence[av.Packet],
+    wanted: Sequence[int],
+    config: DecodeConfig,
+    times: Sequence[int] | None,
+) -> "_Screen":
+    """times: of the pictures in the order in which they come out; None where each has its own"""
+    context = packets[0].stream.codec_context
+    context.skip_frame = "DEFAULT"
+    screen = _Screen(wanted, config, ticks_shown(packets))
+    in_order = None if times is None else iter(times)
+
+    def take(packet: av.Packet | None) -> None:
+        for frame in context.decode(packet):
+            screen.show(frame, frame.pts if in_order is None else next(in_order, None))
+
+    screen.num_bad = _decode_each(packets, take)
+    screen.finish()
+    return screen
+
+
+class _Screen:
+    """Is given pictures in the order in which they are shown, and keeps those that are on it at the
+    wanted ticks: each one's own, or else the one before."""
+
+    def __init__(
+        self, wanted: Sequence[int], config: DecodeConfig, expected: NDArray[np.int64]
+    ) -> None:
+        self.pictures: dict[int, NDArray[np.uint8]] = {}
+        self.shown_for: dict[int, int] = {}
+        self.own_times: list[int | None] = []
+        self.interlaced: set[int] = set()
+        self.first: int | None = None
+        self.num_bad = 0
+        self._wanted = frozenset(wanted)
+        self._due = deque(sorted(self._wanted))
+        self._expected = expected
+        self._converter = _Converter(config)
+        self._now: tuple[int, av.VideoFrame] | None = None
+
+    def show(self, frame: av.VideoFrame, tick: int | None) -> None:
+        """tick: None where nothing tells; then the next that a picture is expected at"""
+        self.own_times.append(frame.pts)
+        self._converter.note(frame)
+        if tick is None:
+            tick = self._next_tick()
+        self.first = tick if self.first is None else min(self.first, tick)
+        if tick in self._wanted:
+            self._keep(tick, tick, frame)
+        while self._due and self._due[0] <= tick:
+            due = self._due.popleft()
+            if due not in self.shown_for:
+                self._keep(due, *(self._now or (tick, frame)))
+        self._now = tick, frame
+
+    def finish(self) -> None:
+        while self._due and self._now is not None:
+            due = self._due.popleft()
+            if due not in self.shown_for:
+                self._keep(due, *self._now)
+
+    def _next_tick(self) -> int:
+        if self._now is None:
+            return int(self._expected[0])
+        at = int(np.searchsorted(self._expected, self._now[0], "right"))
+        return int(self._expected[min(at, len(self._expected) - 1)])
+
+    def _keep(self, due: int, tick: int, frame: av.VideoFrame) -> None:
+        self.shown_for[due] = tick
+        if tick not in self.pictures or due == tick:
+            self.pictures[tick] = self._converter.to_rgb(frame)
+        if frame.interlaced_frame:
+            self.interlaced.add(tick)
+
+
+def _continued(packets: Sequence[av.Packet], screen: _Screen) -> frozenset[int]:
+    """Wanted ticks of packets that say "the same again", or hold the second field of a picture
+    whose first has a packet of its own (H.264 as transport streams carry it)."""
+    at = {tick_of(packet): index for index, packet in enumerate(packets)}
+    has_fields = packets[0].stream.codec_context.name == "h264"
+    return frozenset(
+        due
+        for due, tick in screen.shown_for.items()
+        if due != tick
+        and due in at
+        and (
+            repeats_picture(packets[at[due]])
+            or (has_fields and tick in screen.interlaced and at[due] - at.get(tick, -9) == 1)
+        )
+    )
+
+
+# --------------------------------------------------------------------------------------- to RGB
+
+
+class _Converter:
+    """Frames to upright pictures of the config's size.
+
+    Is shown every frame, as what an SEI message says of one holds for those after it too.
+    """
+
+    def __init__(self, config: DecodeConfig) -> None:
+        self._config = config
+        self._reformatter = VideoReformatter()
+        self._orientation = Orientation()
+
+    def note(self, frame: av.VideoFrame) -> None:
+        self._orientation = Orientation.of(frame) or self._orientation
+
+    def to_rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3]"""
+        height, width = self._config.frame_height, self._config.frame_width
+        orientation = Orientation.of(frame) or self._orientation
+        if orientation.swaps_sides:
+            height, width = width, height
+        scaled = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR"
+        )
+        return orientation.apply(scaled.to_ndarray().astype(np.uint8, copy=False))
