@@ -17,10 +17,10 @@ import av
 Skipping = Literal["none", "groups", "nonref"]
 
 # FFmpeg's decoders skip before they touch a slice: in H.264 pictures of nal_ref_idc 0 (7.4.1), in
-# MPEG-1 and 2 B pictures, which are no references there; for HEVC see `may_be_skipped`.
-_NONREF = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video"})
+# MPEG-1, 2 and 4 B pictures, which are no references there; for HEVC see `may_be_skipped`.
+_NONREF = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 # A key frame resets all that the pictures after it refer to.
-_GROUPS = frozenset("vp8 vp9 av1 libdav1d mpeg4 msmpeg4 wmv1 wmv2 flv theora mjpeg prores".split())
+_GROUPS = frozenset("vp8 vp9 av1 libdav1d msmpeg4 wmv1 wmv2 flv theora mjpeg prores".split())
 
 # Types of NAL units, and of SEI messages.
 _H264_IDR, _H264_SEI, _RECOVERY_POINT = 5, 6, 6
@@ -34,6 +34,8 @@ _MAX_NVOP_BYTES = 19
 def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
     """What may be left out of one stream's packets so that no picture that comes out changes."""
     name = _codec(packets[0])
+    if name == "mpeg4" and any(map(_is_packed, packets)):
+        return "none"
     if name in _NONREF:
         return "nonref"
     if name == "mjpeg" and not all(map(_has_tables, packets)):
@@ -103,6 +105,12 @@ def _is_clean(packet: av.Packet, name: str, units: "_NalUnits | None") -> bool:
     if name in ("av1", "libdav1d"):
         return _is_shown_av1_key(bytes(packet))
     return True  # whether it is intra-coded is seen once it is decoded
+
+
+def _is_packed(packet: av.Packet) -> bool:
+    """Whether an MPEG-4 packet holds two pictures, as DivX wrote B pictures: the second comes out
+    with the next packet."""
+    return bytes(packet).count(b"\0\0\1\xb6") > 1
 
 
 def _has_tables(packet: av.Packet) -> bool:
