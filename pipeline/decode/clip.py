@@ -82,8 +82,8 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
     try:
         with open_container(check_file(path)) as container:
             stream = find_stream(container, "video")
-            across, down = _upright_size(container, stream)
             declared = declared_length(container, stream)
+            across, down = _upright_size(container, stream)
     except ClipError:
         return None
     height = round(width * down / across) if across and down else round(width * 9 / 16)
