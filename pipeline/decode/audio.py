@@ -14,7 +14,7 @@ from pipeline.decode.channels import UNKNOWN, Part, channel_names, read_part
 from pipeline.decode.container import MEDIA_ERRORS, reason
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.mix import Mix, choose_mix, has_centre
-from pipeline.decode.window import Extent, Stop, Window, end_tick, shown_tick
+from pipeline.decode.window import SYNC_SLACK_S, Extent, Stop, Window, end_tick, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -22,6 +22,8 @@ from pipeline.schema import MediaSpan
 # What the resampler's filter reaches over on either side, in samples of the lower rate: twice the
 # 16 of libswresample's `filter_size` of 32.
 _FILTER_REACH = 32
+# Longer than any span; arrays count no further than 2 ** 63 bytes.
+_MAX_SILENCE = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,10 @@ class SoundReader:
     """Decodes a stream's packets in order and gives each window its waveform.
 
     A sample belongs to a window by its presentation time: that of its frame, and its place in
-    it. So windows that touch share no sample and lose none. Gaps in time are closed, not filled.
-    All windows lie on one grid of output samples, which begins with the stream's first sample,
+    it. So windows that touch share no sample and lose none. Time without sound is silence, before
+    the first sample and between others, so that a moment in the waveform is the same moment in the
+    picture to `SYNC_SLACK_S`; less than that is closed up, and a window of nothing else has no
+    sound. All windows lie on one grid of output samples, which begins with the first sample,
     and the resampler is given what is before and after a window as well: joined, the waveforms
     of windows that touch are the waveform of the whole; where the same channels are taken, that
     is, which each window chooses by its own sound (see `mix.choose_mix`).
@@ -108,6 +112,7 @@ class SoundReader:
         self._energies_dropped: dict[tuple[str, ...], NDArray[np.float64]] = {}
         self._num_samples = 0  # in all
         self._next_tick = 0.0  # when the next sample is heard
+        self._late = 0.0  # ticks without sound, of which no silence was made
         self._ticks_per_sample = 0.0
         self._next_edge = -math.inf  # the tick at which a window is the next to start or to end
         self._context: av.AudioCodecContext | None = None
@@ -208,9 +213,31 @@ class SoundReader:
             self._set_rate(rate_hz)
         if not rate_hz or rate_hz != self._rate_hz:
             raise ValueError(f"{rate_hz} Hz after {self._rate_hz} Hz")
-        if frame.pts is not None:
-            self._next_tick = float(frame.pts)
         part = read_part(frame, self._names_of(frame))
+        if frame.pts is not None:
+            self._catch_up(float(frame.pts), part.num_samples)
+        self._append(part)
+
+    def _catch_up(self, tick: float, num: int) -> None:
+        """Makes silence of the time that passed without sound, up to `tick`, at which the next
+        `num` samples are heard."""
+        origin = float(self._open[0].window.origin)
+        slack = SYNC_SLACK_S * self._rate_hz * self._ticks_per_sample
+        if not self._num_samples:
+            self._late = tick - origin
+            if self._late < -slack:  # hidden: it comes before the clock begins
+                for each in self._open:
+                    each.start_tick = origin if each.start_tick is None else each.start_tick
+        elif abs(tick - self._next_tick) > num / 2 * self._ticks_per_sample:
+            # Packets are missing, or come twice. Less is how the container rounds its times.
+            self._late += tick - self._next_tick
+        if self._late > slack:
+            self._next_tick = tick - self._late
+            self._append(_silence(round(self._late / self._ticks_per_sample)))
+            self._late = 0.0
+        self._next_tick = tick
+
+    def _append(self, part: Part) -> None:
         num = part.num_samples
         past = self._next_tick + num * self._ticks_per_sample
         if past >= self._next_edge:
@@ -254,18 +281,23 @@ class SoundReader:
         return Sound(
             index=each.index,
             waveform=waveform,
-            error=self._error or (self._absence(each) if waveform is None else None),
+            error=self._error or (self._absence(each, stop) if waveform is None else None),
             extent=None if self._context is None else Extent(end=self._end, stop=stop),
             num_packets=each.num_packets,
             num_bad=each.num_bad,
             warnings=tuple(warnings),
         )
 
-    def _absence(self, each: _Open) -> ClipError:
-        message = "the audio stream holds no sound"
-        if self._num_samples and each.window.span != MediaSpan():
-            is_over = each.start is None or each.start >= self._num_samples
-            message = "the sound ends before the span" if is_over else "no sound in the span"
+    def _absence(self, each: _Open, stop: Stop | None) -> ClipError:
+        is_whole = each.window.span == MediaSpan()
+        if stop == "limit" and is_whole:
+            message = f"the sound begins after the first {self._config.max_duration_s:.0f} s"
+        elif is_whole or not self._num_samples:
+            message = "the audio stream holds no sound"
+        elif each.start is None or each.start >= self._num_samples:
+            message = "the sound ends before the span"
+        else:
+            message = "no sound in the span"
         return ClipError("no_samples", message)
 
     # ------------------------------------------------------------------------------- waveforms
@@ -291,7 +323,7 @@ class SoundReader:
         if each.window.end is None:  # as if the sound ended there
             end = min(end, each.start + round(self._config.max_duration_s * rate_hz))
             last = end
-        if end <= each.start:
+        if not any(part.names for part in self._between(each.start, end)):
             return None
         first = self._first_heard(each.start)
         mixes = self._choose_mixes(each.start, end)
@@ -321,7 +353,7 @@ class SoundReader:
         """How each set of channels in a window becomes one: a stream may change it."""
         window = self._between(start, end)
         mixes = {}
-        for names in dict.fromkeys(part.names for part in window):
+        for names in dict.fromkeys(part.names for part in window if part.names):
             so_far = self._energies_dropped.get(names, np.zeros(len(names)))
             if has_centre(names, self._config):
                 for part in self._between(self._num_dropped, end):
@@ -347,6 +379,11 @@ class SoundReader:
                 self._energies_dropped[part.names] = before + part.energies
 
 
+def _silence(num: int) -> Part:
+    """`num` samples of no channel, and so of no memory either, however many hostile times ask."""
+    return Part(names=(), samples=np.empty((0, min(num, _MAX_SILENCE)), np.float32))
+
+
 def _mix_to_mono(
     parts: Sequence[Part], mixes: dict[tuple[str, ...], Mix], config: DecodeConfig
 ) -> NDArray[np.float32]:
@@ -354,6 +391,9 @@ def _mix_to_mono(
     window does not hold them."""
     mixed = []
     for part in parts:
+        if not part.names:
+            mixed.append(np.zeros(part.num_samples, np.float32))
+            continue
         mix = mixes.get(part.names) or choose_mix([part], part.energies, config)
         mixed.append(mix.of(part))
     return np.concatenate(mixed)

@@ -1,6 +1,9 @@
 """When a file's pictures and its sound are: hidden beginnings, late clocks, late streams."""
 
 import struct
+import time
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -292,3 +295,128 @@ def test_times_of_a_late_picture_count_from_the_sound(tmp_path: Path, extension:
     later = decoded(path, 1_500, 2_000)
     assert 11 <= min(numbers(later)) <= 13
     assert 22 <= max(numbers(later)) <= 24
+
+
+def onset_s(media: DecodedMedia) -> float:
+    assert media.waveform is not None
+    return int(np.argmax(np.abs(media.waveform) > 0.05)) / 16_000
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("extension", LATE)
+def test_a_waveform_begins_with_the_silence_before_late_sound(
+    tmp_path: Path, extension: str
+) -> None:
+    path = write_late(tmp_path, extension, 10, 11)
+    for media in (decoded(path), decoded(path, modalities=("audio",))):
+        assert media.failures == ()
+        assert onset_s(media) == pytest.approx(1, abs=0.05)
+        assert media.waveform is not None
+        assert len(media.waveform) / 16_000 == pytest.approx(3, abs=0.05)
+        assert pitch_of(media.waveform[18_000:30_000]) == pytest.approx(440, abs=5)
+        assert pitch_of(media.waveform[34_000:46_000]) == pytest.approx(880, abs=5)
+
+
+def test_sound_that_begins_a_codecs_delay_late_is_as_it_was(tmp_path: Path) -> None:
+    """AAC begins 21 ms before or after the picture in most files of the world."""
+    prompt = decoded(write_late(tmp_path, "mkv", 0, 0))
+    late = decoded(write_late(tmp_path, "mkv", 0, 0.04))
+    assert prompt.waveform is not None
+    assert late.waveform is not None
+    assert np.array_equal(late.waveform, prompt.waveform)
+
+
+def test_spans_that_touch_join_to_the_waveform_of_the_whole_with_late_sound(
+    tmp_path: Path,
+) -> None:
+    path = write_late(tmp_path, "mp4", 0, 0.7)
+    edges = [0, 900, 1_333, 2_100, None]
+    parts = [decoded(path, start or 0, end).waveform for start, end in pairwise(edges)]
+    whole = decoded(path).waveform
+    assert whole is not None
+    joined = np.concatenate([part for part in parts if part is not None])
+    assert len(joined) == pytest.approx(len(whole), abs=1)
+    num = min(len(joined), len(whole))
+    assert np.abs(joined[:num] - whole[:num]).max() < 1e-6
+    silent = decoded(path, 100, 600)
+    assert silent.waveform is None
+    assert [each.message for each in silent.failures if each.lost] == ["no sound in the span"]
+
+
+def test_a_span_in_which_the_sound_begins_has_silence_before_it(tmp_path: Path) -> None:
+    media = decoded(write_late(tmp_path, "mkv", 0, 1), 600, 1_600)
+    assert onset_s(media) == pytest.approx(0.4, abs=0.03)
+    assert media.waveform is not None
+    assert len(media.waveform) == pytest.approx(16_000, abs=16)  # Matroska rounds to 1 ms
+
+
+def write_with_gap(path: Path, gap_s: float, lost: range = range(0)) -> Path:
+    """A second of 440 Hz, `gap_s` without packets, a second of 880 Hz; and without some packets."""
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for number, start in enumerate(range(0, 32_000, 320)):
+            samples = np.ascontiguousarray(tone([440, 880], 16_000)[None, start : start + 320])
+            frame = av.AudioFrame.from_ndarray(
+                (samples * 32_767).astype(np.int16), format="s16", layout="mono"
+            )
+            frame.sample_rate, frame.pts = 16_000, start
+            for packet in audio.encode(frame):
+                if start >= 16_000:
+                    packet.pts += round(gap_s / packet.time_base)
+                    packet.dts = packet.pts
+                if number not in lost:
+                    container.mux(packet)
+    return path
+
+
+def test_a_gap_in_the_sound_is_silence(tmp_path: Path) -> None:
+    """Where a recorder or a network lost packets, what comes after stays where it was."""
+    path = write_with_gap(tmp_path / "a.mkv", 0.5)
+    waveform = decoded(path, modalities=("audio",)).waveform
+    assert waveform is not None
+    assert len(waveform) == pytest.approx(2.5 * 16_000, abs=16)
+    assert np.abs(waveform[16_100:23_900]).max() == 0
+    assert pitch_of(waveform[24_500:39_500]) == pytest.approx(880, abs=3)
+    later = decoded(path, 1_700, 2_300, modalities=("audio",)).waveform
+    assert later is not None
+    assert np.allclose(later[100:-100], waveform[27_300:36_700], atol=2e-3)
+    assert decoded(path, 1_100, 1_400, modalities=("audio",)).waveform is None
+
+
+def test_packets_lost_one_by_one_do_not_add_up_to_a_shift(tmp_path: Path) -> None:
+    path = write_with_gap(tmp_path / "a.mkv", 0, lost=range(5, 45, 4))  # 10 of 20 ms
+    waveform = decoded(path, modalities=("audio",)).waveform
+    assert waveform is not None
+    assert len(waveform) / 16_000 == pytest.approx(2, abs=0.051)
+    assert pitch_of(waveform[17_000:31_000]) == pytest.approx(880, abs=3)
+
+
+@pytest.mark.parametrize("gap_s", [0.045, 3_600, 1e9])
+def test_a_gap_of_any_length_costs_no_memory_and_no_time(tmp_path: Path, gap_s: float) -> None:
+    path = write_with_gap(tmp_path / "a.nut.mkv", gap_s)
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        media = decoded(path, modalities=("audio",))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < 10
+    assert peak < 30 << 20
+    assert media.waveform is not None
+    expected_s = 2 if gap_s < 1 else pytest.approx(1, abs=29.1)
+    assert len(media.waveform) / 16_000 == expected_s
+    assert pitch_of(media.waveform[1_000:15_000]) == pytest.approx(440, abs=3)
+    if gap_s == 3_600:
+        late = decoded(path, 3_601_200, 3_601_800, modalities=("audio",)).waveform
+        assert late is not None
+        assert pitch_of(late) == pytest.approx(880, abs=5)
+
+
+def test_sound_that_begins_after_the_limit_is_absent_and_says_so(tmp_path: Path) -> None:
+    media = decoded(write_late(tmp_path, "mp4", 0, 2), max_duration_s=1)
+    assert media.frames is not None
+    assert media.waveform is None
+    assert [each.message for each in media.failures if each.lost] == [
+        "the sound begins after the first 1 s"
+    ]
