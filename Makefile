@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo quick test coverage test-all check bench clean
+.PHONY: help demo quick test coverage test-all check bench bundled-model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ check: $(READY) ## format, lint, types, layout
 
 bench: $(READY) ## ratios against the floor and against the tutorial way
 	$(BIN)/python -m bench
+
+DATA ?= data
+bundled-model: $(READY) ## train the model that the package carries, on MELD's CSVs in DATA=folder
+	$(BIN)/python -m fusion.bundled.make --data "$(DATA)"
 
 clean: ## remove what the targets made, but not features/ or runs/
 	rm -rf .venv demo
