@@ -348,3 +348,21 @@ def test_a_picture_that_stands_in_for_another_is_recorded(
         "2 of 16 sampled pictures did not come out of the decoder; others up to 0.16 s away "
         "stand in"
     )
+
+
+def test_a_hidden_picture_is_none_that_is_missing(tmp_path: Path) -> None:
+    """As VP8's alternate references: its packet has a time, and what was before stays on screen."""
+    kind = Kind("libvpx", "webm", {"deadline": "realtime", "g": "100", "auto-alt-ref": "0"})
+    path = write(tmp_path / "a.webm", kind, 40)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in (21, 23):  # the fifth bit of a picture: whether it is shown (RFC 6386, 9.1)
+        hidden = bytes([packets[number][0] & ~0x10]) + packets[number][1:]
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], hidden)
+    path.write_bytes(content)
+    media = decode_media(path, MediaSpan(), CONFIG, ["video"])
+    assert media.frames is not None
+    assert numbers_of(media.frames)[7:11] == [18, 20, 22, 26]
+    assert media.failures == ()
