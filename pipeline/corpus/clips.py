@@ -1,19 +1,65 @@
-"""Utterance + media root to a located clip, or a recorded absence."""
+"""Utterance + media root to a located clip, or a recorded absence.
+
+Where one utterance has several files, the first of these rules that tells them apart decides:
+the first folder that has one, no folder under a file's name, the extension that stands first in
+`EXTENSIONS` (pictures before sound alone), the name spelled as MELD spells it, the alphabet.
+"""
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.corpus.layout import CORRECTED_PREFIX, MEDIA_FOLDERS, clip_stem, find_media_folders
+from pipeline.corpus.layout import (
+    CORRECTED_PREFIX,
+    MEDIA_FOLDERS,
+    clip_stem,
+    find_media_folders,
+    plain_stem,
+    resembled_stem,
+)
 from pipeline.errors import InputError
 from pipeline.recipe import TestClips
 from pipeline.schema import LocatedClip, Split, Utterance
 
-# In order of preference, where one utterance has several files.
-_EXTENSIONS = tuple(
-    ".mp4 .m4v .mov .mkv .webm .avi .ts .m2ts .mts .mpg .mpeg .vob .flv .wmv .asf "
-    ".m4a .wav .flac .mp3 .ogg .oga .opus .aac .wma".split()
+_PICTURES = (
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .ts .m2ts .mts .m2t .tod .mpg .mpeg .mpe .mod .m2p "
+    ".vob .flv .f4v .wmv .asf .3gp .3gpp .3g2 .ogv .ogm"
 )
+_SOUND = (
+    ".m4a .m4b .wav .wave .bwf .rf64 .w64 .flac .mp3 .mp2 .mpga .ogg .oga .opus .spx .aac .adts "
+    ".loas .latm .wma .mka .weba .3ga .amr .awb .caf .aif .aiff .aifc .au .snd"
+)
+# Reading one tells how to convert it.
+_NOT_READ = (
+    ".mxf .rm .rmvb .dv .h264 .264 .avc .h265 .265 .hevc .ivf .y4m .m1v .m2v .mpv .ape .wv .tta "
+    ".mpc .ac3 .eac3 .ec3 .dts .dsf"
+)
+# In order of preference.
+EXTENSIONS = tuple(f"{_PICTURES} {_SOUND} {_NOT_READ}".split())
+_RANK = {extension: rank for rank, extension in enumerate(EXTENSIONS)}
+_UNFINISHED = frozenset(".part .crdownload .download .filepart .partial .tmp .aria2 .ytdl".split())
+# Notes beside a clip, which nobody takes for it.
+_NOTES = frozenset(
+    ".txt .srt .vtt .ass .sub .json .csv .tsv .xml .yaml .yml .textgrid .lab .log .md5 .sha256 "
+    ".npy .npz .pkl .pt .h5 .jpg .jpeg .png .bmp .gif .webp .html .htm .pdf .nfo .lnk".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipIndex:
+    """The media files of a split.
+
+    read:    by the clip's name as MELD spells it (`clip_stem`, a corrected cut with its prefix), or
+             by a file's own name where that tells no clip; without extension
+    spare:   further files of a clip in the same folder, the next best first; never read
+    strange: by the clip that they may be meant for, files that are not taken for it
+    """
+
+    read: Mapping[str, Path] = field(default_factory=dict)
+    spare: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    strange: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def locate_clips(
@@ -27,26 +73,36 @@ def locate_clips(
     Raises:
         InputError: a folder of clips cannot be listed.
     """
-    files = index_clips(data, split)
+    files = look_for_clips(data, split)
     corrected = CORRECTED_PREFIX if split == "test" and test_clips == "fixed" else None
     return [_locate(utterance, files, corrected) for utterance in utterances]
 
 
 def index_clips(data: Path, split: Split) -> dict[str, Path]:
-    """Every media file of a split, by its name without extension; where there are several, the
-    first folder and the preferred extension win.
+    """`ClipIndex.read` of a split.
 
     Files whose name starts with a dot are macOS AppleDouble leftovers and never clips.
 
     Raises:
         InputError: a folder of clips cannot be listed.
     """
-    return index_files(find_media_folders(data, split))
+    return dict(look_for_clips(data, split).read)
+
+
+def look_for_clips(data: Path, split: Split) -> ClipIndex:
+    """Every media file of a split. Raises InputError where a folder of clips cannot be listed."""
+    return _index(find_media_folders(data, split))
 
 
 def index_files(folders: Sequence[Path]) -> dict[str, Path]:
     """`index_clips` of these folders alone."""
-    files: dict[str, Path] = {}
+    return dict(_index(folders).read)
+
+
+def _index(folders: Sequence[Path]) -> ClipIndex:
+    read: dict[str, Path] = {}
+    spare: dict[str, tuple[Path, ...]] = {}
+    strange: dict[str, tuple[Path, ...]] = {}
     for folder in folders:
         try:
             with os.scandir(folder) as entries:  # MELD's folders hold 10,000 files: one listing
@@ -54,13 +110,26 @@ def index_files(folders: Sequence[Path]) -> dict[str, Path]:
                 is_folder = {entry.name: _is_folder(entry) for entry in seen}
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
-        # A folder with a clip's name comes last: it is told of where no file has that name.
-        for is_last in (False, True):
-            names = sorted(name for name in is_folder if is_folder[name] == is_last)
-            for extension in _EXTENSIONS:
-                for name in (name for name in names if name.lower().endswith(extension)):
-                    files.setdefault(name[: -len(extension)], folder / name)
-    return files
+        files = []
+        for name in is_folder:
+            stem, extension = os.path.splitext(name)  # noqa: PTH122 (10,000 of them)
+            rank = _RANK.get(extension.lower())
+            plain = plain_stem(stem)
+            if rank is not None:
+                # A folder with a clip's name comes last: it is told of where no file has it.
+                files.append((is_folder[name], rank, stem != plain, name, plain or stem))
+            meant = resembled_stem(name)
+            if meant is not None and (rank is None or plain is None) and not is_folder[name]:
+                strange[meant] = (*strange.get(meant, ()), folder / name)
+        for is_last, _, _, name, stem in sorted(files):
+            path = folder / name
+            if read.setdefault(stem, path) != path and not is_last and read[stem].parent == folder:
+                spare[stem] = (*spare.get(stem, ()), path)
+    return ClipIndex(
+        read=read,
+        spare=spare,
+        strange={stem: tuple(sorted(paths)) for stem, paths in strange.items()},
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -70,11 +139,30 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _locate(utterance: Utterance, files: dict[str, Path], corrected: str | None) -> LocatedClip:
+def _locate(utterance: Utterance, files: ClipIndex, corrected: str | None) -> LocatedClip:
     stem = clip_stem(utterance.key)
-    path = files.get(f"{corrected}{stem}") if corrected else None
-    path = path or files.get(stem)
-    if path is None:
-        folder = MEDIA_FOLDERS[utterance.key.split]
-        return LocatedClip(utterance=utterance, missing=f"no {stem}.mp4 in {folder}")
-    return LocatedClip(utterance=utterance, path=path.absolute())
+    path = files.read.get(f"{corrected}{stem}") if corrected else None
+    path = path or files.read.get(stem)
+    if path is not None:
+        return LocatedClip(utterance=utterance, path=path.absolute())
+    missing = why_not_taken(files.strange.get(stem, ()), stem)
+    missing = missing or f"no {stem}.mp4 in {MEDIA_FOLDERS[utterance.key.split]}"
+    return LocatedClip(utterance=utterance, missing=missing)
+
+
+def why_not_taken(files: Iterable[Path], stem: str) -> str:
+    """Of the first of these files that somebody may take for the clip; "" where there is none."""
+    for path in files:
+        ending = path.suffix.lower()
+        if ending in _NOTES:
+            continue
+        if ending in _UNFINISHED:
+            return f"{path.name}: an unfinished download"
+        if ending in _RANK:
+            return f"{path.name}: not named like a clip; rename it to {stem}{ending}"
+        what = f"{ending} is no extension that is read" if ending else "it has no extension"
+        return (
+            f"{path.name}: {what}; rename it to {stem} with the extension of its format, or "
+            f"convert it: {shlex.join(['ffmpeg', '-i', path.name, f'{stem}.mp4'])}"
+        )
+    return ""

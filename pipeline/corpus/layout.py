@@ -18,7 +18,16 @@ MEDIA_FOLDERS: dict[Split, str] = {
 _ROOTS = ("", "MELD.Raw", "MELD-RAW/MELD.Raw")
 # Of the test clips, 132 exist twice; the corrected cut has this before its plain name.
 CORRECTED_PREFIX = "final_videos_test"
-_CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia(0|[1-9]\d{{0,17}})_utt(0|[1-9]\d{{0,17}})")
+# Ids are kept as 64-bit integers.
+_ID = r"(0|[1-9]\d{0,17})"
+_CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia{_ID}_utt{_ID}")
+# As people write it: any letter case, and ids filled up with zeros.
+_ANY_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia0*{_ID}_utt0*{_ID}", re.IGNORECASE | re.ASCII)
+# What was meant for a clip, perhaps: other separators, and anything before and behind.
+_RESEMBLING = re.compile(
+    rf"(?<![a-z])({CORRECTED_PREFIX})?dia[ _.-]*0*{_ID}[ _.-]*utt[ _.-]*0*{_ID}(?!\d)",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def annotations_name(split: Split) -> str:
@@ -36,6 +45,23 @@ def parse_clip_stem(stem: str, split: Split) -> tuple[ClipKey, bool] | None:
     if match is None or (match[1] and split != "test"):
         return None
     return ClipKey(split, int(match[2]), int(match[3])), bool(match[1])
+
+
+def plain_stem(stem: str) -> str | None:
+    """`clip_stem`, with a corrected cut's prefix, of a name without extension that is a clip's but
+    for its letter case and zeros before its ids; None for any other name."""
+    return _plain(_ANY_STEM.fullmatch(stem))
+
+
+def resembled_stem(name: str) -> str | None:
+    """`plain_stem` of the clip that a file's name may be meant for; None where it is like none."""
+    return _plain(_RESEMBLING.search(name))
+
+
+def _plain(match: re.Match[str] | None) -> str | None:
+    if match is None:
+        return None
+    return f"{CORRECTED_PREFIX if match[1] else ''}dia{match[2]}_utt{match[3]}"
 
 
 def roots(data: Path) -> list[Path]:

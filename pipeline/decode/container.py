@@ -11,12 +11,12 @@ import stat
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 from av.error import FFmpegError
 from av.stream import Disposition
 
+from pipeline.decode.formats import find_demuxer, tell_other_format
 from pipeline.errors import ClipError
 from pipeline.schema import MEDIA, Modality
 
@@ -50,14 +50,6 @@ AUDIO_CODECS = frozenset(
 MEDIA_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 
 
-CONTAINERS = (
-    "MP4, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF/WMV, WAV, FLAC, Ogg, MP3 or ADTS AAC"
-)
-# Enough for an ID3 tag's header and for three packets of a transport stream.
-_HEAD_BYTES = 1024
-_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-
-
 def check_file(path: Path) -> Path:
     """The path of a media file. Raises ClipError where there is none that may be opened."""
     try:
@@ -75,9 +67,10 @@ def open_container(path: Path) -> "av.container.InputContainer":
     """Opened by the format that its first bytes tell. Raises ClipError."""
     try:
         with path.open("rb") as file:
-            demuxer = _demuxer(file)
-        if demuxer is None:
-            raise ClipError("unknown_format", f"not {CONTAINERS}")
+            demuxer = find_demuxer(file)
+            if demuxer is None:
+                file.seek(0)
+                raise ClipError("unknown_format", tell_other_format(file, path.name))
         return av.open(
             f"file:{path.absolute()}",
             format=demuxer,
@@ -86,55 +79,6 @@ def open_container(path: Path) -> "av.container.InputContainer":
         )
     except MEDIA_ERRORS as error:
         raise ClipError("unreadable", reason(error)) from error
-
-
-def _demuxer(file: BinaryIO) -> str | None:
-    """FFmpeg's name of the format; None where it is none of `CONTAINERS`."""
-    head = file.read(_HEAD_BYTES)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-        return "mp4"
-    if head[:4] == b"RIFF":
-        return {b"AVI ": "avi", b"WAVE": "wav"}.get(head[8:12])
-    for magic, demuxer in (
-        (b"\x1aE\xdf\xa3", "matroska"),
-        (b"fLaC", "flac"),
-        (b"OggS", "ogg"),
-        (b"FLV\x01", "flv"),
-        (b"\x00\x00\x01\xba", "mpeg"),
-        (_ASF_HEADER, "asf"),
-    ):
-        if head.startswith(magic):
-            return demuxer
-    if _is_transport_stream(head):
-        return "mpegts"
-    if head[:3] == b"ID3":  # before either of two formats
-        file.seek(_id3_bytes(head))
-        return "aac" if _is_adts(file.read(2)) else "mp3"
-    if _is_adts(head):
-        return "aac"
-    return "mp3" if head[:1] == b"\xff" and head[1:2] >= b"\xe0" else None
-
-
-def _is_transport_stream(head: bytes) -> bool:
-    """A sync byte at the start of each of the first three packets: of 188 bytes, or of 192 where
-    four bytes of time stand before each (Blu-ray, AVCHD)."""
-    return any(
-        len(head) > first + 2 * step and set(head[first : first + 2 * step + 1 : step]) == {0x47}
-        for first, step in ((0, 188), (4, 192))
-    )
-
-
-def _is_adts(head: bytes) -> bool:
-    """Twelve bits of sync and a layer of 0, which MPEG audio never has (ISO 14496-3, 1.A.2.2)."""
-    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
-
-
-def _id3_bytes(head: bytes) -> int:
-    """The length of an ID3v2 tag with its header: four times seven bits."""
-    size = 0
-    for byte in head[6:10]:
-        size = size << 7 | byte & 0x7F
-    return size + 10
 
 
 def reason(error: BaseException) -> str:

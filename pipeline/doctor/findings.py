@@ -25,6 +25,7 @@ KINDS = {
     "cut_off": "cut off",
     "damaged": "damaged inside",
     "unannotated": "unannotated extras",
+    "second_file": "second file of a clip",
 }
 
 

@@ -33,7 +33,8 @@ _STREAM_KINDS = {
     ("audio", "truncated"): "cut_off",
     ("video", "truncated"): "cut_off",
     (None, "truncated"): "cut_off",
-    (None, "killed_worker"): "killed_worker",
+    ("audio", "killed_worker"): "killed_worker",
+    ("video", "killed_worker"): "killed_worker",
 }
 
 
@@ -253,6 +254,13 @@ def _judge_unannotated(evidence: Evidence) -> Iterator[Finding]:
             message="; ".join(["no row tells of it", *(each.message for each in problems)]),
             known_why="published: safe to ignore" if clip.utterance.key[1:] in known else "",
         )
-    for path in evidence.files.foreign:
-        message = "not named like a clip (dia1_utt2.mp4); no row asks for it"
+    for path, message in evidence.files.foreign:
         yield Finding(split=evidence.split, kind="unannotated", path=path, message=message)
+    for clip in evidence.files.spare:
+        yield Finding(
+            split=evidence.split,
+            kind="second_file",
+            key=clip.utterance.key,
+            path=clip.path,
+            message=clip.missing,
+        )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.clips import index_clips, locate_clips
+from pipeline.corpus.clips import index_clips, locate_clips, look_for_clips
 from pipeline.errors import InputError
 from pipeline.recipe import TestClips
 from pipeline.schema import ClipKey, Split, Utterance
@@ -111,8 +111,6 @@ def test_video_is_preferred_to_sound_of_the_same_name(tmp_path: Path) -> None:
     [
         "dia0_utt0.mp4.part",
         "dia0_utt0.txt",
-        "dia0_utt00.mp4",
-        "dia00_utt0.mp4",
         "dia10_utt0.mp4",
         "dia0_utt0 (1).mp4",
         "dia0_utt0",
@@ -124,6 +122,91 @@ def test_video_is_preferred_to_sound_of_the_same_name(tmp_path: Path) -> None:
 def test_names_that_only_resemble_a_clip_are_none(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "train" / name)
     assert locate_one(tmp_path, "train") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Dia0_Utt0.mp4", "DIA0_UTT0.MP4", "dia00_utt000.mp4", "Dia00_utt0.3gp", "dia0_utt0.Opus"),
+        *(
+            f"dia0_utt0.{extension}"
+            for extension in "3gp 3g2 ts mts m2ts mpg mpeg m4a aac opus flv wmv mov m4v webm mkv "
+            "avi wav flac mp3 ogg f4v ogv mka amr caf aiff au w64".split()
+        ),
+    ],
+)
+def test_a_clip_may_have_any_extension_letter_case_and_zeros(tmp_path: Path, name: str) -> None:
+    assert locate_one(tmp_path, "train") is None
+    path = touch(tmp_path / "train" / name)
+    assert locate_one(tmp_path, "train") == path
+
+
+def test_the_corrected_cut_may_be_spelled_otherwise_too(tmp_path: Path) -> None:
+    touch(tmp_path / "test/dia0_utt0.mp4")
+    corrected = touch(tmp_path / "test/Final_Videos_TestDia00_utt0.MP4")
+    assert locate_one(tmp_path, "test") == corrected
+
+
+def test_ids_as_long_as_a_time_stamp_name_a_clip(tmp_path: Path) -> None:
+    path = touch(tmp_path / "train/dia20260101120000_utt1.mp4")
+    row = utterance("train", 20260101120000, 1)
+    assert locate_clips(tmp_path, "train", [row], "fixed")[0].path == path
+
+
+def test_of_several_files_of_a_clip_one_is_read_and_the_others_are_known(tmp_path: Path) -> None:
+    """Pictures before sound, then the extension, MELD's spelling, the alphabet."""
+    names = [
+        "dia0_utt0.mp4",
+        "DIA0_UTT0.mp4",
+        "Dia0_utt0.mp4",
+        "DIA0_UTT0.MKV",
+        "dia0_utt0.wav",
+        "dia0_utt0.mxf",
+    ]
+    for name in reversed(names):
+        touch(tmp_path / "train" / name)
+    index = look_for_clips(tmp_path, "train")
+    assert index.read["dia0_utt0"].name == names[0]
+    assert [path.name for path in index.spare["dia0_utt0"]] == names[1:]
+    # A whole second copy of the corpus is not told file by file.
+    touch(tmp_path / "train_splits/dia0_utt0.mp4")
+    index = look_for_clips(tmp_path, "train")
+    assert index.read["dia0_utt0"] == tmp_path / "train_splits/dia0_utt0.mp4"
+    assert dict(index.spare) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "dia0_utt0.3gpx",
+            "dia0_utt0.3gpx: .3gpx is no extension that is read; rename it to dia0_utt0 with the "
+            "extension of its format, or convert it: ffmpeg -i dia0_utt0.3gpx dia0_utt0.mp4",
+        ),
+        ("Dia00 Utt0.xyz", "convert it: ffmpeg -i 'Dia00 Utt0.xyz' dia0_utt0.mp4"),
+        ("dia0_utt0", "dia0_utt0: it has no extension; rename it"),
+        ("dia0_utt0.mp4.part", "dia0_utt0.mp4.part: an unfinished download"),
+        (
+            "dia0_utt0 (1).mp4",
+            "dia0_utt0 (1).mp4: not named like a clip; rename it to dia0_utt0.mp4",
+        ),
+        ("dia0-utt0.MOV", "dia0-utt0.MOV: not named like a clip; rename it to dia0_utt0.mov"),
+        ("copy of dia0_utt0.mp4", "copy of dia0_utt0.mp4: not named like a clip"),
+        # Neither another clip nor notes beside one are meant.
+        ("dia10_utt0.mp4", "no dia0_utt0.mp4 in train_splits"),
+        ("dia0_utt01.xyz", "no dia0_utt0.mp4 in train_splits"),
+        ("dia0_utt0.srt", "no dia0_utt0.mp4 in train_splits"),
+        ("india0_utt0.xyz", "no dia0_utt0.mp4 in train_splits"),
+    ],
+)
+def test_a_file_that_is_not_taken_is_named_with_the_reason(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    touch(tmp_path / "train" / name)
+    [clip] = locate_clips(tmp_path, "train", [utterance("train")], "fixed")
+    assert clip.path is None
+    assert told in clip.missing
+    assert str(tmp_path) not in clip.missing
 
 
 def test_a_name_that_is_not_utf8_disturbs_nobody(tmp_path: Path) -> None:

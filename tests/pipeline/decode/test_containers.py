@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.corpus.clips import locate_clips
 from pipeline.decode.clip import decode_clip
-from pipeline.decode.container import CONTAINERS
+from pipeline.decode.formats import CONTAINERS
 from pipeline.decode.inspect import inspect_clip
 from pipeline.decode.spans import decode_media
 from pipeline.recipe import DecodeConfig
@@ -223,7 +223,10 @@ def test_a_playlist_behind_the_first_bytes_reaches_nothing(tmp_path: Path, name:
         playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n{secret}\n"
         text = f"ffconcat version 1.0\nfile '{secret}'\n{playlist}<ref href='{url}'/>\n".encode()
         magic, body = MAGIC[name], text * 20
-        if name in ("mpegts", "m2ts"):  # the sync byte stands before each packet
+        if name == "adts":  # a header at the end of each frame
+            pieces = [body[at : at + 222] for at in range(0, len(body) - 222, 222)]
+            content = b"".join(magic[:7] + piece for piece in pieces)
+        elif name in ("mpegts", "m2ts"):  # the sync byte stands before each packet
             room = 187
             pieces = [body[at : at + room].ljust(room, b"\n") for at in range(0, len(body), room)]
             content = b"".join(magic[: magic.index(b"G") + 1] + piece for piece in pieces)
