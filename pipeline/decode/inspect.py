@@ -11,6 +11,7 @@ from typing import Literal
 import av
 from av.error import FFmpegError
 
+from pipeline.decode.channels import channel_names, read_part
 from pipeline.decode.container import (
     MAX_PACKET_BYTES,
     MEDIA_ERRORS,
@@ -18,15 +19,17 @@ from pipeline.decode.container import (
     Declared,
     check_file,
     declared_length,
-    find_stream,
     hides_negative_times,
     open_container,
     origin_s,
     reason,
 )
+from pipeline.decode.spans import decode_media
+from pipeline.decode.tracks import Track, find_track
 from pipeline.decode.window import end_tick, shown_tick
 from pipeline.errors import ClipError
-from pipeline.schema import ClipKey, LocatedClip
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import ClipKey, LocatedClip, MediaSpan
 
 # MELD's longest clip has 7,312 pictures; a slow core decodes 50 of them a second at the least.
 MAX_SECONDS_DEEP = 300.0
@@ -119,7 +122,8 @@ def unreadable(clip: LocatedClip, error: ClipError, *, deep: bool) -> ClipInspec
 def _inspect(
     container: "av.container.InputContainer", clip: LocatedClip, path: Path, deep: bool
 ) -> ClipInspection:
-    streams, problems = _find_streams(container)
+    tracks, problems = _find_tracks(container, path)
+    streams = {name: track.stream for name, track in tracks.items()}
     problems += _cut_off(container, streams, path)
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
     lengths_s = {name: each.length_s or 0.0 for name, each in declared.items()}
@@ -135,6 +139,8 @@ def _inspect(
         if not _has(problems, "truncated"):
             problems += _what_is_missing(ends_s, longest_s, declared)
         problems += _what_is_broken(decoded)
+        if "audio" in decoded and decoded["audio"].num_decoded:
+            problems += _what_has_no_waveform(path)
         lengths_s = {name: each.length_s for name, each in decoded.items()}
         num_frames = decoded["video"].num_decoded if "video" in decoded else None
         bad_packets = sum(each.num_bad for each in decoded.values())
@@ -144,7 +150,7 @@ def _inspect(
         path=path,
         deep=deep,
         picture=_picture(streams, lengths_s, num_frames),
-        sound=_sound(streams, lengths_s),
+        sound=_sound(streams, lengths_s, tracks),
         bad_packets=bad_packets,
         problems=tuple(problems),
     )
@@ -153,17 +159,17 @@ def _inspect(
 # ------------------------------------------------------------------------------------- headers
 
 
-def _find_streams(
-    container: "av.container.InputContainer",
-) -> tuple[dict[Stream, "av.stream.Stream"], list[Problem]]:
-    streams: dict[Stream, av.stream.Stream] = {}
+def _find_tracks(
+    container: "av.container.InputContainer", path: Path
+) -> tuple[dict[Stream, Track], list[Problem]]:
+    tracks: dict[Stream, Track] = {}
     problems = []
     for name in _STREAMS:
         try:
-            streams[name] = find_stream(container, name)
+            tracks[name] = find_track(container, name, path)
         except ClipError as error:
             problems.append(Problem(stream=name, code=error.code, message=error.message))
-    return streams, problems
+    return tracks, problems
 
 
 def _cut_off(
@@ -217,7 +223,9 @@ def _picture(
 
 
 def _sound(
-    streams: Mapping[Stream, "av.stream.Stream"], lengths_s: Mapping[Stream, float]
+    streams: Mapping[Stream, "av.stream.Stream"],
+    lengths_s: Mapping[Stream, float],
+    tracks: Mapping[Stream, Track],
 ) -> Sound | None:
     if "audio" not in streams:
         return None
@@ -225,7 +233,7 @@ def _sound(
     return Sound(
         codec=context.name,
         length_s=lengths_s["audio"],
-        channels=context.channels,
+        channels=len(tracks["audio"].channels),  # asking the decoder may crash: `settle_channels`
         rate_hz=context.rate or 0,
     )
 
@@ -308,6 +316,8 @@ def _decode_packet(decoded: _Passed, packet: av.Packet) -> None:
         for frame in packet.decode():
             decoded.num_decoded += 1
             decoded.num_bad += bool(frame.is_corrupt)
+            if isinstance(frame, av.AudioFrame):
+                read_part(frame, channel_names(frame))
     except (FFmpegError, ValueError):  # ValueError: not the layout or size it began with
         decoded.num_bad += decoded.has_begun
 
@@ -338,3 +348,14 @@ def _what_is_broken(decoded: Mapping[Stream, _Passed]) -> list[Problem]:
             message = f"{each.num_bad} of {each.num_packets} {name} packets are broken"
             problems.append(Problem(stream=name, code="bad_packets", message=message))
     return problems
+
+
+def _what_has_no_waveform(path: Path) -> list[Problem]:
+    """What is done with samples that were decoded is done as extraction does it, by its own code:
+    whatever stops that, or ends the process, does so here."""
+    media = decode_media(path, MediaSpan(), DecodeConfig(), ["audio"])
+    return [
+        Problem(stream="audio", code=failure.code, message=failure.message)
+        for failure in media.failures
+        if failure.lost
+    ]

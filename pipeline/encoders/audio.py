@@ -40,8 +40,8 @@ class SpectrogramEncoder(nn.Module):
 
     def __init__(self, sample_rate_hz: int) -> None:
         super().__init__()
-        self.preparation = Sounds()
-        window = round(WINDOW_S * sample_rate_hz)
+        window = window_samples(sample_rate_hz)
+        self.preparation = Sounds(min_samples=window)
         num_fft = max(MIN_FFT, 1 << (window - 1).bit_length())  # the window has to fit in
         self.min_samples = max(MIN_SAMPLES, num_fft)
         self.mel = torchaudio.transforms.MelSpectrogram(
@@ -123,17 +123,23 @@ class SoundBatch:
 
 
 class Sounds:
-    """A clip's waveform; a batch of them side by side, each as long as it is."""
+    """A clip's waveform; a batch of them side by side, each as long as it is.
+
+    min_samples: shorter sound does not fill one window of the spectrogram: there is nothing to pool
+    """
 
     most_rows: int | None = None
 
+    def __init__(self, *, min_samples: int) -> None:
+        self._min_samples = min_samples
+
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Sound | None]:
-        return [
-            None
-            if clip.waveform is None or not len(clip.waveform)
-            else Sound(torch.from_numpy(clip.waveform))
-            for clip in clips
-        ]
+        return [self._prepare(clip) for clip in clips]
+
+    def _prepare(self, clip: DecodedClip) -> Sound | None:
+        if clip.waveform is None or len(clip.waveform) < self._min_samples:
+            return None
+        return Sound(torch.from_numpy(clip.waveform))
 
     def shortfall(self, item: Sound) -> ClipError | None:
         return None
@@ -149,6 +155,10 @@ class Sounds:
 
     def collate(self, items: Sequence[Sound]) -> SoundBatch:
         return SoundBatch(tuple(items))
+
+
+def window_samples(sample_rate_hz: int) -> int:
+    return round(WINDOW_S * sample_rate_hz)
 
 
 def draw_mask(config: AugmentConfig, generator: torch.Generator) -> SpectrogramMask | None:

@@ -152,9 +152,10 @@ def _choose_spectrogram(wish: EncoderWish, precision: Precision) -> EncoderChoic
 
 
 def _prepare_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
-    from pipeline.encoders.audio import Sounds
+    from pipeline.encoders.audio import Sounds, window_samples
 
-    return Sounds()
+    assert decode is not None
+    return Sounds(min_samples=window_samples(decode.sample_rate_hz))
 
 
 def _build_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:

@@ -246,17 +246,30 @@ def test_channels_in_an_order_of_their_own_are_read(
     path = write_sound(tmp_path / "a.mov", voices(6), layout="5.1", codec="pcm_s16le")
     tell_order(path, quicktime_tag, 6)
     code = (
-        "import sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from pipeline.decode.inspect import inspect_clip\n"
         "from pipeline.decode.spans import decode_media\n"
-        "from pipeline.recipe import DecodeConfig; from pipeline.schema import MediaSpan\n"
-        "import numpy as np; path = Path(sys.argv[1])\n"
-        "for _ in range(3):\n"
+        "from pipeline.recipe import DecodeConfig\n"
+        "from pipeline.schema import ClipKey, LocatedClip, MediaSpan, Utterance\n"
+        "path = Path(sys.argv[1])\n"
+        "row = Utterance(key=ClipKey('train', 0, 0), text='')\n"
+        "for deep in (False, True, True):\n"
+        "    looked = inspect_clip(LocatedClip(utterance=row, path=path), deep=deep)\n"
+        "    assert looked.sound.channels == 6, looked\n"
+        "    assert [each.code for each in looked.problems] == ['no_video'], looked\n"
         "    media = decode_media(path, MediaSpan(), DecodeConfig(), ['audio'])\n"
         "np.save(path.with_suffix('.npy'), media.waveform)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
     waveform = np.load(path.with_suffix(".npy"))
     assert level_at(waveform, 300 + 100 * centre) == pytest.approx(0.3, rel=0.01)
+
+
+def test_a_file_of_more_channels_than_are_read_says_so(tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.wav", voices(65), layout="65 channels")
+    [failure] = decoded(path).failures
+    assert (failure.code, failure.lost) == ("too_many_channels", True)
+    assert "65 channels" in failure.message
 
 
 # ------------------------------------------------------------------------------ to one channel

@@ -35,7 +35,7 @@ def augment_frames(
 def augment_waveform(
     waveform: torch.Tensor, config: AugmentConfig, generator: torch.Generator
 ) -> torch.Tensor:
-    return Sounds().augment(Sound(waveform), config, generator).waveform
+    return Sounds(min_samples=1).augment(Sound(waveform), config, generator).waveform
 
 
 def numbered_frames() -> torch.Tensor:

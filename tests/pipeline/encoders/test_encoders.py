@@ -591,6 +591,32 @@ def test_silence_and_splinters_are_finite(
     assert torch.isfinite(features).all()
 
 
+@pytest.mark.parametrize("samples", [0, 1, 399])
+def test_sound_that_fills_no_window_is_absent_and_recorded(samples: int) -> None:
+    """25 ms at 16 kHz are 400 samples; padding would be most of what is pooled."""
+    clip = DecodedClip(
+        utterance=Utterance(key=ClipKey("train", 0, 0), text=""),
+        waveform=noise(samples).numpy(),
+    )
+    choice = choose_encoder("audio", EncoderRequest(), "float32")
+    [features] = encode_clips(Encoders([choice], DecodeConfig()), [clip])
+    assert features.raw == {}
+    [failure] = features.failures
+    assert (failure.modality, failure.code, failure.lost) == ("audio", "nothing_to_encode", True)
+
+
+@pytest.mark.parametrize("samples", [400, 16_000])
+def test_silence_is_a_measurement_and_present(samples: int) -> None:
+    clip = DecodedClip(
+        utterance=Utterance(key=ClipKey("train", 0, 0), text=""),
+        waveform=np.zeros(samples, np.float32),
+    )
+    choice = choose_encoder("audio", EncoderRequest(), "float32")
+    [features] = encode_clips(Encoders([choice], DecodeConfig()), [clip])
+    assert np.isfinite(features.raw["audio"]).all()
+    assert features.failures == ()
+
+
 def test_louder_higher_and_livelier_sound_all_differ(spectrogram: SpectrogramEncoder) -> None:
     times_s = torch.arange(16_000) / 16_000
     low, high = torch.sin(2 * torch.pi * 200 * times_s), torch.sin(2 * torch.pi * 3000 * times_s)

@@ -306,6 +306,6 @@ def test_media_without_a_frame_or_a_sample_are_absent() -> None:
         waveform=np.zeros(0, np.float32),
     )
     assert Frames().prepare([empty]) == [None]
-    assert Sounds().prepare([empty]) == [None]
+    assert Sounds(min_samples=1).prepare([empty]) == [None]
     assert empty.has("video")
     assert empty.has("audio")
