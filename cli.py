@@ -64,7 +64,7 @@ _PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="meld",
-    help="MELD clips to cached features to trained emotion and sentiment models.",
+    help="MELD clips to features to trained models of emotion; any video to a timeline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -634,6 +634,12 @@ def evaluate(
         bool,
         typer.Option("--errors", help="Show where it is wrong as well (the JSON always has it)."),
     ] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for what the run says of every row: a table that ends in .csv or .parquet."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on a split, the majority baseline beside it; writes JSON and plots there.
@@ -644,10 +650,108 @@ def evaluate(
     from fusion.evaluation.evaluate import EvaluateConfig
     from fusion.evaluation.evaluate import evaluate as run_evaluation
 
-    config = EvaluateConfig(run=run, split=split.value, features=features, data=data)
+    config = EvaluateConfig(
+        run=run, split=split.value, features=features, data=data, predictions=predictions
+    )
     with progress("encoding clips", note="accidents") as advance:
         report = run_evaluation(config, advance)
     show_evaluation(report, run, as_json, errors=errors)
+    if predictions is not None:
+        say(f"written: {predictions}")
+
+
+@app.command(
+    epilog="Examples: `meld predict talk.mp4`   `meld predict talk.mp4 --subtitles talk.srt "
+    "--format json,csv,vtt --out results`   `meld predict clip.mov --text 'So kind of you!' "
+    "--model runs/all --json`"
+)
+@_reports_errors
+def predict(
+    media: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+    ] = None,
+    subtitles: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with .srt, .vtt or .ass subtitles.  [default: those beside the file, under "
+            "its name]"
+        ),
+    ] = None,
+    transcript: Annotated[
+        Path | None,
+        typer.Option(help="CSV with Utterance, StartTime and EndTime, or lines with times."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="The words of the whole file, which is one utterance then."),
+    ] = None,
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="Let the model see and hear, and read nothing.")
+    ] = False,
+    start: Annotated[float | None, typer.Option(help="Seconds of the file to begin at.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds of the file to end at.")] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="What is written: some of json,csv,srt,vtt.  [default: json]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of what is written, as FILE.meld.FORMAT; - is stdout, for one file and "
+            "one format.  [default: predictions]"
+        ),
+    ] = None,
+    weights_dir: WeightsDir = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+    ] = None,
+    device: DeviceOption = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is felt in a video, utterance by utterance: seven emotions, three sentiments.
+
+    A killed prediction goes on where it stopped, and ends with the same numbers.
+    """
+    options = given(
+        media=tuple(media),
+        model=model,
+        out=out,
+        formats=None if formats is None else tuple(filter(None, formats.split(","))),
+        weights_dir=weights_dir,
+        encoders=encoders,
+        device=device,
+    )
+    words = given(
+        subtitles=subtitles,
+        transcript=transcript,
+        text=text,
+        no_text=no_text,
+        start_s=start,
+        end_s=end,
+    )
+    from console.show.prediction import show_predictions, tell_failures
+    from fusion.prediction.predict_files import PredictConfig, predict_files
+    from pipeline.settings import build_config
+
+    settings = merge_with_file(config, options, always_given=("media",), words=words)
+    predict_config = build_config(PredictConfig, settings)
+    with progress("seconds of media") as advance:
+        report = predict_files(
+            predict_config,
+            on_progress=lambda path, done_ms, total_ms: advance(
+                done_ms // 1000, total_ms // 1000, told=path.name
+            ),
+        )
+    show_predictions(report, predict_config, as_json)
+    tell_failures(report)
+    if report.num_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command(

@@ -22,7 +22,7 @@ already; a caller's Ray is used and left running.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from fusion.evaluation.report import EvalReport
     from fusion.finetuning.finetune import FinetuneResult
     from fusion.finetuning.loop import StepResult
+    from fusion.inference.media import PredictedUtterance
+    from fusion.inference.predict_media import PreparedMedia
+    from fusion.inference.timeline import Timeline
     from fusion.model.fusion import InputKind
     from fusion.model.joins import FusionType
     from fusion.training.history import EpochResult
@@ -61,6 +64,7 @@ __all__ = [
     "InputError",
     "MeldError",
     "MismatchError",
+    "Model",
     "ParityError",
     "RecipeMismatch",
     "StorageError",
@@ -69,6 +73,7 @@ __all__ = [
     "evaluate",
     "extract",
     "finetune",
+    "load",
     "read_cache",
     "train_fusion",
 ]
@@ -283,6 +288,7 @@ def evaluate(
     *,
     features: AnyPath | None = None,
     data: AnyPath | None = None,
+    predictions: AnyPath | None = None,
     plots: bool = True,
     on_progress: OnClips = lambda done, total, failures: None,
 ) -> "EvalReport":
@@ -290,6 +296,7 @@ def evaluate(
 
     features: None takes those that the run was trained on
     data: corpus to measure a fine-tuned run on, by its own encoders
+    predictions: a .csv or .parquet file that gets what the run says of every row
 
     A test evaluation is counted in the run (`report.test_looks`).
 
@@ -304,8 +311,151 @@ def evaluate(
         split=split,
         features=_path(features, "features"),
         data=_path(data, "data"),
+        predictions=_path(predictions, "predictions"),
     )
     return measure(build_config(EvaluateConfig, options), on_progress, draw=plots)
+
+
+def load(
+    model: AnyPath | None = None,
+    *,
+    weights_dir: AnyPath | None = None,
+    encoders: AnyPath | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> "Model":
+    """A trained run with its encoders, ready for any media file.
+
+        model = meld.load("runs/all")
+        for utterance in model.predict("talk.mp4", subtitles="talk.srt"):
+            print(utterance.spoken.text, utterance.prediction.emotion.label)
+
+    model: None takes `meld-text`, which comes with this program and reads words alone
+    encoders: the fine-tuned run that owns the encoders, where it is not found by itself
+
+    Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
+    """
+    return Model(model, weights_dir=weights_dir, encoders=encoders, device=device)
+
+
+class Model:
+    """What `load` gives. It is read once; predicting is repeatable and keeps nothing.
+
+    name: of the run; modalities: those that it takes
+    """
+
+    @_speaks_python
+    def __init__(
+        self,
+        model: AnyPath | None = None,
+        *,
+        weights_dir: AnyPath | None = None,
+        encoders: AnyPath | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> None:
+        from fusion.inference.load import load_model
+
+        self._predictor = load_model(
+            _path(model, "model"),
+            weights_dir=_path(weights_dir, "weights_dir"),
+            encoders=_path(encoders, "encoders"),
+            device=device,
+        )
+        self.name = self._predictor.name
+        self.modalities = self._predictor.modalities
+
+    def predict(
+        self,
+        media: AnyPath,
+        *,
+        subtitles: AnyPath | None = None,
+        transcript: AnyPath | None = None,
+        text: str | None = None,
+        no_text: bool = False,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> "Iterator[PredictedUtterance]":
+        """The utterances of a media file, each as soon as what is said of it can change no more.
+
+        subtitles, transcript, text: where the words come from; `text` makes the whole file one
+            utterance; None of them takes subtitles that lie beside the file under its name
+        no_text: the model sees and hears, and reads nothing
+        start, end: seconds of the file
+
+        What is wrong with the file or the words is raised before the first utterance: InputError,
+        UsageError or StorageError. An utterance of which nothing can be said has no `prediction`
+        and an `error`.
+        """
+        from fusion.inference.predict_media import predict_media
+
+        prepared = self._prepare(
+            media,
+            subtitles=subtitles,
+            transcript=transcript,
+            text=text,
+            no_text=no_text,
+            start=start,
+            end=end,
+        )
+        return predict_media(self._predictor, prepared)
+
+    def timeline(
+        self,
+        media: AnyPath,
+        *,
+        subtitles: AnyPath | None = None,
+        transcript: AnyPath | None = None,
+        text: str | None = None,
+        no_text: bool = False,
+        start: float | None = None,
+        end: float | None = None,
+        on_progress: Callable[[int, int], None] = lambda done_ms, total_ms: None,
+    ) -> "Timeline":
+        """The same, whole: with the media's length, where the words came from and a summary;
+        `timeline.to_dict()` is what `meld predict --format json` writes.
+
+        Arguments and errors as in `predict`.
+        """
+        from fusion.inference.predict_media import finish, predict_media
+
+        prepared = self._prepare(
+            media,
+            subtitles=subtitles,
+            transcript=transcript,
+            text=text,
+            no_text=no_text,
+            start=start,
+            end=end,
+        )
+        utterances = list(predict_media(self._predictor, prepared, on_progress=on_progress))
+        return finish(self._predictor, prepared, utterances)
+
+    @_speaks_python
+    def _prepare(
+        self,
+        media: AnyPath,
+        *,
+        subtitles: AnyPath | None,
+        transcript: AnyPath | None,
+        text: str | None,
+        no_text: bool,
+        start: float | None,
+        end: float | None,
+    ) -> "PreparedMedia":
+        from fusion.inference.predict_media import WordsConfig, prepare_media
+        from pipeline.settings import build_config
+
+        path = _path(media, "media")
+        if path is None:
+            raise UsageError("media must be a path, not None")
+        words = given(
+            subtitles=_path(subtitles, "subtitles"),
+            transcript=_path(transcript, "transcript"),
+            text=text,
+            no_text=no_text,
+            start_s=start,
+            end_s=end,
+        )
+        return prepare_media(path, build_config(WordsConfig, words), self._predictor)
 
 
 @_speaks_python

@@ -43,7 +43,7 @@ class Utterance:
 
     Labels are names of `EMOTIONS` and `SENTIMENTS`, None where the corpus gives none;
     times are seconds in the episode. `context` is what was said before it in its dialogue,
-    where the recipe asks for that (see `annotations.with_context`), else empty.
+    where the recipe asks for that (see `texts.with_context`), else empty.
     """
 
     key: ClipKey

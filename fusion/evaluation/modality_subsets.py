@@ -1,57 +1,20 @@
-"""Any modality may be missing when a run predicts: the run with each choice of them visible.
+"""What a run is worth with each choice of its modalities visible."""
 
-A modality is hidden by the presence mask alone, so the model meets what it meets in a row whose
-clip has no sound or no picture.
-"""
-
-from collections.abc import Mapping
-from dataclasses import replace
-from itertools import combinations
-
-import torch
-
-from fusion.data.split import FusionData
 from fusion.evaluation.calibration import calibrate
 from fusion.evaluation.report import SubsetScores
 from fusion.evaluation.scores import weighted_f1
-from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.decoding import Decoding
-from fusion.inference.predict import predict_rows
 from fusion.inference.predictions import Predictions
+from fusion.inference.subsets import SubsetPredictions
 from fusion.inference.temperature import Temperature
 from fusion.labels import Labels, Logits
 from pipeline.schema import Modality
-
-SubsetPredictions = Mapping[tuple[Modality, ...], Predictions]  # the smallest first, all last
-
-
-def predict_subsets(checkpoint: Checkpoint, data: FusionData, *, run: str) -> SubsetPredictions:
-    """The run with every non-empty choice of the data's modalities visible: at most 7 passes.
-
-    Raises MismatchError as `predict_rows` does.
-    """
-    return {
-        subset: predict_rows(checkpoint, hide_all_but(subset, data), run=run)
-        for subset in choose_subsets(data.modalities)
-    }
 
 
 def score_subsets(
     by_subset: SubsetPredictions, decoding: Decoding | None
 ) -> tuple[SubsetScores, ...]:
     return tuple(_score(each, subset, decoding) for subset, each in by_subset.items())
-
-
-def choose_subsets(modalities: tuple[Modality, ...]) -> tuple[tuple[Modality, ...], ...]:
-    """Non-empty, the smallest first, each in the order of `modalities`."""
-    sizes = range(1, len(modalities) + 1)
-    return tuple(subset for size in sizes for subset in combinations(modalities, size))
-
-
-def hide_all_but(visible: tuple[Modality, ...], data: FusionData) -> FusionData:
-    """The same rows with every other modality absent; what was absent stays so."""
-    columns = torch.tensor([modality in visible for modality in data.modalities])  # [modalities]
-    return replace(data, present=data.present & columns)
 
 
 def _score(

@@ -18,10 +18,10 @@ from fusion.data.load import load_split
 from fusion.data.set_aside import SetAside, check_share
 from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import Interval, mean_interval
-from fusion.evaluation.modality_subsets import choose_subsets
 from fusion.evaluation.scores import weighted_f1
 from fusion.evaluation.test_looks import record_look
 from fusion.inference.predict import predict
+from fusion.inference.subsets import choose_subsets
 from fusion.labels import Head, Labels
 from fusion.model.fusion import InputKind, ModelConfig
 from fusion.model.joins import JOINS, FusionType

@@ -20,8 +20,9 @@ from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
 from fusion.training.parts import check_choosable, find_untrained
 from pipeline.cache.format import read_cache, read_header
-from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
+from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.clips import locate_clips
+from pipeline.corpus.texts import with_context
 from pipeline.encode import Encoders
 from pipeline.encoders.augment import CONCERNS, AugmentConfig
 from pipeline.encoders.encoder import AnyPreparation, EncoderChoice

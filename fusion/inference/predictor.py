@@ -1,10 +1,11 @@
-"""A trained run with its encoders: decoded clips in, probabilities out.
+"""A trained run with its encoders: decoded clips in, predictions out.
 
-clips -> encode_clips -> features -> fusion model -> logits -> temperatures, joint labels
+clips -> encode_clips -> features -> fusion model, with every choice of modalities visible
+      -> temperatures, joint labels, Shapley values -> one Prediction a clip
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,44 +13,47 @@ import torch
 from numpy.typing import NDArray
 
 from fusion.data.split import FusionData
-from fusion.inference.checkpoint import Checkpoint, read_checkpoint
+from fusion.inference.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from fusion.inference.decoding import JointLabels, decode
 from fusion.inference.encoders import find_encoders_of
-from fusion.inference.predict import predict_rows
+from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
 from fusion.inference.predictions import Predictions
+from fusion.inference.shapley import ModalityShares, explain_modalities
+from fusion.inference.subsets import predict_subsets
 from fusion.inference.temperature import Temperature
-from fusion.labels import UNLABELLED
+from fusion.labels import UNLABELLED, Labels
 from pipeline.encode import Encoders, encode_clips
 from pipeline.errors import MismatchError
-from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import (
+    EMOTIONS,
+    MEDIA,
+    SENTIMENTS,
+    ClipFeatures,
+    ClipKey,
+    DecodedClip,
+    Modality,
+)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Probabilities:
-    """One row per clip, in order.
-
-    emotion, sentiment: float64 [rows, 7] and [rows, 3], calibrated, each row adds up to 1; None
-              where the run's head never learned
-    labels:   both heads' labels chosen together; without a fitted `Decoding` each head's first;
-              UNLABELLED of a head that never learned
-    present:  bool [rows, modalities], columns as in the run's modalities
-    failures: why a modality is not there, in the clips' order
-    """
-
-    emotion: NDArray[np.float64] | None
-    sentiment: NDArray[np.float64] | None
-    labels: JointLabels
-    present: NDArray[np.bool_]
-    failures: tuple[ClipFailure, ...]
+# MELD's longest dialogue. A model that saw no longer one would spread its attention thin over the
+# thousand utterances of an hour.
+MOST_TURNS = 33
 
 
 class Predictor:
     """`meld evaluate` of the same clips gives the same probabilities, up to the rounding of other
-    batches."""
+    batches.
 
-    def __init__(self, name: str, checkpoint: Checkpoint, encoders: Encoders) -> None:
+    name:        of the run
+    fingerprint: SHA-256 (hex) of its weights
+    """
+
+    def __init__(
+        self, name: str, checkpoint: Checkpoint, encoders: Encoders, fingerprint: str = ""
+    ) -> None:
         self.name = name
         self.checkpoint = checkpoint
+        self.fingerprint = fingerprint
         self._encoders = encoders
 
     @classmethod
@@ -66,7 +70,8 @@ class Predictor:
 
         Raises:
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
-                features and not with the run; or encoders other than its own.
+                features and not with the run; one of its heads never learned; or encoders other
+                than its own.
             InputError, StorageError, WeightsMissing: the run, or what it needs, is not there.
         """
         checkpoint = read_checkpoint(run)
@@ -75,37 +80,116 @@ class Predictor:
                 f"{run} was trained on 128-d embeddings, whose projection is no part of it; "
                 "train a run on raw features: meld train-fusion --input raw"
             )
+        if checkpoint.untrained:
+            [head] = checkpoint.untrained
+            raise MismatchError(
+                f"{run}: no label ever reached its {head} head, so what it says of any {head} is "
+                f"noise; train a run on a corpus that has {head} labels as well"
+            )
         choices = find_encoders_of(run, checkpoint, weights_dir=weights_dir, encoders=encoders)
         checkpoint.model.to(device)
         loaded = Encoders(choices, checkpoint.recipe.decode).to(device)
-        return cls(run.resolve().name, checkpoint, loaded)
+        fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+        return cls(run.resolve().name, checkpoint, loaded, fingerprint)
 
-    def predict(self, clips: Sequence[DecodedClip]) -> Probabilities:
-        """Clips of one dialogue belong into one call where the run has dialogue context: their keys
-        say which they are and in which order.
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that the run takes."""
+        return self.checkpoint.dims.names
 
-        A modality that a clip does not have, or that its encoder gives no numbers for, is absent.
+    @property
+    def word_modalities(self) -> tuple[Modality, ...]:
+        """Those that no media file holds."""
+        return tuple(name for name in self.modalities if name not in MEDIA)
+
+    @property
+    def identity(self) -> str:
+        """Stands for all that decides the numbers: weights, encoders, and what computes them."""
+        device = next(self.checkpoint.model.parameters()).device.type
+        return f"{self.fingerprint} {self.checkpoint.recipe.fingerprint} {device}"
+
+    @property
+    def decode(self) -> DecodeConfig | None:
+        """How its clips are read; None where it reads text alone."""
+        return self.checkpoint.recipe.decode
+
+    @property
+    def context(self) -> int:
+        """How many sentences before the current one its text encoder reads with it."""
+        return max(spec.context for spec in self.checkpoint.recipe.encoders)
+
+    @property
+    def turns_before(self) -> int:
+        """How many utterances before the current one change what is said of it."""
+        return 0 if self.checkpoint.model.context is None else MOST_TURNS - 1
+
+    @property
+    def turns_after(self) -> int:
+        context = self.checkpoint.model.context
+        return MOST_TURNS - 1 if context is not None and context.future else 0
+
+    def encode(self, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
+        """Features of the run's modalities, one entry per clip; a modality that a clip does not
+        have, or that its encoder gives no numbers for, is absent and in `failures`."""
+        return encode_clips(self._encoders, clips)
+
+    def predict(self, features: Sequence[ClipFeatures]) -> list[Prediction]:
+        """One per clip, in order. Clips of one dialogue belong into one call where the run has
+        dialogue context: their keys say which they are and in which order.
+
+        A clip without any modality gets a prediction from nothing, as in `meld evaluate`: it has
+        no parts.
 
         Raises ValueError where there is no clip.
         """
-        if not clips:
+        if not features:
             raise ValueError("no clips to predict")
-        encoded = encode_clips(self._encoders, clips)
-        data = self._to_data(encoded)
-        predictions = predict_rows(self.checkpoint, data, run=self.name)
+        data = self._to_data(features, [clip.utterance.key for clip in features])
+        return self._predict(data)
+
+    def predict_turns(
+        self, features: Sequence[ClipFeatures], rows: Sequence[int]
+    ) -> list[Prediction]:
+        """Of some rows of one long dialogue, whose utterances `features` holds in order. Each sees
+        `turns_before` before it and `turns_after` after it, as far as they are there, however long
+        the dialogue is."""
+        if not rows:
+            return []
+        windows = [
+            range(max(row - self.turns_before, 0), min(row + self.turns_after + 1, len(features)))
+            for row in rows
+        ]
+        seen = [features[turn] for window in windows for turn in window]
+        keys = [
+            ClipKey("test", number, turn)
+            for number, window in enumerate(windows)
+            for turn in window
+        ]
+        lengths = np.cumsum([0, *map(len, windows)])[:-1]
+        at = [
+            int(first) + row - window[0]
+            for first, row, window in zip(lengths, rows, windows, strict=True)
+        ]
+        predicted = self._predict(self._to_data(seen, keys))
+        return [predicted[index] for index in at]
+
+    def _predict(self, data: FusionData) -> list[Prediction]:
+        by_subset = predict_subsets(self.checkpoint, data, run=self.name)
+        everything = by_subset[data.modalities]
+        labels = self._labels(everything)
+        shares = explain_modalities(self.checkpoint, by_subset, labels.emotion)
+        alone = {name: self._labels(by_subset[name,]) for name in data.modalities}
         emotion, sentiment = self._temperatures
-        untrained = self.checkpoint.untrained
-        return Probabilities(
-            emotion=None
-            if "emotion" in untrained
-            else np.exp(emotion.log_probabilities(predictions.emotion_logits)),
-            sentiment=None
-            if "sentiment" in untrained
-            else np.exp(sentiment.log_probabilities(predictions.sentiment_logits)),
-            labels=self._labels(predictions),
-            present=predictions.present,
-            failures=tuple(failure for clip in encoded for failure in clip.failures),
-        )
+        of_emotion = np.exp(emotion.log_probabilities(everything.emotion_logits))
+        of_sentiment = np.exp(sentiment.log_probabilities(everything.sentiment_logits))
+        return [
+            Prediction(
+                emotion=_head(EMOTIONS, labels.emotion, of_emotion, row),
+                sentiment=_head(SENTIMENTS, labels.sentiment, of_sentiment, row),
+                parts=_parts(shares, alone, row),
+            )
+            for row in range(len(data))
+        ]
 
     @property
     def _temperatures(self) -> tuple[Temperature, Temperature]:
@@ -116,19 +200,16 @@ class Predictor:
 
     def _labels(self, predictions: Predictions) -> JointLabels:
         if self.checkpoint.decoding is None:
-            labels = JointLabels(
+            return JointLabels(
                 emotion=predictions.predicted_emotion, sentiment=predictions.predicted_sentiment
             )
-        else:
-            labels = decode(
-                self.checkpoint.decoding, predictions.emotion_logits, predictions.sentiment_logits
-            )
-        none = np.full(len(predictions), UNLABELLED, dtype=np.int64)
-        return replace(labels, **dict.fromkeys(self.checkpoint.untrained, none))
+        return decode(
+            self.checkpoint.decoding, predictions.emotion_logits, predictions.sentiment_logits
+        )
 
-    def _to_data(self, clips: Sequence[ClipFeatures]) -> FusionData:
+    def _to_data(self, clips: Sequence[ClipFeatures], keys: Sequence[ClipKey]) -> FusionData:
         """The same values that a cache would hold; labels are nobody's business here."""
-        names = self.checkpoint.dims.names
+        names = self.modalities
         features = {}
         for dims in self.checkpoint.dims.modalities:
             empty = np.zeros((dims.layers, dims.dim), np.float32)  # masked: it means nothing
@@ -144,7 +225,37 @@ class Predictor:
             present=torch.tensor([[name in clip.raw for name in names] for clip in clips]),
             emotion=unlabelled,
             sentiment=unlabelled,
-            keys=tuple(clip.utterance.key for clip in clips),
+            keys=tuple(keys),
             text=tuple(clip.utterance.text for clip in clips),
             speaker=tuple(clip.utterance.speaker for clip in clips),
         )
+
+
+def _head(
+    names: Sequence[str], labels: Labels, probabilities: NDArray[np.float64], row: int
+) -> HeadPrediction:
+    """probabilities: float64 [rows, classes]"""
+    return HeadPrediction(
+        label=names[labels[row]],
+        probabilities=dict(zip(names, probabilities[row].tolist(), strict=True)),
+    )
+
+
+def _parts(
+    shares: ModalityShares, alone: Mapping[Modality, JointLabels], row: int
+) -> tuple[Part, ...]:
+    strength = np.abs(shares.values[row])  # [modalities]; 0 where one is absent
+    total = float(strength.sum())
+    return tuple(
+        Part(
+            modality=modality,
+            support=float(shares.values[row, column]),
+            share=float(strength[column]) / total if total else 0.0,
+            alone=Alone(
+                emotion=EMOTIONS[alone[modality].emotion[row]],
+                sentiment=SENTIMENTS[alone[modality].sentiment[row]],
+            ),
+        )
+        for column, modality in enumerate(shares.modalities)
+        if shares.present[row, column]
+    )

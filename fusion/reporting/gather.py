@@ -8,9 +8,9 @@ from typing import Any
 
 from fusion.evaluation.evaluate import EvaluateConfig, measure_split
 from fusion.evaluation.report import EvalReport
-from fusion.evaluation.shapley import ModalityShares, explain_modalities
 from fusion.inference.checkpoint import CONFIG, read_checkpoint
 from fusion.inference.predictions import Predictions
+from fusion.inference.shapley import ModalityShares, explain_modalities
 from fusion.reporting.reproduce import Remake, remake
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY

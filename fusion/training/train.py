@@ -17,7 +17,6 @@ from fusion.data.set_aside import check_share
 from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.evaluate import report_of, report_subsets
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
-from fusion.evaluation.modality_subsets import predict_subsets
 from fusion.evaluation.report import EvalReport
 from fusion.inference.checkpoint import (
     Checkpoint,
@@ -25,6 +24,7 @@ from fusion.inference.checkpoint import (
     write_checkpoint,
 )
 from fusion.inference.predict import predict_rows
+from fusion.inference.subsets import predict_subsets
 from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult

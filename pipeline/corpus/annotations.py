@@ -9,9 +9,8 @@ import hashlib
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.corpus.layout import annotations_name, find_annotations, find_similar_annotations
@@ -23,6 +22,7 @@ from pipeline.corpus.table import (
     split_line,
     tell_rows,
 )
+from pipeline.corpus.texts import normalise_text
 from pipeline.errors import AnnotationError, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 
@@ -32,12 +32,6 @@ REQUIRED_COLUMNS = ("Dialogue_ID", "Utterance_ID", "Utterance", "Emotion", "Sent
 OPTIONAL_COLUMNS = ("Speaker", "StartTime", "EndTime")
 _SHOWN_LABELS, _SHOWN_CHARS = 5, 40
 
-_PLAIN = str.maketrans(
-    {
-        "‘": "'", "’": "'", "“": '"', "”": '"',
-        "…": "...", "—": "-", "–": "-", "\u00a0": " ",
-    }
-)  # fmt: skip
 # "00:01:02,345" and pandas' "0 days 00:01:02.345", Excel's "01:02.3", seconds.
 _CLOCK = re.compile(r"(?:(\d{1,6}) days?,? )?(\d{1,9}):(\d{1,2}):(\d{1,2})(?:[,.](\d+))?")
 _SHORT_CLOCK = re.compile(r"(\d{1,9}):(\d{1,2})(?:[,.](\d+))?")
@@ -48,19 +42,6 @@ MAX_ID_DIGITS = 18  # HDF5 keeps ids as 64-bit integers
 # pandas writes 1.0 for 1 as soon as one cell of the column is empty.
 _ID = re.compile(rf"0*(\d{{1,{MAX_ID_DIGITS}}})(?:\.0*)?")
 _ROUNDED_ID = re.compile(r"\d(?:[.,]\d+)?[eE]\+?\d+")
-
-
-def normalise_text(text: str) -> str:
-    """Plain quotes and dashes, C1 controls read as the cp1252 characters they were, NFC,
-    single spaces. Applying it twice changes nothing."""
-    repaired = "".join(_repair_c1(char) for char in text)
-    return " ".join(unicodedata.normalize("NFC", repaired).translate(_PLAIN).split())
-
-
-def _repair_c1(char: str) -> str:
-    if not "\u0080" <= char <= "\u009f":
-        return char
-    return char.encode("latin-1").decode("cp1252", errors="ignore")
 
 
 def parse_time_s(text: str) -> float:
@@ -201,28 +182,6 @@ def _read(path: Path, split: Split) -> Annotations:
         )
     ]
     return Annotations(utterances=utterances, unread_times=unread)
-
-
-def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
-    """Each utterance with the `size` before it in its dialogue, and who speaks them and it:
-    "Joey: Hey! Monica: Hi, Joey. Joey:".
-
-    Rows of a dialogue count in the order of their Utterance_ID, wherever they stand in the file.
-    """
-    if size == 0:
-        return list(utterances)
-    ordered = sorted(utterances, key=lambda row: row.key)
-    context = {}
-    for position, row in enumerate(ordered):
-        before = [
-            said
-            for said in ordered[max(0, position - size) : position]
-            if said.key.dialogue_id == row.key.dialogue_id
-        ]
-        context[row.key] = " ".join(
-            [*(f"{said.speaker}: {said.text}" for said in before), f"{row.speaker}:"]
-        )
-    return [replace(row, context=context[row.key]) for row in utterances]
 
 
 def hash_rows(utterances: Sequence[Utterance]) -> str:

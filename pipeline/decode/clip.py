@@ -31,6 +31,7 @@ from pipeline.schema import (
     LocatedClip,
     MediaSpan,
     Modality,
+    Utterance,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,19 @@ def decode_clip(
 
     Never raises for a bad file: a modality that is not there is None and in the ledger.
     """
-    media = _decode_whole(clip, config, modalities)
+    return as_clip(clip.utterance, _decode_whole(clip, config, modalities))
+
+
+def as_clip(utterance: Utterance, media: DecodedMedia) -> DecodedClip:
+    """What was decoded of a span, as the utterance that is in it."""
     return DecodedClip(
-        utterance=clip.utterance,
+        utterance=utterance,
         frames=media.frames,
         times_s=media.times_s,
         waveform=media.waveform,
         failures=tuple(
             ClipFailure(
-                key=clip.utterance.key,
+                key=utterance.key,
                 modality=failure.modality,
                 stage="decode",
                 code=failure.code,

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pipeline.cache.embeddings import complete_embeddings
 from pipeline.cache.format import read_cache
-from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
+from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.clips import locate_clips
+from pipeline.corpus.texts import with_context
 from pipeline.encoders.choice import (
     EncoderRequest,
     choose_encoder,

@@ -9,15 +9,11 @@ import torch
 
 from fusion.data.split import FusionData
 from fusion.evaluation.evaluate import report_subsets
-from fusion.evaluation.modality_subsets import (
-    choose_subsets,
-    hide_all_but,
-    predict_subsets,
-    score_subsets,
-)
+from fusion.evaluation.modality_subsets import score_subsets
 from fusion.evaluation.report import EvalReport
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predict import predict_rows
+from fusion.inference.subsets import choose_subsets, hide_all_but, predict_subsets
 from fusion.labels import UNLABELLED
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig, fit

@@ -36,7 +36,8 @@ from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.cache.format import FeatureCache, write_cache
-from pipeline.corpus.annotations import hash_rows, read_corpus, with_context
+from pipeline.corpus.annotations import hash_rows, read_corpus
+from pipeline.corpus.texts import with_context
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig

@@ -10,13 +10,12 @@ import pytest
 
 from pipeline.corpus.annotations import (
     hash_rows,
-    normalise_text,
     parse_time_s,
     read_annotations,
     read_corpus,
-    with_context,
 )
 from pipeline.corpus.layout import clip_stem, find_annotations, parse_clip_stem
+from pipeline.corpus.texts import normalise_text, with_context
 from pipeline.errors import AnnotationError, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, ClipKey, Split, Utterance
 

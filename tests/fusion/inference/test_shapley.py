@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fusion.data.split import FusionData
-from fusion.evaluation.modality_subsets import predict_subsets
-from fusion.evaluation.shapley import NOTHING, ModalityShares, explain_modalities, shapley_values
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.decoding import Decoding
 from fusion.inference.predict import predict_rows
+from fusion.inference.shapley import NOTHING, ModalityShares, explain_modalities, shapley_values
+from fusion.inference.subsets import predict_subsets
 from fusion.inference.temperature import Temperature
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig, fit

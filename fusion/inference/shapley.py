@@ -1,7 +1,7 @@
 """What each modality gave to each prediction: exact Shapley values over the modalities.
 
 The game of a row (Shapley 1953; Lundberg and Lee 2017 for models): v(S) is the calibrated
-log-probability that the model gives to the emotion it predicts from all, when it sees only the
+log-probability that the model gives to the emotion that is explained, when it sees only the
 modalities in S. A modality's value is its mean gain over all orders in which they may join, and
 the values add up to v(all) - v(nothing).
 
@@ -18,9 +18,9 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.evaluation.modality_subsets import SubsetPredictions
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predictions import Predictions
+from fusion.inference.subsets import SubsetPredictions
 from fusion.inference.temperature import Temperature
 from fusion.labels import Labels
 from pipeline.schema import EMOTIONS, Modality
@@ -77,12 +77,18 @@ class ModalityShares:
         return tuple(shares)
 
 
-def explain_modalities(checkpoint: Checkpoint, by_subset: SubsetPredictions) -> ModalityShares:
-    """Of every row's predicted emotion; by_subset: from `predict_subsets`."""
+def explain_modalities(
+    checkpoint: Checkpoint, by_subset: SubsetPredictions, emotion: Labels | None = None
+) -> ModalityShares:
+    """What spoke for one emotion in every row.
+
+    by_subset: from `predict_subsets`
+    emotion:   int64 [rows]; None takes the emotion head's own first choice
+    """
     modalities = max(by_subset, key=len)
     everything = by_subset[modalities]
     present = everything.present
-    predicted = everything.predicted_emotion
+    predicted = everything.predicted_emotion if emotion is None else emotion
     of_nothing = np.log(_train_shares(checkpoint))[predicted]
     game = np.empty((len(everything), 2 ** len(modalities)))  # [rows, subsets as bits]
     game[:, 0] = of_nothing

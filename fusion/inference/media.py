@@ -1,0 +1,182 @@
+"""The utterances of one media file to predictions, in one pass over the file.
+
+    spans -> decode_spans -> batches -> Predictor.encode -> Predictor.predict_turns -> utterances
+
+What is held at one time: a batch of decoded spans, and the features of the turns that an utterance
+still to come may see.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from fusion.inference.prediction import Prediction
+from fusion.inference.predictor import Predictor
+from fusion.inference.saved_features import SavedFeatures
+from fusion.inference.segments import SpokenSpan
+from pipeline.corpus.texts import with_context
+from pipeline.decode.clip import as_clip
+from pipeline.decode.spans import decode_spans
+from pipeline.schema import (
+    MEDIA,
+    ClipFailure,
+    ClipFeatures,
+    ClipKey,
+    DecodedClip,
+    DecodedMedia,
+    MediaSpan,
+    Modality,
+    Utterance,
+)
+
+# As many as a shard of extraction has: results depend on who shares a batch, if only by rounding.
+UTTERANCES_PER_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedUtterance:
+    """An utterance and what the run says of it.
+
+    number:     its place in the file, 1 for the first
+    prediction: None where none of the run's modalities is there
+    missing:    why a modality of the run is not there
+    warnings:   what is not as it should be, of modalities that are there
+    """
+
+    number: int
+    spoken: SpokenSpan
+    prediction: Prediction | None
+    missing: dict[Modality, str]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"u{self.number:04d}"
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no prediction."""
+        if self.prediction is not None:
+            return None
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
+        return f"nothing to predict from ({reasons})"
+
+
+def predict_spans(
+    predictor: Predictor,
+    path: Path,
+    spans: Sequence[SpokenSpan],
+    *,
+    duration_ms: int | None = None,
+    saved: SavedFeatures | None = None,
+) -> Iterator[PredictedUtterance]:
+    """Each span, in order, as soon as what is said of it can change no more.
+
+    One file is one dialogue to a run that has dialogue context; such an utterance sees the 32
+    before it, and those after it if the run was trained so.
+
+    Args:
+        spans: in order of their start
+        duration_ms: of the file, where it is known: what lasts until then is read to the file's
+            end, as a clip of a corpus is
+        saved: where features of finished batches are kept, and taken from
+
+    Never raises for a bad file: an utterance without any modality has no prediction, and says why.
+    """
+    held: list[ClipFeatures] = []  # of the utterances from number `first` on
+    first = num_given = 0
+    to_read = [_to_read(each.span, duration_ms) for each in spans]
+    for batch in _encode(predictor, path, spans, to_read, saved):
+        held += batch
+        num_there = first + len(held)
+        is_last = num_there == len(spans)
+        num_ready = num_there if is_last else max(num_there - predictor.turns_after, num_given)
+        rows = range(num_given - first, num_ready - first)
+        for row, prediction in zip(rows, predictor.predict_turns(held, rows), strict=True):
+            yield _describe(predictor, held[row], prediction, spans[first + row], first + row + 1)
+        num_given = num_ready
+        num_old = max(num_given - predictor.turns_before - first, 0)
+        first += num_old
+        del held[:num_old]
+
+
+def _encode(
+    predictor: Predictor,
+    path: Path,
+    spans: Sequence[SpokenSpan],
+    to_read: Sequence[MediaSpan],
+    saved: SavedFeatures | None,
+) -> Iterator[list[ClipFeatures]]:
+    """Features of each batch; nothing is decoded before the first that is not saved."""
+    utterances = with_context(
+        [_as_utterance(number, span) for number, span in enumerate(spans)], predictor.context
+    )
+    starts = range(0, len(spans), UTTERANCES_PER_BATCH)
+    clips: Iterator[DecodedClip] | None = None
+    for number, start in enumerate(starts):
+        batch = utterances[start : start + UTTERANCES_PER_BATCH]
+        features = saved.read(number, batch) if saved is not None and clips is None else None
+        if features is None:
+            if clips is None:
+                clips = _decode(predictor, path, to_read[start:], utterances[start:])
+            features = predictor.encode(list(islice(clips, len(batch))))
+            if saved is not None:
+                saved.write(number, features)
+        yield features
+
+
+def _decode(
+    predictor: Predictor, path: Path, spans: Sequence[MediaSpan], utterances: Sequence[Utterance]
+) -> Iterator[DecodedClip]:
+    wanted = [name for name in predictor.modalities if name in MEDIA]
+    media: Iterator[DecodedMedia]
+    if predictor.decode is None or not wanted:  # words alone
+        media = (DecodedMedia(span=span) for span in spans)
+    else:
+        media = decode_spans(path, spans, predictor.decode, wanted)
+    for utterance, decoded in zip(utterances, media, strict=True):
+        yield as_clip(utterance, decoded)
+
+
+def _to_read(span: MediaSpan, duration_ms: int | None) -> MediaSpan:
+    if duration_ms is None or span.end_ms is None or span.end_ms < duration_ms:
+        return span
+    return MediaSpan(start_ms=span.start_ms)
+
+
+def _as_utterance(number: int, spoken: SpokenSpan) -> Utterance:
+    """The keys of one dialogue; they stay in here."""
+    return Utterance(key=ClipKey("test", 0, number), text=spoken.text, speaker=spoken.speaker or "")
+
+
+def _describe(
+    predictor: Predictor,
+    features: ClipFeatures,
+    prediction: Prediction,
+    spoken: SpokenSpan,
+    number: int,
+) -> PredictedUtterance:
+    missing = {
+        name: _reason(name, features.failures, spoken)
+        for name in predictor.modalities
+        if name not in features.raw
+    }
+    return PredictedUtterance(
+        number=number,
+        spoken=spoken,
+        prediction=prediction if features.raw else None,
+        missing=missing,
+        warnings=tuple(
+            f"{failure.modality}: {failure.message}"
+            for failure in features.failures
+            if failure.modality in features.raw
+        ),
+    )
+
+
+def _reason(modality: Modality, failures: Sequence[ClipFailure], spoken: SpokenSpan) -> str:
+    told = [failure.message for failure in failures if failure.modality == modality]
+    if told:
+        return told[-1]
+    return "no words are known" if not spoken.text else "nothing in it that the encoder can read"

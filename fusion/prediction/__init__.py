@@ -1,0 +1,1 @@
+"""Media files to timeline files: JSON, CSV, subtitles and a page."""

@@ -1,0 +1,53 @@
+"""What is said, as every encoder gets it: plain characters, and what was said before."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.schema import Utterance
+
+_PLAIN = str.maketrans(
+    {
+        "‘": "'", "’": "'", "“": '"', "”": '"',
+        "…": "...", "—": "-", "–": "-", "\u00a0": " ",
+    }
+)  # fmt: skip
+
+
+def normalise_text(text: str) -> str:
+    """Plain quotes and dashes, C1 controls read as the cp1252 characters they were, NFC,
+    single spaces. Applying it twice changes nothing."""
+    repaired = "".join(_repair_c1(char) for char in text)
+    return " ".join(unicodedata.normalize("NFC", repaired).translate(_PLAIN).split())
+
+
+def _repair_c1(char: str) -> str:
+    if not "\u0080" <= char <= "\u009f":
+        return char
+    return char.encode("latin-1").decode("cp1252", errors="ignore")
+
+
+def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
+    """Each utterance with the `size` before it in its dialogue, and who speaks them and it:
+    "Joey: Hey! Monica: Hi, Joey. Joey:". Where nobody says who speaks, the words stand alone.
+
+    Rows of a dialogue count in the order of their Utterance_ID, wherever they stand in the file.
+    """
+    if size == 0:
+        return list(utterances)
+    ordered = sorted(utterances, key=lambda row: row.key)
+    context = {}
+    for position, row in enumerate(ordered):
+        before = [
+            said
+            for said in ordered[max(0, position - size) : position]
+            if said.key.dialogue_id == row.key.dialogue_id
+        ]
+        context[row.key] = " ".join(
+            filter(None, [*(_said(said.speaker, said.text) for said in before), _said(row.speaker)])
+        )
+    return [replace(row, context=context[row.key]) for row in utterances]
+
+
+def _said(speaker: str, text: str = "") -> str:
+    return f"{speaker}: {text}".strip() if speaker else text

@@ -1,0 +1,78 @@
+"""How long a media file is and what it holds, without decoding any of it."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from pipeline.decode.container import (
+    MEDIA_ERRORS,
+    check_file,
+    find_stream,
+    open_container,
+    origin_s,
+    reason,
+)
+from pipeline.errors import ClipError
+from pipeline.schema import MEDIA, Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLength:
+    """modalities: of "video" and "audio", those that can be decoded
+
+    duration_ms: from the file's start (see `MediaSpan`) to the end of its last stream
+    missing: why one of the two is not there
+    """
+
+    duration_ms: int
+    modalities: tuple[Modality, ...]
+    missing: dict[Modality, str]
+
+
+def measure_media(path: Path) -> MediaLength:
+    """Headers are believed where they tell each stream's length; else all packets' times are read.
+
+    Raises ClipError where the file is none that may be opened, or holds neither picture nor sound.
+    """
+    with open_container(check_file(path)) as container:
+        streams: dict[Modality, av.stream.Stream] = {}
+        missing: dict[Modality, str] = {}
+        for modality in MEDIA:
+            try:
+                streams[modality] = find_stream(container, modality)
+            except ClipError as error:
+                missing[modality] = error.message
+        if not streams:
+            raise ClipError("no_media", "; ".join(missing.values()))
+        ends = [_declared_end(stream) for stream in streams.values()]
+        known = [end for end in ends if end is not None]
+        if len(known) < len(ends):
+            known = [_last_end(container, list(streams.values()))]
+        length_s = max(known) - origin_s(container)
+    return MediaLength(
+        duration_ms=max(round(length_s * 1000), 0), modalities=tuple(streams), missing=missing
+    )
+
+
+def _declared_end(stream: "av.stream.Stream") -> Fraction | None:
+    """Seconds on the stream's clock."""
+    if not stream.duration or not stream.time_base:
+        return None
+    return ((stream.start_time or 0) + stream.duration) * stream.time_base
+
+
+def _last_end(
+    container: "av.container.InputContainer", streams: list["av.stream.Stream"]
+) -> Fraction:
+    end = Fraction(0)
+    try:
+        for packet in container.demux(streams):
+            tick = packet.pts if packet.pts is not None else packet.dts
+            if tick is not None and packet.time_base is not None:
+                end = max(end, (tick + (packet.duration or 0)) * packet.time_base)
+    except MEDIA_ERRORS as error:
+        if not end:
+            raise ClipError("unreadable", reason(error)) from error
+    return end

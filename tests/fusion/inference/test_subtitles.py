@@ -1,0 +1,145 @@
+"""Subtitle files as people have them: encodings, tags, sounds in brackets, broken cues."""
+
+from pathlib import Path
+
+import pytest
+
+from fusion.inference.segments import SpokenSpan
+from fusion.inference.subtitles import read_subtitles
+from pipeline.errors import InputError
+
+SRT = """1
+00:00:01,000 --> 00:00:02,500
+How you doin'?
+
+2
+00:00:03,000 --> 00:00:04,250
+<i>Fine,</i> thanks.
+"""
+
+
+def told(span: SpokenSpan) -> tuple[int, int | None, str | None, str]:
+    return span.span.start_ms, span.span.end_ms, span.speaker, span.text
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_cues_keep_their_milliseconds_and_lose_their_tags(tmp_path: Path, encoding: str) -> None:
+    heard = read_subtitles(write(tmp_path, "talk.srt", SRT, encoding))
+    assert [told(span) for span in heard.spans] == [
+        (1000, 2500, None, "How you doin'?"),
+        (3000, 4250, None, "Fine, thanks."),
+    ]
+    assert {span.text_source for span in heard.spans} == {"subtitles"}
+    assert heard.notes == ()
+
+
+def test_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+    there = read_subtitles(write(tmp_path, "a.srt", SRT))
+    assert read_subtitles(write(tmp_path, "b.srt", SRT.replace("\n", "\r\n"))) == there
+
+
+def test_cp1252_is_read_and_told(tmp_path: Path) -> None:
+    text = SRT.replace("Fine", "Très bien")
+    heard = read_subtitles(write(tmp_path, "talk.srt", text, "cp1252"))
+    assert heard.spans[1].text == "Très bien, thanks."
+    assert heard.notes == ("not UTF-8; read as cp1252",)
+
+
+def test_who_speaks_is_what_the_file_says_of_it(tmp_path: Path) -> None:
+    vtt = """WEBVTT
+
+NOTE a comment --> is no cue
+
+intro
+00:01.000 --> 00:02.000 align:start
+<v Joey Tribbiani>How <b>you</b> doin'?</v>
+
+00:00:03.000 --> 00:00:04.000
+MONICA: Hi!
+
+00:00:05.000 --> 00:00:06.000
+Remember: be kind.
+"""
+    ass = """[Script Info]
+ScriptType: v4.00+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,20
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:01.00,0:00:02.00,Default,Ross,0,0,0,,{\\an8}We were\\Non a break!
+Comment: 0,0:00:02.00,0:00:03.00,Default,,0,0,0,,not said
+Dialogue: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,{\\p1}m 0 0 l 100 0{\\p0}
+"""
+    assert [told(span) for span in read_subtitles(write(tmp_path, "a.vtt", vtt)).spans] == [
+        (1000, 2000, "Joey Tribbiani", "How you doin'?"),
+        (3000, 4000, "Monica", "Hi!"),
+        (5000, 6000, None, "Remember: be kind."),
+    ]
+    assert [told(span) for span in read_subtitles(write(tmp_path, "a.ass", ass)).spans] == [
+        (1000, 2000, "Ross", "We were on a break!")
+    ]
+
+
+def test_what_nobody_says_is_no_utterance(tmp_path: Path) -> None:
+    srt = """1
+00:00:01,000 --> 00:00:02,000
+[APPLAUSE]
+
+2
+00:00:03,000 --> 00:00:04,000
+♪ ♪
+
+3
+00:00:05,000 --> 00:00:06,000
+- (laughs) No way!
+- Yes!
+"""
+    heard = read_subtitles(write(tmp_path, "talk.srt", srt))
+    assert [told(span) for span in heard.spans] == [(5000, 6000, None, "No way! Yes!")]
+
+
+def test_a_cue_that_is_over_before_it_starts_is_left_out_and_told(tmp_path: Path) -> None:
+    text = SRT + "\n3\n00:00:09,000 --> 00:00:08,000\nNever.\n"
+    heard = read_subtitles(write(tmp_path, "talk.srt", text))
+    assert len(heard.spans) == 2
+    assert heard.notes == ("cue 3: over before they start; left out",)
+
+
+def test_cues_come_in_order_of_their_start_and_may_overlap(tmp_path: Path) -> None:
+    text = SRT + "\n3\n00:00:00,500 --> 00:00:03,500\nFirst of all.\n"
+    starts = [span.span.start_ms for span in read_subtitles(write(tmp_path, "a.srt", text)).spans]
+    assert starts == [500, 1000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no subtitles of a known kind"),
+        ("Dear diary,\nnothing happened.\n", "no subtitles of a known kind"),
+        ("1\n00:00:01,000 --> 00:00:02,000\n[music]\n", "none in which something is said"),
+        ("{1}{25}Frames\n", "microdvd|known kind"),
+    ],
+)
+def test_what_is_no_subtitle_file_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        read_subtitles(write(tmp_path, "talk.srt", text))
+    assert str(caught.value).startswith(f"{tmp_path}/talk.srt: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_binary_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_subtitles(tmp_path / "none.srt")
+    with pytest.raises(InputError, match="no regular file"):
+        read_subtitles(tmp_path)
+    binary = tmp_path / "film.srt"
+    binary.write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(InputError, match="binary"):
+        read_subtitles(binary)

@@ -1,0 +1,407 @@
+"""Any media file in, a timeline out: it says of a clip what `meld evaluate` says of it."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import jsonschema
+import numpy as np
+import pytest
+
+import meld as face
+from fusion.data.load import load_split
+from fusion.inference.checkpoint import read_checkpoint
+from fusion.inference.media import PredictedUtterance, predict_spans
+from fusion.inference.predict import predict_rows
+from fusion.inference.predict_media import WordsConfig, predict_media, prepare_media
+from fusion.inference.predictor import Predictor
+from fusion.inference.saved_features import FOLDER, SavedFeatures
+from fusion.inference.segments import SpokenSpan
+from fusion.inference.timeline import SCHEMA_FILE
+from fusion.model.fusion import ModelConfig
+from fusion.training.fit import FitConfig
+from fusion.training.train import TrainConfig, train_fusion
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import locate_clips
+from pipeline.schema import EMOTIONS, SENTIMENTS, MediaSpan, Modality, Utterance
+from tests.conftest import Meld
+from tests.media import tone, write_clip
+
+pytestmark = pytest.mark.heavy
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def train(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """train(fusion="attention", modalities=("text",)) -> a run, trained once."""
+    made: dict[str, Path] = {}
+
+    def once(*, modalities: tuple[Modality, ...] | None = None, **model: object) -> Path:
+        name = f"{modalities} {sorted(model.items())}"
+        if name not in made:
+            config = TrainConfig(
+                features=features,
+                modalities=modalities,
+                out=tmp_path_factory.mktemp("runs") / f"run-{len(made)}",
+                model=ModelConfig(**model),  # type: ignore[arg-type]
+                fit=FitConfig(epochs=2),
+            )
+            made[name] = train_fusion(config).run
+        return made[name]
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def rows(corpus: Path) -> list[tuple[Utterance, Path]]:
+    """The dev split: its one dialogue, and each row's clip."""
+    located = locate_clips(corpus, "dev", read_corpus(corpus, ("dev",))["dev"], "fixed")
+    return [(clip.utterance, clip.path) for clip in located if clip.path is not None]
+
+
+def wanted(run: Path, features: Path) -> dict[str, np.ndarray]:
+    """float64 [rows, classes] by head: what `meld evaluate` works with, calibrated."""
+    checkpoint = read_checkpoint(run)
+    data = load_split(features, "dev", modalities=checkpoint.dims.names, input="raw")
+    cached = predict_rows(checkpoint, data, run="")
+    decoding = checkpoint.decoding
+    assert decoding is not None
+    return {
+        "emotion": np.exp(decoding.emotion.log_probabilities(cached.emotion_logits)),
+        "sentiment": np.exp(decoding.sentiment.log_probabilities(cached.sentiment_logits)),
+    }
+
+
+def given(utterances: list[PredictedUtterance]) -> dict[str, np.ndarray]:
+    found: dict[str, list[list[float]]] = {"emotion": [], "sentiment": []}
+    for each in utterances:
+        assert each.prediction is not None
+        assert list(each.prediction.emotion.probabilities) == list(EMOTIONS)
+        assert list(each.prediction.sentiment.probabilities) == list(SENTIMENTS)
+        for head, probabilities in found.items():
+            probabilities.append([*getattr(each.prediction, head).probabilities.values()])
+    return {head: np.array(probabilities) for head, probabilities in found.items()}
+
+
+def tolerance(run: Path) -> float:
+    """In bfloat16 two ways of batching give features that differ in the third digit."""
+    exact = all(spec.precision == "float32" for spec in read_checkpoint(run).recipe.encoders)
+    return 1e-4 if exact else 0.03
+
+
+@pytest.mark.parametrize("fusion", ["late", "attention"])
+def test_every_clip_gets_the_probabilities_that_evaluate_gives_it(
+    train: Train, features: Path, rows: list[tuple[Utterance, Path]], fusion: str
+) -> None:
+    run = train(fusion=fusion)
+    model = face.load(run)
+    found = [next(model.predict(path, text=row.text)) for row, path in rows]
+    for head, probabilities in given(found).items():
+        np.testing.assert_allclose(probabilities, wanted(run, features)[head], atol=tolerance(run))
+
+
+def join(paths: list[Path], out: Path) -> list[tuple[int, int]]:
+    """The clips one after the other, their packets untouched; where each lies, in ms."""
+    borders, at_ms = [], 0
+    with av.open(str(out), "w") as joined:
+        streams: dict[str, av.stream.Stream] = {}
+        for path in paths:
+            with av.open(str(path)) as clip:
+                length_ms = 0
+                for stream in (clip.streams.video[0], clip.streams.audio[0]):
+                    if stream.type not in streams:
+                        streams[stream.type] = joined.add_stream_from_template(stream)
+                    length_ms = max(length_ms, round(1000 * stream.duration * stream.time_base))
+                for packet in clip.demux():
+                    if packet.size == 0 or packet.stream.type not in streams:
+                        continue
+                    shift = round(at_ms / 1000 / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    packet.stream = streams[packet.stream.type]
+                    joined.mux(packet)
+            borders.append((at_ms, at_ms + length_ms))
+            at_ms += -(-length_ms // 1000) * 1000  # each begins at a whole second
+    return borders
+
+
+def kind_of_sound(path: Path) -> tuple[int, str]:
+    with av.open(str(path)) as clip:
+        context = clip.streams.audio[0].codec_context
+        return context.sample_rate, context.layout.name
+
+
+@pytest.fixture(scope="module")
+def talk(
+    rows: list[tuple[Utterance, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The dialogue as one file, and its transcript."""
+    folder = tmp_path_factory.mktemp("talk")
+    borders = join([path for _, path in rows], folder / "talk.mp4")
+    with (folder / "talk.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Utterance", "Speaker", "StartTime", "EndTime"])
+        for (row, _), (start_ms, end_ms) in zip(rows, borders, strict=True):
+            table.writerow([row.text, row.speaker, start_ms / 1000, end_ms / 1000])
+    return folder / "talk.mp4", folder / "talk.csv"
+
+
+@pytest.mark.parametrize("future", [False, True])
+def test_a_dialogue_as_one_file_gets_what_its_rows_get_in_the_corpus(
+    train: Train, features: Path, talk: tuple[Path, Path], future: bool
+) -> None:
+    run = train(modalities=("text",), context="dialogue", future=future)
+    media, transcript = talk
+    timeline = face.load(run).timeline(media, transcript=transcript)
+    for head, probabilities in given(list(timeline.utterances)).items():
+        np.testing.assert_allclose(probabilities, wanted(run, features)[head], atol=tolerance(run))
+
+
+def test_clips_joined_into_one_file_are_seen_and_heard_as_they_were_alone(
+    train: Train, features: Path, talk: tuple[Path, Path], rows: list[tuple[Utterance, Path]]
+) -> None:
+    """Not to the bit: a clip's last picture now lasts until the next clip, and an AAC decoder's
+    first samples come from the sound before."""
+    run = train()
+    media, transcript = talk
+    first, *_ = kinds = [kind_of_sound(path) for _, path in rows]
+    # One stream has one rate and one layout; the sound of the others cannot be read in it.
+    alike = [row for row, kind in enumerate(kinds) if kind == first]
+    assert len(alike) >= 3
+    timeline = face.load(run).timeline(media, transcript=transcript)
+    utterances = [timeline.utterances[row] for row in alike]
+    assert [each.missing for each in utterances] == [{}] * len(alike)
+    for head, probabilities in given(utterances).items():
+        np.testing.assert_allclose(probabilities, wanted(run, features)[head][alike], atol=0.02)
+
+
+def test_what_a_killed_prediction_left_is_taken_over_and_changes_nothing(
+    train: Train, talk: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.inference.media.UTTERANCES_PER_BATCH", 2)
+    predictor = Predictor.load(train())
+    media, transcript = talk
+    prepared = prepare_media(media, WordsConfig(transcript=transcript), predictor)
+    unbroken = list(predict_media(predictor, prepared))
+
+    def saved() -> SavedFeatures:
+        return SavedFeatures(tmp_path, media=prepared.media.sha256, model="m", spans=prepared.spans)
+
+    broken = predict_media(predictor, prepared, saved=saved())
+    first = list(itertools.islice(broken, 3))
+    encoded = 0
+
+    def count(self: Predictor, clips: list[object]) -> object:
+        nonlocal encoded
+        encoded += len(clips)
+        return encode(self, clips)
+
+    encode = Predictor.encode
+    monkeypatch.setattr(Predictor, "encode", count)
+    again = list(predict_media(predictor, prepared, saved=saved()))
+    assert encoded == len(unbroken) - 4  # two batches of two were there
+    assert again == unbroken
+    assert first == unbroken[:3]
+    # A damaged batch is made anew.
+    [batch] = saved().folder.glob("*000001*")
+    batch.write_bytes(batch.read_bytes()[:-5])
+    assert list(predict_media(predictor, prepared, saved=saved())) == unbroken
+    saved().remove()
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_other_words_or_another_model_take_nothing_over(tmp_path: Path) -> None:
+    span = SpokenSpan(span=MediaSpan(end_ms=1000), text="Hi", text_source="given")
+    folders = {
+        SavedFeatures(tmp_path, media=media, model=model, spans=spans).folder
+        for media, model, spans in (
+            ("a", "m", [span]),
+            ("b", "m", [span]),
+            ("a", "n", [span]),
+            ("a", "m", [dataclasses.replace(span, text="Ho")]),
+            ("a", "m", [dataclasses.replace(span, speaker="Joey")]),
+        )
+    }
+    assert len(folders) == 5
+
+
+def test_an_utterance_of_which_nothing_is_there_is_told_and_the_others_are_predicted(
+    train: Train, tmp_path: Path
+) -> None:
+    silent = write_clip(tmp_path / "silent.mp4", num_frames=48)  # two seconds, no sound
+    predictor = Predictor.load(train(modalities=("text", "audio")))
+    spans = [
+        SpokenSpan(span=MediaSpan(start_ms=0, end_ms=1000)),
+        SpokenSpan(span=MediaSpan(start_ms=1000, end_ms=2000), text="Hi!", text_source="given"),
+    ]
+    nothing, words = predict_spans(predictor, silent, spans)
+    assert nothing.prediction is None
+    assert nothing.error is not None
+    assert "audio: the file has no sound" in nothing.error
+    assert words.prediction is not None
+    assert words.missing == {"audio": "the file has no sound"}
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def test_the_command_writes_what_it_shows_and_replaces_only_its_own_files(
+    meld: Meld, train: Train, talk: tuple[Path, Path], tmp_path: Path
+) -> None:
+    media, transcript = talk
+    own = tmp_path / "talk.mp4.srt"
+    own.write_text("mine")
+    arguments = (
+        "predict",
+        media,
+        "--transcript",
+        transcript,
+        "--model",
+        train(),
+        "--out",
+        tmp_path,
+    )
+    done = meld(*arguments, "--format", "json,csv,srt,vtt", "--json")
+    assert done.status == 0
+    names = sorted(path.name for path in tmp_path.iterdir() if path != own)
+    assert names == [f"talk.mp4.meld.{kind}" for kind in ("csv", "json", "srt", "vtt")]
+    assert own.read_text() == "mine"
+    written = json.loads((tmp_path / "talk.mp4.meld.json").read_text())
+    jsonschema.validate(written, json.loads(SCHEMA_FILE.read_text()))
+    assert done.json["files"][0]["timeline"] == written
+    assert str(media.parent) not in json.dumps(written)  # no folder travels
+    again = meld(*arguments)
+    assert again.status == 0
+    assert written["utterances"][0]["emotion"]["label"] in again.out
+    assert json.loads((tmp_path / "talk.mp4.meld.json").read_text()) == written
+
+
+def test_one_format_of_one_file_goes_to_stdout(
+    meld: Meld, train: Train, talk: tuple[Path, Path], tmp_path: Path
+) -> None:
+    media, transcript = talk
+    arguments = ("predict", media, "--transcript", transcript, "--model", train(), "--out", "-")
+    done = meld(*arguments, "--format", "csv")
+    assert done.status == 0
+    assert done.out.startswith("file,id,start_ms")
+    assert len(list(csv.DictReader(done.out.splitlines()))) > 1
+    refused = meld(*arguments, "--format", "csv,json")
+    assert (refused.status, refused.out) == (2, "")
+
+
+def test_subtitles_beside_a_file_are_found_and_named(
+    meld: Meld, train: Train, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "a.mp4", num_frames=48, sound=tone([440, 660]))
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,500\nHello there!\n")
+    done = meld("predict", tmp_path, "--model", train(), "--out", tmp_path / "out", "--json")
+    assert done.status == 0
+    [file] = done.json["files"]
+    assert file["timeline"]["segmentation"]["file"] == "a.srt"
+    assert file["timeline"]["utterances"][0]["text"] == "Hello there!"
+
+
+def test_one_bad_file_of_several_is_told_and_the_others_are_done(
+    meld: Meld, train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "c"):
+        write_clip(folder / f"{name}.mp4", num_frames=24, sound=tone([440]))
+        (folder / f"{name}.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello!\n")
+    (folder / "b.mp4").write_text("<html>404")
+    done = meld("predict", folder, "--model", train(), "--out", tmp_path / "out", "--json")
+    assert done.status == 3
+    assert "b.mp4: not MP4" in done.err
+    assert [each["timeline"] is not None for each in done.json["files"]] == [True, False, True]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", num_frames=24, sound=tone([440]))
+
+
+BAD: dict[str, tuple[int, str]] = {
+    "no such file": (4, "none.mp4: no such file or folder"),
+    "an empty folder": (4, "a folder without a media file in it"),
+    "text called .mp4": (4, "not MP4"),
+    "an empty file": (4, "0 bytes"),
+    "a pipe": (4, "not a regular file"),
+    "a playlist": (4, "not MP4"),
+    "nothing says where utterances are": (4, "nothing says where its utterances are"),
+    "words from two places": (2, "--subtitles and --text"),
+    "no words for a model of words": (2, "reads words alone"),
+    "an unknown format": (2, "--format docx"),
+    "the end before the start": (2, "--end 1.0 must be after --start 2.0"),
+    "no run": (4, "is no trained run"),
+    "a file as --out": (5, "not a folder; --out takes one"),
+    "broken subtitles": (4, "no subtitles of a known kind"),
+    "subtitles of another film": (
+        4,
+        "of 1 utterances (other.srt) none lies between 0.0 s and 1.0 s of it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_and_the_right_status(
+    meld: Meld, train: Train, clip: Path, tmp_path: Path, kind: str
+) -> None:
+    status, told = BAD[kind]
+    run, words = train(modalities=("text",)), ["--text", "Hi!"]
+    media, more = clip, []
+    if kind == "no such file":
+        media = tmp_path / "none.mp4"
+    elif kind == "an empty folder":
+        media = tmp_path / "empty"
+        media.mkdir()
+    elif kind in ("text called .mp4", "an empty file", "a playlist"):
+        content = {"text called .mp4": "Dear diary", "a playlist": "#EXTM3U\nfile:///etc/passwd"}
+        clip.write_text(content.get(kind, ""))
+    elif kind == "a pipe":
+        media = tmp_path / "pipe.mp4"
+        os.mkfifo(media)
+    elif kind == "nothing says where utterances are":
+        words = []
+    elif kind == "words from two places":
+        more = ["--subtitles", str(tmp_path / "a.srt")]
+    elif kind == "no words for a model of words":
+        words = ["--no-text", "--text", ""]
+    elif kind == "an unknown format":
+        more = ["--format", "docx"]
+    elif kind == "the end before the start":
+        more = ["--start", "2", "--end", "1"]
+    elif kind == "no run":
+        run = tmp_path
+    elif kind == "a file as --out":
+        more = ["--out", str(clip)]
+    else:
+        srt = tmp_path / "other.srt"
+        late = "1\n00:10:00,000 --> 00:10:01,000\nHi!\n"
+        srt.write_text("Dear diary" if kind == "broken subtitles" else late)
+        words = ["--subtitles", str(srt)]
+    out = [] if "--out" in more else ["--out", str(tmp_path / "out")]
+    done = meld("predict", media, "--model", run, *words, *more, *out)
+    assert (done.status, done.out) == (status, "")
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_model_in_python_speaks_of_arguments(train: Train, clip: Path) -> None:
+    model = face.load(train(modalities=("text",)))
+    assert model.modalities == ("text",)
+    with pytest.raises(face.InputError, match="nothing says where"):
+        model.predict(clip)
+    with pytest.raises(face.UsageError, match=r"end 1\.0 must be after start 2\.0"):
+        model.predict(clip, text="Hi", start=2.0, end=1.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_repository() -> Iterator[None]:
+    yield
+    assert not Path("predictions").exists()
