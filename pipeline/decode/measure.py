@@ -9,6 +9,7 @@ import av
 from pipeline.decode.container import (
     MEDIA_ERRORS,
     check_file,
+    declared_length,
     find_stream,
     open_container,
     origin_s,
@@ -46,21 +47,15 @@ def measure_media(path: Path) -> MediaLength:
                 missing[modality] = error.message
         if not streams:
             raise ClipError("no_media", "; ".join(missing.values()))
-        ends = [_declared_end(stream) for stream in streams.values()]
-        known = [end for end in ends if end is not None]
-        if len(known) < len(ends):
-            known = [_last_end(container, list(streams.values()))]
-        length_s = max(known) - origin_s(container)
+        declared = [declared_length(container, stream).end_s for stream in streams.values()]
+        ends_s = [end_s for end_s in declared if end_s is not None]
+        if len(ends_s) < len(declared):
+            last_s = _last_end(container, list(streams.values()))
+            ends_s = [float(last_s - origin_s(container))]
+        length_s = max(ends_s)
     return MediaLength(
         duration_ms=max(round(length_s * 1000), 0), modalities=tuple(streams), missing=missing
     )
-
-
-def _declared_end(stream: "av.stream.Stream") -> Fraction | None:
-    """Seconds on the stream's clock."""
-    if not stream.duration or not stream.time_base:
-        return None
-    return ((stream.start_time or 0) + stream.duration) * stream.time_base
 
 
 def _last_end(
