@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from pipeline.decode.tracks import Track, find_track
 from pipeline.decode.window import end_tick, shown_tick
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
-from pipeline.schema import ClipKey, LocatedClip, MediaSpan
+from pipeline.schema import MEDIA, ClipKey, LocatedClip, MediaSpan, Modality
 
 # MELD's longest clip has 7,312 pictures; a slow core decodes 50 of them a second at the least.
 MAX_SECONDS_DEEP = 300.0
@@ -95,8 +95,12 @@ class ClipInspection:
         return self.picture is not None or self.sound is not None
 
 
-def inspect_clip(clip: LocatedClip, *, deep: bool) -> ClipInspection:
+def inspect_clip(
+    clip: LocatedClip, *, deep: bool, modalities: Sequence[Modality] = MEDIA
+) -> ClipInspection:
     """Reads the headers of a clip, and if `deep` decodes all of its picture and sound.
+
+    modalities: without one of them nothing is read of it or told about it
 
     Headers promise what may not be there: of a broken file only its cut-off end shows in them.
     Never raises for a bad file: what is wrong becomes a `Problem`.
@@ -106,7 +110,7 @@ def inspect_clip(clip: LocatedClip, *, deep: bool) -> ClipInspection:
         return unreadable(clip, missing, deep=deep)
     try:
         with open_container(check_file(clip.path)) as container:
-            return _inspect(container, clip, clip.path, deep)
+            return _inspect(container, clip, clip.path, deep, modalities)
     except ClipError as error:
         return unreadable(clip, error, deep=deep)
     except MEDIA_ERRORS as error:
@@ -120,9 +124,15 @@ def unreadable(clip: LocatedClip, error: ClipError, *, deep: bool) -> ClipInspec
 
 
 def _inspect(
-    container: "av.container.InputContainer", clip: LocatedClip, path: Path, deep: bool
+    container: "av.container.InputContainer",
+    clip: LocatedClip,
+    path: Path,
+    deep: bool,
+    modalities: Sequence[Modality],
 ) -> ClipInspection:
-    tracks, problems = _find_tracks(container, path)
+    tracks, problems = _find_tracks(
+        container, path, [name for name in _STREAMS if name in modalities]
+    )
     streams = {name: track.stream for name, track in tracks.items()}
     problems += _cut_off(container, streams, path)
     declared = {name: declared_length(container, stream) for name, stream in streams.items()}
@@ -160,11 +170,11 @@ def _inspect(
 
 
 def _find_tracks(
-    container: "av.container.InputContainer", path: Path
+    container: "av.container.InputContainer", path: Path, wanted: Sequence[Stream]
 ) -> tuple[dict[Stream, Track], list[Problem]]:
     tracks: dict[Stream, Track] = {}
     problems = []
-    for name in _STREAMS:
+    for name in wanted:
         try:
             tracks[name] = find_track(container, name, path)
         except ClipError as error:

@@ -6,10 +6,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.decode.inspect import ClipInspection, inspect_clip, unreadable
-from pipeline.errors import ClipError
+from pipeline.decode.inspect import (
+    MAX_SECONDS_DEEP,
+    ClipInspection,
+    Problem,
+    Stream,
+    inspect_clip,
+)
 from pipeline.parallel.work import ClipWork, Cluster, ShardTask
-from pipeline.schema import SPLITS, LocatedClip
+from pipeline.schema import MEDIA, SPLITS, LocatedClip, Modality
 
 OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, those with a problem
 
@@ -17,6 +22,8 @@ OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, those 
 _CLIPS_PER_SHARD = 8
 # More do not read faster, and the system lets no process have as many as it asks for.
 _MAX_THREADS = 32
+# Decoding looks at its clock only between packets: a clip that takes so long hears no clock.
+_MAX_SECONDS = 1.25 * MAX_SECONDS_DEEP
 
 
 def inspect_clips(
@@ -64,10 +71,31 @@ def _decode_all(clips: Sequence[LocatedClip], workers: int) -> Iterator[ClipInsp
     tasks = [
         ShardTask(split=SPLITS[0], index=index, clips=shard) for index, shard in enumerate(shards)
     ]
-    work = ClipWork(do=partial(inspect_clip, deep=True), give_up=_killed_worker, what="decoding it")
+    work = ClipWork(
+        modalities=MEDIA,
+        do=partial(inspect_clip, deep=True),
+        give_up=_killed_worker,
+        join=_join,
+        what="decoding",
+        max_seconds=_MAX_SECONDS,
+    )
     for shard in work_on_shards(tasks, work, Cluster(workers=workers)) if tasks else ():
         yield from shard.clips
 
 
-def _killed_worker(clip: LocatedClip, message: str) -> ClipInspection:
-    return unreadable(clip, ClipError("killed_worker", message), deep=True)
+def _killed_worker(clip: LocatedClip, modality: Modality, message: str) -> ClipInspection:
+    stream: Stream = "audio" if modality == "audio" else "video"
+    problem = Problem(stream=stream, code="killed_worker", message=message)
+    return ClipInspection(key=clip.utterance.key, path=clip.path, deep=True, problems=(problem,))
+
+
+def _join(parts: Sequence[ClipInspection]) -> ClipInspection:
+    """Of one clip, each of which looked at another stream; what concerns the file is told once."""
+    problems = dict.fromkeys(problem for part in parts for problem in part.problems)
+    return replace(
+        parts[0],
+        picture=next((part.picture for part in parts if part.picture is not None), None),
+        sound=next((part.sound for part in parts if part.sound is not None), None),
+        bad_packets=sum(part.bad_packets for part in parts),
+        problems=tuple(problems),
+    )

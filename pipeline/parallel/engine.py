@@ -3,6 +3,7 @@ Ray; another engine would replace this file.
 
     tasks -> decode (Ray tasks, half a core each) -> encode (actors, all torch threads) -> driver
     tasks -> decode, or any work on single clips (Ray tasks, a core each) -> driver
+    tasks whose worker died -> after all others, one by one: each clip in a process of its own
 
 A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
 every bit of the result, does not depend on what was finished before a restart.
@@ -14,8 +15,11 @@ small job waits for, and its retries cannot be told which clip of a shard is to 
 import itertools
 import logging
 import os
+import re
+import socket
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -31,8 +35,10 @@ from ray.exceptions import (
 )
 
 from pipeline.decode.clip import decode_clip
+from pipeline.decode.container import MAX_SECONDS_PER_CLIP
 from pipeline.encoders.encoder import EncoderChoice
 from pipeline.errors import MeldError, UsageError
+from pipeline.parallel.isolate import isolate_beside, time_limit
 from pipeline.parallel.work import (
     ClipWork,
     Cluster,
@@ -43,26 +49,42 @@ from pipeline.parallel.work import (
     WorkedShard,
 )
 from pipeline.recipe import DecodeConfig, Precision
-from pipeline.schema import MEDIA, ClipFailure, ClipFeatures, DecodedClip, LocatedClip, Modality
+from pipeline.schema import (
+    MEDIA,
+    ClipFailure,
+    ClipFeatures,
+    DecodedClip,
+    LocatedClip,
+    Modality,
+    Split,
+)
 from pipeline.system.device import native_precision
 from pipeline.system.resources import OBJECT_STORE_BYTES, num_cores
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS_PER_CLIP = 2
 MAX_ROUNDS = 3
 # Ray gives its own processes 30 s to start, which a busy machine does not always keep.
 _STARTS = 2
+_SECONDS_TO_ANSWER = 5.0
+_NETWORK_ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]]+\]|[^:/[\]]+)(:(?P<port>\d+))?")
+_CLIENT_PORT = 10001
 # Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
 # settings measured, because the decoders fill what the encoder leaves idle.
 _DECODE_CPUS_BESIDE_ENCODER = 0.5
 # A shard of 16 decoded clips: what is in flight must not fill the object store.
 _BYTES_PER_SHARD = 32 * 1024 * 1024
 
+# Reading has a budget and so has decoding, and each looks at its clock only between packets: a clip
+# that takes so long hears no clock.
+_MAX_SECONDS_TO_DECODE = 1.5 * MAX_SECONDS_PER_CLIP
+
 # What a task of Ray leaves behind: a reference, of whatever it returns.
 _Ref = Any
 # A shard that was worked on, or the reference to one -> the reference to what becomes of it.
 _Finish = Callable[[Any], _Ref]
+# Split and index of a shard.
+_ShardKey = tuple[Split, int]
 
 
 def encode_shards(
@@ -73,8 +95,9 @@ def encode_shards(
 ) -> Iterator[ShardFeatures]:
     """Yields shards as they are finished, in any order.
 
-    A clip that kills its decoder becomes a failure; its neighbours are not concerned. An encoder
-    that dies is started again, with the shards that are left, `MAX_ROUNDS` times in all.
+    A clip that kills its decoder becomes a failure, of the modality that kills; its neighbours are
+    not concerned. An encoder that dies is started again, with the shards that are left,
+    `MAX_ROUNDS` times in all.
 
     Raises:
         UsageError: the cluster is not to be reached, has no GPU that was asked for, or too few
@@ -123,7 +146,7 @@ def work_on_shards(
 ) -> Iterator[WorkedShard[Result]]:
     """Any work on single clips, a core each: shards as they are finished, in any order.
 
-    A clip that kills its worker is given up; its neighbours are not concerned.
+    A modality of a clip that kills its worker is given up; nothing else is concerned.
 
     Raises:
         UsageError: the cluster is not to be reached.
@@ -153,10 +176,12 @@ def _run_to_the_end(
     """
     with ray_cluster(cluster, least_cpus):
         left = {(task.split, task.index): task for task in tasks}
+        suspects: set[_ShardKey] = set()
         for round_number in range(1, MAX_ROUNDS + 1):
             try:
                 with open_finish() as finish:
-                    for shard in _flow(list(left.values()), work, cpus, finish):
+                    flow = _flow(list(left.values()), work, cpus, finish, suspects, cluster)
+                    for shard in flow:
                         del left[shard.split, shard.index]
                         yield shard
                 return
@@ -170,19 +195,24 @@ def _run_to_the_end(
 
 
 def _flow(
-    tasks: Sequence[ShardTask], work: ClipWork[Any] | None, cpus: float, finish: _Finish
+    tasks: Sequence[ShardTask],
+    work: ClipWork[Any] | None,
+    cpus: float,
+    finish: _Finish,
+    suspects: set[_ShardKey],
+    cluster: Cluster,
 ) -> Iterator[Any]:
     """Every task, a bounded number of them at a time; raises RayError.
 
-    A shard whose worker dies is worked on again, clip by clip.
+    suspects: shards in which a clip may kill; whose worker dies is added. They come last, one
+        after the other, when nothing else is decoded that could be to blame or suffer.
     """
     # No retries of Ray's own: it would begin the whole shard again, and meet the same clip.
     worker = ray.remote(num_cpus=cpus, max_retries=0)(_work_on_shard)
-    waiting = deque(tasks)
+    waiting = deque(task for task in tasks if (task.split, task.index) not in suspects)
     running: dict[_Ref, ShardTask] = {}
-    begun_again: set[tuple[str, int]] = set()
+    most = _most_at_once(cpus)
     while waiting or running:
-        most = _most_at_once(cpus)
         while waiting and len(running) < most:
             task = waiting.popleft()
             # Without work there is nothing to do before the end: text alone has no media.
@@ -192,41 +222,45 @@ def _flow(
         try:
             shard = ray.get(done)
         except RayError as error:
-            key = (task.split, task.index)
-            # A second time it was not a clip that killed: an encoder without memory looks alike.
-            if work is None or key in begun_again or not _worker_died(error):
+            if work is None:
                 raise
-            begun_again.add(key)
-            logger.warning("a worker died; %d clips are begun again, one by one", len(task.clips))
-            running[finish(ray.put(_one_by_one(task, work, worker)))] = task
+            suspects.add((task.split, task.index))
+            if not _worker_died(error):
+                # An encoder: what was decoded beside it may have taken its memory.
+                suspects |= {(each.split, each.index) for each in running.values()}
+                raise
+            logger.warning(
+                "a worker died; %d clips are begun again, each by itself", len(task.clips)
+            )
             continue
         yield shard
+    if work is not None:
+        suspected = [task for task in tasks if (task.split, task.index) in suspects]
+        yield from _isolated(suspected, work, finish, cluster.threads, most)
 
 
-def _one_by_one(task: ShardTask, work: ClipWork[Any], worker: Any) -> WorkedShard[Any]:
-    """So that a clip which kills its worker is known, and costs nobody else's result."""
-    results: dict[int, Any] = {}
-    for _ in range(MAX_ATTEMPTS_PER_CLIP):
-        running = {
-            position: worker.remote(replace(task, clips=(clip,)), work)
-            for position, clip in enumerate(task.clips)
-            if position not in results
-        }
-        for position, result in running.items():
-            try:
-                [results[position]] = ray.get(result).clips
-            except RayError as error:
-                if not _worker_died(error):
-                    raise
-    told = f"{work.what} killed the worker {MAX_ATTEMPTS_PER_CLIP} times"
-    return WorkedShard(
-        split=task.split,
-        index=task.index,
-        clips=tuple(
-            results[position] if position in results else work.give_up(clip, told)
-            for position, clip in enumerate(task.clips)
-        ),
-    )
+def _isolated(
+    tasks: Sequence[ShardTask],
+    work: ClipWork[Any],
+    finish: _Finish,
+    max_at_once: int | None,
+    most: int,
+) -> Iterator[Any]:
+    """Tasks whose clips may kill: one task after the other is worked on, and finished meanwhile.
+
+    max_at_once: processes beside each other; None takes a core each
+    """
+    isolator = ray.remote(num_cpus=1, max_retries=MAX_ROUNDS)(_isolate_shard)
+    running: list[_Ref] = []
+    for task in tasks:
+        worked = isolator.remote(task, work, max_at_once)
+        ray.wait([worked], fetch_local=False)
+        running.append(finish(worked))
+        done, running = ray.wait(running, num_returns=len(running), timeout=0)
+        if len(running) >= most:
+            done, running = ray.wait(running, num_returns=1)
+        yield from map(ray.get, done)
+    yield from map(ray.get, running)
 
 
 def _most_at_once(cpus: float) -> int:
@@ -281,7 +315,9 @@ def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
 
 def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     settings: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
+    if cluster.address is not None:
+        _check_answers(cluster.address)
+    else:
         settings = {
             # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
             "address": "local",
@@ -296,6 +332,35 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     _init_ray(cluster, settings)
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers. Raises UsageError."""
+    place = _NETWORK_ADDRESS.fullmatch(address)
+    # "auto", "local": Ray looks on this machine alone; of anything else it tells the fault.
+    if place is None or not (place["client"] or place["port"]):
+        return
+    host, port = place["host"].strip("[]"), int(place["port"] or _CLIENT_PORT)
+    found: list[Exception | None] = []
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER):
+                found.append(None)
+        except (OSError, OverflowError, ValueError) as error:  # the last two: no port, no name
+            found.append(error)
+
+    # Looking up a name has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER)
+    problem = found[0] if found else TimeoutError(f"no answer within {_SECONDS_TO_ANSWER:g} s")
+    if problem is not None:
+        why = getattr(problem, "strerror", None) or str(problem)
+        raise UsageError(
+            f"--address {address}: no Ray cluster answers there ({why}); is it running, and may "
+            "this machine reach it?"
+        ) from problem
 
 
 def _check_room(cluster: Cluster, least_cpus: int) -> None:
@@ -378,36 +443,55 @@ def _start_encoder(
 
 
 def _work_on_shard(task: ShardTask, work: ClipWork[Any]) -> WorkedShard[Any]:
-    """In a worker of Ray."""
-    clips = tuple(work.do(clip) for clip in task.clips)
-    return WorkedShard(split=task.split, index=task.index, clips=clips)
+    """In a worker of Ray, which ends with a clip that hangs."""
+    clips = []
+    for clip in task.clips:
+        with time_limit(work.max_seconds):
+            clips.append(work.do(clip, modalities=work.modalities))
+    return WorkedShard(split=task.split, index=task.index, clips=tuple(clips))
+
+
+def _isolate_shard(
+    task: ShardTask, work: ClipWork[Any], max_at_once: int | None
+) -> WorkedShard[Any]:
+    """In a worker of Ray, which lives on whatever a clip does."""
+    return isolate_beside(ray.cloudpickle.dumps((task, work, max_at_once)))
 
 
 def _decoding(decode: DecodeConfig, modalities: Sequence[Modality]) -> ClipWork[DecodedClip]:
-    modalities = list(modalities)
     return ClipWork(
-        do=partial(decode_clip, config=decode, modalities=modalities),
-        give_up=partial(_give_up_decoding, modalities=modalities),
-        what="decoding it",
+        modalities=tuple(modality for modality in MEDIA if modality in modalities),
+        do=partial(decode_clip, config=decode),
+        give_up=_give_up_decoding,
+        join=_join_decoded,
+        what="decoding",
+        max_seconds=_MAX_SECONDS_TO_DECODE,
     )
 
 
-def _give_up_decoding(
-    clip: LocatedClip, message: str, modalities: Sequence[Modality]
-) -> DecodedClip:
+def _give_up_decoding(clip: LocatedClip, modality: Modality, message: str) -> DecodedClip:
+    failure = ClipFailure(
+        key=clip.utterance.key,
+        modality=modality,
+        stage="decode",
+        code="killed_worker",
+        message=message,
+    )
+    return DecodedClip(utterance=clip.utterance, failures=(failure,))
+
+
+def _join_decoded(parts: Sequence[DecodedClip]) -> DecodedClip:
+    """Of one clip, each of which has what the others lack."""
+
+    def only(values: Iterable[Any]) -> Any:
+        return next((value for value in values if value is not None), None)
+
     return DecodedClip(
-        utterance=clip.utterance,
-        failures=tuple(
-            ClipFailure(
-                key=clip.utterance.key,
-                modality=modality,
-                stage="decode",
-                code="killed_worker",
-                message=message,
-            )
-            for modality in modalities
-            if modality in MEDIA
-        ),
+        utterance=parts[0].utterance,
+        frames=only(part.frames for part in parts),
+        times_s=only(part.times_s for part in parts),
+        waveform=only(part.waveform for part in parts),
+        failures=tuple(failure for part in parts for failure in part.failures),
     )
 
 

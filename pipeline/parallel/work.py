@@ -1,13 +1,14 @@
 """What is handed to Ray and what comes back: plain values, so that planning work needs no Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pipeline.errors import UsageError
-from pipeline.schema import ClipFeatures, DecodedClip, LocatedClip, Split
+from pipeline.schema import ClipFeatures, DecodedClip, LocatedClip, Modality, Split
 
 Result = TypeVar("Result")
+_Made = TypeVar("_Made", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,27 @@ class WorkedShard(Generic[Result]):
 DecodedShard = WorkedShard[DecodedClip]
 
 
+class OnClip(Protocol[_Made]):
+    """The work on these modalities of a clip; never raises for a bad one."""
+
+    def __call__(self, clip: LocatedClip, *, modalities: tuple[Modality, ...]) -> _Made: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipWork(Generic[Result]):
     """What is done with each clip, in a worker.
 
-    do:      never raises for a bad clip
-    give_up: the result for a clip that killed its workers, given the message that says so;
-             it names no folder, as it may be kept in files that travel
-    what:    the work in words, as in "decoding it"
+    modalities:  of its media, all read at once; by themselves where the clip killed its worker
+    give_up:     the result for one modality that killed its workers, given the message that says
+                 so; it names no folder, as it may be kept in files that travel
+    join:        one result of those for each modality, in order
+    what:        the work in words, as in "decoding" it
+    max_seconds: of a clip; a worker that takes longer hangs, and is ended
     """
 
-    do: Callable[[LocatedClip], Result]
-    give_up: Callable[[LocatedClip, str], Result]
+    modalities: tuple[Modality, ...]
+    do: OnClip[Result]
+    give_up: Callable[[LocatedClip, Modality, str], Result]
+    join: Callable[[Sequence[Result]], Result]
     what: str
+    max_seconds: float

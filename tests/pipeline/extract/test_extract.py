@@ -214,7 +214,7 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
         ("killed_worker", "audio")
     ]
     # No folder of this machine: the ledger travels with its cache.
-    assert split.failures[0].message == "decoding it killed the worker 2 times"
+    assert split.failures[0].message == "decoding it killed the worker 2 times (SIGKILL)"
     cache = read_cache(tmp_path / "features" / "dev.h5")
     assert cache.present["audio"].tolist() == [row != 1 for row in range(len(cache))]
 

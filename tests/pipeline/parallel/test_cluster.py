@@ -1,5 +1,8 @@
 """Which Ray cluster a run starts or joins, seen in what Ray is asked for; none is started."""
 
+import contextlib
+import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +22,14 @@ def no_ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another test may have started it."""
     monkeypatch.setattr(parallel.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(parallel.ray, "shutdown", lambda: None)
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address, of whatever name."""
+    monkeypatch.setattr(
+        parallel.socket, "create_connection", lambda *_, **__: contextlib.nullcontext()
+    )
 
 
 def encode(cluster: Cluster) -> Iterator[Any]:
@@ -65,6 +76,7 @@ def test_decoding_alone_needs_one_core_and_no_gpu(asked_for: AskedFor) -> None:
     assert (settings["num_cpus"], settings["num_gpus"]) == (1, 0)
 
 
+@pytest.mark.usefixtures("answering")
 def test_a_cluster_asked_for_by_address_is_joined_as_it_is(asked_for: AskedFor) -> None:
     settings = asked_for(Cluster(address="head:6379", workers=3))
     assert settings["address"] == "head:6379"
@@ -77,7 +89,7 @@ def test_the_encoders_threads_are_those_of_its_own_machine() -> None:
 
 
 @pytest.fixture
-def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+def resources(answering: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A cluster that has these; nothing can be run on it."""
     there = {"CPU": 4.0}
     monkeypatch.setattr(parallel.ray, "init", lambda **_: None)
@@ -95,6 +107,7 @@ def test_whether_there_is_a_gpu_is_asked_of_the_cluster(resources: dict[str, flo
     assert look_at_cluster("head:6379", "cpu", "bfloat16") == ("cpu", "bfloat16")
 
 
+@pytest.mark.usefixtures("answering")
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
         raise ConnectionError("long\nstory\nno route to host")
@@ -102,6 +115,41 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(parallel.ray, "init", refuse)
     with pytest.raises(UsageError, match=r"--address head:6379: .* \(no route to host\)$"):
         next(encode(Cluster(address="head:6379")))
+
+
+@pytest.mark.parametrize(
+    "address", ["nowhere.invalid:6379", "ray://nowhere.invalid", "127.0.0.1:99999", "[::1]:1"]
+)
+def test_an_address_at_which_nobody_answers_is_told_before_ray_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.delattr(parallel.ray, "init")
+    with pytest.raises(UsageError, match=r"--address .*: no Ray cluster answers there \(.+\)"):
+        next(encode(Cluster(address=address)))
+
+
+def test_an_address_that_keeps_silent_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(parallel.ray, "init")
+    monkeypatch.setattr(parallel, "_SECONDS_TO_ANSWER", 0.05)
+
+    def keep_silent(*_: object, **__: object) -> None:
+        time.sleep(0.5)
+        raise TimeoutError
+
+    monkeypatch.setattr(parallel.socket, "create_connection", keep_silent)
+    with pytest.raises(UsageError, match=r"no answer within 0\.05 s"):
+        next(encode(Cluster(address="silent:6379")))
+
+
+def test_an_address_that_answers_goes_on_to_ray(asked_for: AskedFor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert asked_for(Cluster(address=address))["address"] == address
+
+
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_addresses_without_a_place_are_left_to_ray(asked_for: AskedFor, address: str) -> None:
+    assert asked_for(Cluster(address=address))["address"] == address
 
 
 def test_a_start_that_took_too_long_is_tried_once_more(

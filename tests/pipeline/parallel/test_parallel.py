@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,9 +39,16 @@ def task(index: int, *names: str) -> ShardTask:
     return ShardTask(split="dev", index=index, clips=clips(*names))
 
 
-def working(do: Callable[[LocatedClip], Any]) -> ClipWork[Any]:
+def working(do: Callable[[LocatedClip], Any], max_seconds: float = 60) -> ClipWork[Any]:
     # Functions made in functions travel to workers, which do not know this file.
-    return ClipWork(do=do, give_up=lambda clip, told: told, what="reading it")
+    return ClipWork(
+        modalities=("audio",),
+        do=lambda clip, modalities: do(clip),
+        give_up=lambda clip, modality, told: told,
+        join=lambda parts: parts[0],
+        what="reading",
+        max_seconds=max_seconds,
+    )
 
 
 def results(*tasks: ShardTask, do: Callable[[LocatedClip], Any]) -> dict[int, tuple[Any, ...]]:
@@ -80,18 +88,50 @@ def test_a_clip_that_kills_its_worker_costs_only_itself(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         done = results(task(0, "a", "deadly", "b"), task(1, "c"), do=read)
-    assert done == {0: ("a", "reading it killed the worker 2 times", "b"), 1: ("c",)}
-    assert deaths(tmp_path) == {"deadly": 3}  # with its shard, then twice alone
-    assert "a worker died; 3 clips are begun again, one by one" in caplog.text
+    assert done == {0: ("a", "reading it killed the worker 2 times (SIGKILL)", "b"), 1: ("c",)}
+    assert deaths(tmp_path) == {"deadly": 3}  # with its shard, then twice by itself
+    assert "a worker died; 3 clips are begun again, each by itself" in caplog.text
 
 
-def test_several_deadly_clips_of_one_shard_cost_two_workers_each(read: Any, tmp_path: Path) -> None:
+def test_several_deadly_clips_of_one_shard_cost_one_worker_and_two_deaths_each(
+    read: Any, tmp_path: Path
+) -> None:
     names = ("a", "deadly-1", "deadly-2", "b", "deadly-3", "c")
     done = results(task(0, *names), do=read)
     assert [told if told in "abc" else "given up" for told in done[0]] == [
         *("a", "given up", "given up", "b", "given up", "c")
     ]
     assert deaths(tmp_path) == {"deadly-1": 3, "deadly-2": 2, "deadly-3": 2}
+
+
+def test_a_worker_that_is_killed_from_outside_costs_nothing(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+
+    def once(clip: LocatedClip) -> Any:
+        if clip.path is not None and clip.path.name == "b" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), 9)
+        return read(clip)
+
+    done = results(task(0, "a", "b", "c"), task(1, "d"), do=once)
+    assert done == {0: ("a", "b", "c"), 1: ("d",)}
+
+
+def test_a_clip_that_hangs_is_given_up_and_its_neighbours_are_not(read: Any) -> None:
+    def hang(clip: LocatedClip) -> Any:
+        if clip.path is not None and clip.path.name == "hangs":
+            time.sleep(600)
+        return read(clip)
+
+    work = working(hang, max_seconds=0.5)
+    done = {
+        shard.index: shard.clips
+        for shard in work_on_shards([task(0, "a", "hangs", "b"), task(1, "c")], work, CLUSTER)
+    }
+    told = "reading it killed the worker 2 times (stopped after 0.5 s)"
+    assert done == {0: ("a", told, "b"), 1: ("c",)}
 
 
 def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_itself() -> None:
