@@ -1,7 +1,9 @@
 """The command line as a user meets it: output, messages, exit statuses."""
 
+import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
+import cli
+from fusion.data.set_aside import DEFAULT_SHARE
 from pipeline.cache.format import read_header
 
 Meld = Callable[..., Any]
@@ -333,3 +338,38 @@ def test_every_fusion_and_the_dialogue_are_options_of_training(
     measured = meld("evaluate", run, "--json")
     assert measured.status == 0, measured.err
     assert meld("train-fusion", "--features", features, "--future").status == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("train-fusion", "fusion.training.train.TrainConfig"),
+        ("finetune", "fusion.finetuning.job.FinetuneConfig"),
+        ("crossval", "fusion.experiments.crossval.CrossvalConfig"),
+        ("ablate", "fusion.experiments.ablation.AblateConfig"),
+    ],
+)
+def test_defaults_in_help_are_those_of_the_config(command: str, place: str) -> None:
+    module, _, kind = place.rpartition(".")
+    config = getattr(importlib.import_module(module), kind)()
+    fields = {
+        name: value
+        for table in (config, *(getattr(config, each, None) for each in ("model", "fit", "tune")))
+        if table is not None
+        for name, value in vars(table).items()
+    } | {"input_kind": config.input if hasattr(config, "input") else None}
+    compared = []
+    for parameter in typer.main.get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
+        said = re.search(r"\[default: ([^\s\]]+)\]", getattr(parameter, "help", None) or "")
+        value = fields.get(parameter.name)
+        if said is not None and value is not None:
+            assert said[1] == str(value), parameter.name
+            compared.append(parameter.name)
+    assert len(compared) >= 3
+
+
+def test_the_share_of_train_that_help_names_is_the_one_that_is_taken() -> None:
+    for command in ("train-fusion", "finetune", "ablate"):
+        parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
+        [share] = [each for each in parameters if each.name == "dev_share"]
+        assert f"[default: {DEFAULT_SHARE} where there is no dev cache" in share.help

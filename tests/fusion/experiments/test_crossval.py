@@ -220,7 +220,7 @@ def test_speakers_left_out_are_named_and_what_they_share_is_said(
     report = crossval(of_speakers(["Ann", "Bob", "Cid"], folds=3))
     assert report.speakers_by_fold == (("Ann",), ("Bob",), ("Cid",))
     assert (report.group, report.groups) == ("speaker", 3)
-    assert report.emotion[0].mean > 0.5
+    assert report.emotion[0].mean > 2 * report.emotion[0].majority
     assert "3 speakers" in shown(report)
     assert "learned from nothing its speaker says" in " ".join(shown(report).split())
 
