@@ -317,7 +317,7 @@ def test_one_bad_file_of_several_is_told_and_the_others_are_done(
     (folder / "b.mp4").write_text("<html>404")
     done = meld("predict", folder, "--model", train(), "--out", tmp_path / "out", "--json")
     assert done.status == 3
-    assert "b.mp4: not MP4" in done.err
+    assert "b.mp4: a web page" in done.err
     assert [each["timeline"] is not None for each in done.json["files"]] == [True, False, True]
 
 

@@ -189,6 +189,8 @@ class _Processes(Generic[Result]):
         self._clips, self._work = clips, work
         self._num_at_once, self._max_bytes = num_at_once, max_bytes
         self._parent = os.getppid()
+        # A fork begins with the pages of this process: they are nothing that a clip has taken.
+        self._own_bytes = _resident_bytes(os.getpid())
 
     def run(self, attempts: Sequence[_Attempt]) -> list[tuple[_Attempt, Result | _Death]]:
         """What becomes of each, in order. Raises what the work raises."""
@@ -201,7 +203,7 @@ class _Processes(Generic[Result]):
                     attempt = waiting.popleft()
                     running[attempt] = self._start(attempt)
                 for attempt in list(running):
-                    if running[attempt].has_ended(self._max_bytes):
+                    if running[attempt].has_ended(self._max_bytes, self._own_bytes):
                         ends[attempt] = running.pop(attempt).read()
                 if running:
                     time.sleep(_POLL_S)
@@ -250,15 +252,18 @@ class _Child:
         self._status: int | None = None
         self._stopped = ""
 
-    def has_ended(self, max_bytes: int) -> bool:
-        """Ends it where it has taken too much time or memory."""
+    def has_ended(self, max_bytes: int, own_bytes: int) -> bool:
+        """Ends it where it has taken too much time or memory.
+
+        own_bytes: what it had when it began
+        """
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._status = os.waitstatus_to_exitcode(status)
             elif time.monotonic() > self._deadline:
                 self._stop(f"stopped after {self.seconds:g} s")
-            elif _resident_bytes(self.pid) > max_bytes:
+            elif _resident_bytes(self.pid) - own_bytes > max_bytes:
                 self._stop(f"stopped at {max_bytes / 2**30:.1f} GiB of memory")
         return self._status is not None
 
