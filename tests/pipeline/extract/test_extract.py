@@ -252,6 +252,9 @@ def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row
     assert set(expected_codes) <= {item.kind for item in corrupt_corpus.accidents}
     # The last packet before a cut may be half a packet.
     without_halves = {key: codes - {"bad_packets"} for key, codes in found.items()}
+    # In 0.08 s nobody has begun to speak in the centre of a surround clip.
+    for short in (item.key for item in corrupt_corpus.accidents if item.kind == "two_frames"):
+        assert without_halves.pop((str(short), "audio"), set()) <= {"silent_centre"}
     assert without_halves == {key: {code} for key, code in expected.items()}
     lost = {"unreadable", "missing_file", "empty_file", "no_audio", "no_video"}
     for split in SPLITS:
