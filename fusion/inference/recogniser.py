@@ -93,7 +93,9 @@ class Recogniser(Protocol):
         ...
 
     @property
-    def knows_english_only(self) -> bool: ...
+    def languages(self) -> tuple[str, ...]:
+        """Codes, such as "en", of those it knows."""
+        ...
 
     def recognise(self, samples: NDArray[np.float32], language: str | None) -> Recognised:
         """samples: float32 [samples], 16 kHz, at most 30 s; language None: it is detected"""
@@ -215,7 +217,7 @@ class WhisperProcess:
         if "error" in told:
             self.close()
             raise MismatchError(f"{folder}: no Whisper model that can be read ({told['error']})")
-        self.knows_english_only: bool = told["knows_english_only"]
+        self.languages: tuple[str, ...] = tuple(told["languages"])
 
     @property
     def name(self) -> str:

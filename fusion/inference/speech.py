@@ -48,7 +48,6 @@ from pipeline.settings import describe_config
 
 # Recognisers of the Whisper family hear 30 s at a time.
 _MAX_STRETCH_MS = 28_000
-_ENGLISH = (None, "en")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +133,12 @@ def listen(
         ClipError: the file has no sound that can be decoded.
         ValueError: no stretch of this file ends at `from_ms`.
     """
-    if recogniser is not None and recogniser.knows_english_only and config.language not in _ENGLISH:
+    language = config.language
+    if recogniser is not None and language is not None and language not in recogniser.languages:
         raise UsageError(
-            f"the recogniser {recogniser.name} knows English only, and the language is said to be "
-            f"{config.language}; name one that knows it (--asr FOLDER), or leave the words out "
-            "(--no-text)"
+            f"the recogniser {recogniser.name} does not know the language {language!r}, it knows "
+            f"{', '.join(recogniser.languages)}; name another (--asr FOLDER), or leave the words "
+            "out (--no-text)"
         )
     return _listen(path, decode, config, recogniser, duration_ms, from_ms, on_progress)
 
@@ -199,9 +199,10 @@ def describe_doubts(stretches: Sequence[Stretch]) -> tuple[str, ...]:
     for each in stretches:
         if each.language is not None and each.utterances:
             spoken[each.language] = spoken.get(each.language, 0) + len(each.utterances)
-    foreign = {language: count for language, count in spoken.items() if language not in _ENGLISH}
-    if foreign:
-        told = ", ".join(f"{language}: {count} utterances" for language, count in foreign.items())
+    told = ", ".join(
+        f"{code}: {count} utterances" for code, count in spoken.items() if code != "en"
+    )
+    if told:
         notes.append(f"languages other than English were heard ({told})")
     return tuple(notes)
 

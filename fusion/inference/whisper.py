@@ -9,8 +9,8 @@ wait is settled by the environment, before the library is loaded. And memory tha
 (faster-whisper #1055) ends with it.
 
 Each request is a line of JSON (`samples`: how many, `language`: a code or null) and then the
-samples as float32; each answer is a line of JSON: a `Recognised`. The first line says what the
-model is, or which `error` keeps it from being loaded.
+samples as float32; each answer is a line of JSON: a `Recognised`. The first line says which
+languages the model knows, or which `error` keeps it from being loaded.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - ctranslate2 and tokenizers raise what they like
         _answer(answers, {"error": first_line(error)})
         return
-    _answer(answers, {"knows_english_only": not model.model.is_multilingual})
+    _answer(answers, {"languages": model.supported_languages})
     requests = sys.stdin.buffer
     while line := requests.readline():
         request = json.loads(line)

@@ -84,7 +84,7 @@ def test_the_recogniser_hears_what_is_said_and_ends_when_it_is_closed(tmp_path: 
     [samples] = read_sound(planted.path, DecodeConfig(), duration_ms=planted.duration_ms)
     with load_recogniser("tiny.en", num_threads=1) as recogniser:
         assert recogniser.name == "tiny.en"
-        assert recogniser.knows_english_only
+        assert recogniser.languages == ("en",)
         assert recogniser.fingerprint.startswith("sha256:")
         first, second = (recogniser.recognise(samples, None) for _ in range(2))
     assert first == second

@@ -50,7 +50,7 @@ class Parrot:
     """Says what it is told to, and keeps the lengths of what it heard, in ms."""
 
     say: Say
-    knows_english_only: bool = True
+    languages: tuple[str, ...] = ("en",)
     name: str = "parrot"
     fingerprint: str = "sha256:0"
     heard_ms: list[int] = field(default_factory=list)
@@ -183,7 +183,7 @@ def test_one_word_is_believed_though_no_recogniser_is_sure_of_it(talk: Planted) 
 
 
 def test_a_recogniser_of_english_is_not_asked_for_another_language(talk: Planted) -> None:
-    with pytest.raises(UsageError, match=r"parrot knows English only.*de"):
+    with pytest.raises(UsageError, match=r"parrot does not know the language .de., it knows en"):
         hear(talk, Parrot(says("ja.")), SpeechConfig(language="de"))
 
 
@@ -192,7 +192,7 @@ def test_other_languages_are_told(talk: Planted) -> None:
         told = says("ja ja ja")(length_s)
         return Recognised(passages=told.passages, language="de", language_probability=0.8)
 
-    stretches = hear(talk, Parrot(say, knows_english_only=False))
+    stretches = hear(talk, Parrot(say, languages=("de", "en")))
     assert [each.language for each in stretches] == ["de", "de", None]
     [note] = describe_doubts(stretches)
     assert note.startswith("languages other than English were heard (de: ")
