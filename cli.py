@@ -687,6 +687,14 @@ def predict(
         str | None,
         typer.Option(help="The words of the whole file, which is one utterance then."),
     ] = None,
+    asr: Annotated[
+        str | None,
+        typer.Option(
+            help="Speech recogniser that hears the file: tiny.en (English), or the folder of a "
+            "Whisper model in CTranslate2's form.  [default: tiny.en, where nothing else says what "
+            "is said]"
+        ),
+    ] = None,
     no_text: Annotated[
         bool, typer.Option("--no-text", help="Let the model see and hear, and read nothing.")
     ] = False,
@@ -731,6 +739,7 @@ def predict(
         subtitles=subtitles,
         transcript=transcript,
         text=text,
+        asr=asr,
         no_text=no_text,
         start_s=start,
         end_s=end,

@@ -370,6 +370,7 @@ class Model:
         subtitles: AnyPath | None = None,
         transcript: AnyPath | None = None,
         text: str | None = None,
+        asr: str | None = None,
         no_text: bool = False,
         start: float | None = None,
         end: float | None = None,
@@ -378,6 +379,8 @@ class Model:
 
         subtitles, transcript, text: where the words come from; `text` makes the whole file one
             utterance; None of them takes subtitles that lie beside the file under its name
+        asr: the speech recogniser that hears the file, as `meld predict --asr`; "tiny.en" where
+            nothing else says what is said
         no_text: the model sees and hears, and reads nothing
         start, end: seconds of the file
 
@@ -389,12 +392,13 @@ class Model:
 
         prepared = self._prepare(
             media,
-            subtitles=subtitles,
-            transcript=transcript,
+            subtitles=_path(subtitles, "subtitles"),
+            transcript=_path(transcript, "transcript"),
             text=text,
+            asr=asr,
             no_text=no_text,
-            start=start,
-            end=end,
+            start_s=start,
+            end_s=end,
         )
         return predict_media(self._predictor, prepared)
 
@@ -405,6 +409,7 @@ class Model:
         subtitles: AnyPath | None = None,
         transcript: AnyPath | None = None,
         text: str | None = None,
+        asr: str | None = None,
         no_text: bool = False,
         start: float | None = None,
         end: float | None = None,
@@ -419,43 +424,26 @@ class Model:
 
         prepared = self._prepare(
             media,
-            subtitles=subtitles,
-            transcript=transcript,
+            subtitles=_path(subtitles, "subtitles"),
+            transcript=_path(transcript, "transcript"),
             text=text,
+            asr=asr,
             no_text=no_text,
-            start=start,
-            end=end,
+            start_s=start,
+            end_s=end,
         )
         utterances = list(predict_media(self._predictor, prepared, on_progress=on_progress))
         return finish(self._predictor, prepared, utterances)
 
     @_speaks_python
-    def _prepare(
-        self,
-        media: AnyPath,
-        *,
-        subtitles: AnyPath | None,
-        transcript: AnyPath | None,
-        text: str | None,
-        no_text: bool,
-        start: float | None,
-        end: float | None,
-    ) -> "PreparedMedia":
+    def _prepare(self, media: AnyPath, **words: Any) -> "PreparedMedia":
         from fusion.inference.predict_media import WordsConfig, prepare_media
         from pipeline.settings import build_config
 
         path = _path(media, "media")
         if path is None:
             raise UsageError("media must be a path, not None")
-        words = given(
-            subtitles=_path(subtitles, "subtitles"),
-            transcript=_path(transcript, "transcript"),
-            text=text,
-            no_text=no_text,
-            start_s=start,
-            end_s=end,
-        )
-        return prepare_media(path, build_config(WordsConfig, words), self._predictor)
+        return prepare_media(path, build_config(WordsConfig, given(**words)), self._predictor)
 
 
 @_speaks_python

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -20,8 +21,10 @@ from fusion.inference.media import PredictedUtterance, predict_spans
 from fusion.inference.predict import predict_rows
 from fusion.inference.predict_media import WordsConfig, predict_media, prepare_media
 from fusion.inference.predictor import Predictor
+from fusion.inference.recogniser import Passage, Recognised, Word
 from fusion.inference.saved_features import FOLDER, SavedFeatures
 from fusion.inference.segments import SpokenSpan
+from fusion.inference.speech import SpeechConfig
 from fusion.inference.timeline import SCHEMA_FILE
 from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig
@@ -278,6 +281,7 @@ def test_the_command_writes_what_it_shows_and_replaces_only_its_own_files(
     again = meld(*arguments)
     assert again.status == 0
     assert written["utterances"][0]["emotion"]["label"] in again.out
+    assert "0:00.0" in again.out
     assert json.loads((tmp_path / "talk.mp4.meld.json").read_text()) == written
 
 
@@ -333,7 +337,9 @@ BAD: dict[str, tuple[int, str]] = {
     "an empty file": (4, "0 bytes"),
     "a pipe": (4, "not a regular file"),
     "a playlist": (4, "not MP4"),
-    "nothing says where utterances are": (4, "nothing says where its utterances are"),
+    "no words and no sound": (4, "nothing can be heard in it (the file has no sound)"),
+    "an unknown recogniser": (6, "--asr nobody: no folder of that name"),
+    "a recogniser and no words": (2, "--no-text recognises nothing"),
     "words from two places": (2, "--subtitles and --text"),
     "no words for a model of words": (2, "reads words alone"),
     "an unknown format": (2, "--format docx"),
@@ -366,8 +372,12 @@ def test_bad_input_is_one_line_and_the_right_status(
     elif kind == "a pipe":
         media = tmp_path / "pipe.mp4"
         os.mkfifo(media)
-    elif kind == "nothing says where utterances are":
+    elif kind == "no words and no sound":
         words = []
+        write_clip(clip, num_frames=24)
+    elif kind in ("an unknown recogniser", "a recogniser and no words"):
+        words = ["--asr", "nobody"]
+        more = ["--no-text"] if kind == "a recogniser and no words" else []
     elif kind == "words from two places":
         more = ["--subtitles", str(tmp_path / "a.srt")]
     elif kind == "no words for a model of words":
@@ -395,10 +405,112 @@ def test_bad_input_is_one_line_and_the_right_status(
 def test_a_model_in_python_speaks_of_arguments(train: Train, clip: Path) -> None:
     model = face.load(train(modalities=("text",)))
     assert model.modalities == ("text",)
-    with pytest.raises(face.InputError, match="nothing says where"):
-        model.predict(clip)
+    with pytest.raises(face.InputError, match="none lies between"):
+        model.predict(clip, text="Hi", start=5.0)
     with pytest.raises(face.UsageError, match=r"end 1\.0 must be after start 2\.0"):
         model.predict(clip, text="Hi", start=2.0, end=1.0)
+
+
+# ------------------------------------------------------------------------------------ by ear
+
+needs_ears = pytest.mark.skipif(
+    importlib.util.find_spec("faster_whisper") is None, reason="the extra asr is not installed"
+)
+
+
+@needs_ears
+def test_a_file_without_subtitles_is_heard(
+    meld: Meld, train: Train, rows: list[tuple[Utterance, Path]], tmp_path: Path
+) -> None:
+    path = rows[0][1]
+    done = meld("predict", path, "--model", train(), "--out", tmp_path, "--json")
+    assert done.status == 0, done.err
+    [file] = done.json["files"]
+    jsonschema.validate(file["timeline"], json.loads(SCHEMA_FILE.read_text()))
+    told = file["timeline"]["segmentation"]
+    assert told["source"] == "speech"
+    assert told["speech"]["recogniser"]["name"] == "tiny.en"
+    [heard] = file["timeline"]["utterances"]
+    assert {"text", "video", "audio"} >= set(heard["modalities"])
+    assert heard["emotion"] is not None
+    assert heard["text_source"] in ("recognised", "none")  # a synthetic voice may not be believed
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{path.name}.meld.json"]
+
+
+@needs_ears
+def test_where_nobody_speaks_there_is_no_utterance_and_it_is_told(
+    meld: Meld, train: Train, clip: Path, tmp_path: Path
+) -> None:
+    done = meld("predict", clip, "--model", train(), "--out", tmp_path / "out", "--json")
+    assert done.status == 0
+    assert done.json["files"][0]["timeline"]["utterances"] == []
+    assert "nobody is heard to speak in it" in done.err
+
+
+class Ears:
+    """Hears the same two words in whatever it is given, and counts how often."""
+
+    name, fingerprint, languages = "ears", "sha256:0", ("en",)
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    def __enter__(self) -> "Ears":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def recognise(self, samples: np.ndarray, language: str | None) -> Recognised:
+        self.heard += 1
+        half_s = len(samples) / 32_000
+        words = (
+            Word(start_s=0, end_s=half_s, text=" Hello"),
+            Word(start_s=half_s, end_s=2 * half_s, text=" there."),
+        )
+        return Recognised(passages=(Passage(words=words),))
+
+
+@needs_ears
+def test_what_was_heard_before_a_kill_is_not_heard_again(
+    train: Train,
+    rows: list[tuple[Utterance, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ears = Ears()
+    monkeypatch.setattr("fusion.inference.hearing.load_recogniser", lambda name: ears)
+    predictor = Predictor.load(train())
+    path = rows[0][1]
+    unbroken = prepare_media(path, WordsConfig(), predictor)
+    assert [span.text for span in unbroken.spans] == ["Hello there."]
+    first = prepare_media(path, WordsConfig(), predictor, saved_in=tmp_path)
+    assert ears.heard == 2
+    again = prepare_media(path, WordsConfig(), predictor, saved_in=tmp_path)
+    assert ears.heard == 2
+    assert again.spans == first.spans == unbroken.spans
+    assert again.segmentation == first.segmentation
+    # Other settings are heard anew, and so is what is damaged.
+    other = WordsConfig(speech=SpeechConfig(join_ms=1000))
+    prepare_media(path, other, predictor, saved_in=tmp_path)
+    assert ears.heard == 3
+    assert first.saved is not None
+    [kept] = first.saved.folder.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-3])
+    assert prepare_media(path, WordsConfig(), predictor, saved_in=tmp_path).spans == first.spans
+    assert ears.heard == 4
+
+
+@needs_ears
+def test_without_words_utterances_are_where_somebody_speaks(
+    train: Train, rows: list[tuple[Utterance, Path]]
+) -> None:
+    timeline = face.load(train()).timeline(rows[0][1], no_text=True)
+    [heard] = timeline.utterances
+    assert (heard.spoken.text, heard.spoken.text_source) == ("", "none")
+    assert heard.prediction is not None
+    assert [part.modality for part in heard.prediction.parts] == ["video", "audio"]
+    assert heard.missing == {"text": "no words are known"}
 
 
 @pytest.fixture(autouse=True)

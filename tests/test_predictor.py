@@ -140,3 +140,12 @@ def test_a_run_on_embeddings_says_why_it_cannot(features: Path, tmp_path: Path) 
     )
     with pytest.raises(MismatchError, match="train a run on raw features"):
         Predictor.load(train_fusion(config).run)
+
+
+def test_a_run_on_features_of_another_revision_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers would be those of no features that it knows."""
+    monkeypatch.setattr("fusion.inference.predictor.REVISION", 99)
+    with pytest.raises(MismatchError, match="makes those of revision 99; extract and train again"):
+        Predictor.load(run)

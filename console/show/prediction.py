@@ -63,12 +63,14 @@ def _tell_of_utterances(name: str, result: FileResult) -> None:
 
 def render_timeline(timeline: Timeline) -> RenderableType:
     """Every utterance, up to 200 of them, and what is felt in all."""
+    if not timeline.utterances:
+        return Text(f"{_title(timeline)}: no utterance")
     table = Table(title=Text(_title(timeline), style="table.title"), title_justify="left")
-    for name in ("start", "end"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("at", justify="right", no_wrap=True)
     named = any(each.spoken.speaker for each in timeline.utterances)
-    for name in (*(["speaker"] if named else []), "emotion", "sentiment", "decided by", "words"):
-        table.add_column(name)
+    for name in (*(["speaker"] if named else []), "emotion", "sentiment", "by"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("words", ratio=1)
     for each in timeline.utterances[:_MOST_ROWS]:
         table.add_row(*_row(each, named))
     rows_left = len(timeline.utterances) - _MOST_ROWS
@@ -86,8 +88,7 @@ def _title(timeline: Timeline) -> str:
 
 
 def _row(each: PredictedUtterance, named: bool) -> list[Text]:
-    span = each.spoken.span
-    cells = [clock(span.start_ms), clock(span.end_ms or span.start_ms)]
+    cells = [_brief_clock(each.spoken.span.start_ms)]
     cells += [each.spoken.speaker or ""] if named else []
     if each.prediction is None:
         cells += ["-", "-", "-", each.error or ""]
@@ -101,6 +102,14 @@ def _row(each: PredictedUtterance, named: bool) -> list[Text]:
     return [Text(one_line(cell), style=style) for cell in cells]
 
 
+def _brief_clock(at_ms: int) -> str:
+    """ "1:02:03.4", hours only where there are any: what is written has the milliseconds."""
+    minutes, ms = divmod(at_ms // 100 * 100, 60_000)
+    hours, minute = divmod(minutes, 60)
+    seconds = f"{ms / 1000:04.1f}"
+    return f"{hours}:{minute:02d}:{seconds}" if hours else f"{minute}:{seconds}"
+
+
 def _told(head: HeadPrediction) -> str:
     return f"{head.label} {head.confidence:.2f}"
 
@@ -111,7 +120,7 @@ def _summary(timeline: Timeline) -> RenderableType:
     lines += [f"{one_line(name)}: {_shares(shares)}" for name, shares in summary.speakers.items()]
     by_id = {each.id: each for each in timeline.utterances}
     moments = [
-        f"{clock(each.spoken.span.start_ms)} {each.prediction.emotion.label}"
+        f"{_brief_clock(each.spoken.span.start_ms)} {each.prediction.emotion.label}"
         for each in map(by_id.__getitem__, summary.moments)
         if each.prediction is not None
     ]

@@ -1,17 +1,21 @@
 """A media file and where its words come from -> its timeline.
 
-file -> length, SHA-256 -> utterances (subtitles, transcript, words) -> predictions -> Timeline
+file -> length, SHA-256 -> utterances (subtitles, transcript, words, or what is heard in it)
+     -> predictions -> Timeline
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from fusion.inference.hearing import SavedStretches, hear
 from fusion.inference.media import PredictedUtterance, predict_spans
 from fusion.inference.predictor import Predictor
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import Heard, SpokenSpan, fit_into
+from fusion.inference.speech import SpeechConfig
 from fusion.inference.subtitles import SUFFIXES, read_subtitles
 from fusion.inference.timeline import (
     MediaDescription,
@@ -23,6 +27,7 @@ from fusion.inference.transcript import read_transcript
 from pipeline.corpus.texts import normalise_text
 from pipeline.decode.measure import MediaLength, measure_media
 from pipeline.errors import ClipError, InputError, StorageError, UsageError
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 
 OnProgress = Callable[[int, int], None]  # milliseconds of media done, and in all
@@ -30,35 +35,44 @@ OnProgress = Callable[[int, int], None]  # milliseconds of media done, and in al
 
 @dataclass(frozen=True, kw_only=True)
 class WordsConfig:
-    """Where the utterances of a file are, and what is said in them: at most one of the first three.
+    """Where the utterances of a file are, and what is said in them: at most one of the first four.
 
     subtitles:  a .srt, .vtt, .ass or .ssa file
     transcript: a table in MELD's shape, or lines with times
     text:       what is said in the whole file, which is one utterance then; "" where that is not
                 known
+    asr:        a speech recogniser hears the file: "tiny.en", a folder with a Whisper model in
+        CTranslate2's form, or an installed package's name
     no_text:    the model gets no words, whatever is known of them
     start_s, end_s: the part of the file that counts; None is its start, and its end
 
-    None of the three takes the subtitles that lie beside the file under its name.
+    speech:     how the file is heard, where it is
+
+    None of the four takes the subtitles that lie beside the file under its name; without any, the
+    file is heard by "tiny.en".
     """
 
     subtitles: Path | None = None
     transcript: Path | None = None
     text: str | None = None
+    asr: str | None = None
     no_text: bool = False
     start_s: float | None = None
     end_s: float | None = None
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
 
     def __post_init__(self) -> None:
         given = [
             f"--{name}"
-            for name in ("subtitles", "transcript", "text")
+            for name in ("subtitles", "transcript", "text", "asr")
             if getattr(self, name) is not None
         ]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: the words come from one place; leave one out")
         if self.no_text and self.text:
             raise UsageError(f"--no-text leaves out --text {self.text!r}; leave one of the two out")
+        if self.no_text and self.asr is not None:
+            raise UsageError(f"--no-text recognises nothing; leave --asr {self.asr} out")
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
@@ -69,20 +83,37 @@ class WordsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedMedia:
-    """A file that can be read, and its utterances."""
+    """A file that can be read, and its utterances.
+
+    saved: what was heard of it and kept, to be removed once its timeline is written
+    """
 
     path: Path
     media: MediaDescription
     segmentation: Segmentation
     spans: tuple[SpokenSpan, ...]
+    saved: SavedStretches | None = None
 
 
-def prepare_media(path: Path, words: WordsConfig, predictor: Predictor) -> PreparedMedia:
-    """Reads headers, hashes the file and finds its utterances; nothing is decoded.
+def prepare_media(
+    path: Path,
+    words: WordsConfig,
+    predictor: Predictor,
+    *,
+    saved_in: Path | None = None,
+    on_progress: OnProgress = lambda done_ms, total_ms: None,
+) -> PreparedMedia:
+    """Reads headers, hashes the file and finds its utterances; its sound is decoded only where
+    nothing else says where they are.
+
+    Args:
+        saved_in: a folder for what is unfinished
+        on_progress: of hearing
 
     Raises:
         InputError: no media file that can be read, or no utterances are to be had for it.
         UsageError: the model reads words alone, and gets none.
+        WeightsMissing, MismatchError: a speech recogniser is needed, and is not to be had.
         StorageError: the disk.
     """
     _check_words(words, predictor)
@@ -90,32 +121,32 @@ def prepare_media(path: Path, words: WordsConfig, predictor: Predictor) -> Prepa
         length = measure_media(path)
     except ClipError as error:
         raise InputError(f"{path}: {error.message}") from error
-    source, file, heard = _find_utterances(path, words, length)
+    digest = _digest(path)
+    found = _find_utterances(path, words, length, predictor, digest, saved_in, on_progress)
     fitted = fit_into(
-        heard.spans,
+        found.heard.spans,
         length.duration_ms,
         start_ms=round((words.start_s or 0) * 1000),
         end_ms=None if words.end_s is None else round(words.end_s * 1000),
     )
-    if not fitted.spans:
-        told = f" ({file.name})" if file is not None else ""
+    if found.heard.spans and not fitted.spans:
+        told = f" ({found.file.name})" if found.file is not None else ""
         end_s = length.duration_ms / 1000 if words.end_s is None else words.end_s
         raise InputError(
-            f"{path}: of {len(heard.spans)} utterances{told} none lies between "
+            f"{path}: of {len(found.heard.spans)} utterances{told} none lies between "
             f"{words.start_s or 0:.1f} s and {end_s:.1f} s of it"
         )
-    spans = tuple(map(_without_words, fitted.spans)) if words.no_text else fitted.spans
     return PreparedMedia(
         path=path,
-        media=MediaDescription(
-            file=path.name, duration_ms=length.duration_ms, sha256=_digest(path)
-        ),
+        media=MediaDescription(file=path.name, duration_ms=length.duration_ms, sha256=digest),
         segmentation=Segmentation(
-            source=source,
-            file=None if file is None else file.name,
-            notes=(*heard.notes, *fitted.notes),
+            source=found.source,
+            file=None if found.file is None else found.file.name,
+            speech=found.speech,
+            notes=(*found.heard.notes, *fitted.notes),
         ),
-        spans=spans,
+        spans=tuple(map(_without_words, fitted.spans)) if words.no_text else fitted.spans,
+        saved=found.saved,
     )
 
 
@@ -170,22 +201,49 @@ def find_sidecar(path: Path) -> Path | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Utterances and where they came from: see `Segmentation`."""
+
+    source: str
+    heard: Heard
+    file: Path | None = None
+    speech: Mapping[str, Any] | None = None
+    saved: SavedStretches | None = None
+
+
 def _find_utterances(
-    path: Path, words: WordsConfig, length: MediaLength
-) -> tuple[str, Path | None, Heard]:
+    path: Path,
+    words: WordsConfig,
+    length: MediaLength,
+    predictor: Predictor,
+    digest: str,
+    saved_in: Path | None,
+    on_progress: OnProgress,
+) -> _Found:
     if words.text is not None:
         text = normalise_text(words.text)
         whole = SpokenSpan(span=MediaSpan(), text=text, text_source="given" if text else "none")
-        return "whole", None, Heard(spans=(whole,))
+        return _Found(source="whole", heard=Heard(spans=(whole,)))
     if words.transcript is not None:
-        return "transcript", words.transcript, read_transcript(words.transcript)
-    subtitles = words.subtitles or find_sidecar(path)
+        heard = read_transcript(words.transcript)
+        return _Found(source="transcript", heard=heard, file=words.transcript)
+    subtitles = words.subtitles or (find_sidecar(path) if words.asr is None else None)
     if subtitles is not None:
-        return "subtitles", subtitles, read_subtitles(subtitles)
-    raise InputError(
-        f"{path}: nothing says where its utterances are: name --subtitles FILE, --transcript FILE, "
-        'or --text "WORDS" where it is one utterance'
+        return _Found(source="subtitles", heard=read_subtitles(subtitles), file=subtitles)
+    end_ms = length.duration_ms if words.end_s is None else round(words.end_s * 1000)
+    heard, speech, saved = hear(
+        path,
+        predictor.decode or DecodeConfig(),
+        words.speech,
+        asr=words.asr,
+        no_text=words.no_text,
+        media=digest,
+        duration_ms=min(end_ms, length.duration_ms),
+        saved_in=saved_in,
+        on_progress=on_progress,
     )
+    return _Found(source="speech", heard=heard, speech=speech, saved=saved)
 
 
 def _check_words(words: WordsConfig, predictor: Predictor) -> None:

@@ -24,7 +24,7 @@ from fusion.inference.temperature import Temperature
 from fusion.labels import UNLABELLED, Labels
 from pipeline.encode import Encoders, encode_clips
 from pipeline.errors import MismatchError
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import REVISION, DecodeConfig
 from pipeline.schema import (
     EMOTIONS,
     MEDIA,
@@ -70,8 +70,8 @@ class Predictor:
 
         Raises:
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
-                features and not with the run; one of its heads never learned; or encoders other
-                than its own.
+                features and not with the run; its features are of another revision; one of its
+                heads never learned; or encoders other than its own.
             InputError, StorageError, WeightsMissing: the run, or what it needs, is not there.
         """
         checkpoint = read_checkpoint(run)
@@ -79,6 +79,11 @@ class Predictor:
             raise MismatchError(
                 f"{run} was trained on 128-d embeddings, whose projection is no part of it; "
                 "train a run on raw features: meld train-fusion --input raw"
+            )
+        if checkpoint.recipe.revision != REVISION:
+            raise MismatchError(
+                f"{run} was trained on features of revision {checkpoint.recipe.revision}, and this "
+                f"program makes those of revision {REVISION}; extract and train again"
             )
         if checkpoint.untrained:
             [head] = checkpoint.untrained

@@ -5,6 +5,7 @@ paths -> media files -> one Predictor -> utterances, as they come -> Timeline ->
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,13 @@ def predict_files(
     results = []
     for path in files:
         try:
-            prepared = prepare_media(path, config.words, predictor)
+            prepared = prepare_media(
+                path,
+                config.words,
+                predictor,
+                saved_in=config.out if config.writes else None,
+                on_progress=partial(on_progress, path),
+            )
             results.append(_predict_one(config, predictor, prepared, on_utterance, on_progress))
         except InputError as error:
             if len(files) == 1:
@@ -141,7 +148,7 @@ def predict_files(
 def find_media(paths: Sequence[Path]) -> list[Path]:
     """Files as they are named, and those of folders by name, with a media file's extension.
 
-    What begins with a dot is left out of a folder, and so is what this program wrote there.
+    What begins with a dot is left out of a folder.
     Raises InputError where there is no such file, or no media file in a folder.
     """
     found: list[Path] = []
@@ -184,7 +191,7 @@ def _predict_one(
         predictor,
         prepared,
         saved=saved,
-        on_progress=lambda done_ms, total_ms: on_progress(path, done_ms, total_ms),
+        on_progress=partial(on_progress, path),
     ):
         on_utterance(path, each)
         utterances.append(each)
@@ -195,18 +202,20 @@ def _predict_one(
             target = config.out / f"{path.name}{_OURS}.{name}"
             write_whole(target, WRITERS[name](timeline).encode())
             written.append(target)
-    if saved is not None:
-        saved.remove()
+    for unfinished in (saved, prepared.saved):
+        if unfinished is not None:
+            unfinished.remove()
     return FileResult(path=path, timeline=timeline, written=tuple(written))
 
 
 def _check_several(files: Sequence[Path], config: PredictConfig) -> None:
     if len(files) == 1:
         return
-    if config.words.subtitles or config.words.transcript:
+    words = config.words
+    if words.subtitles or words.transcript or words.text is not None:
         raise UsageError(
-            f"--subtitles and --transcript belong to one file, not to {len(files)}; put the "
-            "subtitles of each beside it under its name"
+            f"--subtitles, --transcript and --text belong to one file, not to {len(files)}; put "
+            "the subtitles of each beside it under its name"
         )
     if not config.writes:
         raise UsageError(f"--out -: one file alone goes to stdout, not {len(files)}")
@@ -220,10 +229,6 @@ def _check_several(files: Sequence[Path], config: PredictConfig) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """Before minutes of work for it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise StorageError(f"{out}: not a folder; --out takes one") from error
-    except OSError as error:
-        raise StorageError(f"cannot make {out}: {error.strerror or error}") from error
+    """Before minutes of work for it. The folder is made with the first file in it."""
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out}: not a folder; --out takes one")

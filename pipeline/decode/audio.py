@@ -114,6 +114,9 @@ class SoundReader:
         self._next_tick = 0.0  # when the next sample is heard
         self._late = 0.0  # ticks without sound, of which no silence was made
         self._ticks_per_sample = 0.0
+        # Of the file's clock, and how much later a tick may be: floats, as every frame is compared.
+        self._origin = float(windows[0].origin) if windows else 0.0
+        self._slack = 0.0
         self._next_edge = -math.inf  # the tick at which a window is the next to start or to end
         self._context: av.AudioCodecContext | None = None
         self._end: int | None = None  # when the last packet has been heard
@@ -221,8 +224,7 @@ class SoundReader:
     def _catch_up(self, tick: float, num: int) -> None:
         """Makes silence of the time that passed without sound, up to `tick`, at which the next
         `num` samples are heard."""
-        origin = float(self._open[0].window.origin)
-        slack = SYNC_SLACK_S * self._rate_hz * self._ticks_per_sample
+        origin, slack = self._origin, self._slack
         if not self._num_samples:
             self._late = tick - origin
             if self._late < -slack:  # hidden: it comes before the clock begins
@@ -307,6 +309,7 @@ class SoundReader:
         common = math.gcd(rate_hz, out_hz)
         self._rate_hz = rate_hz
         self._ticks_per_sample = 1 / (rate_hz * float(self._open[0].window.time_base))
+        self._slack = SYNC_SLACK_S * rate_hz * self._ticks_per_sample
         self._reach = _FILTER_REACH * math.ceil(max(rate_hz / out_hz, 1))
         self._period, self._period_out = rate_hz // common, out_hz // common
 

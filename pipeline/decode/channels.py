@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import av
@@ -13,6 +14,9 @@ from pipeline.errors import ClipError
 
 # FFmpeg's resampler takes as many; memory holds a window of all of them.
 MAX_CHANNELS = 64
+# The names of a layout's channels, by FFmpeg's name of the layout. Files decide how many there are.
+_KNOWN: dict[str, tuple[str, ...]] = {}
+_MOST_KNOWN = 256
 # What FFmpeg calls a channel of which nobody says where it belongs.
 UNKNOWN = "NONE"
 # FFmpeg's sample formats, without the "p" of the planar ones; integers with their full scale.
@@ -49,10 +53,15 @@ class Part:
         samples = self.samples[:, max(start, 0) : max(end, 0)]
         return Part(names=self.names, samples=samples, is_repaired=self.is_repaired)
 
-    @property
+    @cached_property
     def energies(self) -> NDArray[np.float64]:
         """float64 [channels]: sums of squares"""
-        return np.array([energy_of(channel) for channel in self.samples])
+        with np.errstate(over="ignore"):
+            energies = np.vecdot(self.samples, self.samples).astype(np.float64)
+        if np.isfinite(energies).all():
+            return energies
+        exact = self.samples.astype(np.float64)  # far beyond full scale
+        return np.vecdot(exact, exact)
 
 
 def settle_channels(context: av.AudioCodecContext) -> tuple[str, ...]:
@@ -70,7 +79,7 @@ def settle_channels(context: av.AudioCodecContext) -> tuple[str, ...]:
     if len(names) > MAX_CHANNELS:
         message = f"{len(names)} channels of sound; at most {MAX_CHANNELS} are read"
         raise ClipError("too_many_channels", message)
-    if _is_listed(layout):
+    if _is_listed(layout.name):
         context.options = {**context.options, "ch_layout": f"{len(names)} channels"}
     return names
 
@@ -81,14 +90,21 @@ def channel_names(frame: av.AudioFrame) -> tuple[str, ...]:
 
 
 def _names(layout: av.AudioLayout) -> tuple[str, ...]:
-    if _is_listed(layout):
+    name = layout.name
+    if _is_listed(name):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
-    return tuple(channel.name for channel in layout.channels)
+        return tuple(channel.name for channel in layout.channels)
+    if name not in _KNOWN:  # asked for every frame: making the channels anew takes longer
+        names = tuple(channel.name for channel in layout.channels)
+        if len(_KNOWN) >= _MOST_KNOWN:
+            return names
+        _KNOWN[name] = names
+    return _KNOWN[name]
 
 
-def _is_listed(layout: av.AudioLayout) -> bool:
+def _is_listed(layout: str) -> bool:
     """FFmpeg writes "6 channels (FL+FC+FR+SL+SR+LFE)"; a few in the common order too."""
-    return "(" in layout.name.partition(" ")[2]
+    return "(" in layout.partition(" ")[2]
 
 
 def read_part(frame: av.AudioFrame, names: tuple[str, ...]) -> Part:
@@ -99,7 +115,8 @@ def read_part(frame: av.AudioFrame, names: tuple[str, ...]) -> Part:
     if len(names) > MAX_CHANNELS:
         raise ValueError(f"{len(names)} channels; at most {MAX_CHANNELS} are read")
     samples = _read_samples(frame, len(names))
-    if np.isfinite(samples).all():
+    # The sum of squares is a number where all are; infinite as well where they are very large.
+    if np.isfinite(np.vdot(samples, samples)) or np.isfinite(samples).all():
         return Part(names=names, samples=samples)
     samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
     return Part(names=names, samples=samples, is_repaired=True)
@@ -119,20 +136,18 @@ def _read_samples(frame: av.AudioFrame, num_channels: int) -> NDArray[np.float32
         there: Any = AudioPlane(frame, index)
         return np.frombuffer(there, sample_type, num)
 
-    if frame.format.is_planar:
-        samples = np.stack([plane(channel, frame.samples) for channel in range(num_channels)])
-    else:
-        samples = plane(0, frame.samples * num_channels).reshape(-1, num_channels).T
-    return _as_floats(samples, full_scale)
-
-
-def _as_floats(samples: NDArray[Any], full_scale: int) -> NDArray[np.float32]:
-    """Contiguous; integers are scaled to [-1, 1), to the bit as FFmpeg's resampler does."""
-    if samples.dtype == np.uint8:
-        samples = samples.astype(np.int16) - full_scale
-    with np.errstate(over="ignore"):  # of a double: infinite, and repaired as such
-        floats = samples.astype(np.float32, order="C")
-    return floats if full_scale == 1 else floats * np.float32(1 / full_scale)
+    samples = np.empty((num_channels, frame.samples), np.float32)
+    with np.errstate(over="ignore"):  # a double may be too large: infinite, and repaired as such
+        if frame.format.is_planar:
+            for channel in range(num_channels):
+                samples[channel] = plane(channel, frame.samples)
+        else:
+            samples[:] = plane(0, frame.samples * num_channels).reshape(-1, num_channels).T
+    if sample_type is np.uint8:
+        samples -= full_scale
+    if full_scale != 1:  # to [-1, 1), to the bit as FFmpeg's resampler does
+        samples *= np.float32(1 / full_scale)
+    return samples
 
 
 def energy_of(samples: NDArray[np.float32]) -> float:

@@ -159,6 +159,13 @@ def test_samples_that_are_no_numbers_are_silence_and_told(tmp_path: Path, value:
     assert told(media) == ["not_a_number"]
 
 
+def test_samples_far_beyond_full_scale_are_numbers(tmp_path: Path) -> None:
+    sound = 1e30 * voices(2)
+    media = decoded(write_sound(tmp_path / "a.wav", sound, layout="stereo"))
+    assert np.abs(waveform_of(media)).max() == 1
+    assert told(media) == []
+
+
 # --------------------------------------------------------------------------- files of channels
 
 # Of so many channels, a layout that FFmpeg knows by name; the third is the centre.

@@ -1,0 +1,136 @@
+"""The utterances of a media file that comes without words: heard, and kept as far as it was heard.
+
+Hearing an hour takes minutes, so every finished stretch is saved: a killed run goes on behind it,
+and ends with the same utterances.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fusion.inference.recogniser import BUNDLED_RECOGNISER, Recogniser, load_recogniser
+from fusion.inference.saved_features import FOLDER
+from fusion.inference.segments import Heard, SpokenSpan
+from fusion.inference.speech import (
+    SpeechConfig,
+    Stretch,
+    describe_doubts,
+    describe_speech,
+    listen,
+)
+from pipeline.errors import ClipError, InputError
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import MediaSpan
+from pipeline.system.files import write_whole
+
+OnHeard = Callable[[int, int], None]  # milliseconds of the file heard, and in all
+
+
+class SavedStretches:
+    """What was heard of one file, with one recogniser and these settings, in a file of its own."""
+
+    def __init__(self, out: Path, *, media: str, speech: dict[str, Any]) -> None:
+        """
+        media:  what stands for the file's bytes, and for how much of it is heard
+        speech: detector, recogniser and settings, as `describe_speech` has them
+        """
+        digest = hashlib.sha256(json.dumps([media, speech]).encode()).hexdigest()
+        self.folder = out / FOLDER / digest[:32]
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "stretches.json"
+
+    def read(self) -> list[Stretch]:
+        """Empty where nothing is saved, or what is there is damaged: it is heard anew."""
+        try:
+            return [_stretch(values) for values in json.loads(self._file.read_bytes())]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def write(self, stretches: list[Stretch]) -> None:
+        """Raises StorageError."""
+        write_whole(self._file, json.dumps([asdict(each) for each in stretches]).encode())
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # another file's are still in it
+            self.folder.parent.rmdir()
+
+
+def hear(
+    path: Path,
+    decode: DecodeConfig,
+    config: SpeechConfig,
+    *,
+    asr: str | None,
+    no_text: bool,
+    media: str,
+    duration_ms: int,
+    saved_in: Path | None = None,
+    on_progress: OnHeard = lambda done_ms, total_ms: None,
+) -> tuple[Heard, dict[str, Any], SavedStretches | None]:
+    """A file's utterances, how they were found, and what is saved of them.
+
+    Args:
+        asr: the recogniser, as in `find_recogniser`; None takes the small English one
+        no_text: find where somebody speaks, and recognise nothing
+        media: what stands for the file's bytes
+        duration_ms: of the file; what comes later is not heard
+        saved_in: a folder for what is unfinished
+
+    Raises:
+        InputError: the file has no sound that can be decoded.
+        WeightsMissing, MismatchError: no detector or no recogniser, with the ways to get one.
+        UsageError: the recogniser does not know the language.
+    """
+    with _recogniser(asr, no_text) as recogniser:
+        speech = describe_speech(config, recogniser)
+        saved = None
+        if saved_in is not None:
+            saved = SavedStretches(saved_in, media=f"{media} {duration_ms}", speech=speech)
+        stretches = saved.read() if saved is not None else []
+        try:
+            for stretch in listen(
+                path,
+                decode,
+                config,
+                recogniser,
+                duration_ms=duration_ms,
+                from_ms=stretches[-1].end_ms if stretches else 0,
+                on_progress=lambda done_ms: on_progress(done_ms, duration_ms),
+            ):
+                stretches.append(stretch)
+                if saved is not None:
+                    saved.write(stretches)
+        except ClipError as error:
+            raise InputError(
+                f"{path}: nothing can be heard in it ({error.message}); say where its utterances "
+                'are: --subtitles FILE, --transcript FILE, or --text "WORDS" where it is one'
+            ) from error
+    spans = tuple(span for stretch in stretches for span in stretch.utterances)
+    notes = describe_doubts(stretches)
+    if not spans:
+        notes = (*notes, "nobody is heard to speak in it, so there is no utterance")
+    return Heard(spans=spans, notes=notes), speech, saved
+
+
+@contextmanager
+def _recogniser(asr: str | None, no_text: bool) -> Iterator[Recogniser | None]:
+    if no_text:
+        yield None
+        return
+    with load_recogniser(asr or BUNDLED_RECOGNISER) as recogniser:
+        yield recogniser
+
+
+def _stretch(values: dict[str, Any]) -> Stretch:
+    utterances = tuple(
+        SpokenSpan(**{**each, "span": MediaSpan(**each["span"])}) for each in values["utterances"]
+    )
+    return Stretch(**{**values, "utterances": utterances})
