@@ -353,6 +353,7 @@ class Model:
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         from fusion.inference.load import load_model
+        from pipeline.decode.process import DecoderProcess
 
         self._predictor = load_model(
             _path(model, "model"),
@@ -360,6 +361,7 @@ class Model:
             encoders=_path(encoders, "encoders"),
             device=device,
         )
+        self._decoder = DecoderProcess()
         self.name = self._predictor.name
         self.modalities = self._predictor.modalities
 
@@ -400,7 +402,7 @@ class Model:
             start_s=start,
             end_s=end,
         )
-        return predict_media(self._predictor, prepared)
+        return predict_media(self._predictor, prepared, decoder=self._decoder)
 
     def timeline(
         self,
@@ -432,7 +434,10 @@ class Model:
             start_s=start,
             end_s=end,
         )
-        utterances = list(predict_media(self._predictor, prepared, on_progress=on_progress))
+        predicted = predict_media(
+            self._predictor, prepared, on_progress=on_progress, decoder=self._decoder
+        )
+        utterances = list(predicted)
         return finish(self._predictor, prepared, utterances)
 
     @_speaks_python
@@ -443,7 +448,8 @@ class Model:
         path = _path(media, "media")
         if path is None:
             raise UsageError("media must be a path, not None")
-        return prepare_media(path, build_config(WordsConfig, given(**words)), self._predictor)
+        config = build_config(WordsConfig, given(**words))
+        return prepare_media(path, config, self._predictor, decoder=self._decoder)
 
 
 @_speaks_python

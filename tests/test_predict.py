@@ -32,6 +32,7 @@ from fusion.training.train import TrainConfig, train_fusion
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.schema import EMOTIONS, SENTIMENTS, MediaSpan, Modality, Utterance
+from tests import crashing
 from tests.conftest import Meld
 from tests.media import tone, write_clip
 
@@ -323,6 +324,41 @@ def test_one_bad_file_of_several_is_told_and_the_others_are_done(
     assert done.status == 3
     assert "b.mp4: a web page" in done.err
     assert [each["timeline"] is not None for each in done.json["files"]] == [True, False, True]
+
+
+def test_a_file_that_crashes_its_decoder_is_told_and_what_was_done_of_it_is_kept(
+    meld: Meld,
+    train: Train,
+    talk: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fusion.inference.media.UTTERANCES_PER_BATCH", 1)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    media, _ = talk
+    cues = [f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\nHello!\n" for n in range(4)]
+    for name in ("bad", "good"):
+        (folder / f"{name}.mp4").write_bytes(media.read_bytes())
+        (folder / f"{name}.srt").write_text("\n".join(cues))
+    arguments = ("--model", train(modalities=("text", "audio")), "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.decode.process.decode_spans", crashing.decode_all_but_bad)
+        done = meld("predict", folder, *arguments, "--json")
+        assert done.status == 3
+        [line] = done.err.strip().splitlines()
+        assert "bad.mp4: reading it ended the decoder (SIGABRT) after 1.9 s of it" in line
+        assert [each["timeline"] is not None for each in done.json["files"]] == [False, True]
+        alone = meld("predict", folder / "bad.mp4", *arguments)
+        assert (alone.status, alone.out, alone.err.count("\n")) == (4, "", 1)
+    batches = [path.name for path in (out / FOLDER).rglob("*.safetensors")]
+    assert sorted(batches) == ["batch-000000.safetensors", "batch-000001.safetensors"]
+    assert meld("predict", folder / "bad.mp4", *arguments).status == 0  # with a decoder that can
+    timelines = [
+        json.loads((out / f"{name}.mp4.meld.json").read_text()) for name in ("bad", "good")
+    ]
+    assert timelines[0]["utterances"] == timelines[1]["utterances"]
+    assert not (out / FOLDER).exists()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from fusion.inference.speech import (
     describe_speech,
     listen,
 )
+from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, InputError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -74,6 +75,7 @@ def hear(
     duration_ms: int,
     saved_in: Path | None = None,
     on_progress: OnHeard = lambda done_ms, total_ms: None,
+    decoder: Decoder = HERE,
 ) -> tuple[Heard, dict[str, Any], SavedStretches | None]:
     """A file's utterances, how they were found, and what is saved of them.
 
@@ -83,6 +85,7 @@ def hear(
         media: what stands for the file's bytes
         duration_ms: of the file; what comes later is not heard
         saved_in: a folder for what is unfinished
+        decoder: who reads the file
 
     Raises:
         InputError: the file has no sound that can be decoded.
@@ -104,6 +107,7 @@ def hear(
                 duration_ms=duration_ms,
                 from_ms=stretches[-1].end_ms if stretches else 0,
                 on_progress=lambda done_ms: on_progress(done_ms, duration_ms),
+                decoder=decoder,
             ):
                 stretches.append(stretch)
                 if saved is not None:

@@ -1,6 +1,6 @@
 """The utterances of one media file to predictions, in one pass over the file.
 
-    spans -> decode_spans -> batches -> Predictor.encode -> Predictor.predict_turns -> utterances
+    spans -> Decoder -> batches -> Predictor.encode -> Predictor.predict_turns -> utterances
 
 What is held at one time: a batch of decoded spans, and the features of the turns that an utterance
 still to come may see.
@@ -17,7 +17,7 @@ from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import SpokenSpan
 from pipeline.corpus.texts import with_context
 from pipeline.decode.clip import as_clip
-from pipeline.decode.spans import decode_spans
+from pipeline.decode.process import HERE, Decoder
 from pipeline.schema import (
     MEDIA,
     ClipFailure,
@@ -70,6 +70,7 @@ def predict_spans(
     *,
     duration_ms: int | None = None,
     saved: SavedFeatures | None = None,
+    decoder: Decoder = HERE,
 ) -> Iterator[PredictedUtterance]:
     """Each span, in order, as soon as what is said of it can change no more.
 
@@ -81,13 +82,15 @@ def predict_spans(
         duration_ms: of the file, where it is known: what lasts until then is read to the file's
             end, as a clip of a corpus is
         saved: where features of finished batches are kept, and taken from
+        decoder: who reads the file
 
-    Never raises for a bad file: an utterance without any modality has no prediction, and says why.
+    Of a bad file an utterance without any modality has no prediction, and says why.
+    Raises ClipError where the file ends the decoder's process.
     """
     held: list[ClipFeatures] = []  # of the utterances from number `first` on
     first = num_given = 0
     to_read = [_to_read(each.span, duration_ms) for each in spans]
-    for batch in _encode(predictor, path, spans, to_read, saved):
+    for batch in _encode(predictor, path, spans, to_read, saved, decoder):
         held += batch
         num_there = first + len(held)
         is_last = num_there == len(spans)
@@ -107,6 +110,7 @@ def _encode(
     spans: Sequence[SpokenSpan],
     to_read: Sequence[MediaSpan],
     saved: SavedFeatures | None,
+    decoder: Decoder,
 ) -> Iterator[list[ClipFeatures]]:
     """Features of each batch; nothing is decoded before the first that is not saved."""
     utterances = with_context(
@@ -119,7 +123,7 @@ def _encode(
         features = saved.read(number, batch) if saved is not None and clips is None else None
         if features is None:
             if clips is None:
-                clips = _decode(predictor, path, to_read[start:], utterances[start:])
+                clips = _decode(predictor, path, to_read[start:], utterances[start:], decoder)
             features = predictor.encode(list(islice(clips, len(batch))))
             if saved is not None:
                 saved.write(number, features)
@@ -127,14 +131,18 @@ def _encode(
 
 
 def _decode(
-    predictor: Predictor, path: Path, spans: Sequence[MediaSpan], utterances: Sequence[Utterance]
+    predictor: Predictor,
+    path: Path,
+    spans: Sequence[MediaSpan],
+    utterances: Sequence[Utterance],
+    decoder: Decoder,
 ) -> Iterator[DecodedClip]:
     wanted = [name for name in predictor.modalities if name in MEDIA]
     media: Iterator[DecodedMedia]
     if predictor.decode is None or not wanted:  # words alone
         media = (DecodedMedia(span=span) for span in spans)
     else:
-        media = decode_spans(path, spans, predictor.decode, wanted)
+        media = decoder.decode(path, spans, predictor.decode, wanted)
     for utterance, decoded in zip(utterances, media, strict=True):
         yield as_clip(utterance, decoded)
 

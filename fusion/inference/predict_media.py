@@ -25,7 +25,8 @@ from fusion.inference.timeline import (
 )
 from fusion.inference.transcript import read_transcript
 from pipeline.corpus.texts import normalise_text
-from pipeline.decode.measure import MediaLength, measure_media
+from pipeline.decode.measure import MediaLength
+from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, InputError, StorageError, UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -102,6 +103,7 @@ def prepare_media(
     *,
     saved_in: Path | None = None,
     on_progress: OnProgress = lambda done_ms, total_ms: None,
+    decoder: Decoder = HERE,
 ) -> PreparedMedia:
     """Reads headers, hashes the file and finds its utterances; its sound is decoded only where
     nothing else says where they are.
@@ -109,6 +111,7 @@ def prepare_media(
     Args:
         saved_in: a folder for what is unfinished
         on_progress: of hearing
+        decoder: who reads the file
 
     Raises:
         InputError: no media file that can be read, or no utterances are to be had for it.
@@ -118,11 +121,11 @@ def prepare_media(
     """
     _check_words(words, predictor)
     try:
-        length = measure_media(path)
+        length = decoder.measure(path)
     except ClipError as error:
         raise InputError(f"{path}: {error.message}") from error
     digest = _digest(path)
-    found = _find_utterances(path, words, length, predictor, digest, saved_in, on_progress)
+    found = _find_utterances(path, words, length, predictor, digest, saved_in, on_progress, decoder)
     fitted = fit_into(
         found.heard.spans,
         length.duration_ms,
@@ -156,22 +159,36 @@ def predict_media(
     *,
     saved: SavedFeatures | None = None,
     on_progress: OnProgress = lambda done_ms, total_ms: None,
+    decoder: Decoder = HERE,
 ) -> Iterator[PredictedUtterance]:
     """Each utterance, as soon as what is said of it can change no more.
 
-    saved: where unfinished work is kept, and found again
+    Args:
+        saved: where unfinished work is kept, and found again
+        decoder: who reads the file
+
+    Raises InputError where the file ends the decoder's process.
     """
     total_ms = max((_end_ms(each) for each in prepared.spans), default=0)
     on_progress(0, total_ms)
-    for each in predict_spans(
-        predictor,
-        prepared.path,
-        prepared.spans,
-        duration_ms=prepared.media.duration_ms,
-        saved=saved,
-    ):
-        on_progress(_end_ms(each.spoken), total_ms)
-        yield each
+    last_ms = 0
+    try:
+        for each in predict_spans(
+            predictor,
+            prepared.path,
+            prepared.spans,
+            duration_ms=prepared.media.duration_ms,
+            saved=saved,
+            decoder=decoder,
+        ):
+            last_ms = _end_ms(each.spoken)
+            on_progress(last_ms, total_ms)
+            yield each
+    except ClipError as error:
+        raise InputError(
+            f"{prepared.path}: {error.message} after {last_ms / 1000:.1f} s of it; convert it to "
+            "another format, or take the part that can be read: --end"
+        ) from error
 
 
 def finish(
@@ -220,6 +237,7 @@ def _find_utterances(
     digest: str,
     saved_in: Path | None,
     on_progress: OnProgress,
+    decoder: Decoder,
 ) -> _Found:
     if words.text is not None:
         text = normalise_text(words.text)
@@ -242,6 +260,7 @@ def _find_utterances(
         duration_ms=min(end_ms, length.duration_ms),
         saved_in=saved_in,
         on_progress=on_progress,
+        decoder=decoder,
     )
     return _Found(source="speech", heard=heard, speech=speech, saved=saved)
 

@@ -41,6 +41,7 @@ from fusion.inference.voice import (
     hash_detector,
     read_sound,
 )
+from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
@@ -115,6 +116,7 @@ def listen(
     duration_ms: int,
     from_ms: int = 0,
     on_progress: OnProgress = lambda done_ms: None,
+    decoder: Decoder = HERE,
 ) -> Iterator[Stretch]:
     """The utterances of a file, stretch by stretch, in order, each as soon as it is finished.
 
@@ -126,6 +128,7 @@ def listen(
             recognised again, nor given. Their sound is read, as the detector carries a state: that
             costs seconds per hour of media
         on_progress: is told how many milliseconds of the file are finished
+        decoder: who reads the file
 
     Raises:
         WeightsMissing: the detector is not installed.
@@ -140,7 +143,7 @@ def listen(
             f"{', '.join(recogniser.languages)}; name another (--asr FOLDER), or leave the words "
             "out (--no-text)"
         )
-    return _listen(path, decode, config, recogniser, duration_ms, from_ms, on_progress)
+    return _listen(path, decode, config, recogniser, duration_ms, from_ms, on_progress, decoder)
 
 
 def _listen(
@@ -151,9 +154,10 @@ def _listen(
     duration_ms: int,
     from_ms: int,
     on_progress: OnProgress,
+    decoder: Decoder,
 ) -> Iterator[Stretch]:
     done_ms = 0
-    for regions, sound in _stretches(path, decode, config, duration_ms, on_progress):
+    for regions, sound in _stretches(path, decode, config, duration_ms, on_progress, decoder):
         start_ms, done_ms = done_ms, sound.end_ms if not regions else regions[-1].end_ms
         if start_ms < from_ms < done_ms:
             raise ValueError(f"{path}: no stretch ends at {from_ms} ms")
@@ -243,12 +247,13 @@ def _stretches(
     config: SpeechConfig,
     duration_ms: int,
     on_progress: OnProgress,
+    decoder: Decoder,
 ) -> Iterator[tuple[list[SpeechRegion], _Sound]]:
     """The regions of each stretch, in order, and the sound to hear them in; at last what is left of
     the file, with no regions."""
     detector, finder, sound = VoiceDetector.load(), RegionFinder(config.voice), _Sound()
     waiting: list[SpeechRegion] = []
-    for samples in read_sound(path, decode, duration_ms=duration_ms):
+    for samples in read_sound(path, decode, duration_ms=duration_ms, decoder=decoder):
         sound.add(samples)
         waiting += finder.take(detector.take(samples))
         while group := take_stretch(waiting, finder.settled_ms, config):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode.spans import decode_spans
+from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, WeightsMissing
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan
@@ -104,6 +104,7 @@ def find_speech(
     *,
     duration_ms: int,
     on_progress: OnProgress = lambda heard_ms: None,
+    decoder: Decoder = HERE,
 ) -> Iterator[SpeechRegion]:
     """The regions of a file in which somebody speaks, in order, as soon as each has ended.
 
@@ -111,6 +112,7 @@ def find_speech(
         decode: which channel is heard; rate and length are the detector's own
         duration_ms: of the file; what comes later is not heard
         on_progress: is told how many of them have been heard, about every 30 s
+        decoder: who reads the file
 
     Raises:
         WeightsMissing: the detector is not installed.
@@ -118,7 +120,7 @@ def find_speech(
     """
     detector, finder = VoiceDetector.load(), RegionFinder(config)
     position = 0
-    for samples in read_sound(path, decode, duration_ms=duration_ms):
+    for samples in read_sound(path, decode, duration_ms=duration_ms, decoder=decoder):
         yield from finder.take(detector.take(samples))
         position += len(samples)
         on_progress(min(position // _SAMPLES_PER_MS, duration_ms))
@@ -131,7 +133,7 @@ def find_speech(
 
 
 def read_sound(
-    path: Path, decode: DecodeConfig, *, duration_ms: int
+    path: Path, decode: DecodeConfig, *, duration_ms: int, decoder: Decoder = HERE
 ) -> Iterator[NDArray[np.float32]]:
     """The sound of a file in blocks, mono at `RATE_HZ`: sample n of all is heard n / 16 ms after
     the file's start, give or take `SYNC_SLACK_S`.
@@ -147,7 +149,7 @@ def read_sound(
         MediaSpan(start_ms=start, end_ms=min(start + _BLOCK_MS, duration_ms)) for start in starts
     ]
     position = 0
-    for media in decode_spans(path, spans, config, ["audio"]):
+    for media in decoder.decode(path, spans, config, ["audio"]):
         if media.waveform is None:
             _check_absence(media, nothing_yet=not position)
             continue

@@ -23,6 +23,7 @@ from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.timeline import Timeline
 from fusion.prediction.timeline_files import WRITERS
 from pipeline.corpus.clips import EXTENSIONS
+from pipeline.decode.process import Decoder, DecoderProcess
 from pipeline.errors import InputError, MeldError, StorageError, UsageError
 from pipeline.system.files import write_whole
 
@@ -110,7 +111,8 @@ def predict_files(
 ) -> PredictReport:
     """Predicts every file; what an earlier call that was killed finished of one is taken over.
 
-    A file that cannot be predicted is told in its result, and the others are not held up by it.
+    A file that cannot be predicted, even one that crashes its decoder, is told in its result, and
+    the others are not held up by it.
 
     Raises:
         UsageError: options that do not go together.
@@ -119,29 +121,33 @@ def predict_files(
     """
     files = find_media(config.media)
     _check_several(files, config)
-    predictor = load_model(
-        config.model,
-        weights_dir=config.weights_dir,
-        encoders=config.encoders,
-        device=config.device,
-    )
     if config.writes:
         _check_folder(config.out)
     results = []
-    for path in files:
-        try:
-            prepared = prepare_media(
-                path,
-                config.words,
-                predictor,
-                saved_in=config.out if config.writes else None,
-                on_progress=partial(on_progress, path),
-            )
-            results.append(_predict_one(config, predictor, prepared, on_utterance, on_progress))
-        except InputError as error:
-            if len(files) == 1:
-                raise
-            results.append(FileResult(path=path, timeline=None, error=error))
+    with DecoderProcess() as decoder:  # it starts while the model is loaded
+        predictor = load_model(
+            config.model,
+            weights_dir=config.weights_dir,
+            encoders=config.encoders,
+            device=config.device,
+        )
+        for path in files:
+            try:
+                prepared = prepare_media(
+                    path,
+                    config.words,
+                    predictor,
+                    saved_in=config.out if config.writes else None,
+                    on_progress=partial(on_progress, path),
+                    decoder=decoder,
+                )
+                results.append(
+                    _predict_one(config, predictor, prepared, on_utterance, on_progress, decoder)
+                )
+            except InputError as error:
+                if len(files) == 1:
+                    raise
+                results.append(FileResult(path=path, timeline=None, error=error))
     return PredictReport(model=predictor.name, files=tuple(results))
 
 
@@ -176,6 +182,7 @@ def _predict_one(
     prepared: PreparedMedia,
     on_utterance: OnUtterance,
     on_progress: OnProgress,
+    decoder: Decoder,
 ) -> FileResult:
     path = prepared.path
     saved = None
@@ -192,6 +199,7 @@ def _predict_one(
         prepared,
         saved=saved,
         on_progress=partial(on_progress, path),
+        decoder=decoder,
     ):
         on_utterance(path, each)
         utterances.append(each)
