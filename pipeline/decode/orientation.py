@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from numpy.typing import NDArray
 
 _UNIT = 1 << 16  # the matrix has 16 bits behind the point
@@ -29,7 +29,9 @@ class Orientation:
         """What the frame's display matrix asks for; other angles go to the nearest quarter. None
         where it has no matrix."""
         try:
-            found = frame.side_data.get(Type.DISPLAYMATRIX)
+            # Not `frame.side_data`, which the frame keeps: as that keeps the frame, only the
+            # garbage collector would free the picture, and the decoder take new memory meanwhile.
+            found = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
         except ValueError:  # side data of a kind that PyAV has no name for hide the others
             return cls(quarter_turns=round(frame.rotation / 90) % 4)
         return None if found is None else cls.of_matrix(bytes(found))

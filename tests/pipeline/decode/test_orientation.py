@@ -1,5 +1,6 @@
 """All eight ways to lay a picture, by a display matrix, a projection or an SEI message."""
 
+import gc
 import struct
 from pathlib import Path
 
@@ -171,3 +172,16 @@ def test_a_matrix_that_shows_nothing_is_no_matrix(matrix: bytes) -> None:
 def matrix_bytes(matrix: Matrix) -> bytes:
     a, b, c, d = (round(value * 65536) for value in matrix)
     return struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+
+def test_a_picture_is_freed_when_it_has_been_seen(tmp_path: Path) -> None:
+    """And not when the garbage collector comes by: until then each keeps its megabyte."""
+    path = write_clip(tmp_path / "a.mp4", num_frames=40)
+    gc.collect()
+    gc.disable()
+    try:
+        decode_media(path, MediaSpan(), DecodeConfig(), ["video"])
+        left = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left == 0
