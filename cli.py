@@ -719,6 +719,27 @@ def predict(
         typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
     ] = None,
     device: DeviceOption = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(
+            help="Of the encoders' arithmetic; auto is what the model was trained with, and only "
+            "that gives what meld evaluate gives.  [default: auto]"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU cores, and files at one time, where there are 32 or more files; fewer are "
+            "predicted one after the other.  [default: all cores]"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to predict on, however few files there are: auto or host:port.  "
+            "[default: this machine]"
+        ),
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -734,6 +755,9 @@ def predict(
         weights_dir=weights_dir,
         encoders=encoders,
         device=device,
+        precision=precision,
+        workers=workers,
+        address=address,
     )
     words = given(
         subtitles=subtitles,
@@ -750,12 +774,13 @@ def predict(
 
     settings = merge_with_file(config, options, always_given=("media",), words=words)
     predict_config = build_config(PredictConfig, settings)
-    with progress("seconds of media") as advance:
+    with progress("predicting") as advance:
         report = predict_files(
             predict_config,
             on_progress=lambda path, done_ms, total_ms: advance(
-                done_ms // 1000, total_ms // 1000, told=path.name
+                done_ms // 1000, total_ms // 1000, told=f"s of {path.name}"
             ),
+            on_files=lambda done, total: advance(done, total, told="files"),
         )
     show_predictions(report, predict_config, as_json)
     tell_failures(report)

@@ -322,6 +322,7 @@ def load(
     weights_dir: AnyPath | None = None,
     encoders: AnyPath | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> "Model":
     """A trained run with its encoders, ready for any media file.
 
@@ -331,10 +332,14 @@ def load(
 
     model: None takes `meld-text`, which comes with this program and reads words alone
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
+    precision: what encoders compute in that can; "auto" is that of the features which the run was
+        trained on, and only that gives the probabilities of `evaluate`
 
     Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
     """
-    return Model(model, weights_dir=weights_dir, encoders=encoders, device=device)
+    return Model(
+        model, weights_dir=weights_dir, encoders=encoders, device=device, precision=precision
+    )
 
 
 class Model:
@@ -351,17 +356,20 @@ class Model:
         weights_dir: AnyPath | None = None,
         encoders: AnyPath | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        from fusion.inference.load import load_model
+        from fusion.inference.load import ModelChoice
         from pipeline.decode.process import DecoderProcess
 
-        self._predictor = load_model(
-            _path(model, "model"),
+        choice = ModelChoice(
+            run=_path(model, "model"),
             weights_dir=_path(weights_dir, "weights_dir"),
             encoders=_path(encoders, "encoders"),
             device=device,
+            precision=precision,
         )
-        self._decoder = DecoderProcess()
+        self._decoder = DecoderProcess()  # it starts while the model is loaded
+        self._predictor = choice.load()
         self.name = self._predictor.name
         self.modalities = self._predictor.modalities
 

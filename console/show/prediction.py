@@ -9,7 +9,8 @@ from console.show.recipe import print_random
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.prediction import HeadPrediction
 from fusion.inference.timeline import NOTICE, Shares, Timeline
-from fusion.prediction.predict_files import FileResult, PredictConfig, PredictReport
+from fusion.prediction.one_file import FileResult
+from fusion.prediction.predict_files import PredictConfig, PredictReport
 from fusion.prediction.timeline_files import WRITERS, clock
 from pipeline.system.one_line import one_line
 

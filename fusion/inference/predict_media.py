@@ -203,6 +203,7 @@ def finish(
             recipe=recipe.fingerprint,
             modalities=predictor.modalities,
             random_weights=recipe.random_modalities,
+            precision=predictor.precision,
         ),
         segmentation=prepared.segmentation,
         utterances=tuple(utterances),

@@ -6,6 +6,7 @@ clips -> encode_clips -> features -> fusion model, with every choice of modaliti
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from fusion.inference.subsets import predict_subsets
 from fusion.inference.temperature import Temperature
 from fusion.labels import UNLABELLED, Labels
 from pipeline.encode import Encoders, encode_clips
-from pipeline.errors import MismatchError
-from pipeline.recipe import REVISION, DecodeConfig
+from pipeline.encoders.choice import compute_in
+from pipeline.encoders.encoder import EncoderChoice
+from pipeline.errors import MismatchError, UsageError
+from pipeline.recipe import REVISION, DecodeConfig, FeatureRecipe, Precision
 from pipeline.schema import (
     EMOTIONS,
     MEDIA,
@@ -64,11 +67,16 @@ class Predictor:
         weights_dir: Path | None = None,
         encoders: Path | None = None,
         device: str = "cpu",
+        precision: Precision | None = None,
     ) -> "Predictor":
         """Reads the run once, finds its encoders and loads them; arguments as in
         `find_encoders_of`.
 
+        precision: what encoders compute in that can; None takes that of the features which the run
+            was trained on, and only that gives the probabilities of `meld evaluate`
+
         Raises:
+            UsageError: none of its encoders, or not this machine, can compute in that precision.
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
                 features and not with the run; its features are of another revision; one of its
                 heads never learned; or encoders other than its own.
@@ -92,6 +100,10 @@ class Predictor:
                 f"noise; train a run on a corpus that has {head} labels as well"
             )
         choices = find_encoders_of(run, checkpoint, weights_dir=weights_dir, encoders=encoders)
+        if precision is not None:
+            _check_precision(precision, device)
+            choices = compute_in(choices, precision)
+            checkpoint = replace(checkpoint, recipe=_recipe_of(checkpoint.recipe, choices))
         checkpoint.model.to(device)
         loaded = Encoders(choices, checkpoint.recipe.decode).to(device)
         fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
@@ -112,6 +124,12 @@ class Predictor:
         """Stands for all that decides the numbers: weights, encoders, and what computes them."""
         device = next(self.checkpoint.model.parameters()).device.type
         return f"{self.fingerprint} {self.checkpoint.recipe.fingerprint} {device}"
+
+    @property
+    def precision(self) -> dict[Modality, Precision]:
+        """What each encoder computes in."""
+        specs = {spec.modality: spec for spec in self.checkpoint.recipe.encoders}
+        return {name: specs[name].precision for name in self.modalities}
 
     @property
     def decode(self) -> DecodeConfig | None:
@@ -234,6 +252,19 @@ class Predictor:
             text=tuple(clip.utterance.text for clip in clips),
             speaker=tuple(clip.utterance.speaker for clip in clips),
         )
+
+
+def _check_precision(precision: Precision, device: str) -> None:
+    """A CPU computes in any, if slowly."""
+    if precision == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError("--precision bfloat16: this GPU cannot; use --precision float32")
+
+
+def _recipe_of(recipe: FeatureRecipe, choices: Sequence[EncoderChoice]) -> FeatureRecipe:
+    """With the encoders as they compute now."""
+    specs = {choice.spec.modality: choice.spec for choice in choices}
+    encoders = tuple(specs.get(spec.modality, spec) for spec in recipe.encoders)
+    return replace(recipe, encoders=encoders)
 
 
 def _head(

@@ -174,13 +174,19 @@ def _in_hub_cache(name: str) -> Path | None:
 def load_recogniser(model: str | Path, *, num_threads: int | None = None) -> "WhisperProcess":
     """Starts a recogniser; `model` is as in `find_recogniser`.
 
-    num_threads: None takes all cores that this process may use
+    num_threads: None takes those that OMP_NUM_THREADS allows (Ray sets it in its workers), else all
+        cores that this process may use
 
     Raises:
         WeightsMissing: with the ways to get one.
         MismatchError: the files are not those of such a model.
     """
-    return WhisperProcess(find_recogniser(model), num_threads or num_cores())
+    return WhisperProcess(find_recogniser(model), num_threads or _num_threads())
+
+
+def _num_threads() -> int:
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() and int(told) else num_cores()
 
 
 class WhisperProcess:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.prediction import Part
+from pipeline.recipe import Precision
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 
 SCHEMA = "meld-timeline"
@@ -41,6 +42,7 @@ class MediaDescription:
 class ModelDescription:
     """fingerprint: SHA-256 of the weights; recipe: that of the encoders and the decoding
 
+    precision:      what each modality's encoder computes in
     random_weights: modalities whose encoder has, or started from, random weights: what such a
         model says of them is not meaningful by itself
     """
@@ -50,6 +52,7 @@ class ModelDescription:
     recipe: str
     modalities: tuple[Modality, ...]
     random_weights: tuple[Modality, ...] = ()
+    precision: Mapping[Modality, Precision] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ class Timeline:
                 "recipe": self.model.recipe,
                 "modalities": list(self.model.modalities),
                 "random_weights": list(self.model.random_weights),
+                "precision": dict(self.model.precision),
                 "labels": {"emotion": list(EMOTIONS), "sentiment": list(SENTIMENTS)},
             },
             "segmentation": {

@@ -1,37 +1,35 @@
 """Media files and folders -> a timeline for each, written beside one another.
 
-paths -> media files -> one Predictor -> utterances, as they come -> Timeline -> files
+paths -> media files -> a Timeline for each, one after the other or, if they are many, on Ray
+      -> files
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion.inference.load import load_model
+from fusion.inference.load import ModelChoice, choose_device
 from fusion.inference.media import PredictedUtterance
-from fusion.inference.predict_media import (
-    PreparedMedia,
-    WordsConfig,
-    finish,
-    predict_media,
-    prepare_media,
-)
-from fusion.inference.predictor import Predictor
-from fusion.inference.saved_features import SavedFeatures
-from fusion.inference.timeline import Timeline
+from fusion.inference.predict_media import WordsConfig
+from fusion.prediction.one_file import FileResult, predict_file
 from fusion.prediction.timeline_files import WRITERS
 from pipeline.corpus.clips import EXTENSIONS
-from pipeline.decode.process import Decoder, DecoderProcess
-from pipeline.errors import InputError, MeldError, StorageError, UsageError
+from pipeline.decode.process import DecoderProcess
+from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.parallel.work import Cluster
 from pipeline.system.files import write_whole
+from pipeline.system.resources import num_cores
 
+# From here on the seconds that Ray and its workers need to start are worth it.
+MANY_FILES = 32
 # Ends the names of what is written: a person's own talk.srt is never in the way.
 _OURS = ".meld"
 
 OnUtterance = Callable[[Path, PredictedUtterance], None]
 OnProgress = Callable[[Path, int, int], None]  # milliseconds of this file done, and in all
+OnFiles = Callable[[int, int], None]  # files done, and in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,12 @@ class PredictConfig:
     out:     folder of what is written; "-" writes nothing, and the caller prints the one format
         of the one file
     formats: some of json, csv, srt, vtt
+    precision: what encoders compute in that can; "auto" is that of the features which the model was
+        trained on, and only that gives the probabilities of `meld evaluate`
+    workers: CPU cores, and files at one time, on which `MANY_FILES` or more are worked on; 1 stays
+        in this process. None takes all there are
+    address: of a Ray cluster that the work goes to, however few files there are. It must see them,
+        the model and `out` under the same names
     """
 
     media: tuple[Path, ...]
@@ -53,10 +57,20 @@ class PredictConfig:
     weights_dir: Path | None = None
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if not self.media:
             raise UsageError("name at least one media file, or a folder of them")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        if self.workers is not None and self.address is not None:
+            raise UsageError(
+                f"--workers {self.workers}: the cluster at {self.address} has its own cores; leave "
+                "one of the two out"
+            )
         unknown = [name for name in self.formats if name not in WRITERS]
         if unknown or not self.formats:
             raise UsageError(
@@ -69,23 +83,20 @@ class PredictConfig:
     def writes(self) -> bool:
         return str(self.out) != "-"
 
+    @property
+    def saved_in(self) -> Path | None:
+        """The folder for what is unfinished."""
+        return self.out if self.writes else None
 
-@dataclass(frozen=True, kw_only=True)
-class FileResult:
-    """timeline: None where the file could not be predicted, and `error` says why"""
-
-    path: Path
-    timeline: Timeline | None
-    written: tuple[Path, ...] = ()
-    error: MeldError | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "path": str(self.path),
-            "timeline": None if self.timeline is None else self.timeline.to_dict(),
-            "written": [str(path) for path in self.written],
-            "error": None if self.error is None else str(self.error),
-        }
+    @property
+    def model_choice(self) -> ModelChoice:
+        return ModelChoice(
+            run=self.model,
+            weights_dir=self.weights_dir,
+            encoders=self.encoders,
+            device=self.device,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +119,13 @@ def predict_files(
     config: PredictConfig,
     on_utterance: OnUtterance = lambda path, utterance: None,
     on_progress: OnProgress = lambda path, done_ms, total_ms: None,
+    on_files: OnFiles = lambda done, total: None,
 ) -> PredictReport:
-    """Predicts every file; what an earlier call that was killed finished of one is taken over.
+    """Predicts every file; what an earlier call that was killed finished of them is taken over.
 
     A file that cannot be predicted, even one that crashes its decoder, is told in its result, and
-    the others are not held up by it.
+    the others are not held up by it. On Ray, `on_files` is told how many are done, and the
+    utterances of a file come all at once.
 
     Raises:
         UsageError: options that do not go together.
@@ -123,32 +136,95 @@ def predict_files(
     _check_several(files, config)
     if config.writes:
         _check_folder(config.out)
+    if _needs_ray(config, len(files)):
+        name, done = _on_ray(config, files, on_utterance, on_files)
+    else:
+        name, done = _here(config, files, on_utterance, on_progress)
     results = []
-    with DecoderProcess() as decoder:  # it starts while the model is loaded
-        predictor = load_model(
-            config.model,
-            weights_dir=config.weights_dir,
-            encoders=config.encoders,
-            device=config.device,
-        )
-        for path in files:
-            try:
-                prepared = prepare_media(
+    for result in done:
+        if result.error is not None and len(files) == 1:
+            raise result.error
+        results.append(_write(config, result))
+    # Not before: a call that is killed may have finished some files, and they are not begun again.
+    for result in results:
+        for saved in result.unfinished if result.timeline is not None else ():
+            saved.remove()
+    return PredictReport(model=name, files=tuple(results))
+
+
+def _here(
+    config: PredictConfig,
+    files: Sequence[Path],
+    on_utterance: OnUtterance,
+    on_progress: OnProgress,
+) -> tuple[str, Iterator[FileResult]]:
+    """One after the other in this process. The name of the model, and the results."""
+    decoder = DecoderProcess()  # it starts while the model is loaded
+    predictor = config.model_choice.load()
+
+    def results() -> Iterator[FileResult]:
+        with decoder:
+            for path in files:
+                yield predict_file(
                     path,
                     config.words,
                     predictor,
-                    saved_in=config.out if config.writes else None,
+                    decoder,
+                    saved_in=config.saved_in,
+                    on_utterance=partial(on_utterance, path),
                     on_progress=partial(on_progress, path),
-                    decoder=decoder,
                 )
-                results.append(
-                    _predict_one(config, predictor, prepared, on_utterance, on_progress, decoder)
-                )
-            except InputError as error:
-                if len(files) == 1:
-                    raise
-                results.append(FileResult(path=path, timeline=None, error=error))
-    return PredictReport(model=predictor.name, files=tuple(results))
+
+    return predictor.name, results()
+
+
+def _needs_ray(config: PredictConfig, num_files: int) -> bool:
+    if config.address is not None:
+        return True
+    many_cores = (num_cores() if config.workers is None else config.workers) > 1
+    # One GPU is busy with one process.
+    return num_files >= MANY_FILES and many_cores and choose_device(config.device) == "cpu"
+
+
+def _on_ray(
+    config: PredictConfig,
+    files: Sequence[Path],
+    on_utterance: OnUtterance,
+    on_files: OnFiles,
+) -> tuple[str, Iterator[FileResult]]:
+    """Several at a time. The name of the model, and the results."""
+    from fusion.prediction.many_files import FileWork, predict_on_ray  # Ray
+
+    name = config.model_choice.check()  # before workers are started for it
+    work = FileWork(words=config.words, model=config.model_choice, saved_in=config.saved_in)
+    cores = num_cores() if config.workers is None else config.workers
+    cluster = Cluster(device=config.device, workers=cores, address=config.address)
+
+    def results() -> Iterator[FileResult]:
+        done: list[FileResult | None] = [None] * len(files)
+        on_files(0, len(files))
+        for number, (index, result) in enumerate(predict_on_ray(files, work, cluster), start=1):
+            for each in () if result.timeline is None else result.timeline.utterances:
+                on_utterance(result.path, each)
+            done[index] = result
+            on_files(number, len(files))
+        for finished in done:
+            assert finished is not None
+            yield finished
+
+    return name, results()
+
+
+def _write(config: PredictConfig, result: FileResult) -> FileResult:
+    """Raises StorageError."""
+    if result.timeline is None or not config.writes:
+        return result
+    written = []
+    for name in config.formats:
+        target = config.out / f"{result.path.name}{_OURS}.{name}"
+        write_whole(target, WRITERS[name](result.timeline).encode())
+        written.append(target)
+    return replace(result, written=tuple(written))
 
 
 def find_media(paths: Sequence[Path]) -> list[Path]:
@@ -174,46 +250,6 @@ def find_media(paths: Sequence[Path]) -> list[Path]:
 def _is_media_name(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.suffix.lower() in EXTENSIONS and path.is_file()
-
-
-def _predict_one(
-    config: PredictConfig,
-    predictor: Predictor,
-    prepared: PreparedMedia,
-    on_utterance: OnUtterance,
-    on_progress: OnProgress,
-    decoder: Decoder,
-) -> FileResult:
-    path = prepared.path
-    saved = None
-    if config.writes:
-        saved = SavedFeatures(
-            config.out,
-            media=prepared.media.sha256,
-            model=predictor.identity,
-            spans=prepared.spans,
-        )
-    utterances = []
-    for each in predict_media(
-        predictor,
-        prepared,
-        saved=saved,
-        on_progress=partial(on_progress, path),
-        decoder=decoder,
-    ):
-        on_utterance(path, each)
-        utterances.append(each)
-    timeline = finish(predictor, prepared, utterances)
-    written = []
-    if config.writes:
-        for name in config.formats:
-            target = config.out / f"{path.name}{_OURS}.{name}"
-            write_whole(target, WRITERS[name](timeline).encode())
-            written.append(target)
-    for unfinished in (saved, prepared.saved):
-        if unfinished is not None:
-            unfinished.remove()
-    return FileResult(path=path, timeline=timeline, written=tuple(written))
 
 
 def _check_several(files: Sequence[Path], config: PredictConfig) -> None:

@@ -3,7 +3,8 @@
 So a stale cache is refused at once, and the process that only steers stays small.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,30 @@ def choose_saved(saved: SavedEncoders, modality: Modality) -> EncoderChoice:
     Raises InputError where the run has none of that modality.
     """
     return EncoderChoice(spec=saved.spec(modality), path=saved.path(modality))
+
+
+def compute_in(choices: Sequence[EncoderChoice], precision: Precision) -> tuple[EncoderChoice, ...]:
+    """The same encoders in another precision, for features that no cache has. An encoder that has
+    one precision only keeps it.
+
+    Raises UsageError where that would change none of them, or one is fine-tuned: its precision is
+    part of what it is.
+    """
+    chosen = []
+    for choice in choices:
+        spec = choice.spec
+        if precision == spec.precision or not find_entry(spec.modality, spec.name).autocast:
+            chosen.append(choice)
+        elif spec.weights == "finetuned":
+            raise UsageError(
+                f"--precision {precision}: the {spec.modality} encoder was fine-tuned in "
+                f"{spec.precision}; leave it out"
+            )
+        else:
+            chosen.append(replace(choice, spec=replace(spec, precision=precision)))
+    if all(choice.spec.precision != precision for choice in chosen):
+        names = ", ".join(choice.spec.name for choice in chosen)
+        raise UsageError(
+            f"--precision {precision}: {names} knows {chosen[0].spec.precision} only; leave it out"
+        )
+    return tuple(chosen)

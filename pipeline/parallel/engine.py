@@ -142,9 +142,11 @@ def decode_shards(
 
 
 def work_on_shards(
-    tasks: Sequence[ShardTask], work: ClipWork[Result], cluster: Cluster
+    tasks: Sequence[ShardTask], work: ClipWork[Result], cluster: Cluster, *, on_gpu: bool = False
 ) -> Iterator[WorkedShard[Result]]:
     """Any work on single clips, a core each: shards as they are finished, in any order.
+
+    on_gpu: the work needs a GPU of its own as well, of those that `cluster` has
 
     A modality of a clip that kills its worker is given up; nothing else is concerned.
 
@@ -156,8 +158,8 @@ def work_on_shards(
     def as_they_are() -> AbstractContextManager[_Finish]:
         return nullcontext(lambda shard: shard)
 
-    cluster = replace(cluster, device="cpu")
-    yield from _run_to_the_end(tasks, work, 1, as_they_are, cluster, least_cpus=1)
+    cluster = cluster if on_gpu else replace(cluster, device="cpu")
+    yield from _run_to_the_end(tasks, work, 1, as_they_are, cluster, least_cpus=1, gpus=int(on_gpu))
 
 
 def _run_to_the_end(
@@ -168,6 +170,7 @@ def _run_to_the_end(
     cluster: Cluster,
     *,
     least_cpus: int,
+    gpus: int = 0,
 ) -> Iterator[Any]:
     """What becomes of the tasks, in any order: `work` on their clips, then what is opened.
 
@@ -180,7 +183,7 @@ def _run_to_the_end(
         for round_number in range(1, MAX_ROUNDS + 1):
             try:
                 with open_finish() as finish:
-                    flow = _flow(list(left.values()), work, cpus, finish, suspects, cluster)
+                    flow = _flow(list(left.values()), work, cpus, gpus, finish, suspects, cluster)
                     for shard in flow:
                         del left[shard.split, shard.index]
                         yield shard
@@ -198,6 +201,7 @@ def _flow(
     tasks: Sequence[ShardTask],
     work: ClipWork[Any] | None,
     cpus: float,
+    gpus: int,
     finish: _Finish,
     suspects: set[_ShardKey],
     cluster: Cluster,
@@ -208,7 +212,7 @@ def _flow(
         after the other, when nothing else is decoded that could be to blame or suffer.
     """
     # No retries of Ray's own: it would begin the whole shard again, and meet the same clip.
-    worker = ray.remote(num_cpus=cpus, max_retries=0)(_work_on_shard)
+    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_on_shard)
     waiting = deque(task for task in tasks if (task.split, task.index) not in suspects)
     running: dict[_Ref, ShardTask] = {}
     most = _most_at_once(cpus)
@@ -236,12 +240,13 @@ def _flow(
         yield shard
     if work is not None:
         suspected = [task for task in tasks if (task.split, task.index) in suspects]
-        yield from _isolated(suspected, work, finish, cluster.threads, most)
+        yield from _isolated(suspected, work, gpus, finish, cluster.threads, most)
 
 
 def _isolated(
     tasks: Sequence[ShardTask],
     work: ClipWork[Any],
+    gpus: int,
     finish: _Finish,
     max_at_once: int | None,
     most: int,
@@ -250,7 +255,7 @@ def _isolated(
 
     max_at_once: processes beside each other; None takes a core each
     """
-    isolator = ray.remote(num_cpus=1, max_retries=MAX_ROUNDS)(_isolate_shard)
+    isolator = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_ROUNDS)(_isolate_shard)
     running: list[_Ref] = []
     for task in tasks:
         worked = isolator.remote(task, work, max_at_once)
