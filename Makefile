@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo quick test coverage test-all check bench bundled-model clean
+.PHONY: help demo quick test browser coverage test-all check bench bundled-model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ quick: $(READY) ## the tests that start neither Ray nor a child process, while y
 
 test: $(READY) ## the tests that must always pass
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
+
+browser: $(READY) ## what the tests of pages need beside an installed Chromium
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-browser.txt
 
 coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's and all others
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered

@@ -703,9 +703,17 @@ def predict(
     formats: Annotated[
         str | None,
         typer.Option(
-            "--format", help="What is written: some of json,csv,srt,vtt.  [default: json]"
+            "--format", help="What is written: some of json,csv,srt,vtt,html.  [default: json]"
         ),
     ] = None,
+    embed: Annotated[
+        bool,
+        typer.Option(
+            "--embed",
+            help="Put the video into the html page, up to 200 MiB.  [default: the page plays the "
+            "file from where it is]",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -752,6 +760,7 @@ def predict(
         model=model,
         out=out,
         formats=None if formats is None else tuple(filter(None, formats.split(","))),
+        embed=embed,
         weights_dir=weights_dir,
         encoders=encoders,
         device=device,

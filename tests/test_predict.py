@@ -270,10 +270,10 @@ def test_the_command_writes_what_it_shows_and_replaces_only_its_own_files(
         "--out",
         tmp_path,
     )
-    done = meld(*arguments, "--format", "json,csv,srt,vtt", "--json")
+    done = meld(*arguments, "--format", "json,csv,srt,vtt,html", "--json")
     assert done.status == 0
     names = sorted(path.name for path in tmp_path.iterdir() if path != own)
-    assert names == [f"talk.mp4.meld.{kind}" for kind in ("csv", "json", "srt", "vtt")]
+    assert names == [f"talk.mp4.meld.{kind}" for kind in ("csv", "html", "json", "srt", "vtt")]
     assert own.read_text() == "mine"
     written = json.loads((tmp_path / "talk.mp4.meld.json").read_text())
     jsonschema.validate(written, json.loads(SCHEMA_FILE.read_text()))

@@ -9,9 +9,10 @@ from console.show.recipe import print_random
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.prediction import HeadPrediction
 from fusion.inference.timeline import NOTICE, Shares, Timeline
+from fusion.prediction.formats import address_media, write_as
 from fusion.prediction.one_file import FileResult
 from fusion.prediction.predict_files import PredictConfig, PredictReport
-from fusion.prediction.timeline_files import WRITERS, clock
+from fusion.prediction.timeline_files import brief_clock, clock
 from pipeline.system.one_line import one_line
 
 # By sign, as the page has it: colour is never all that tells them.
@@ -26,7 +27,8 @@ def show_predictions(report: PredictReport, config: PredictConfig, as_json: bool
     if not config.writes:
         for result in report.files:
             if result.timeline is not None:
-                print(WRITERS[config.formats[0]](result.timeline), end="")
+                media_url = address_media(result.path, folder=None, embedded=config.embed)
+                print(write_as(config.formats[0], result.timeline, media_url=media_url), end="")
         return
     for result in report.files:
         if result.timeline is not None:
@@ -89,7 +91,7 @@ def _title(timeline: Timeline) -> str:
 
 
 def _row(each: PredictedUtterance, named: bool) -> list[Text]:
-    cells = [_brief_clock(each.spoken.span.start_ms)]
+    cells = [brief_clock(each.spoken.span.start_ms)]
     cells += [each.spoken.speaker or ""] if named else []
     if each.prediction is None:
         cells += ["-", "-", "-", each.error or ""]
@@ -103,14 +105,6 @@ def _row(each: PredictedUtterance, named: bool) -> list[Text]:
     return [Text(one_line(cell), style=style) for cell in cells]
 
 
-def _brief_clock(at_ms: int) -> str:
-    """ "1:02:03.4", hours only where there are any: what is written has the milliseconds."""
-    minutes, ms = divmod(at_ms // 100 * 100, 60_000)
-    hours, minute = divmod(minutes, 60)
-    seconds = f"{ms / 1000:04.1f}"
-    return f"{hours}:{minute:02d}:{seconds}" if hours else f"{minute}:{seconds}"
-
-
 def _told(head: HeadPrediction) -> str:
     return f"{head.label} {head.confidence:.2f}"
 
@@ -121,7 +115,7 @@ def _summary(timeline: Timeline) -> RenderableType:
     lines += [f"{one_line(name)}: {_shares(shares)}" for name, shares in summary.speakers.items()]
     by_id = {each.id: each for each in timeline.utterances}
     moments = [
-        f"{_brief_clock(each.spoken.span.start_ms)} {each.prediction.emotion.label}"
+        f"{brief_clock(each.spoken.span.start_ms)} {each.prediction.emotion.label}"
         for each in map(by_id.__getitem__, summary.moments)
         if each.prediction is not None
     ]

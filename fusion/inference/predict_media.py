@@ -141,7 +141,12 @@ def prepare_media(
         )
     return PreparedMedia(
         path=path,
-        media=MediaDescription(file=path.name, duration_ms=length.duration_ms, sha256=digest),
+        media=MediaDescription(
+            file=path.name,
+            duration_ms=length.duration_ms,
+            sha256=digest,
+            has_video=length.has_video,
+        ),
         segmentation=Segmentation(
             source=found.source,
             file=None if found.file is None else found.file.name,

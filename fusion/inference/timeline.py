@@ -31,11 +31,15 @@ _MOST_MOMENTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MediaDescription:
-    """file: its name without its folder; sha256: of its bytes, hex"""
+    """file: its name without its folder; sha256: of its bytes, hex
+
+    has_video: whether there is a picture to show, or sound alone
+    """
 
     file: str
     duration_ms: int
     sha256: str
+    has_video: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

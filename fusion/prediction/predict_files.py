@@ -13,8 +13,8 @@ from typing import Any, Literal
 from fusion.inference.load import ModelChoice, choose_device
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig
+from fusion.prediction.formats import FORMATS, PAGE, address_media, check_embedded, write_as
 from fusion.prediction.one_file import FileResult, predict_file
-from fusion.prediction.timeline_files import WRITERS
 from pipeline.corpus.clips import EXTENSIONS
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import InputError, StorageError, UsageError
@@ -40,7 +40,8 @@ class PredictConfig:
     model:   a trained run; None takes the one that comes with this program
     out:     folder of what is written; "-" writes nothing, and the caller prints the one format
         of the one file
-    formats: some of json, csv, srt, vtt
+    formats: some of json, csv, srt, vtt, html
+    embed:   a page holds the media itself; else it plays the file from where it is
     precision: what encoders compute in that can; "auto" is that of the features which the model was
         trained on, and only that gives the probabilities of `meld evaluate`
     workers: CPU cores, and files at one time, on which `MANY_FILES` or more are worked on; 1 stays
@@ -54,6 +55,7 @@ class PredictConfig:
     words: WordsConfig = field(default_factory=WordsConfig)
     out: Path = Path("predictions")
     formats: tuple[str, ...] = ("json",)
+    embed: bool = False
     weights_dir: Path | None = None
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,11 +73,13 @@ class PredictConfig:
                 f"--workers {self.workers}: the cluster at {self.address} has its own cores; leave "
                 "one of the two out"
             )
-        unknown = [name for name in self.formats if name not in WRITERS]
+        unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise UsageError(
-                f"--format {','.join(self.formats)}: some of {', '.join(WRITERS)}, with commas"
+                f"--format {','.join(self.formats)}: some of {', '.join(FORMATS)}, with commas"
             )
+        if self.embed and PAGE not in self.formats:
+            raise UsageError("--embed puts the media into the page: add --format html")
         if not self.writes and len(self.formats) > 1:
             raise UsageError(f"--out -: one format alone goes to stdout, not {len(self.formats)}")
 
@@ -134,6 +138,9 @@ def predict_files(
     """
     files = find_media(config.media)
     _check_several(files, config)
+    if config.embed:
+        for path in files:
+            check_embedded(path)
     if config.writes:
         _check_folder(config.out)
     if _needs_ray(config, len(files)):
@@ -222,7 +229,11 @@ def _write(config: PredictConfig, result: FileResult) -> FileResult:
     written = []
     for name in config.formats:
         target = config.out / f"{result.path.name}{_OURS}.{name}"
-        write_whole(target, WRITERS[name](result.timeline).encode())
+        media_url = None
+        if name == PAGE:
+            media_url = address_media(result.path, folder=config.out, embedded=config.embed)
+        text = write_as(name, result.timeline, media_url=media_url)
+        write_whole(target, text.encode("utf-8", "replace"))  # names may be no UTF-8
         written.append(target)
     return replace(result, written=tuple(written))
 

@@ -1,8 +1,8 @@
-"""A timeline as files: JSON, CSV, SubRip and WebVTT. All say the same, to the millisecond."""
+"""A timeline as a table and as subtitles. All say the same, to the millisecond."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fusion.inference.media import PredictedUtterance
@@ -102,9 +102,9 @@ def clock(at_ms: int, point: str = ".") -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}{point}{ms:03d}"
 
 
-WRITERS: Mapping[str, Callable[[Timeline], str]] = {
-    "json": Timeline.to_json,
-    "csv": to_csv,
-    "srt": to_srt,
-    "vtt": to_vtt,
-}
+def brief_clock(at_ms: int) -> str:
+    """ "1:02:03.4", hours only where there are any: for reading, what is written has it all."""
+    minutes, ms = divmod(at_ms // 100 * 100, 60_000)
+    hours, minute = divmod(minutes, 60)
+    seconds = f"{ms / 1000:04.1f}"
+    return f"{hours}:{minute:02d}:{seconds}" if hours else f"{minute}:{seconds}"

@@ -31,6 +31,10 @@ class MediaLength:
     modalities: tuple[Modality, ...]
     missing: dict[Modality, str]
 
+    @property
+    def has_video(self) -> bool:
+        return "video" in self.modalities
+
 
 def measure_media(path: Path) -> MediaLength:
     """Headers are believed where they tell each stream's length; else all packets' times are read.
