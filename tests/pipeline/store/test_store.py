@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -312,3 +313,28 @@ def test_a_second_writer_fails_at_once(shared: Prepared, decoder: Decoder, tmp_p
         pytest.raises(CacheBusy, match=f"process {os.getpid()} on "),
     ):
         prepare_store("train", shared.clips, config, CLUSTER)
+
+
+# --------------------------------------------------------------------------------------- killers
+
+
+def test_a_clip_whose_sound_kills_is_a_row_with_its_picture(
+    shared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly_row = 2
+    victim = shared.clips[deadly_row].path
+
+    def deadly(clip: LocatedClip, *, modalities: Sequence[Modality], **rest: Any) -> DecodedClip:
+        if clip.path == victim and "audio" in modalities:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode_clip(clip, modalities=modalities, **rest)
+
+    monkeypatch.setattr(parallel, "decode_clip", deadly)
+    store = prepare_store("train", shared.clips, config_in(tmp_path), CLUSTER)
+    [failure] = store.failures[deadly_row]
+    assert (failure.modality, failure.code, failure.lost) == ("audio", "killed_worker", True)
+    assert failure.message == "decoding its audio killed the worker 2 times (SIGKILL)"
+    for row, decoded in enumerate(shared.decoded):
+        if row == deadly_row:
+            decoded = dataclasses.replace(decoded, waveform=None, failures=(failure,))
+        assert_same(store.read(row), decoded)
