@@ -6,18 +6,17 @@ passed on.
 """
 
 import errno
-import functools
 import io
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import CommandInfo
 
+from console.commands.config import app as config_commands
+from console.edge import needs_extra, reports_errors, tell
 from console.options import (
     AsJson,
     ClusterAddress,
@@ -48,30 +47,26 @@ from console.options import (
 )
 from console.printing import print_json, say
 from console.progress import byte_progress, progress
+from console.settings import read_settings
+from console.start import FIRST_STEPS, GROUPS
 from pipeline.errors import MeldError, StorageError, UsageError
-from pipeline.options import given, merge_with_file, modalities_in, splits_in, weights_in
-from pipeline.system.one_line import one_line
+from pipeline.options import given, learning_rates_in, modalities_in, splits_in, weights_in
 
 if TYPE_CHECKING:
     from fusion.finetuning.loop import StepResult
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 # A full disk behind `meld ... > file`, or a reader that went away.
 _STDOUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
-# What is wrong with a path that was typed, whoever is the first to touch it.
-_PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="meld",
-    help="MELD clips to features to trained models of emotion; any video to a timeline.",
-    no_args_is_help=True,
+    epilog="`meld COMMAND --help` has examples; `meld config keys COMMAND` lists all settings; "
+    "`meld --install-completion` lets the shell complete commands and options.",
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Parameters = ParamSpec("Parameters")
 
 
 def main() -> None:
@@ -84,7 +79,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            app()
+            app(prog_name="meld")
         finally:
             sys.stdout.flush()  # at the very end, a failure would have no status of its own
     except OSError as error:
@@ -93,7 +88,7 @@ def main() -> None:
         _drop_what_cannot_be_printed()
         if isinstance(error, BrokenPipeError):  # `meld ... | head` has seen enough
             sys.exit(1)
-        _tell(f"meld: error: the output cannot be written: {error.strerror}")
+        tell(f"meld: error: the output cannot be written: {error.strerror}")
         sys.exit(StorageError.exit_status)
 
 
@@ -104,52 +99,6 @@ def _drop_what_cannot_be_printed() -> None:
     os.close(nowhere)
 
 
-def _tell(line: str) -> None:
-    """What went wrong, on stderr. Where that cannot be written, the exit status is all there is."""
-    with suppress(OSError):
-        print(line, file=sys.stderr)
-
-
-def _reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Ours: one line and its exit status. Anything else is a bug and keeps its traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="meld: %(message)s")
-        try:
-            command(*args, **kwargs)
-        except MeldError as error:
-            _tell(f"meld: error: {one_line(str(error))}")
-            raise typer.Exit(error.exit_status) from error
-        except OSError as error:
-            if error.filename is None or error.errno not in _PATH_FAILS:
-                raise
-            why = "no permission" if isinstance(error, PermissionError) else error.strerror
-            _tell(f"meld: error: {one_line(str(error.filename))}: {why}")
-            raise typer.Exit(StorageError.exit_status) from error
-        except KeyboardInterrupt as error:
-            _tell(
-                "meld: interrupted (a download, an extraction and an ablation go on where they "
-                "stopped, a fine-tuning with --resume)"
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from error
-
-    return run
-
-
-@contextmanager
-def _needs_extra(name: str) -> Iterator[None]:
-    """Around the imports of an optional part: what is missing, and the command that gets it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("console", "pipeline", "fusion"):
-            raise
-        raise UsageError(
-            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
-        ) from error
-
-
 def _default_corpus() -> Path | None:
     data = Path("data")
     return data if data.is_dir() else None
@@ -158,14 +107,34 @@ def _default_corpus() -> Path | None:
 # ------------------------------------------------------------------------------------ commands
 
 
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions of meld and of what decides values."),
+    ] = False,
+) -> None:
+    """Say what is felt in a video, and train the models that do, on MELD or on your own clips."""
+    if version:
+        from console.show.version import show_version
+
+        show_version()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(FIRST_STEPS)
+
+
 @app.command(epilog="Example: `meld sample --out data --dialogues 80 --seed 1`")
-@_reports_errors
+@reports_errors
 def sample(
     out: Annotated[Path, typer.Option(help="Folder to make the corpus in.")],
     dialogues: Annotated[
         int | None, typer.Option(help="How many dialogues, 3 to 8 clips each.  [default: 78]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same corpus, to the byte.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same corpus, to the byte.  [default: 0]")
+    ] = None,
     corrupt: Annotated[
         bool, typer.Option("--corrupt", help="Plant the accidents of the real corpus.")
     ] = False,
@@ -176,7 +145,7 @@ def sample(
     from console.show.sample import show_sample
     from pipeline.settings import build_config
 
-    with _needs_extra("sample"):
+    with needs_extra("sample"):
         from pipeline.sample.corpus import SampleConfig, make_sample
 
     options = given(out=out, dialogues=dialogues, seed=seed, corrupt=corrupt, workers=workers)
@@ -190,7 +159,7 @@ def sample(
     epilog="Examples: `meld download`   `meld download --from MELD.Raw.tar.gz`   "
     "`meld download --from unpacked/MELD.Raw` (used in place)   `meld download --splits dev,test`"
 )
-@_reports_errors
+@reports_errors
 def download(
     out: Annotated[
         Path | None, typer.Option(help="Folder for CSVs and clips.  [default: data]")
@@ -208,7 +177,8 @@ def download(
         ),
     ] = None,
     splits: Annotated[
-        str | None, typer.Option(help="Comma-separated subset of train,dev,test.")
+        str | None,
+        typer.Option(help="Comma-separated subset of train,dev,test.  [default: all three]"),
     ] = None,
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Leave the fetched archive in --out.")
@@ -233,14 +203,13 @@ def download(
         keep_archive=keep_archive,
         sha256=sha256,
     )
-    settings = merge_with_file(config, options)
+    said = read_settings(config, options)
 
     from console.show.download import show_download
     from pipeline.download.config import DownloadConfig
     from pipeline.download.download import download as run_download
-    from pipeline.settings import build_config
 
-    download_config = build_config(DownloadConfig, settings)
+    download_config = said.build(DownloadConfig)
     with byte_progress() as advance:
         report = run_download(download_config, advance)
     show_download(report, as_json)
@@ -252,7 +221,7 @@ def download(
     "`meld extract --split train --weights video=random` (untrained features, marked as such)   "
     "`meld extract --split all --encoders runs/tuned --features features-tuned`"
 )
-@_reports_errors
+@reports_errors
 def extract(
     split: Annotated[SplitChoice, typer.Option(help="Which split; all takes every CSV there is.")],
     data: Corpus = None,
@@ -282,6 +251,10 @@ def extract(
             help="Previous utterances of the dialogue, with their speakers, that the text encoder "
             "reads before each.  [default: 0]"
         ),
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(help="Pictures of a clip that the video encoder sees.  [default: 16]"),
     ] = None,
     test_clips: Annotated[
         TestClipsChoice | None,
@@ -335,21 +308,21 @@ def extract(
         modalities=modalities_in(modalities),
         device=device,
         precision=precision,
+        num_frames=num_frames,
         test_clips=test_clips,
         workers=workers,
         address=address,
         overwrite=overwrite,
     )
-    settings = merge_with_file(
+    said = read_settings(
         config, options, always_given=("splits",), encoders=chosen | weights_in(weights)
     )
 
     from console.show.extraction import show_extraction, show_plan
     from pipeline.extract.extract import ExtractConfig, plan
     from pipeline.extract.extract import extract as run_extract
-    from pipeline.settings import build_config
 
-    extract_config = build_config(ExtractConfig, settings)
+    extract_config = said.build(ExtractConfig)
     if dry_run:
         show_plan(plan(extract_config), as_json)
         return
@@ -363,7 +336,7 @@ def extract(
 @app.command(
     epilog="Examples: `meld doctor --data data`   `meld doctor --deep --html checked.html`"
 )
-@_reports_errors
+@reports_errors
 def doctor(
     data: Corpus = None,
     deep: Annotated[
@@ -422,7 +395,7 @@ def doctor(
 
 
 @app.command(epilog="Example: `meld info features/train.h5 --verify`")
-@_reports_errors
+@reports_errors
 def info(
     file: Annotated[Path, typer.Argument(help="A feature cache.")],
     verify: Annotated[
@@ -456,7 +429,7 @@ def info(
     "`meld train-fusion --modalities text --out runs/text --seed 1`   "
     "`meld train-fusion --features features-tuned --start runs/tuned`",
 )
-@_reports_errors
+@reports_errors
 def train_fusion(
     features: Features = None,
     modalities: ModalityNames = None,
@@ -476,6 +449,14 @@ def train_fusion(
     ] = None,
     seed: Seed = None,
     epochs: MostEpochs = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows of a step.  [default: 256, or less where train has few rows]"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="AdamW's, at its highest.  [default: 0.001; 0.0003 with --start]"),
+    ] = None,
     dev_share: DevShare = None,
     device: DeviceOption = None,
     config: ConfigFile = None,
@@ -498,18 +479,18 @@ def train_fusion(
         device=device,
         overwrite=overwrite,
     )
-    settings = merge_with_file(
+    said = read_settings(
         config,
         options,
         model=given(fusion=fusion, context=context, future=future),
-        fit=given(epochs=epochs),
+        fit=given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
     )
 
     from console.show.training import show_training
     from fusion.training.train import TrainConfig
     from fusion.training.train import train_fusion as run_training
 
-    train_config = TrainConfig.from_mapping(settings)
+    train_config = said.build(TrainConfig)
     with progress("training") as advance:
         result = run_training(
             train_config, lambda epoch: advance(epoch.epoch, train_config.fit.epochs)
@@ -522,7 +503,7 @@ def train_fusion(
     "`meld finetune --end-to-end --modalities text --epochs 3 --out runs/tuned`   "
     "`meld finetune --end-to-end --resume --out runs/tuned`"
 )
-@_reports_errors
+@reports_errors
 def finetune(
     end_to_end: Annotated[
         bool,
@@ -542,6 +523,17 @@ def finetune(
         typer.Option(help="Modalities whose encoders learn, comma-separated.  [default: all]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many.  [default: 3]")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows of a step, all workers together.  [default: 32]"),
+    ] = None,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Of text, video, audio or heads, as in text=1e-5,heads=1e-4.  "
+            "[default: text=3e-05,video=0.0001,audio=0.001,heads=0.0003]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the new run.  [default: a new one under runs/]")
     ] = None,
@@ -597,13 +589,16 @@ def finetune(
         resume=resume,
         overwrite=overwrite,
     )
-    settings = merge_with_file(config, options, tune=given(epochs=epochs))
+    tune = given(
+        epochs=epochs, batch_size=batch_size, learning_rates=learning_rates_in(learning_rate)
+    )
+    said = read_settings(config, options, tune=tune)
 
     from console.show.training import show_finetuning
     from fusion.finetuning.finetune import finetune as run_finetuning
     from fusion.finetuning.job import FinetuneConfig
 
-    finetune_config = FinetuneConfig.from_mapping(settings)
+    finetune_config = said.build(FinetuneConfig)
     with progress("clips", note="accidents") as advance:
 
         def follow(step: "StepResult") -> None:
@@ -619,7 +614,7 @@ def finetune(
     "`meld evaluate runs/text --split dev --errors`   "
     "`meld evaluate runs/tuned` (fine-tuned: measured on raw clips)"
 )
-@_reports_errors
+@reports_errors
 def evaluate(
     run: TrainedRun,
     split: MeasuredOn = EvaluationSplit.test,
@@ -665,7 +660,7 @@ def evaluate(
     "--format json,csv,vtt --out results`   `meld predict clip.mov --text 'So kind of you!' "
     "--model runs/all --json`"
 )
-@_reports_errors
+@reports_errors
 def predict(
     media: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.")],
     model: Annotated[
@@ -779,10 +774,9 @@ def predict(
     )
     from console.show.prediction import show_predictions, tell_failures
     from fusion.prediction.predict_files import PredictConfig, predict_files
-    from pipeline.settings import build_config
 
-    settings = merge_with_file(config, options, always_given=("media",), words=words)
-    predict_config = build_config(PredictConfig, settings)
+    said = read_settings(config, options, always_given=("media",), words=words)
+    predict_config = said.build(PredictConfig)
     with progress("predicting") as advance:
         report = predict_files(
             predict_config,
@@ -801,7 +795,7 @@ def predict(
     epilog="Examples: `meld compare runs/text runs/all`   "
     "`meld compare runs/first runs/context --split dev --features-b features-context`"
 )
-@_reports_errors
+@reports_errors
 def compare(
     run_a: TrainedRun,
     run_b: Annotated[Path, typer.Argument(help="Folder of another, measured against the first.")],
@@ -815,7 +809,7 @@ def compare(
     samples: Annotated[
         int | None, typer.Option(help="Redrawn sets of dialogues.  [default: 2000]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the redrawing.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the redrawn sets.  [default: 0]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether one of two runs is better: paired bootstrap over the dialogues of a split.
@@ -846,7 +840,7 @@ def compare(
     epilog="Examples: `meld report runs/first`   "
     "`meld report runs/first runs/second --split dev --data data --out compared.html`"
 )
-@_reports_errors
+@reports_errors
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
     split: MeasuredOn = EvaluationSplit.test,
@@ -882,7 +876,7 @@ def report(
     "`meld crossval --modalities text --context dialogue --seeds 5 --out crossval.json`   "
     "`meld crossval --group speaker --folds 10`"
 )
-@_reports_errors
+@reports_errors
 def crossval(
     features: Features = None,
     folds: Annotated[
@@ -925,7 +919,7 @@ def crossval(
         out=out,
         device=device,
     )
-    settings = merge_with_file(
+    said = read_settings(
         config,
         options,
         model=given(fusion=fusion, context=context, future=future),
@@ -936,7 +930,7 @@ def crossval(
     from fusion.experiments.crossval import CrossvalConfig
     from fusion.experiments.crossval import crossval as run_crossval
 
-    crossval_config = CrossvalConfig.from_mapping(settings)
+    crossval_config = said.build(CrossvalConfig)
     with progress("epochs") as advance:
         report = run_crossval(crossval_config, advance)
     show_crossval(report, out, as_json)
@@ -947,7 +941,7 @@ def crossval(
     "`meld ablate --fusion late,gated --seeds 3`   "
     "`meld report RUN --ablation runs/ablation/ablation.json`"
 )
-@_reports_errors
+@reports_errors
 def ablate(
     features: Features = None,
     modalities: ModalityNames = None,
@@ -987,25 +981,32 @@ def ablate(
         out=out,
         device=device,
     )
-    settings = merge_with_file(
-        config, options, model=given(context=context, future=future), fit=given(epochs=epochs)
+    said = read_settings(
+        config,
+        options,
+        refused=("model.fusion",),
+        model=given(context=context, future=future),
+        fit=given(epochs=epochs),
     )
 
     from console.show.ablation import show_ablation
     from fusion.experiments.ablation import AblateConfig
     from fusion.experiments.ablation import ablate as run_ablation
 
+    ablate_config = said.build(AblateConfig)
     with progress("cells") as advance:
-        result = run_ablation(AblateConfig.from_mapping(settings), advance)
+        result = run_ablation(ablate_config, advance)
     show_ablation(result, as_json)
 
 
 @app.command(epilog="Example: `meld demo --out demo`")
-@_reports_errors
+@reports_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
     seed: Seed = None,
-    dialogues: Annotated[int | None, typer.Option(help="Size of the generated corpus.")] = None,
+    dialogues: Annotated[
+        int | None, typer.Option(help="Size of the generated corpus.  [default: 44]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole main job on a generated corpus and show what fusion gains.
@@ -1016,7 +1017,7 @@ def demo(
     from console.show.demo import show_demo
     from pipeline.settings import build_config
 
-    with _needs_extra("sample"):
+    with needs_extra("sample"):
         from fusion.experiments.demo import DemoConfig, run_demo
 
     config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))
@@ -1024,6 +1025,16 @@ def demo(
         report = run_demo(config, say, advance)
     show_demo(report, as_json)
 
+
+def _name(command: CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", ""))
+
+
+_GROUP_OF = {name: title for title, names in GROUPS.items() for name in names}
+app.add_typer(config_commands, rich_help_panel=_GROUP_OF["config"])
+for each in app.registered_commands:
+    each.rich_help_panel = _GROUP_OF.get(_name(each))
+app.registered_commands.sort(key=lambda each: [*_GROUP_OF].index(_name(each)))
 
 if __name__ == "__main__":
     main()

@@ -40,7 +40,14 @@ from pipeline.errors import (
     UsageError,
     WeightsMissing,
 )
-from pipeline.options import AnyPath, given, merge_with_file, modalities_in, weights_in
+from pipeline.options import (
+    AnyPath,
+    given,
+    learning_rates_in,
+    merge_with_file,
+    modalities_in,
+    weights_in,
+)
 
 if TYPE_CHECKING:
     from fusion.evaluation.report import EvalReport
@@ -113,6 +120,7 @@ def extract(
     weights: str | Mapping[str, str] | None = None,
     weights_dir: AnyPath | None = None,
     context: int | None = None,
+    num_frames: int | None = None,
     test_clips: Literal["fixed", "legacy"] | None = None,
     encoders: AnyPath | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
@@ -151,6 +159,7 @@ def extract(
         modalities=modalities_in(modalities),
         device=device,
         precision=precision,
+        num_frames=num_frames,
         test_clips=test_clips,
         workers=workers,
         address=address,
@@ -180,6 +189,8 @@ def train_fusion(
     out: AnyPath | None = None,
     seed: int | None = None,
     epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     config: Config | None = None,
@@ -215,7 +226,7 @@ def train_fusion(
         config,
         options,
         model=given(fusion=fusion, context=context, future=future),
-        fit=given(epochs=epochs),
+        fit=given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
     )
     return run(TrainConfig.from_mapping(settings), on_epoch)
 
@@ -229,6 +240,8 @@ def finetune(
     modalities: Names | None = None,
     unfreeze: Names | None = None,
     epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: str | Mapping[str, float] | None = None,
     out: AnyPath | None = None,
     seed: int | None = None,
     dev_share: float | None = None,
@@ -248,6 +261,7 @@ def finetune(
     """Trains the encoders behind a trained fusion run together with it, on raw clips.
 
     run: where to start; None trains a fusion run first
+    learning_rate: of text, video, audio or heads: {"text": 1e-5}
     dev_share: as in `train_fusion`, of that first run
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
     say: is told in a line what takes long
@@ -277,7 +291,10 @@ def finetune(
     from fusion.finetuning.finetune import finetune as run_finetuning
     from fusion.finetuning.job import FinetuneConfig
 
-    settings = merge_with_file(config, options, tune=given(epochs=epochs))
+    tune = given(
+        epochs=epochs, batch_size=batch_size, learning_rates=learning_rates_in(learning_rate)
+    )
+    settings = merge_with_file(config, options, tune=tune)
     return run_finetuning(FinetuneConfig.from_mapping(settings), say, on_step, on_decoded)
 
 

@@ -100,7 +100,9 @@ ModalityNames = Annotated[
 ]
 
 # The machine that does the work.
-DeviceOption = Annotated[Device | None, typer.Option(help="[default: auto]")]
+DeviceOption = Annotated[
+    Device | None, typer.Option(help="auto is a GPU where there is one.  [default: auto]")
+]
 Cores = Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")]
 ClusterAddress = Annotated[
     str | None,
@@ -136,8 +138,8 @@ DevShare = Annotated[
         "dev and is not learned from.  [default: 0.1 where there is no dev cache, else none]",
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="[default: 0]")]
-MostEpochs = Annotated[int | None, typer.Option(help="At most so many.")]
+Seed = Annotated[int | None, typer.Option(help="Decides everything that is random.  [default: 0]")]
+MostEpochs = Annotated[int | None, typer.Option(help="At most so many.  [default: 20]")]
 OverwriteRun = Annotated[
     bool, typer.Option("--overwrite", help="Replace the run in --out; any other folder is refused.")
 ]

@@ -104,6 +104,27 @@ def weights_in(text: str | None) -> dict[str, str]:
     return chosen
 
 
+def learning_rates_in(rates: str | Mapping[str, float] | None) -> dict[str, float] | None:
+    """Settings of the `tune.learning_rates` table: "text=1e-5,heads=1e-4" -> each.
+
+    Which parts there are, and which of them learn, is checked where that is known.
+    Raises UsageError for what is no number of a part.
+    """
+    if rates is None or isinstance(rates, Mapping):
+        return None if rates is None else dict(rates)
+    chosen = {}
+    for part in str(rates).split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        try:
+            chosen[name] = float(value)
+        except ValueError as error:
+            raise UsageError(
+                f"--learning-rate {part.strip()}: takes a rate per part that learns, such as "
+                "text=1e-5,heads=1e-4"
+            ) from error
+    return chosen
+
+
 def _subset(
     names: str | Sequence[str] | None, known: Sequence[str], option: str
 ) -> tuple[str, ...] | None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import inspect
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +41,104 @@ def describe_config(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One setting of a config, as a settings file names it.
+
+    name:    with its tables: "fit.loss.label_smoothing"
+    type:    what a file may say: "whole number", or its choices: 'one of "late", "early"'
+    default: a value that `json.dumps` takes; None where nothing is set
+    is_required: it has no default
+    meaning: the config's docstring says it
+    """
+
+    name: str
+    type: str
+    default: Any
+    is_required: bool
+    meaning: str
+
+
+def list_keys(kind: type, *, table: str = "") -> Iterator[Key]:
+    """Every key that `build_config` takes for the dataclass `kind`, those of its tables last, as a
+    TOML file has them."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    tables = [each for each in fields if dataclasses.is_dataclass(hints[each.name])]
+    meanings = read_meanings(kind)
+    for each in fields:
+        if each not in tables:
+            is_required = _default(each) is dataclasses.MISSING
+            yield Key(
+                name=f"{table}{each.name}",
+                type=_type_name(hints[each.name]),
+                default=None if is_required else _plain(_default(each)),
+                is_required=is_required,
+                meaning=meanings.get(each.name, ""),
+            )
+    for each in tables:
+        yield from list_keys(hints[each.name], table=f"{table}{each.name}.")
+
+
+def flatten(values: Mapping[str, Any], *, table: str = "") -> dict[str, Any]:
+    """{"fit": {"epochs": 3}} -> {"fit.epochs": 3}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, table=f"{table}{name}.")
+        else:
+            flat[f"{table}{name}"] = value
+    return flat
+
+
+def read_meanings(kind: type) -> dict[str, str]:
+    """What the docstring of a config says of its fields: lines such as "name, other: meaning" begin
+    an entry, which goes on until the next one or an empty line."""
+    known = {each.name for each in dataclasses.fields(kind)}
+    meanings: dict[str, str] = {}
+    current: list[str] = []
+    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
+        entry = _ENTRY.fullmatch(line.strip())
+        if entry is not None and set(names := entry[1].split(", ")) <= known:
+            current = names
+            meanings |= dict.fromkeys(names, entry[2])
+        elif not line.strip():
+            current = []
+        else:
+            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in current}
+    return meanings
+
+
+_ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(.*)")
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """MISSING where the field has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+_TYPE_NAMES: Mapping[Any, str] = {
+    Path: "path",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+}
+
+
+def _type_name(wanted: Any) -> str:
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        return _type_name(inner[0])
+    if origin is tuple:
+        return f"list: {_type_name(inner[0])}"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    return _TYPE_NAMES[wanted]
+
+
 def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both, table by table; `above` wins."""
     merged = dict(below)
@@ -54,7 +155,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return describe_config(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -1,9 +1,7 @@
 """The command line as a user meets it: output, messages, exit statuses."""
 
-import importlib
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -12,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
-import cli
-from fusion.data.set_aside import DEFAULT_SHARE
+from console.start import GROUPS
 from pipeline.cache.format import read_header
 
 Meld = Callable[..., Any]
@@ -23,7 +19,8 @@ Meld = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
-    *("evaluate", "compare", "crossval", "ablate", "report", "demo"),
+    *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict"),
+    *("config show", "config keys"),
 )
 
 
@@ -36,9 +33,67 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory, meld: Meld) ->
     return out
 
 
+def test_alone_it_says_what_it_is_for_and_the_first_steps(meld: Meld) -> None:
+    finished = meld()
+    assert finished.status == 0
+    assert "meld predict talk.mp4" in finished.out
+    assert "your own clips" in finished.out
+    assert finished.err == ""
+
+
+def test_help_groups_the_commands_by_what_they_are_for(meld: Meld) -> None:
+    shown = meld("--help").out
+    places = [shown.index(title) for title in GROUPS]
+    assert places == sorted(places)
+    for title, names in GROUPS.items():
+        part = shown[shown.index(title) :].partition("╰")[0]
+        assert [name for name in names if f"│ {name} " not in part] == []
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted({command.split()[0] for command in COMMANDS})
+
+
+def test_the_version_names_what_decides_values(meld: Meld) -> None:
+    import av
+    import torch
+
+    told = dict(line.split(maxsplit=1) for line in meld("--version").out.splitlines())
+    assert told["PyTorch"] == torch.__version__.partition("+")[0]
+    assert told["PyAV"] == av.__version__
+    assert told["libavcodec"] == ".".join(map(str, av.library_versions["libavcodec"]))
+    assert {"meld", "torchvision", "transformers"} <= set(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (("trian-fusion",), "Did you mean 'train-fusion'?"),
+        (("--verison",), "--version"),
+        (("evaluate", "run", "--splt", "dev"), "--split"),
+    ],
+)
+def test_a_mistyped_word_names_the_nearest(
+    meld: Meld, arguments: tuple[str, ...], near: str
+) -> None:
+    finished = meld(*arguments)
+    assert finished.status == 2
+    assert near in " ".join(finished.err.split())
+    assert "meld" in finished.err
+
+
+@pytest.mark.parametrize("verbose", [(), ("-v",), ("--verbose",)])
+def test_log_lines_are_shown_where_they_are_asked_for(
+    meld: Meld, tmp_path: Path, verbose: tuple[str, ...]
+) -> None:
+    command = ("train-fusion", "--features", tmp_path, "--epochs", 3, *verbose)
+    finished = meld(*command)
+    assert finished.status == 4
+    assert ("meld: fit.epochs = 3 (option)\n" in finished.err) == bool(verbose)
+    assert finished.err.splitlines()[-1].startswith("meld: error: ")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> None:
-    finished = meld(command, "--help")
+    finished = meld(*command.split(), "--help")
     assert finished.status == 0
     assert f"meld {command}" in finished.out
     assert "Example" in finished.out
@@ -338,38 +393,3 @@ def test_every_fusion_and_the_dialogue_are_options_of_training(
     measured = meld("evaluate", run, "--json")
     assert measured.status == 0, measured.err
     assert meld("train-fusion", "--features", features, "--future").status == 2
-
-
-@pytest.mark.parametrize(
-    ("command", "place"),
-    [
-        ("train-fusion", "fusion.training.train.TrainConfig"),
-        ("finetune", "fusion.finetuning.job.FinetuneConfig"),
-        ("crossval", "fusion.experiments.crossval.CrossvalConfig"),
-        ("ablate", "fusion.experiments.ablation.AblateConfig"),
-    ],
-)
-def test_defaults_in_help_are_those_of_the_config(command: str, place: str) -> None:
-    module, _, kind = place.rpartition(".")
-    config = getattr(importlib.import_module(module), kind)()
-    fields = {
-        name: value
-        for table in (config, *(getattr(config, each, None) for each in ("model", "fit", "tune")))
-        if table is not None
-        for name, value in vars(table).items()
-    } | {"input_kind": config.input if hasattr(config, "input") else None}
-    compared = []
-    for parameter in typer.main.get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
-        said = re.search(r"\[default: ([^\s\]]+)\]", getattr(parameter, "help", None) or "")
-        value = fields.get(parameter.name)
-        if said is not None and value is not None:
-            assert said[1] == str(value), parameter.name
-            compared.append(parameter.name)
-    assert len(compared) >= 3
-
-
-def test_the_share_of_train_that_help_names_is_the_one_that_is_taken() -> None:
-    for command in ("train-fusion", "finetune", "ablate"):
-        parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
-        [share] = [each for each in parameters if each.name == "dev_share"]
-        assert f"[default: {DEFAULT_SHARE} where there is no dev cache" in share.help

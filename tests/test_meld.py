@@ -23,7 +23,7 @@ FUNCTIONS = {
     "evaluate": meld.evaluate,
 }
 # Of a command line alone: what is printed, and what a function returns or is told instead.
-NOT_ARGUMENTS = {"as_json", "dry_run", "errors", "end_to_end", "help"}
+NOT_ARGUMENTS = {"as_json", "dry_run", "errors", "end_to_end", "help", "verbose"}
 
 
 @pytest.mark.heavy

@@ -46,11 +46,19 @@ OnProgress = Callable[[int, int], None]  # cells done, cells in all
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
-        run that measures on test counts as one look, written down in `out`
+    """Which models to train, and what they are measured on.
 
+    features: folder of the feature caches
+    modalities: whose subsets are trained; None takes all that the caches have
     fusions: None takes all; model.fusion, which they replace, is not for choosing
-    dev_share: as in `TrainConfig`
+    input: raw features, or their 128-d embeddings
+    split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
+        run that measures on test counts as one look, written down in `out`
+    seeds: trainings of each subset with each fusion
+    dev_share: this share of train's dialogues chooses the epoch, and is not learned from; None
+        takes the dev cache or, where there is none, 0.1
+    out: folder of the results
+    device: "auto" takes a GPU where there is one
     """
 
     features: Path = Path("features")

@@ -58,14 +58,21 @@ OnProgress = Callable[[int, int], None]  # epochs done, epochs at most
 
 @dataclass(frozen=True, kw_only=True)
 class CrossvalConfig:
-    """splits: whose rows are pooled; None takes train, and dev where it has a cache. Test is never
-        among them
+    """What to cross-validate, and how.
 
+    features: folder of the feature caches
+    modalities: None takes all that the caches have
+    input: raw features, or their 128-d embeddings
+    splits: whose rows are pooled; None takes train, and dev where it has a cache. Test is never
+        among them
     group: what stays whole. With "speaker" a training sees nothing that the speakers who are
         measured say, but what others say in the same dialogues; as many folds as there are
         speakers leave one out at a time
+    folds: parts that the groups are dealt to, each measured once
+    seeds: trainings of each fold
     seed: of the folds; trainings take the seeds 0, 1, ...
     out:  where the JSON goes; None writes none
+    device: "auto" takes a GPU where there is one
     """
 
     features: Path = Path("features")

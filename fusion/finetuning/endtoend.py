@@ -94,8 +94,13 @@ class EndToEnd(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """AdamW's, at their highest. `layer_decay`: each layer of a transformer learns so much slower
-    than the one above it (Howard & Ruder 2018, arXiv 1801.06146)."""
+    """AdamW's, at their highest.
+
+    text, video, audio: of that modality's encoder
+    heads: of the fusion model behind the encoders
+    layer_decay: each layer of a transformer learns by this factor slower than the one above it
+        (Howard & Ruder 2018, arXiv 1801.06146)
+    """
 
     text: float = 3e-5
     video: float = 1e-4

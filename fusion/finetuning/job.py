@@ -32,15 +32,25 @@ class FinetuneConfig:
     """What to fine-tune and where.
 
     run:        a trained fusion run; None trains one first, on `features`, in <out>/start
+    data:       folder with the CSVs and clips
     features:   None takes the run's own caches (or features/ where there is no run)
     modalities: of the fusion model that is trained first; those of a given run are its own
     unfreeze:   whose encoders learn; None unfreezes all of the run's
     store:      where decoded clips are kept; None takes <features>/decoded
     encoders:   the fine-tuned run whose encoders made the features; None takes that which they
                 recorded
-    dev_share:  as in `TrainConfig`, of the fusion model that is trained first; what a given run set
-                aside stays aside
-    out:        None makes a name under runs/; --resume needs it
+    dev_share:  share of train's dialogues that chooses the epoch and is not learned from, of the
+                fusion model that is trained first; what a given run set aside stays aside
+    out:        folder of the new run; None makes a name under runs/; --resume needs it
+    overwrite:  replace the run in `out`
+    resume:     go on with the unfinished run in `out`
+    seed:       decides everything random in the training
+    device:     "auto" takes a GPU where there is one
+    precision:  of the encoders' arithmetic, while weights are float32; "auto" takes bfloat16 where
+                the machine has it
+    workers:    Ray Train workers, one GPU each if there is any
+    address:    existing Ray cluster, "auto" or "host:port"; None starts Ray here where it is needed
+    weights_dir: folder that is looked at for weights before the libraries' own caches
     """
 
     run: Path | None = None

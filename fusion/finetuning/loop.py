@@ -41,14 +41,23 @@ log = logging.getLogger(__name__)
 class TuneConfig:
     """How to fine-tune. Defaults were chosen on MELD's dev split, see LOG.md.
 
+    epochs:           at most so many
     batch_size:       rows of a step, all workers together
     micro_batch_size: rows that are in memory at once; None takes the step's, or 8 with video
     head_epochs:      so many epochs train the heads alone before the encoders join (staged
                       unfreezing)
+    weight_decay:     AdamW's
+    warmup:           share of all steps in which learning rates rise; then they fall (cosine)
+    clip_norm:        longest gradient; a longer one is scaled to it
+    modality_dropout: chance that a present modality of a row is taken for absent, which teaches
+                      the model to do without it; a row never loses all
     patience:         epochs without a better dev score before training stops
+    train_batchnorm:  let running statistics of BatchNorm move; with one worker alone
+    gradient_checkpointing: compute intermediate values twice, in the backward pass again, and keep
+                      few of them: slower, with much less memory
     checkpoint_every_s: how much work a kill may cost, in seconds; 0 saves after every step
     loader_workers:   processes that read clips ahead; 0 reads in between, which costs a CPU run
-                      nothing
+                      nothing; None takes 4 where a GPU waits for clips, else 0
     """
 
     epochs: int = 3

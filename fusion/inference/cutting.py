@@ -19,9 +19,11 @@ _TITLES = frozenset("mr. mrs. ms. dr. prof. st. sr. jr. vs. no. mt. gen. sen. re
 
 @dataclass(frozen=True, kw_only=True)
 class CuttingConfig:
-    """
-    min_utterance_ms, max_utterance_ms: how long an utterance is; only one that has no room, at an
-        end of the file or between two others, is shorter
+    """Where recognised words are cut into utterances.
+
+    min_utterance_ms: the shortest utterance; only one that has no room, at an end of the file or
+        between two others, is shorter
+    max_utterance_ms: the longest
     pause_ms: silence between two words that ends an utterance
     """
 

@@ -45,8 +45,7 @@ class WordsConfig:
     asr:        a speech recogniser hears the file: "tiny.en", a folder with a Whisper model in
         CTranslate2's form, or an installed package's name
     no_text:    the model gets no words, whatever is known of them
-    start_s, end_s: the part of the file that counts; None is its start, and its end
-
+    start_s, end_s: the part of the file that counts, in seconds; None is its start, and its end
     speech:     how the file is heard, where it is
 
     None of the four takes the subtitles that lie beside the file under its name; without any, the

@@ -42,7 +42,8 @@ OnProgress = Callable[[int], None]
 class VoiceConfig:
     """When a voice begins and ends, from the detector's probability of each 32 ms.
 
-    threshold, end_threshold: at or above the first a voice begins, below the second it pauses
+    threshold:      at or above it a voice begins
+    end_threshold:  below it a voice pauses
     min_speech_ms:  a voice that is shorter is none
     min_silence_ms: a pause of this length ends a region
     padding_ms:     what is kept before and after a region: voices begin and end softly

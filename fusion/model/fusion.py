@@ -32,9 +32,13 @@ ContextKind = Literal["none", "dialogue"]
 class ModelConfig:
     """What a user may choose of the model; everything else follows from the features.
 
-    feature_dropout works on the mixed features, dropout on everything behind them.
-    context: "dialogue" lets each utterance see those said before it, with `future` also those
-        said after it
+    fusion: how the modalities meet
+    context: "dialogue" lets each utterance see the features of those said before it
+    future: with context "dialogue": those said after it as well
+    projection: width of a modality's branch
+    hidden: width of the layers behind the join
+    feature_dropout: dropout of the mixed features
+    dropout: dropout of everything behind them
     """
 
     fusion: FusionType = "late"

@@ -42,6 +42,9 @@ class PredictConfig:
         of the one file
     formats: some of json, csv, srt, vtt, html
     embed:   a page holds the media itself; else it plays the file from where it is
+    weights_dir: folder that is looked at for weights before the libraries' own caches
+    encoders: the fine-tuned run that owns the model's encoders, where they are not found
+    device:  "auto" takes a GPU where there is one
     precision: what encoders compute in that can; "auto" is that of the features which the model was
         trained on, and only that gives the probabilities of `meld evaluate`
     workers: CPU cores, and files at one time, on which `MANY_FILES` or more are worked on; 1 stays

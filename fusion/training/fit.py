@@ -36,8 +36,13 @@ log = logging.getLogger(__name__)
 class FitConfig:
     """How to train. The defaults were chosen on MELD's dev split and on a small made corpus.
 
-    batch_size:       None takes 256, or less where that would leave an epoch under 32 steps
+    epochs:           at most so many
+    batch_size:       rows of a step; None takes 256, or less where that would leave an epoch under
+                      32 steps
+    learning_rate:    AdamW's, at its highest; 3e-4 where training goes on from a run
+    weight_decay:     AdamW's
     warmup:           share of all steps in which the learning rate rises; then it falls (cosine)
+    clip_norm:        longest gradient; a longer one is scaled to it
     modality_dropout: chance that a present modality of a row is taken for absent, which teaches
                       the model to do without it; a row never loses all
     patience:         epochs without a better dev score before training stops

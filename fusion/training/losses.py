@@ -14,7 +14,13 @@ from pipeline.schema import EMOTIONS, SENTIMENTS
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """class_weight_power: 0 treats rows alike, 1 treats classes alike, between is between."""
+    """What is minimised: cross-entropy of both heads.
+
+    class_weight_power: a class weighs its number of rows to the power of minus this: 0 treats rows
+        alike, 1 treats classes alike
+    label_smoothing: share of each target that is spread over all classes
+    emotion_weight, sentiment_weight: how much that head's loss counts
+    """
 
     class_weight_power: float = 0.5
     label_smoothing: float = 0.1

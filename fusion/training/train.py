@@ -43,13 +43,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """start: a trained run to go on from, on features made as its own were; None begins anew. Only
-        `from_mapping` takes settings over from it; the constructor takes this class's defaults
+    """What to train, on which caches.
 
-    modalities: None takes all that the caches have; out: None makes a name under runs/.
+    features: folder of the feature caches
+    modalities: None takes all that the caches have
+    input: raw features, or their 128-d embeddings
+    start: a trained run to go on from, on features made as its own were; None begins anew. Only
+        `from_mapping` takes settings over from it; the constructor takes this class's defaults
+    out: folder of the run; None makes a name under runs/
+    overwrite: replace the run in `out`
+    seed: decides everything random in a training
     dev_share: this share of train's dialogues chooses the epoch, and is not learned from; a dev
         cache is not read then. None takes the dev cache or, where there is none, 0.1. Which
         dialogues these are follows from train's labels, not from `seed`
+    device: "auto" takes a GPU where there is one
     """
 
     features: Path = Path("features")

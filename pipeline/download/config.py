@@ -23,9 +23,12 @@ WORK_FOLDER = ".download"
 class DownloadConfig:
     """Where MELD comes from and goes to.
 
+    out:    folder for CSVs and clips
     url:    another address of the archive than the public ones
     source: a file or folder that is there already, instead of any address (`--from`)
-    sha256: of another archive than the published one
+    splits: those that are unpacked
+    keep_archive: leave the fetched archive in `out`
+    sha256: checksum of another archive than the published one
     """
 
     out: Path = Path("data")

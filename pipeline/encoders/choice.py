@@ -26,16 +26,18 @@ DEFAULT_ENCODERS: dict[Modality, str] = {
 class EncoderRequest:
     """What the user asked for; None takes the default, or what `run` brings.
 
-    text, video, audio: names as in `DEFAULT_ENCODERS`; text also takes another Hugging Face model
-                  name, a folder, or "minilm" (bundled)
+    text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
+                  or "minilm" (bundled)
+    video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18"
+    audio:        "spectrogram", which None takes
+    text_weights, video_weights: "random" gives untrained features, marked as such wherever they go;
+                  None takes pretrained
     text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as None does (a
                   learned mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see
                   LOG.md)
-    *_weights:    "random" gives untrained features, marked as such wherever they go; default
-                  "pretrained"
     context:      previous utterances of the dialogue, with their speakers, that the text encoder
-                  reads before the current one; default 0
-    weights_dir:  looked at before the libraries' own caches
+                  reads before the current one; None takes 0
+    weights_dir:  folder that is looked at for weights before the libraries' own caches
     run:          a fine-tuned run, whose own encoders are taken; whatever else is asked for must
                   be what they are
     """

@@ -57,13 +57,26 @@ OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, accident
 class ExtractConfig:
     """What to extract and where.
 
-    splits: None takes every split that has a CSV.
-    modalities: None takes all, or those of the fine-tuned run whose encoders are asked for.
-    num_frames, channel, max_duration_s, test_clips: as in `DecodeConfig`; None takes its defaults,
-        or what the run says whose encoders are asked for.
-    device, precision: "auto" takes a GPU, and bfloat16, where there are any: on this machine, or
-        with `address` on the cluster.
-    workers: CPU cores; None takes all that this process may use. Not for choosing with `address`.
+    data: folder with the CSVs and the split folders
+    features: folder of the feature caches
+    splits: None takes every split that has a CSV
+    modalities: None takes all, or those of the fine-tuned run whose encoders are asked for
+    num_frames: pictures of a clip, spread evenly over the utterance; None takes 16, or the number
+        of the run whose encoders are asked for
+    channel: of surround sound: "front_centre" carries the dialogue, "downmix" is the mean of all;
+        None takes front_centre, or what the run says whose encoders are asked for
+    max_duration_s: seconds of a clip that count, from its start; None takes 30, or what the run
+        says whose encoders are asked for
+    test_clips: 132 of MELD's test clips exist twice: "fixed" reads the corrected cuts, "legacy" the
+        plain names; None takes fixed, or what the run says whose encoders are asked for
+    device: "auto" takes a GPU where there is one: here, or with `address` on the cluster
+    precision: "auto" takes bfloat16 where the machine has it: this one, or with `address` the
+        cluster's
+    workers: CPU cores; None takes all that this process may use. Not for choosing with `address`
+    address: existing Ray cluster, "auto" or "host:port"; None starts Ray here
+    rows_per_shard: utterances that are written together, which is what a kill can cost; None takes
+        16, or 256 where text alone is extracted
+    overwrite: extract every row anew, and replace the caches
     """
 
     data: Path = Path("data")

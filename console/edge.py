@@ -1,0 +1,102 @@
+"""Where a command meets the person who typed it: log lines, errors as one line and an exit status.
+
+Anything that is no `MeldError` is a bug and keeps its traceback.
+"""
+
+import errno
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import MeldError, StorageError, UsageError
+from pipeline.system.one_line import one_line
+
+EXIT_INTERRUPTED = 130
+# What is wrong with a path that was typed, whoever is the first to touch it.
+_PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+# Whose log lines --verbose shows: those of other libraries are theirs.
+_OURS = ("pipeline", "fusion", "console", "meld")
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show on stderr what is decided and done on the way."),
+]
+
+
+def tell(line: str) -> None:
+    """What went wrong, on stderr. Where that cannot be written, the exit status is all there is."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with --verbose, which every command has, and with errors reported: ours are one
+    line and their exit status."""
+
+    @functools.wraps(command)
+    def run(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
+        _show_log(verbose)
+        try:
+            command(*args, **kwargs)
+        except MeldError as error:
+            tell(f"meld: error: {one_line(str(error))}")
+            raise typer.Exit(error.exit_status) from error
+        except OSError as error:
+            if error.filename is None or error.errno not in _PATH_FAILS:
+                raise
+            why = "no permission" if isinstance(error, PermissionError) else error.strerror
+            tell(f"meld: error: {one_line(str(error.filename))}: {why}")
+            raise typer.Exit(StorageError.exit_status) from error
+        except KeyboardInterrupt as error:
+            tell(
+                "meld: interrupted (a download, an extraction and an ablation go on where they "
+                "stopped, a fine-tuning with --resume)"
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+    # Typer reads a command's options from these two.
+    signature = inspect.signature(command)
+    option = inspect.Parameter(
+        "verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose
+    )
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    run.__annotations__ = {**command.__annotations__, "verbose": Verbose}
+    return run
+
+
+class _ToStderr(logging.Handler):
+    """To sys.stderr as it is when the line comes: a progress bar puts its own in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(self.format(record))
+
+
+def _show_log(verbose: bool) -> None:
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = _ToStderr()
+        handler.setFormatter(logging.Formatter("meld: %(message)s"))
+        root.addHandler(handler)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Around the imports of an optional part: what is missing, and the command that gets it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("console", "pipeline", "fusion"):
+            raise
+        raise UsageError(
+            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
+        ) from error

@@ -1,0 +1,10 @@
+"""Which FFmpeg libraries decode here: they decide pixels and samples."""
+
+
+def ffmpeg_versions() -> dict[str, str]:
+    """{"libavcodec": "62.28.102", ...}, of the libraries that PyAV has loaded."""
+    import av  # half of what `meld --version` takes
+
+    return {
+        name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())
+    }
