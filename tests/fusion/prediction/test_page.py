@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +27,6 @@ from tests.media import grey, tone, write_clip
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 ATTACK = (
     "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)> & \"it's\""
 )
@@ -163,18 +159,6 @@ def test_what_is_too_large_for_a_page_is_refused_before_the_work(tmp_path: Path)
 
 
 # ------------------------------------------------------------------------- in a real browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="make browser installs it")
-    if BROWSER is None:
-        pytest.skip("no Chromium on the PATH")
-    with playwright.sync_playwright() as started:
-        # Root has no sandbox.
-        chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 class Opened:
