@@ -671,7 +671,7 @@ def predict(
         Path | None,
         typer.Option(
             help="File with .srt, .vtt or .ass subtitles.  [default: those beside the file, under "
-            "its name]"
+            "its name, or else a track inside the file]"
         ),
     ] = None,
     transcript: Annotated[

@@ -405,7 +405,8 @@ class Model:
         """The utterances of a media file, each as soon as what is said of it can change no more.
 
         subtitles, transcript, text: where the words come from; `text` makes the whole file one
-            utterance; None of them takes subtitles that lie beside the file under its name
+            utterance; None of them takes subtitles that lie beside the file under its name, or
+            else a track inside it
         asr: the speech recogniser that hears the file, as `meld predict --asr`; "tiny.en" where
             nothing else says what is said
         no_text: the model sees and hears, and reads nothing

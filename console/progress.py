@@ -50,7 +50,7 @@ def progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
         def advance(done: int, total: int, count: int = 0, told: str = "") -> None:
             shown = f"{count} {note}" if count else told
             bar.update(task, completed=done, total=total, note=shown)
-            if not bar.console.is_terminal and lines.is_time(done, total):
+            if total and not bar.console.is_terminal and lines.is_time(done, total):
                 parts = (f"{what}: {done} of {total}", lines.time_left(done, total), shown)
                 say(", ".join(filter(None, parts)))
 

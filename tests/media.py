@@ -3,6 +3,7 @@ names the second, and each channel has a pitch of its own.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -101,6 +102,70 @@ def write_clip(
                 frame.sample_rate, frame.pts = rate_hz, start
                 packets += _later(audio.encode(frame), sound_starts_s)
             packets += _later(audio.encode(), sound_starts_s)
+        for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
+            container.mux(packet)
+    return path
+
+
+@dataclass(frozen=True)
+class Track:
+    """A subtitle track to be written; cues: start and length in ms, and the text as its codec has
+    it."""
+
+    codec: str
+    cues: Sequence[tuple[int, int, str]] = ()
+    language: str = ""
+    disposition: int = 0
+
+
+# FFmpeg's encoders of subtitles open with a header alone.
+_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name
+Style: Default
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+
+
+def write_subtitled(
+    path: Path, tracks: Sequence[Track], *, num_frames: int = 72, starts_s: float = 0
+) -> Path:
+    """A clip without sound, with these tracks. `starts_s` moves picture and cues alike."""
+    codec = "libvpx" if path.suffix == ".webm" else "libx264"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=FPS)
+        video.width, video.height = SIZE
+        video.pix_fmt = "yuv420p"
+        streams = []
+        for track in tracks:
+            stream = container.add_stream(track.codec)
+            stream.time_base = Fraction(1, 1000)
+            if track.codec != "dvbsub":  # pictures
+                stream.codec_context.subtitle_header = _HEADER
+            if track.language:
+                stream.metadata["language"] = track.language
+            stream.disposition = track.disposition
+            streams.append(stream)
+        packets: list[av.Packet] = []
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(grey(number % 70), format="rgb24")
+            frame.pts = number
+            packets += video.encode(frame)
+        packets = _later([*packets, *video.encode()], starts_s)
+        for track, stream in zip(tracks, streams, strict=True):
+            for start_ms, length_ms, text in track.cues:
+                content = text.encode()
+                if track.codec == "mov_text":
+                    content = len(content).to_bytes(2, "big") + content
+                packet = av.Packet(content)
+                packet.stream, packet.time_base = stream, Fraction(1, 1000)
+                packet.pts = packet.dts = start_ms + round(1000 * starts_s)
+                packet.duration = length_ms
+                packets.append(packet)
         for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
             container.mux(packet)
     return path

@@ -16,7 +16,7 @@ from fusion.inference.predictor import Predictor
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import Heard, SpokenSpan, fit_into
 from fusion.inference.speech import SpeechConfig
-from fusion.inference.subtitles import SUFFIXES, read_subtitles
+from fusion.inference.subtitles import SUFFIXES, choose_track, read_subtitles
 from fusion.inference.timeline import (
     MediaDescription,
     ModelDescription,
@@ -48,8 +48,8 @@ class WordsConfig:
     start_s, end_s: the part of the file that counts, in seconds; None is its start, and its end
     speech:     how the file is heard, where it is
 
-    None of the four takes the subtitles that lie beside the file under its name; without any, the
-    file is heard by "tiny.en".
+    None of the four takes the subtitles that lie beside the file under its name, or else a track of
+    subtitles inside it; without any, the file is heard by "tiny.en".
     """
 
     subtitles: Path | None = None
@@ -123,6 +123,8 @@ def prepare_media(
         length = decoder.measure(path)
     except ClipError as error:
         raise InputError(f"{path}: {error.message}") from error
+    if length.duration_ms == 0:
+        raise InputError(f"{path}: it lasts 0.0 s, so there is nothing in it to predict from")
     digest = _digest(path)
     found = _find_utterances(path, words, length, predictor, digest, saved_in, on_progress, decoder)
     fitted = fit_into(
@@ -254,6 +256,15 @@ def _find_utterances(
     subtitles = words.subtitles or (find_sidecar(path) if words.asr is None else None)
     if subtitles is not None:
         return _Found(source="subtitles", heard=read_subtitles(subtitles), file=subtitles)
+    notes: tuple[str, ...] = ()
+    if words.asr is None:
+        try:
+            inside = choose_track(decoder.subtitles(path))
+        except ClipError as error:
+            raise InputError(f"{path}: {error.message}") from error
+        if inside.spans:
+            return _Found(source="subtitles", heard=inside)
+        notes = inside.notes
     end_ms = length.duration_ms if words.end_s is None else round(words.end_s * 1000)
     heard, speech, saved = hear(
         path,
@@ -267,6 +278,7 @@ def _find_utterances(
         on_progress=on_progress,
         decoder=decoder,
     )
+    heard = replace(heard, notes=(*notes, *heard.notes))
     return _Found(source="speech", heard=heard, speech=speech, saved=saved)
 
 

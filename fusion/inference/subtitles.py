@@ -1,6 +1,9 @@
-"""Subtitle files to utterances: SubRip (.srt), WebVTT (.vtt), SubStation Alpha (.ass, .ssa)."""
+"""Subtitles to utterances: files of SubRip (.srt), WebVTT (.vtt) and SubStation Alpha (.ass, .ssa),
+and the tracks inside a media file."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pysubs2
@@ -8,6 +11,7 @@ import pysubs2
 from fusion.inference.segments import Heard, SpokenSpan, in_order
 from fusion.inference.texts import read_text
 from pipeline.corpus.texts import normalise_text
+from pipeline.decode.subtitles import SubtitleCue, SubtitleTrack
 from pipeline.errors import InputError
 from pipeline.schema import MediaSpan
 
@@ -21,6 +25,7 @@ _TAG = re.compile(r"<[^>]*>")
 # What the deaf are told of sounds, and the notes around sung words: nobody says it.
 _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#*]+(?=\s|$)|(?:^|(?<=\s))[♪♫#*]+")
 _DASH = re.compile(r"(?:^|(?<=\s))[-‐‑–—]\s+")
+_NEGATIVE = re.compile(r"(?:^|(?<=--> ))-\d+:\d\d(?::\d\d)?[.,]\d{1,3}\b", re.MULTILINE)
 _LABEL = re.compile(r"([A-Z][A-Z0-9 .'-]{0,30}):\s+")
 
 
@@ -34,6 +39,10 @@ def read_subtitles(path: Path) -> Heard:
     Raises InputError where the file is no such file, or holds no words.
     """
     text, notes = read_text(path)
+    # Programs that shift subtitles write them, and pysubs2 would read them as positive.
+    text, num_negative = _NEGATIVE.subn("00:00:00.000", text)
+    if num_negative:
+        notes += (f"{num_negative} times lie before the file's start; cut there",)
     try:
         # Times decide: a cue of SubRip with a broken time would be passed over else.
         file = pysubs2.SSAFile.from_string(text, keep_unknown_html_tags=True)
@@ -45,8 +54,82 @@ def read_subtitles(path: Path) -> Heard:
         raise InputError(
             f"{path}: subtitles of the kind {file.format}; known are {', '.join(SUFFIXES)}"
         )
+    heard = _utterances(file.events)
+    if not heard.spans:
+        why = f" ({'; '.join(heard.notes)})" if heard.notes else ""
+        raise InputError(
+            f"{path}: {len(file.events)} cues, and none in which something is said{why}"
+        )
+    return replace(heard, notes=(*notes, *heard.notes))
+
+
+def choose_track(tracks: Sequence[SubtitleTrack]) -> Heard:
+    """The utterances of the one track that says what is spoken, and what is to be told of all.
+
+    A track in English comes first, as the models read English, then the file's default, then the
+    first. Tracks of pictures, and those that hold foreign speech alone ("forced"), are passed over.
+    No track that will do: no utterance.
+    """
+    notes = tuple(_passed_over(track) for track in tracks if not _tells_speech(track))
+    for track in sorted(filter(_tells_speech, tracks), key=_rank):
+        heard = _utterances(_as_events(track.cues))
+        if not heard.spans:
+            notes += (
+                f"{_name(track)}: {len(track.cues)} cues, and none in which something is said",
+            )
+            continue
+        damaged: tuple[str, ...] = ()
+        if track.num_damaged:
+            damaged = (f"{track.num_damaged} cues of it are damaged and left out",)
+        told = f"the words are those of {_name(track)}"
+        return replace(heard, notes=(told, *damaged, *heard.notes, *notes))
+    return Heard(spans=(), notes=notes)
+
+
+def _tells_speech(track: SubtitleTrack) -> bool:
+    return bool(track.cues) and not track.is_forced
+
+
+def _rank(track: SubtitleTrack) -> tuple[bool, bool, bool, int]:
+    is_english = track.language.lower().startswith("en")
+    return track.is_commentary, not is_english, not track.is_default, track.number
+
+
+def _name(track: SubtitleTrack) -> str:
+    told = ", ".join(filter(None, (track.codec, track.language)))
+    return f"the file's subtitle track {track.number} ({told})"
+
+
+def _passed_over(track: SubtitleTrack) -> str:
+    if track.is_pictures:
+        why = "pictures of words, which are not read"
+    elif track.is_forced:
+        why = "of foreign speech alone"
+    else:
+        why = "no cue that can be read"
+    return f"{_name(track)} is passed over: {why}"
+
+
+def _as_events(cues: Sequence[SubtitleCue]) -> list["pysubs2.SSAEvent"]:
+    """A cue without an end lasts until the next begins; of the last one nobody knows."""
+    cues = sorted(cues, key=lambda cue: cue.start_ms)
+    nexts = [cue.start_ms for cue in cues[1:]]
+    return [
+        pysubs2.SSAEvent(
+            start=cue.start_ms,
+            end=next_ms if cue.end_ms is None else cue.end_ms,
+            text=cue.text,
+            name=cue.name,
+        )
+        for cue, next_ms in zip(cues, [*nexts, cues[-1].start_ms if cues else 0], strict=False)
+    ]
+
+
+def _utterances(events: Sequence["pysubs2.SSAEvent"]) -> Heard:
+    """Those in which something is said."""
     spans, backward, negative = [], [], []
-    for number, event in enumerate(file.events, start=1):
+    notes: tuple[str, ...] = ()
+    for number, event in enumerate(events, start=1):
         if event.is_comment or event.is_drawing:
             continue
         speaker, words = _words_of(event)
@@ -69,8 +152,6 @@ def read_subtitles(path: Path) -> Heard:
         notes += (f"{_cues(backward)}: over before they start; left out",)
     if negative:
         notes += (f"{_cues(negative)}: start before the file does; cut there",)
-    if not spans:
-        raise InputError(f"{path}: {len(file.events)} cues, and none in which something is said")
     return Heard(spans=in_order(spans), notes=notes)
 
 

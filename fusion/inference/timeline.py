@@ -64,7 +64,7 @@ class Segmentation:
     """Where the utterances came from.
 
     source: "subtitles", "transcript", "whole" (the file is one utterance) or "speech"
-    file:   name of the subtitles or the transcript
+    file:   name of the subtitles or the transcript; None where they are inside the media file
     speech: the voice detector, the recogniser and their settings, where speech was looked for
     notes:  what is to be told of them
     """

@@ -29,6 +29,7 @@ from typing import IO, Any, NoReturn, Protocol
 from pipeline.decode.container import MAX_SECONDS_PER_CLIP
 from pipeline.decode.measure import MediaLength, measure_media
 from pipeline.decode.spans import decode_spans
+from pipeline.decode.subtitles import SubtitleTrack, read_subtitle_tracks
 from pipeline.errors import ClipError, MeldError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan, Modality
@@ -62,6 +63,10 @@ class Decoder(Protocol):
         """As `decode_spans`."""
         ...
 
+    def subtitles(self, path: Path) -> tuple[SubtitleTrack, ...]:
+        """As `read_subtitle_tracks`."""
+        ...
+
 
 class DecoderHere:
     """In this process, which ends where a decoder crashes."""
@@ -77,6 +82,9 @@ class DecoderHere:
         modalities: Sequence[Modality],
     ) -> Iterator[DecodedMedia]:
         return decode_spans(path, spans, config, modalities)
+
+    def subtitles(self, path: Path) -> tuple[SubtitleTrack, ...]:
+        return read_subtitle_tracks(path)
 
 
 HERE = DecoderHere()
@@ -115,6 +123,12 @@ class DecoderProcess:
             decode_spans, path, list(spans), config, list(modalities), limits_s=limits_s
         )
 
+    def subtitles(self, path: Path) -> tuple[SubtitleTrack, ...]:
+        """Raises ClipError as `read_subtitle_tracks`, and where the file ends the process."""
+        [tracks] = self._ask(_subtitles, path, limits_s=[_seconds_to_read(path)])
+        found: tuple[SubtitleTrack, ...] = tracks
+        return found
+
     def close(self) -> None:
         self._finalise()
 
@@ -150,6 +164,10 @@ class DecoderProcess:
 
 def _measure(path: Path) -> Iterator[MediaLength]:
     yield measure_media(path)
+
+
+def _subtitles(path: Path) -> Iterator[tuple[SubtitleTrack, ...]]:
+    yield read_subtitle_tracks(path)
 
 
 def _seconds_to_read(path: Path) -> float:

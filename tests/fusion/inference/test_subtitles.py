@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fusion.inference.segments import SpokenSpan
-from fusion.inference.subtitles import read_subtitles
+from fusion.inference.segments import Heard, SpokenSpan
+from fusion.inference.subtitles import choose_track, read_subtitles
+from pipeline.decode.subtitles import SubtitleCue, SubtitleTrack
 from pipeline.errors import InputError
 
 SRT = """1
@@ -143,3 +144,70 @@ def test_a_missing_file_a_folder_and_binary_are_told_apart(tmp_path: Path) -> No
     binary.write_bytes(bytes(range(256)) * 4)
     with pytest.raises(InputError, match="binary"):
         read_subtitles(binary)
+
+
+# -------------------------------------------------------------------- tracks inside a media file
+
+
+def track(number: int, *texts: str, **more: object) -> SubtitleTrack:
+    """A cue a second."""
+    cues = tuple(
+        SubtitleCue(start_ms=1000 * place, end_ms=1000 * place + 900, text=text)
+        for place, text in enumerate(texts)
+    )
+    return SubtitleTrack(number=number, codec="subrip", cues=cues, **more)  # type: ignore[arg-type]
+
+
+def test_a_track_in_english_comes_before_the_default_and_that_before_the_first() -> None:
+    french = track(1, "Oui", language="fre", is_default=True)
+    english = track(2, "Yes", language="eng")
+    comment = track(3, "I wrote this", language="eng", is_commentary=True)
+    unknown = track(4, "Da")
+    for tracks, wanted in (
+        ((french, english, comment), "Yes"),
+        ((comment, french), "Oui"),
+        ((unknown, french), "Oui"),
+        ((comment, unknown), "Da"),
+    ):
+        [span] = choose_track(tracks).spans
+        assert span.text == wanted
+    assert choose_track([french, english]).notes == (
+        "the words are those of the file's subtitle track 2 (subrip, eng)",
+    )
+
+
+def test_tracks_that_do_not_say_what_is_spoken_are_passed_over_and_named() -> None:
+    pictures = SubtitleTrack(number=1, codec="hdmv_pgs_subtitle", language="eng", is_pictures=True)
+    forced = track(2, "Halt!", language="eng", is_forced=True)
+    sounds = track(3, "[applause]", language="eng")
+    assert choose_track([]) == Heard(spans=())
+    nothing = choose_track([pictures, forced, sounds])
+    assert nothing.spans == ()
+    assert nothing.notes == (
+        "the file's subtitle track 1 (hdmv_pgs_subtitle, eng) is passed over: pictures of words, "
+        "which are not read",
+        "the file's subtitle track 2 (subrip, eng) is passed over: of foreign speech alone",
+        "the file's subtitle track 3 (subrip, eng): 1 cues, and none in which something is said",
+    )
+    found = choose_track([pictures, track(2, "Yes")])
+    assert [told(span) for span in found.spans] == [(0, 900, None, "Yes")]
+    assert found.notes[0] == "the words are those of the file's subtitle track 2 (subrip)"
+    assert "track 1 (hdmv_pgs_subtitle, eng) is passed over" in found.notes[1]
+
+
+def test_a_cue_without_an_end_lasts_until_the_next_and_markup_is_no_words() -> None:
+    cues = (
+        SubtitleCue(start_ms=-200, end_ms=None, text="{\\i1}JOEY: Hi{\\i0}"),
+        SubtitleCue(start_ms=1000, end_ms=None, text="<v Ross>Two\\Nlines"),
+        SubtitleCue(start_ms=2000, end_ms=2500, text="Bye", name="Joey"),
+    )
+    heard = choose_track([SubtitleTrack(number=1, codec="ass", cues=cues, num_damaged=2)])
+    assert [told(span) for span in heard.spans] == [
+        (0, 1000, "Joey", "Hi"),
+        (1000, 2000, "Ross", "Two lines"),
+        (2000, 2500, "Joey", "Bye"),
+    ]
+    assert heard.notes[1:] == (
+        "2 cues of it are damaged and left out",
+        "cue 1: start before the file does; cut there",
+    )

@@ -1,0 +1,44 @@
+"""Subtitles inside a media file are its utterances, where nothing else says what is spoken."""
+
+from pathlib import Path
+
+import pytest
+from av.stream import Disposition
+
+import meld as face
+from tests.media import Track, write_subtitled
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def model(minilm_folder: Path) -> face.Model:
+    return face.load()  # text alone
+
+
+@pytest.mark.parametrize(("file", "codec"), [("a.mp4", "mov_text"), ("a.mkv", "subrip")])
+def test_a_track_is_read_unless_something_else_says_what_is_spoken(
+    model: face.Model, tmp_path: Path, file: str, codec: str
+) -> None:
+    cues = [(250, 750, "I am so happy!"), (1500, 900, "JOEY: Leave me alone.")]
+    tracks = [
+        Track(codec, [(0, 2000, "Oui")], language="fre", disposition=Disposition.default),
+        Track(codec, cues, language="eng"),
+    ]
+    path = write_subtitled(tmp_path / file, tracks)
+    timeline = model.timeline(path)
+    told = [
+        (each.spoken.span.start_ms, each.spoken.span.end_ms, each.spoken.speaker, each.spoken.text)
+        for each in timeline.utterances
+    ]
+    assert told == [
+        (250, 1000, None, "I am so happy!"),
+        (1500, 2400, "Joey", "Leave me alone."),
+    ]
+    assert all(each.prediction is not None for each in timeline.utterances)
+    where = timeline.to_dict()["segmentation"]
+    assert (where["source"], where["file"]) == ("subtitles", None)
+    assert where["notes"] == [f"the words are those of the file's subtitle track 2 ({codec}, eng)"]
+    path.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nBeside it\n")
+    assert [each.spoken.text for each in model.timeline(path).utterances] == ["Beside it"]
+    assert [each.spoken.text for each in model.timeline(path, text="Told").utterances] == ["Told"]
