@@ -6,7 +6,7 @@ picture that no other of its own temporal layer needs for one that none needs. S
 out only of the codecs listed here, each for a reason in its own standard.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,13 @@ Skipping = Literal["none", "groups", "nonref"]
 _NONREF = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 # A key frame resets all that the pictures after it refer to.
 _GROUPS = frozenset("vp8 vp9 av1 libdav1d msmpeg4 wmv1 wmv2 flv theora mjpeg prores".split())
+
+# Codecs whose pictures refer to no other, and FFV1, of which containers know which do: several key
+# frames in a row are what they are called.
+_INTRA = frozenset(
+    "mjpeg mjpegb prores jpeg2000 dnxhd dvvideo rawvideo v210 v308 v410 ffv1 ffvhuff huffyuv "
+    "utvideo magicyuv".split()
+)
 
 # Types of NAL units, and of SEI messages.
 _H264_IDR, _H264_SEI, _RECOVERY_POINT = 5, 6, 6
@@ -60,6 +67,25 @@ def is_hidden(packet: av.Packet) -> bool:
 def repeats_picture(packet: av.Packet) -> bool:
     """Whether the packet says that the picture before stays, so that none comes out for it."""
     return _codec(packet) == "mpeg4" and packet.size <= _MAX_NVOP_BYTES
+
+
+def may_begin_group(packet: av.Packet, before: av.Packet | None) -> bool:
+    """Whether a group of pictures begins with the packet, as far as container and packet tell.
+
+    A container that calls one picture after the other a key frame may know nothing of them: MP4
+    without a table of key frames, AVI with H.263. The packet itself must say it then; where
+    it cannot be asked, decoding goes back to an earlier one.
+
+    before: the stream's packet before this one in the file
+    """
+    if not packet.is_keyframe or packet.size == 0:
+        return False
+    if before is None or not before.is_keyframe:
+        return True
+    name = _codec(packet)
+    if name in _CLEAN_TOLD:
+        return _is_clean(packet, name, _NalUnits.of(packet))
+    return name in _INTRA or (name in INTRA_TOLD and INTRA_TOLD[name](bytes(packet)))
 
 
 def group_starts(packets: Sequence[av.Packet]) -> list[int]:
@@ -118,6 +144,45 @@ def _has_tables(packet: av.Packet) -> bool:
     takes those of the picture before."""
     head = bytes(memoryview(packet)[:4096])
     return b"\xff\xc4" in head and b"\xff\xdb" in head
+
+
+# ------------------------------------------------------------------------ MPEG-1, 2, 4 and H.263
+
+
+def _is_intra_mpeg2(data: bytes) -> bool:
+    """By the first picture header: picture_coding_type (ISO 13818-2, 6.3.9)."""
+    at = data.find(b"\0\0\1\0")
+    return 0 <= at < len(data) - 5 and data[at + 5] >> 3 & 7 == 1
+
+
+def _is_intra_mpeg4(data: bytes) -> bool:
+    """vop_coding_type (ISO 14496-2, 6.3.5)"""
+    at = data.find(b"\0\0\1\xb6")
+    return 0 <= at < len(data) - 4 and data[at + 4] >> 6 == 0
+
+
+def _is_intra_h263(data: bytes) -> bool:
+    """Picture coding type, in PTYPE or, where that is extended, in MPPTYPE (H.263, 5.1.3 f.)."""
+    bits = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+
+    def read(at: int, num: int) -> int:
+        return bits >> (64 - at - num) & ((1 << num) - 1)
+
+    if read(0, 22) != 0b100000:
+        return False
+    if read(35, 3) != 0b111:  # the source format
+        return read(38, 1) == 0
+    return read(59 if read(38, 3) == 1 else 41, 3) == 0
+
+
+_CLEAN_TOLD = frozenset("h264 hevc vp8 vp9 av1 libdav1d".split())
+# Of a codec's packet, whether its picture refers to no other.
+INTRA_TOLD: dict[str, Callable[[bytes], bool]] = {
+    "mpeg1video": _is_intra_mpeg2,
+    "mpeg2video": _is_intra_mpeg2,
+    "mpeg4": _is_intra_mpeg4,
+    "h263": _is_intra_h263,
+}
 
 
 # ----------------------------------------------------------------------------------- VP9 and AV1

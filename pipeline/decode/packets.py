@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import av
 
+from pipeline.decode.bitstream import may_begin_group
 from pipeline.decode.container import MAX_PACKET_BYTES
 from pipeline.decode.window import Extent, Stop, Window, end_tick
 from pipeline.errors import ClipError
@@ -56,6 +57,8 @@ class VideoPacketReader:
         self._timed = timed
         self._open = deque(enumerate(windows))
         self._held: list[av.Packet] = []
+        self._begins: list[bool] = []  # whether decoding may begin at each of them
+        self._last: av.Packet | None = None
         # What tells whether a window has all of its pictures: the packet itself, or where times are
         # not those of its picture the one so many before.
         self._recent: deque[av.Packet] = deque(maxlen=1 if timed else _MAX_REORDERED + 1)
@@ -79,9 +82,12 @@ class VideoPacketReader:
                 completed.append(self._give(index, window, stop))
         for done in completed:
             self._open.remove((done.index, done.window))
+        begins = may_begin_group(packet, self._last)
+        self._last = packet
         self._held.append(packet)
+        self._begins.append(begins)
         self._num_bytes += packet.size
-        if completed or (packet.is_keyframe and not self._open[0][1].has_begun(packet)):
+        if completed or (begins and not self._open[0][1].has_begun(packet)):
             self._trim()
         return completed + self._give_up()
 
@@ -109,14 +115,14 @@ class VideoPacketReader:
     def _trim(self) -> None:
         num_done = self._first_needed(self._open[0][1]) if self._open else len(self._held)
         self._num_bytes -= sum(packet.size for packet in self._held[:num_done])
-        del self._held[:num_done]
+        del self._held[:num_done], self._begins[:num_done]
 
     def _first_needed(self, window: Window) -> int:
         if window.start is None:
             return 0
         groups, key = [], None
-        for index, packet in enumerate(self._held):
-            if packet.is_keyframe:
+        for index, (packet, begins) in enumerate(zip(self._held, self._begins, strict=True)):
+            if begins:
                 key = index
             # A group that begins before a cut appears with its first picture that is shown.
             if key is not None and not packet.is_discard:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.decode.bitstream import INTRA_TOLD
 from pipeline.decode.spans import decode_media
 from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
@@ -366,3 +367,61 @@ def test_a_hidden_picture_is_none_that_is_missing(tmp_path: Path) -> None:
     assert media.frames is not None
     assert numbers_of(media.frames)[7:11] == [18, 20, 22, 26]
     assert media.failures == ()
+
+
+# ------------------------------------------------------------------- key frames that are none
+
+
+def all_called_key(path: Path, target: Path) -> Path:
+    """A copy whose container calls every packet a key frame."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        copy = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.is_keyframe, packet.stream = True, copy
+                container.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("codec", "extension", "options"),
+    [
+        ("libx264", "mp4", {"g": "9", "preset": "veryfast"}),
+        ("libx265", "mp4", {"x265-params": "keyint=9:log-level=none:pools=none"}),
+        ("libvpx-vp9", "mp4", {"g": "9", "deadline": "realtime", "cpu-used": "8"}),
+        ("mpeg1video", "mov", {"g": "9", "bf": "2"}),
+        ("mpeg2video", "mp4", {"g": "9", "bf": "2"}),
+        ("mpeg4", "mp4", {"g": "9", "bf": "2"}),
+        ("mpeg4", "avi", {"g": "9"}),
+        ("flv", "flv", {"g": "9"}),
+        ("h263p", "avi", {"g": "9"}),
+        ("svq1", "mov", {"g": "9"}),
+        ("msmpeg4v2", "avi", {"g": "9"}),
+    ],
+)
+def test_a_span_of_a_file_that_calls_every_picture_a_key_frame(
+    tmp_path: Path, codec: str, extension: str, options: Options
+) -> None:
+    kind = Kind(codec, extension, options, "yuv410p" if codec == "svq1" else "yuv420p")
+    path = write(tmp_path / f"a.{extension}", kind, 40)
+    copy = all_called_key(path, tmp_path / f"b.{extension}")
+    spans = [MediaSpan(start_ms=start, end_ms=start + 700) for start in (120, 440, 520, 640, 800)]
+    check(path, kind, spans)
+    check(copy, kind, spans)
+
+
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video", "mpeg4", "h263", "h263p"])
+def test_a_picture_says_itself_whether_it_refers_to_others(codec: str) -> None:
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 176, 144, "yuv420p"
+    encoder.time_base, encoder.options = Fraction(1, FPS), {"g": "5"}
+    packets = []
+    for number in range(12):
+        frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+        frame = frame.reformat(176, 144, "yuv420p")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
+    reader = INTRA_TOLD["h263" if codec == "h263p" else codec]
+    assert [reader(bytes(packet)) for packet in packets] == [each.is_keyframe for each in packets]
+    assert sum(each.is_keyframe for each in packets) == 3
