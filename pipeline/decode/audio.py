@@ -11,7 +11,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from pipeline.decode.channels import UNKNOWN, Part, channel_names, read_part
-from pipeline.decode.container import MEDIA_ERRORS, reason
+from pipeline.decode.container import MEDIA_ERRORS, one_packet, reason
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.mix import Mix, choose_mix, has_centre
 from pipeline.decode.window import SYNC_SLACK_S, Extent, Stop, Window, end_tick, shown_tick
@@ -201,7 +201,9 @@ class SoundReader:
         if self._error is not None or self._context is None or all(map(self._is_full, self._open)):
             return
         try:
-            for frame in self._context.decode(packet):
+            with one_packet():
+                frames = self._context.decode(packet)
+            for frame in frames:
                 self._add(frame)
         except (FFmpegError, ValueError):  # ValueError: not the layout or rate it began with
             for each in concerned:

@@ -7,7 +7,10 @@ bytes and time have budgets.
 
 import contextlib
 import shlex
+import signal
 import stat
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +27,9 @@ MAX_PIXELS = 16_777_216
 MAX_PACKET_BYTES = 256 * 1024 * 1024
 MAX_SECONDS_PER_CLIP = 60.0
 OPEN_TIMEOUT_S = 5
+# Of a core, for one packet: the largest picture takes less than one. Waiting for a core does not
+# count, so that on a busy machine nobody is ended who only is slow.
+CORE_SECONDS_PER_PACKET = 30.0
 # A container that promises this much more than it delivers was cut off.
 TRUNCATION_SLACK_S = 0.5
 
@@ -48,6 +54,34 @@ AUDIO_CODECS = frozenset(
 )
 # Foreign errors that a broken file can cause; anything else is our bug and must surface.
 MEDIA_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
+
+
+_IS_WATCHED: ContextVar[bool] = ContextVar("decoding is watched", default=False)
+
+
+@contextlib.contextmanager
+def end_where_decoding_hangs() -> Iterator[None]:
+    """Within it, a decoder that hangs in a packet ends this process by SIGPROF: it hears nothing
+    else. For a process that others look after, and in its main thread."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    before = _IS_WATCHED.set(True)
+    try:
+        yield
+    finally:
+        _IS_WATCHED.reset(before)
+
+
+@contextlib.contextmanager
+def one_packet() -> Iterator[None]:
+    """Around the decoding of a packet, which has `CORE_SECONDS_PER_PACKET` where it is watched."""
+    if not _IS_WATCHED.get():
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, CORE_SECONDS_PER_PACKET)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def check_file(path: Path) -> Path:

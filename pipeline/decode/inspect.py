@@ -20,6 +20,7 @@ from pipeline.decode.container import (
     check_file,
     declared_length,
     hides_negative_times,
+    one_packet,
     open_container,
     origin_s,
     reason,
@@ -323,7 +324,9 @@ def _decode_packet(decoded: _Passed, packet: av.Packet) -> None:
         decoded.note_time(packet)
     decoded.has_begun = decoded.has_begun or packet.is_keyframe
     try:
-        for frame in packet.decode():
+        with one_packet():
+            frames = packet.decode()
+        for frame in frames:
             decoded.num_decoded += 1
             decoded.num_bad += bool(frame.is_corrupt)
             if isinstance(frame, av.AudioFrame):

@@ -18,6 +18,7 @@ from pipeline.decode.container import (
     bind_decoder,
     find_candidates,
     find_stream,
+    one_packet,
     open_container,
 )
 from pipeline.errors import ClipError
@@ -110,7 +111,9 @@ def _levels(packet: av.Packet) -> list[tuple[float, float]]:
     """Per frame its length in seconds and the root mean square of its loudest channel."""
     levels = []
     try:
-        for frame in packet.decode():
+        with one_packet():
+            frames = packet.decode()
+        for frame in frames:
             part = read_part(frame, channel_names(frame))
             if part.num_samples and frame.rate:
                 power = float(part.energies.max()) / part.num_samples

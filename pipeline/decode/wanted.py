@@ -20,7 +20,7 @@ from pipeline.decode.bitstream import (
     repeats_picture,
     skipping_of,
 )
-from pipeline.decode.container import MAX_SECONDS_PER_CLIP, is_timed
+from pipeline.decode.container import MAX_SECONDS_PER_CLIP, is_timed, one_packet
 from pipeline.decode.orientation import Orientation
 from pipeline.decode.window import shown_tick
 from pipeline.errors import ClipError
@@ -159,7 +159,9 @@ def _decode_some(
     def take(packet: av.Packet | None) -> None:
         skips = packet is not None and tick_of(packet) in skipped
         context.skip_frame = "NONREF" if skips else "DEFAULT"
-        for frame in context.decode(packet):
+        with one_packet():
+            frames = context.decode(packet)
+        for frame in frames:
             if frame.pts in key_ticks and frame.pict_type in _LEANING:
                 raise _Doubtful
             if fields_matter and frame.interlaced_frame:
@@ -254,7 +256,9 @@ def _show_all(
     in_order = None if times is None else iter(times)
 
     def take(packet: av.Packet | None) -> None:
-        for frame in context.decode(packet):
+        with one_packet():
+            frames = context.decode(packet)
+        for frame in frames:
             screen.show(frame, frame.pts if in_order is None else next(in_order, None))
 
     screen.num_bad = _decode_each(packets, take)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn
 
+from pipeline.decode.container import CORE_SECONDS_PER_PACKET, end_where_decoding_hangs
 from pipeline.errors import MeldError
 from pipeline.parallel.work import ClipWork, Result, ShardTask, WorkedShard
 from pipeline.schema import LocatedClip, Modality
@@ -38,11 +39,13 @@ _PAGE_BYTES = resource.getpagesize()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends this process where the block takes longer: a decoder that hangs hears nothing else."""
+    """Ends this process where the block takes longer, or a decoder hangs in a packet within it: a
+    decoder that hangs hears nothing else."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with end_where_decoding_hangs():
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -280,6 +283,9 @@ class _Child:
         with self.file:
             if self._stopped:
                 return _Death(self._stopped, is_ours=True)
+            if self._status == -signal.SIGPROF:
+                how = f"stopped after {CORE_SECONDS_PER_PACKET:g} s of computing on one packet"
+                return _Death(how, is_ours=True)
             if self._status:
                 return _Death(_how_it_ended(self._status))
             self.file.seek(0)

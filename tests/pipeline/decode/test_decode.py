@@ -1,6 +1,7 @@
 """Clips to frames and sound (see `tests.media` for what the clips plant)."""
 
 import os
+import signal
 import socket
 import struct
 import threading
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from pipeline.decode import packets as decode_packets
 from pipeline.decode import wanted as decode_wanted
 from pipeline.decode.clip import decode_clip, decode_still
+from pipeline.decode.container import CORE_SECONDS_PER_PACKET, end_where_decoding_hangs
+from pipeline.decode.inspect import inspect_clip
 from pipeline.decode.video import Screen, choose_frames
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
@@ -408,6 +411,37 @@ def test_an_hour_costs_no_more_than_its_first_seconds(tmp_path: Path) -> None:
     assert codes(clip, lost=False) == {("video", "overlong"), ("video", "few_frames")}
     assert clip.times_s is not None
     assert clip.times_s[-1] < 30
+
+
+@pytest.mark.parametrize("way", ["decoded", "inspected"])
+def test_a_watched_decoder_has_a_limit_for_each_packet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    path = write_clip(tmp_path / "a.mkv", num_frames=25, sound=tone([440]))
+    with av.open(str(path)) as container:
+        num_packets = sum(packet.size > 0 for packet in container.demux())
+    limits: list[float] = []
+
+    def note(which: int, seconds: float) -> None:
+        assert which == signal.ITIMER_PROF
+        limits.append(seconds)
+
+    monkeypatch.setattr(signal, "setitimer", note)
+    clip = LocatedClip(utterance=Utterance(key=ClipKey("dev", 0, 0), text=""), path=path)
+
+    def decode() -> None:
+        if way == "decoded":
+            decode_clip(clip, DecodeConfig(), ["video", "audio"])
+        else:
+            inspect_clip(clip, deep=True)
+
+    decode()
+    assert limits == []
+    with end_where_decoding_hangs():
+        decode()
+    assert limits[::2] == [CORE_SECONDS_PER_PACKET] * (len(limits) // 2)
+    assert limits[1::2] == [0] * (len(limits) // 2)
+    assert len(limits) // 2 > 0.8 * num_packets  # the last ones no sampled picture needs
 
 
 def test_a_sample_rate_of_one_hertz_makes_no_hours_of_sound(tmp_path: Path) -> None:

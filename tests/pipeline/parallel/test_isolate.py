@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.decode import container
+from pipeline.decode.container import one_packet
 from pipeline.errors import InputError
 from pipeline.parallel import isolate as isolating
 from pipeline.parallel.isolate import isolate
@@ -159,6 +161,37 @@ def test_who_hangs_is_ended_and_given_up() -> None:
     told = "reading its audio killed the worker 2 times (stopped after 0.4 s)"
     assert [clip["audio"] for clip in clips] == ["a", told, "b"]
     assert time.monotonic() - began < 3  # once with its picture, once without
+
+
+def test_who_computes_on_one_packet_for_ever_is_ended_long_before_who_is_only_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (container, isolating):
+        monkeypatch.setattr(module, "CORE_SECONDS_PER_PACKET", 0.2)
+
+    def compute(seconds: float) -> None:
+        began = time.process_time()
+        while time.process_time() < began + seconds:
+            pass
+
+    def do(name: str, modalities: Sequence[Modality]) -> str:
+        if name == "many packets":
+            for _ in range(5):
+                with one_packet():
+                    compute(0.1)
+            compute(0.3)
+        if name == "waits":
+            with one_packet():
+                time.sleep(0.5)
+        if name == "hangs":
+            with one_packet():
+                compute(600)
+        return name
+
+    names = ("many packets", "waits", "hangs")
+    clips = isolate(task(*names), working(do, ("audio",), max_seconds=500)).clips
+    told = "reading it killed the worker 2 times (stopped after 0.2 s of computing on one packet)"
+    assert [clip["audio"] for clip in clips] == ["many packets", "waits", told]
 
 
 def test_who_takes_all_memory_is_ended_before_the_system_chooses(
