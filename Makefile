@@ -28,7 +28,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m compileall -q -j 0 -x '$(NEVER_IMPORTED)' .venv/lib || true
 	@touch $@
 
-demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained
+demo: $(READY) ## generated corpus -> features -> trained models -> what fusion gained, a prediction
 	$(BIN)/meld demo --out demo
 
 quick: $(READY) ## the tests that start neither Ray nor a child process, while you write

@@ -37,6 +37,9 @@ def render_demo(report: DemoReport) -> RenderableType:
         f"modality ({report.best_single.name}); the modalities meet by {FUSED.fusion}.",
         f"{report.clips} generated clips in {report.out / 'data'}, features in "
         f"{report.out / 'features'}, models in {report.out / 'runs'}, plot: {report.plot}",
+        f"One clip of test as `meld predict` sees it: {report.prediction.emotion.label} "
+        f"({report.prediction.emotion.confidence:.0%}), generated to show "
+        f"{report.prediction.label}. Open it in a browser: {report.prediction.page}",
         "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()),
     ]
     return Group(table, *lines)

@@ -1,6 +1,7 @@
 """`meld demo`: the whole main job on a generated corpus, and what fusion gained.
 
 sample -> extract -> train-fusion on each modality and on all, several seeds -> evaluate
+       -> predict one clip, by the model that sees all
 """
 
 import time
@@ -15,13 +16,18 @@ import numpy as np
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.report import EvalReport
 from fusion.evaluation.scores import Scores
+from fusion.inference.predict_media import WordsConfig
+from fusion.inference.prediction import HeadPrediction
 from fusion.model.fusion import ModelConfig
+from fusion.prediction.predict_files import PredictConfig, predict_files
 from fusion.training.fit import one_thread
 from fusion.training.train import TrainConfig, train_seeds
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import locate_clips
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract.extract import ExtractConfig, ExtractReport, extract
 from pipeline.sample.corpus import SampleConfig, make_sample
-from pipeline.schema import MODALITIES, Modality
+from pipeline.schema import EMOTIONS, MODALITIES, Modality
 from pipeline.system.processes import spawn_pool
 from pipeline.system.resources import num_cores
 
@@ -71,6 +77,27 @@ class DemoRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoPrediction:
+    """One generated clip, and what the model of all modalities says of it.
+
+    label: what it was generated to show; page: what is said, to be looked at and listened to
+    """
+
+    clip: Path
+    label: str
+    emotion: HeadPrediction
+    page: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "clip": str(self.clip),
+            "label": self.label,
+            "emotion": self.emotion.to_dict(),
+            "page": str(self.page),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoReport:
     """`gain`: fused minus the best single modality, emotion weighted F1, mean over seeds."""
 
@@ -82,6 +109,7 @@ class DemoReport:
     random_modalities: tuple[Modality, ...]
     seconds: dict[str, float]
     plot: Path
+    prediction: DemoPrediction
 
     @property
     def best_single(self) -> DemoRow:
@@ -119,6 +147,7 @@ class DemoReport:
             "gain": self.gain,
             "seconds": self.seconds,
             "plot": str(self.plot),
+            "prediction": self.prediction.to_dict(),
         }
 
 
@@ -131,18 +160,21 @@ def run_demo(
     """
     clock = _Clock()
     data, features, runs = (config.out / name for name in ("data", "features", "runs"))
-    say("1/4 generating a corpus: spoken sentences, drawn faces, H.264 + AAC")
+    say("1/5 generating a corpus: spoken sentences, drawn faces, H.264 + AAC")
     sample = SampleConfig(out=data, seed=config.seed, dialogues=config.dialogues)
     rows = make_sample(sample, on_progress).rows
     clock.lap("sample")
-    say(f"2/4 extracting features of {sum(rows.values())} clips")
+    say(f"2/5 extracting features of {sum(rows.values())} clips")
     extraction = _extract(data, features, on_progress)
     clock.lap("extract")
-    say(f"3/4 training {len(SUBSETS)} x {config.seeds} fusion models, measuring each on test")
+    say(f"3/5 training {len(SUBSETS)} x {config.seeds} fusion models, measuring each on test")
     reports = _train_all(features, runs, config.seeds, on_progress)
     clock.lap("train and evaluate")
-    report = _summarise(config, extraction, reports, clock.laps)
-    say("4/4 the result")
+    say("4/5 predicting one of the clips, as any video")
+    prediction = _predict_one(config, data, runs)
+    clock.lap("predict")
+    report = _summarise(config, extraction, reports, prediction, clock.laps)
+    say("5/5 the result")
     from fusion.evaluation.plots import plot_gain  # matplotlib takes seconds to load
 
     plot_gain(
@@ -189,7 +221,7 @@ def _train_all(
                 features=features,
                 modalities=subset,
                 model=FUSED if len(subset) > 1 else ModelConfig(),
-                out=runs / f"{'+'.join(subset)}-seed{seed}",
+                out=_run_folder(runs, subset, seed),
                 seed=seed,
                 overwrite=True,
             )
@@ -226,10 +258,42 @@ def _train_and_measure(configs: Sequence[TrainConfig]) -> list[EvalReport]:
         ]
 
 
+def _run_folder(runs: Path, subset: Sequence[Modality], seed: int) -> Path:
+    return runs / f"{'+'.join(subset)}-seed{seed}"
+
+
+def _predict_one(config: DemoConfig, data: Path, runs: Path) -> DemoPrediction:
+    """Of test, the first clip that shows something."""
+    located = locate_clips(data, "test", read_corpus(data, ("test",))["test"], "fixed")
+    there = [clip for clip in located if clip.path is not None]
+    clip = next((each for each in there if each.utterance.emotion != EMOTIONS[0]), there[0])
+    assert clip.path is not None
+    report = predict_files(
+        PredictConfig(
+            media=(clip.path,),
+            model=_run_folder(runs, MODALITIES, 0),
+            words=WordsConfig(text=clip.utterance.text),
+            out=config.out / "predictions",
+            formats=("json", "html"),
+        )
+    )
+    [result] = report.files
+    assert result.timeline is not None
+    [utterance] = result.timeline.utterances
+    assert utterance.prediction is not None
+    return DemoPrediction(
+        clip=clip.path,
+        label=str(clip.utterance.emotion),
+        emotion=utterance.prediction.emotion,
+        page=result.written[-1],
+    )
+
+
 def _summarise(
     config: DemoConfig,
     extraction: ExtractReport,
     reports: Sequence[Sequence[EvalReport]],
+    prediction: DemoPrediction,
     seconds: dict[str, float],
 ) -> DemoReport:
     any_report = reports[0][0]
@@ -249,6 +313,7 @@ def _summarise(
         random_modalities=extraction.recipe.random_modalities,
         seconds=seconds,
         plot=config.out / "demo.png",
+        prediction=prediction,
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fusion.model.dialogue import DialogueContext, Turns
 from fusion.model.dropout import Dropout
-from fusion.model.joins import JOINS, AttentionJoin, FusionType
+from fusion.model.joins import JOINS, AttentionJoin, FusionType, draw_small
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, MODALITIES, SENTIMENTS, Modality
 
 InputKind = Literal["raw", "embedding"]
@@ -134,7 +134,7 @@ class ModalityBranch(nn.Module):
         self.register_buffer("deviation", torch.ones(dims.layers, dims.dim))
         # As in ELMo (Peters et al. 2018): which layer serves best is learned, starting from all.
         self.layer_logits = nn.Parameter(torch.zeros(dims.layers)) if dims.layers > 1 else None
-        self.absent = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.absent = nn.Parameter(draw_small(self.width))
         self.feature_dropout = Dropout(config.feature_dropout)
         self.project = Projection(dims.dim, config) if project else nn.Identity()
 

@@ -19,6 +19,14 @@ from fusion.model.dropout import Dropout
 FusionType = Literal["late", "early", "hybrid", "gated", "attention"]
 
 
+def draw_small(*shape: int) -> Tensor:
+    """float32 of that shape, normal with a standard deviation of 0.02."""
+    values = torch.empty(*shape)
+    # A model that is only to be filled is built on the meta device, where nothing can be drawn:
+    # to ask all the same takes PyTorch two seconds of imports.
+    return values if values.is_meta else values.normal_() * 0.02
+
+
 class Join(nn.Module):
     """projects: whether each modality is projected before it gets here."""
 
@@ -102,8 +110,8 @@ class AttentionJoin(Join):
         width = widths[0]
         if width % self.heads:
             raise ValueError(f"attention needs a projection divisible by {self.heads}: {width}")
-        self.ask = nn.Parameter(torch.randn(width) * 0.02)
-        self.kind = nn.Parameter(torch.randn(len(widths) + 1, width) * 0.02)
+        self.ask = nn.Parameter(draw_small(width))
+        self.kind = nn.Parameter(draw_small(len(widths) + 1, width))
         self.norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

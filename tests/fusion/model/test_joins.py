@@ -20,6 +20,7 @@ from fusion.model.joins import (
     FusionType,
     GatedJoin,
     Join,
+    draw_small,
     layer,
 )
 from fusion.training.fit import FitConfig, fit
@@ -161,3 +162,12 @@ def test_one_entry_is_enough_for_another_fusion_to_train_and_be_measured(
     assert isinstance(read_checkpoint(run).model.join, MeanJoin)
     report = evaluate(EvaluateConfig(run=run, split="dev", features=features))
     assert report.emotion.model.weighted_f1 > 0.8
+
+
+def test_what_is_drawn_small_is_drawn_nowhere_where_there_is_no_storage() -> None:
+    torch.manual_seed(3)
+    drawn = draw_small(4, 8)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.randn(4, 8) * 0.02)
+    with torch.device("meta"):
+        assert draw_small(4, 8).is_meta
