@@ -325,6 +325,26 @@ def test_a_settings_table_that_is_none_is_named(
             "overwrite = true",
             "--resume goes on with the run in --out, --overwrite replaces it",
         ),
+        (
+            ("train-fusion", "--fusion", "early"),
+            "[model]\nprojection = 64",
+            "model.projection = 64: early fusion projects nothing; leave it out",
+        ),
+        (
+            ("crossval", "--modalities", "text"),
+            "[fit]\nmodality_dropout = 0.3",
+            "fit.modality_dropout = 0.3: text is the only modality",
+        ),
+        (
+            ("finetune", "--end-to-end", "--batch-size", "4"),
+            "[tune]\nmicro_batch_size = 8",
+            "micro_batch_size must be at most batch_size, the 4 rows of a step, not 8",
+        ),
+        (
+            ("predict", "talk.mp4", "--text", "So kind!"),
+            "[words.speech]\njoin_ms = 1000",
+            "words.speech says how a file is heard, and --text says what is said in it",
+        ),
     ],
 )
 def test_a_setting_that_would_not_count_is_refused(

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from console.printing import print_json, print_rich
 from pipeline.corpus.meld_facts import PUBLISHED
+from pipeline.doctor.advice import next_steps
 from pipeline.doctor.findings import KINDS, Finding
 from pipeline.doctor.machine import Machine, gib
 from pipeline.doctor.report import Counts, DoctorReport, SplitReport
@@ -30,6 +31,9 @@ def show_checkup(report: DoctorReport, as_json: bool) -> None:
         print_json(report.to_dict())
         return
     print_rich(render_corpus(report))
+    print("next:")
+    for line in next_steps(report):  # unbroken, to be copied
+        print(f"  {one_line(line)}")
 
 
 def render_machine(machine: Machine) -> RenderableType:

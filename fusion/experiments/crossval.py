@@ -35,7 +35,7 @@ from fusion.labels import UNLABELLED, Head, Labels
 from fusion.model.fusion import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import find_untrained
-from fusion.training.train import build_model, check_modalities, choose_device
+from fusion.training.train import build_model, check_counts, check_modalities, choose_device
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
@@ -110,7 +110,9 @@ class CrossvalConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "CrossvalConfig":
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
-        return build_config(cls, values)
+        config = build_config(cls, values)
+        check_counts(config.modalities, config.model, config.fit)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)

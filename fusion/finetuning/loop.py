@@ -86,6 +86,11 @@ class TuneConfig:
             raise ValueError(
                 f"head_epochs must be in [0, epochs), not {self.head_epochs} of {self.epochs}"
             )
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size must be at most batch_size, the {self.batch_size} rows of a "
+                f"step, not {self.micro_batch_size}"
+            )
         for name in ("warmup", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")

@@ -15,6 +15,7 @@ from fusion.data.split import FusionData, check_recipe
 from fusion.finetuning.clips import ClipDataset, ClipReader, Collate, SomeClips
 from fusion.finetuning.endtoend import EndToEnd, LearningRates
 from fusion.finetuning.job import FinetuneJob
+from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
@@ -127,11 +128,14 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
     if strange:
         raise UsageError(f"--unfreeze {strange[0]}: {job.run} has only {', '.join(names)}")
     unfrozen = tuple(name for name in MODALITIES if name in (job.unfreeze or names))
-    if job.tune.train_batchnorm and not any(
-        find_entry(spec.modality, spec.name).has_batchnorm
+    learning = [
+        find_entry(spec.modality, spec.name)
         for spec in start.recipe.encoders
         if spec.modality in unfrozen
-    ):
+    ]
+    if not any(entry.is_layered for entry in learning):
+        _refuse_settings_of_layers(job.tune, unfrozen)
+    if job.tune.train_batchnorm and not any(entry.has_batchnorm for entry in learning):
         raise UsageError(
             f"tune.train_batchnorm: no encoder of {','.join(unfrozen)} has BatchNorm; unfreeze one "
             "that has (video)"
@@ -167,6 +171,20 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
             "leave it out"
         )
     return unfrozen
+
+
+def _refuse_settings_of_layers(tune: TuneConfig, unfrozen: Sequence[Modality]) -> None:
+    """Raises UsageError for what only an encoder of many layers heeds."""
+    decay = tune.learning_rates.layer_decay
+    for name, value, default in (
+        ("gradient_checkpointing", tune.gradient_checkpointing, False),
+        ("learning_rates.layer_decay", decay, LearningRates().layer_decay),
+    ):
+        if value != default:
+            raise UsageError(
+                f"tune.{name} = {value}: {','.join(unfrozen)} has no layers that it would change; "
+                "leave it out, or let a transformer learn (text)"
+            )
 
 
 def _needs_clips(start: Checkpoint, unfrozen: tuple[Modality, ...]) -> bool:

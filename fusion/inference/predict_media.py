@@ -73,6 +73,11 @@ class WordsConfig:
             raise UsageError(f"--no-text leaves out --text {self.text!r}; leave one of the two out")
         if self.no_text and self.asr is not None:
             raise UsageError(f"--no-text recognises nothing; leave --asr {self.asr} out")
+        if given and given != ["--asr"] and self.speech != SpeechConfig():
+            raise UsageError(
+                f"words.speech says how a file is heard, and {given[0]} says what is said in it; "
+                "leave one of the two out"
+            )
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:

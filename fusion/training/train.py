@@ -26,6 +26,7 @@ from fusion.inference.checkpoint import (
 from fusion.inference.predict import predict_rows
 from fusion.inference.subsets import predict_subsets
 from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
+from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
@@ -85,7 +86,10 @@ class TrainConfig:
         start = build_config(cls, {"start": values.get("start")}).start
         if start is not None:
             values = inherit(values, read_checkpoint(start).dims)
-        return build_config(cls, values)
+        config = build_config(cls, values)
+        if start is None:
+            check_counts(config.modalities, config.model, config.fit)
+        return config
 
 
 def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
@@ -97,6 +101,24 @@ def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
     unknown = [name for name in modalities if name not in MODALITIES]
     if unknown:
         raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
+
+
+def check_counts(
+    modalities: tuple[Modality, ...] | None, model: ModelConfig, fit: FitConfig
+) -> None:
+    """Raises UsageError for a setting that would change nothing of such a model."""
+    if not JOINS[model.fusion].projects and model.projection != ModelConfig().projection:
+        raise UsageError(
+            f"model.projection = {model.projection}: {model.fusion} fusion projects nothing; leave "
+            "it out, or name another --fusion"
+        )
+    chance = fit.modality_dropout
+    is_alone = modalities is not None and len(modalities) == 1
+    if is_alone and chance not in (0, FitConfig().modality_dropout):
+        raise UsageError(
+            f"fit.modality_dropout = {chance}: {modalities[0] if modalities else ''} is the only "
+            "modality, and a row never loses all; leave it out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +182,8 @@ def train_seeds(
     train, dev = parts.train, parts.dev
     if parts.set_aside is not None:
         log.info("%s", parts.set_aside)
+    modalities = ",".join(train.modalities)
+    log.info("%s of %d rows on %s, dev of %d", modalities, len(train.keys), device, len(dev.keys))
     models = [_first_model(each, train, start).to(device) for each in configs]
     trainings = [
         Training(

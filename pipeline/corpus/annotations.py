@@ -38,6 +38,7 @@ _SHORT_CLOCK = re.compile(r"(\d{1,9}):(\d{1,2})(?:[,.](\d+))?")
 _SECONDS = re.compile(r"(\d{1,9})(?:[,.](\d+))?([eE][+-]?\d{1,2})?")
 _NOTHING = frozenset(["", "-", "--", "nan", "nat", "none", "null", "na", "n/a", "#n/a"])
 
+_TABLES = frozenset([".csv", ".tsv", ".txt"])
 MAX_ID_DIGITS = 18  # HDF5 keeps ids as 64-bit integers
 # pandas writes 1.0 for 1 as soon as one cell of the column is empty.
 _ID = re.compile(rf"0*(\d{{1,{MAX_ID_DIGITS}}})(?:\.0*)?")
@@ -103,8 +104,8 @@ def read_annotated(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, 
     if not data.is_dir():
         found_there = "a file" if data.exists() else "no such folder"
         raise InputError(
-            f"{data}: {found_there}; --data takes the folder with the MELD CSVs (meld download "
-            "gets it)"
+            f"{data}: {found_there}; --data takes the folder with the CSVs: MELD's, which meld "
+            "download gets, one that meld sample --out data makes, or your own"
         )
     missing = [split for split, path in found.items() if path is None]
     others = {split: _tell_other_file(data, split) for split in missing}
@@ -114,12 +115,20 @@ def read_annotated(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, 
     if len(missing) == len(found):
         raise InputError(
             f"{data}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv"
-            f"{next(filter(None, others.values()), '')}"
+            f"{next(filter(None, others.values()), '') or _tell_any_table(data)}"
         )
     for split in missing:
         if others[split]:
             logger.warning("%s: no %s%s", data, annotations_name(split), others[split])
     return {split: _read(path, split) for split, path in found.items() if path is not None}
+
+
+def _tell_any_table(data: Path) -> str:
+    """ "; there is X ..." where one table lies there, whatever its name."""
+    tables = [path for path in sorted(data.iterdir()) if path.suffix.lower() in _TABLES]
+    if len(tables) != 1:
+        return ""
+    return f"; there is {tables[0]}: if it holds your utterances, rename it to train_sent_emo.csv"
 
 
 def _tell_other_file(data: Path, split: Split) -> str:

@@ -101,7 +101,12 @@ def _judge_annotations(evidence: Evidence) -> Iterator[Finding]:
 
 def _no_clips(evidence: Evidence) -> Finding:
     folders = evidence.files.folders
-    where = f"{folders[0]} is empty" if folders else f"no folder {MEDIA_FOLDERS[evidence.split]}"
+    where = (
+        f"{folders[0]} is empty"
+        if folders
+        else f"no folder {MEDIA_FOLDERS[evidence.split]} or {evidence.split}, for clips such as "
+        "dia0_utt0.mp4"
+    )
     message = f"{where}; {evidence.facts.rows:,} rows have their text alone"
     return Finding(
         split=evidence.split, kind="no_clips", message=message, count=evidence.facts.rows

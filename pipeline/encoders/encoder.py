@@ -152,6 +152,8 @@ class EncoderEntry:
     build:      raises MismatchError where the files are not this encoder's weights
     autocast:   whether it may compute in bfloat16; its spec says float32 where not
     has_batchnorm: whether fine-tuning may let running statistics move
+    is_layered: whether its layers are told apart (`Encoder.layer_depths`) and may recompute their
+        intermediate values (`Encoder.checkpoint_gradients`)
     """
 
     modality: Modality
@@ -160,3 +162,4 @@ class EncoderEntry:
     build: Callable[[EncoderChoice, DecodeConfig | None], AnyEncoder]
     autocast: bool = True
     has_batchnorm: bool = False
+    is_layered: bool = False

@@ -187,6 +187,10 @@ ENCODERS: dict[str, EncoderEntry] = {
 # Where any other name may be an encoder's: of a folder, or of a model on a hub.
 OPEN: dict[Modality, EncoderEntry] = {
     "text": EncoderEntry(
-        modality="text", choose=_choose_text, prepare=_prepare_text, build=_build_text
+        modality="text",
+        choose=_choose_text,
+        prepare=_prepare_text,
+        build=_build_text,
+        is_layered=True,
     )
 }

@@ -7,6 +7,7 @@ Each finished shard is a file of its own under `features/.work/<split>/`, so wha
 run, the next one takes up where it stopped and ends with the same file.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -45,6 +46,8 @@ from pipeline.schema import (
 from pipeline.system import locks
 from pipeline.system.device import has_gpu, native_precision
 from pipeline.system.resources import num_cores
+
+log = logging.getLogger(__name__)
 
 # A shard is what a kill can cost: a few seconds of work with media, about one with text alone.
 ROWS_PER_SHARD = 16
@@ -205,6 +208,9 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
         job = replace(job, works=tuple(begin_split(progress) for progress in found))
         resumed = {work.split: work.rows_done() for work in job.works}
         for work in job.works:
+            rows, done = len(work.utterances), resumed[work.split]
+            log.info("%s: %d rows, %d of them done before", work.path, rows, done)
+        for work in job.works:
             if work.is_outdated:  # before hours of work that may be killed
                 update(work)
         _encode_missing(job, on_progress)
@@ -288,6 +294,10 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
     )
     workers = config.workers if config.workers is not None else num_cores()
     cluster = Cluster(device=device, workers=workers, address=config.address)
+    for spec, path in ((choice.spec, choice.path) for choice in choices):
+        where = "" if path is None else f" from {path}"
+        log.info("%s: %s, weights %s%s", spec.modality, spec.name, spec.weights, where)
+    log.info("on %s, recipe %s", device, recipe.fingerprint[:12])
     return _Job(recipe=recipe, choices=choices, cluster=cluster, works=works)
 
 
@@ -341,6 +351,13 @@ def _refuse_what_changes_nothing(config: ExtractConfig, modalities: Sequence[Mod
                     f"encoders.{name} = {value}: {modality} is not extracted; leave it out, or "
                     "name other --modalities"
                 )
+    wishes = [(modality, config.encoders.wish(modality).name) for modality in modalities]
+    takes_any = any(find_entry(modality, name).autocast for modality, name in wishes)
+    if config.precision == "bfloat16" and config.encoders.run is None and not takes_any:
+        raise UsageError(
+            f"precision = bfloat16: {', '.join(name for _, name in wishes)} computes in float32 "
+            "alone; leave it out, or name other --modalities"
+        )
     for name, value in _given_decode(config).items():
         if not set(modalities) & set(MEDIA):
             raise UsageError(

@@ -17,18 +17,20 @@ import pytest
 from huggingface_hub import constants
 from rich.console import Console
 
-from console.show.doctor import render_corpus, render_machine
+from console.show.doctor import render_corpus, render_machine, show_checkup
 from pipeline.corpus.annotations import UnreadTimes, read_annotations
 from pipeline.corpus.clips import index_clips
+from pipeline.corpus.layout import find_annotations
 from pipeline.corpus.meld_facts import FRAME_RATE, PUBLISHED, PublishedSplit, hash_keys
 from pipeline.decode.inspect import ClipInspection, Picture, Sound, inspect_clip
 from pipeline.doctor import inspection, page
+from pipeline.doctor.advice import next_steps
 from pipeline.doctor.annotations import count_rows, window_s
 from pipeline.doctor.examine import DoctorConfig, examine, look_around
 from pipeline.doctor.files import SplitFiles, find_files
 from pipeline.doctor.findings import Finding
 from pipeline.doctor.judge import Evidence, judge
-from pipeline.doctor.machine import Machine, look_at_machine
+from pipeline.doctor.machine import EncoderState, Machine, look_at_machine
 from pipeline.doctor.report import DoctorReport, SplitReport
 from pipeline.encoders import weights
 from pipeline.errors import InputError, StorageError, UsageError
@@ -815,3 +817,63 @@ def test_the_machine_is_looked_at_without_a_corpus(tmp_path: Path, data: Path) -
     machine = look_around(DoctorConfig(data=tmp_path / data))
     assert machine.cores >= 1
     assert all(space.free_bytes for space in machine.disks.values())
+
+
+# --- what comes next
+
+
+def machine_with(**present: bool) -> Machine:
+    """A machine on which these encoders' weights are, or are not."""
+    encoders = tuple(
+        EncoderState(
+            modality="text" if name == "minilm" else name,
+            name=name,
+            is_default=name != "minilm",
+            is_present=is_present,
+        )
+        for name, is_present in present.items()
+    )
+    return dataclasses.replace(NOWHERE, encoders=encoders)
+
+
+def test_the_next_command_is_one_that_can_run_here(
+    examined: Examined, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = machine_with(text=True, video=True, minilm=True)
+    report = dataclasses.replace(examined.report, data=Path("my data"), machine=whole)
+    dry, real, training = next_steps(report)
+    assert real == "meld extract --split all --data 'my data'"
+    assert (dry, training) == (f"{real} --dry-run", "meld train-fusion")
+    bare = dataclasses.replace(report, machine=machine_with(text=False, video=False, minilm=True))
+    assert next_steps(bare)[1] == f"{real} --modalities text,audio --text minilm"
+    show_checkup(bare, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "next:",
+        *(f"  {line}" for line in next_steps(bare)),
+    ]
+
+
+def test_text_alone_is_extracted_where_there_are_no_clips(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    table = find_annotations(corpus, "train")
+    assert table is not None
+    shutil.copy(table, tmp_path / "data")
+    report = run_doctor(tmp_path / "data", tmp_path)
+    assert next_steps(report)[1].endswith("--modalities text")
+    [finding] = report.findings
+    assert "no folder train_splits or train, for clips such as dia0_utt0.mp4" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "told"),
+    [
+        ("dev_sent_emo.csv", "joy,positive", "train_sent_emo.csv is what a model learns from"),
+        ("train_sent_emo.csv", ",", "no row of train has an emotion or a sentiment"),
+    ],
+)
+def test_what_training_waits_for_is_told(tmp_path: Path, name: str, labels: str, told: str) -> None:
+    header = "Dialogue_ID,Utterance_ID,Utterance,Emotion,Sentiment"
+    (tmp_path / name).write_text(f"{header}\n0,0,Hello,{labels}\n")
+    first, second = next_steps(run_doctor(tmp_path, tmp_path))
+    assert told in first
+    assert second == "meld predict FILE"

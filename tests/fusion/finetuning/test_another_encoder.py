@@ -27,7 +27,7 @@ from pipeline.encoders.encoder import EncoderChoice, EncoderEntry, EncoderWish
 from pipeline.encoders.registry import ENCODERS
 from pipeline.encoders.saved import read_encoders
 from pipeline.encoders.weights import load_trained_part, save_trained_part
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, UsageError
 from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.parallel import engine as parallel
 from pipeline.parallel.work import ShardFeatures, ShardTask
@@ -185,6 +185,12 @@ def test_one_entry_is_enough_to_extract_train_and_fine_tune(corpus: Path, tmp_pa
             fit=FitConfig(epochs=2),
         )
     ).run
+    for tune, setting in (
+        (TuneConfig(gradient_checkpointing=True), "gradient_checkpointing = True"),
+        (TuneConfig(learning_rates=LearningRates(layer_decay=0.5)), "learning_rates.layer_decay"),
+    ):
+        with pytest.raises(UsageError, match=rf"tune\.{setting}.*: text has no layers"):
+            finetune(FinetuneConfig(run=run, data=corpus, out=tmp_path / setting, tune=tune))
     tuned = finetune(
         FinetuneConfig(
             run=run,

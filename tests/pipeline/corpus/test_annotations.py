@@ -353,6 +353,15 @@ def test_an_absent_split_or_folder_is_named(tmp_path: Path) -> None:
         read_corpus(tmp_path / "empty", None)
 
 
+def test_a_table_of_any_name_is_told_how_it_would_be_read(tmp_path: Path) -> None:
+    (tmp_path / "my_clips.csv").write_text(f"{HEADER}\n{ROW}\n")
+    with pytest.raises(InputError, match=r"my_clips\.csv: if it holds .* rename it to train_sent"):
+        read_corpus(tmp_path, None)
+    (tmp_path / "notes.csv").write_text("")
+    with pytest.raises(InputError, match=r"dev_sent_emo\.csv or test_sent_emo\.csv$"):
+        read_corpus(tmp_path, None)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -148,6 +148,8 @@ def test_what_is_not_extracted_has_no_settings(data: Path, tmp_path: Path) -> No
         plan(replace(text, num_frames=4))
     with pytest.raises(UsageError, match=r"encoders\.video_weights = random: video is not extr"):
         plan(replace(text, encoders=EncoderRequest(video_weights="random")))
+    with pytest.raises(UsageError, match="precision = bfloat16: spectrogram computes in float32"):
+        plan(replace(text, modalities=("audio",), precision="bfloat16"))
 
 
 @pytest.mark.parametrize(
