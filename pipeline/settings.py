@@ -26,7 +26,9 @@ def build_config(kind: type[Config], values: Mapping[str, Any], *, table: str = 
     prefix = f"{table}." if table else ""
     for key in values:
         if key not in hints:
-            raise UsageError(f"unknown setting {prefix}{key}{_nearest(key, hints)}")
+            places = [] if table else [name for name in _nested(kind) if _leaf(name) == key]
+            where = f"; did you mean {' or '.join(places)}?" if places else _nearest(key, hints)
+            raise UsageError(f"unknown setting {prefix}{key}{where}")
     arguments = {
         key: _convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()
     }
@@ -78,6 +80,20 @@ def list_keys(kind: type, *, table: str = "") -> Iterator[Key]:
             )
     for each in tables:
         yield from list_keys(hints[each.name], table=f"{table}{each.name}.")
+
+
+def _nested(kind: type, table: str = "") -> Iterator[str]:
+    """The keys of all tables within the config: "fit.epochs"."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _nested(hints[field.name], f"{table}{field.name}.")
+        elif table:
+            yield f"{table}{field.name}"
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def flatten(values: Mapping[str, Any], *, table: str = "") -> dict[str, Any]:
