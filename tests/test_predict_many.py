@@ -1,7 +1,8 @@
 """Many files at one time, and the model in another precision."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +13,7 @@ from fusion.inference.predictor import Predictor
 from fusion.inference.saved_features import FOLDER
 from fusion.inference.timeline import SCHEMA_FILE
 from fusion.prediction import predict_files as files
+from fusion.prediction.one_file import FileResult
 from fusion.prediction.predict_files import PredictConfig, predict_files
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
@@ -74,6 +76,26 @@ def test_many_files_on_ray_give_the_bytes_that_one_process_gives(
     assert there.out.replace(f"{tmp_path}/2/", f"{tmp_path}/1/") == here.out
     for path in (tmp_path / "1").iterdir():
         assert (tmp_path / "2" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_ray_has_finished_is_written_at_once_in_whatever_order_it_comes(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = PredictConfig(media=(folder,), model=run, out=tmp_path / "here", device="cpu", workers=1)
+    wanted = predict_files(here).files
+    out = tmp_path / "there"
+
+    def backwards(*_: object) -> Iterator[tuple[int, FileResult]]:
+        for index in (3, 0, 1, 2):
+            yield index, dataclasses.replace(wanted[index], written=())
+            if wanted[index].timeline is not None:
+                assert (out / f"{wanted[index].path.name}.meld.json").exists()
+
+    monkeypatch.setattr(files, "MANY_FILES", 4)
+    monkeypatch.setattr("fusion.prediction.many_files.predict_on_ray", backwards)
+    report = predict_files(dataclasses.replace(here, out=out, workers=2))
+    assert [each.path.name for each in report.files] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    assert [len(each.written) for each in report.files] == [1, 0, 1, 1]
 
 
 def test_a_few_files_and_many_on_one_core_start_no_ray(run: Path, folder: Path) -> None:

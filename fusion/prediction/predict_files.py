@@ -150,11 +150,12 @@ def predict_files(
         name, done = _on_ray(config, files, on_utterance, on_files)
     else:
         name, done = _here(config, files, on_utterance, on_progress)
-    results = []
-    for result in done:
+    by_file: dict[int, FileResult] = {}
+    for index, result in done:
         if result.error is not None and len(files) == 1:
             raise result.error
-        results.append(_write(config, result))
+        by_file[index] = _write(config, result)
+    results = [by_file[index] for index in range(len(files))]
     # Not before: a call that is killed may have finished some files, and they are not begun again.
     for result in results:
         for saved in result.unfinished if result.timeline is not None else ():
@@ -167,22 +168,25 @@ def _here(
     files: Sequence[Path],
     on_utterance: OnUtterance,
     on_progress: OnProgress,
-) -> tuple[str, Iterator[FileResult]]:
-    """One after the other in this process. The name of the model, and the results."""
+) -> tuple[str, Iterator[tuple[int, FileResult]]]:
+    """One after the other in this process. The name of the model; which file, and its result."""
     decoder = DecoderProcess()  # it starts while the model is loaded
     predictor = config.model_choice.load()
 
-    def results() -> Iterator[FileResult]:
+    def results() -> Iterator[tuple[int, FileResult]]:
         with decoder:
-            for path in files:
-                yield predict_file(
-                    path,
-                    config.words,
-                    predictor,
-                    decoder,
-                    saved_in=config.saved_in,
-                    on_utterance=partial(on_utterance, path),
-                    on_progress=partial(on_progress, path),
+            for index, path in enumerate(files):
+                yield (
+                    index,
+                    predict_file(
+                        path,
+                        config.words,
+                        predictor,
+                        decoder,
+                        saved_in=config.saved_in,
+                        on_utterance=partial(on_utterance, path),
+                        on_progress=partial(on_progress, path),
+                    ),
                 )
 
     return predictor.name, results()
@@ -201,8 +205,8 @@ def _on_ray(
     files: Sequence[Path],
     on_utterance: OnUtterance,
     on_files: OnFiles,
-) -> tuple[str, Iterator[FileResult]]:
-    """Several at a time. The name of the model, and the results."""
+) -> tuple[str, Iterator[tuple[int, FileResult]]]:
+    """Several at a time. The name of the model; which file, and its result, in any order."""
     from fusion.prediction.many_files import FileWork, predict_on_ray  # Ray
 
     name = config.model_choice.check()  # before workers are started for it
@@ -210,17 +214,13 @@ def _on_ray(
     cores = num_cores() if config.workers is None else config.workers
     cluster = Cluster(device=config.device, workers=cores, address=config.address)
 
-    def results() -> Iterator[FileResult]:
-        done: list[FileResult | None] = [None] * len(files)
+    def results() -> Iterator[tuple[int, FileResult]]:
         on_files(0, len(files))
         for number, (index, result) in enumerate(predict_on_ray(files, work, cluster), start=1):
             for each in () if result.timeline is None else result.timeline.utterances:
                 on_utterance(result.path, each)
-            done[index] = result
+            yield index, result
             on_files(number, len(files))
-        for finished in done:
-            assert finished is not None
-            yield finished
 
     return name, results()
 
