@@ -130,11 +130,11 @@ def test_the_readmes_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     [example] = re.findall(
-        r"```python\n(import meld\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+        r"```python\n(import meld\n.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     )
     (tmp_path / "data").symlink_to(corpus)
     monkeypatch.chdir(tmp_path)
-    exec(compile(textwrap.dedent(example), "README.md", "exec"), {})
+    exec(compile(textwrap.dedent(example), "docs/python.md", "exec"), {})
     assert re.search(r"0\.\d+", capsys.readouterr().out)
 
 
