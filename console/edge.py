@@ -55,8 +55,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             tell(
-                "meld: interrupted (a download, an extraction and an ablation go on where they "
-                "stopped, a fine-tuning with --resume)"
+                "meld: interrupted (a download, an extraction, an ablation and a prediction go on "
+                "where they stopped, a fine-tuning with --resume)"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
