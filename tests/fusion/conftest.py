@@ -121,6 +121,18 @@ def load_planted(
     return load
 
 
+@pytest.fixture(scope="session")
+def load_shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FusionData]:
+    """The same in a folder of its own, for what the tests of a file share and none changes."""
+
+    def load(split: Split, rows: int, **options: object) -> FusionData:
+        folder = tmp_path_factory.mktemp("planted")
+        write_cache(folder / f"{split}.h5", make_cache(split, rows, **options))  # type: ignore[arg-type]
+        return load_split(folder, split, modalities=None, input="raw")
+
+    return load
+
+
 @pytest.fixture
 def planted_recipe() -> Callable[..., FeatureRecipe]:
     return make_recipe

@@ -19,18 +19,18 @@ from fusion.model.fusion import ModelConfig
 from fusion.training.fit import FitConfig, fit
 from fusion.training.train import build_model
 
+PLANTED = {"modalities": ["text", "audio"], "carriers": ["audio"], "strength": 5.0}
+
 
 @pytest.fixture
 def dev(load_planted) -> FusionData:
-    return load_planted("dev", 120, modalities=["text", "audio"], carriers=["audio"], strength=5.0)
+    return load_planted("dev", 120, **PLANTED)
 
 
-@pytest.fixture
-def checkpoint(load_planted, dev) -> Checkpoint:
+@pytest.fixture(scope="module")
+def checkpoint(load_shared) -> Checkpoint:
     """Trained where audio alone carries the emotion."""
-    train = load_planted(
-        "train", 400, modalities=["text", "audio"], carriers=["audio"], strength=5.0
-    )
+    train, dev = load_shared("train", 400, **PLANTED), load_shared("dev", 120, **PLANTED)
     model = build_model(train, ModelConfig(), seed=0)
     fit(model, train, dev, FitConfig(epochs=6, batch_size=64, learning_rate=3e-3), seed=0)
     return Checkpoint(

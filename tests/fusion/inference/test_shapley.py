@@ -31,10 +31,11 @@ def dev(load_planted) -> FusionData:
     return load_planted("dev", 120, modalities=MODALITIES, carriers=["audio"])
 
 
-@pytest.fixture
-def checkpoint(load_planted, dev) -> Checkpoint:
+@pytest.fixture(scope="module")
+def checkpoint(load_shared) -> Checkpoint:
     """Trained where audio alone carries the emotion."""
-    train = load_planted("train", 400, modalities=MODALITIES, carriers=["audio"])
+    planted = {"modalities": MODALITIES, "carriers": ["audio"]}
+    train, dev = load_shared("train", 400, **planted), load_shared("dev", 120, **planted)
     model = build_model(train, ModelConfig(), seed=0)
     config = FitConfig(epochs=6, batch_size=64, learning_rate=3e-3, modality_dropout=0.3)
     fit(model, train, dev, config, seed=0)

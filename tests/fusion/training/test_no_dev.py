@@ -44,7 +44,7 @@ def shown(renderable: RenderableType) -> str:
 
 
 def test_a_corpus_of_one_split_is_trained_on_and_says_what_chose(
-    config: TrainConfig, capsys: pytest.CaptureFixture[str], plots: None
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train_fusion(config)
     aside = result.dev.set_aside
@@ -171,7 +171,7 @@ def test_a_share_without_meaning_is_refused(share: object) -> None:
 
 
 def test_an_ablation_and_a_page_say_which_dialogues_dev_is(
-    config: TrainConfig, tmp_path: Path, plots: None
+    config: TrainConfig, tmp_path: Path
 ) -> None:
     report = ablate(
         AblateConfig(
