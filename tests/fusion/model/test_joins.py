@@ -155,7 +155,7 @@ def test_one_entry_is_enough_for_another_fusion_to_train_and_be_measured(
     for split, rows in (("train", 300), ("dev", 100), ("test", 100)):
         write_split(split, rows)
     model = ModelConfig(fusion="mean", projection=32, hidden=64)  # type: ignore[arg-type]
-    fitting = FitConfig(epochs=12, learning_rate=3e-3)
+    fitting = FitConfig(epochs=8, learning_rate=3e-3)
     run = train_fusion(
         TrainConfig(features=features, out=tmp_path / "run", model=model, fit=fitting)
     ).run

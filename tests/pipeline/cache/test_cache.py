@@ -241,7 +241,7 @@ def test_no_flipped_bit_is_ever_read_as_features(path: Path) -> None:
     intact = path.read_bytes()
     random = np.random.default_rng(0)
     refusals = []
-    for at in random.choice(len(intact), 200, replace=False):
+    for at in random.choice(len(intact), 100, replace=False):
         damaged = bytearray(intact)
         damaged[at] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
@@ -249,7 +249,7 @@ def test_no_flipped_bit_is_ever_read_as_features(path: Path) -> None:
             assert first_difference(read_cache(path), cache) is None
         except CacheCorrupt as error:
             refusals.append(str(error))
-    assert len(refusals) > 100
+    assert len(refusals) > 50
     assert not any("\n" in message for message in refusals)
 
 
