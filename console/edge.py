@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 # What is wrong with a path that was typed, whoever is the first to touch it.
 _PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Whose log lines --verbose shows: those of other libraries are theirs.
-_OURS = ("pipeline", "fusion", "console", "meld")
+_OURS = ("pipeline", "fusion", "serving", "console", "meld")
 
 Verbose = Annotated[
     bool,
@@ -95,7 +95,7 @@ def needs_extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("console", "pipeline", "fusion"):
+        if error.name is None or error.name.partition(".")[0] in _OURS:
             raise
         raise UsageError(
             f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"

@@ -129,6 +129,16 @@ def test_hearing_speech_loads_no_recogniser_into_the_process_and_no_torch(
     assert list(ways_to(imports, modules, "fusion.inference.speech", late)) == []
 
 
+def test_the_service_reaches_neither_ray_nor_h5py_and_its_server_waits_for_no_torch(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """The model is in the worker, a process of its own."""
+    served = [name for name in modules if name.startswith("serving.")]
+    assert closure(imports, modules, served) & {"ray", "h5py", "pandas", "sklearn", "rich"} == set()
+    assert list(ways_to(imports, modules, "serving.serve", {"torch", "transformers"})) == []
+    assert list(ways_to(imports, modules, "console.commands.serve", {"fastapi", "uvicorn"})) == []
+
+
 @pytest.mark.parametrize(
     "start", ["fusion.training.train", "fusion.evaluation.evaluate", "fusion.finetuning.finetune"]
 )

@@ -205,19 +205,23 @@ def predict_media(
 def finish(
     predictor: Predictor, prepared: PreparedMedia, utterances: list[PredictedUtterance]
 ) -> Timeline:
-    recipe = predictor.checkpoint.recipe
     return Timeline(
         media=prepared.media,
-        model=ModelDescription(
-            name=predictor.name,
-            fingerprint=predictor.fingerprint,
-            recipe=recipe.fingerprint,
-            modalities=predictor.modalities,
-            random_weights=recipe.random_modalities,
-            precision=predictor.precision,
-        ),
+        model=describe_model(predictor),
         segmentation=prepared.segmentation,
         utterances=tuple(utterances),
+    )
+
+
+def describe_model(predictor: Predictor) -> ModelDescription:
+    recipe = predictor.checkpoint.recipe
+    return ModelDescription(
+        name=predictor.name,
+        fingerprint=predictor.fingerprint,
+        recipe=recipe.fingerprint,
+        modalities=predictor.modalities,
+        random_weights=recipe.random_modalities,
+        precision=predictor.precision,
     )
 
 

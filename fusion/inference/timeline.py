@@ -58,6 +58,17 @@ class ModelDescription:
     random_weights: tuple[Modality, ...] = ()
     precision: Mapping[Modality, Precision] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe,
+            "modalities": list(self.modalities),
+            "random_weights": list(self.random_weights),
+            "precision": dict(self.precision),
+            "labels": {"emotion": list(EMOTIONS), "sentiment": list(SENTIMENTS)},
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
@@ -98,15 +109,7 @@ class Timeline:
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "media": vars(self.media),
-            "model": {
-                "name": self.model.name,
-                "fingerprint": self.model.fingerprint,
-                "recipe": self.model.recipe,
-                "modalities": list(self.model.modalities),
-                "random_weights": list(self.model.random_weights),
-                "precision": dict(self.model.precision),
-                "labels": {"emotion": list(EMOTIONS), "sentiment": list(SENTIMENTS)},
-            },
+            "model": self.model.to_dict(),
             "segmentation": {
                 "source": self.segmentation.source,
                 "file": self.segmentation.file,

@@ -45,16 +45,24 @@ def predict_file(
     saved_in: Path | None = None,
     on_utterance: Callable[[PredictedUtterance], None] = lambda utterance: None,
     on_progress: Callable[[int, int], None] = lambda done_ms, total_ms: None,
+    on_heard: Callable[[int, int], None] | None = None,
 ) -> FileResult:
     """A bad file is a result with an error.
 
     saved_in: a folder for what is unfinished, and where it is looked for
+    on_heard: of hearing, which comes first where nothing else says what is said; None tells
+        `on_progress`
 
     Raises UsageError, MismatchError, WeightsMissing or StorageError: no file is to blame.
     """
     try:
         prepared = prepare_media(
-            path, words, predictor, saved_in=saved_in, on_progress=on_progress, decoder=decoder
+            path,
+            words,
+            predictor,
+            saved_in=saved_in,
+            on_progress=on_heard or on_progress,
+            decoder=decoder,
         )
         saved = None
         if saved_in is not None:

@@ -31,6 +31,7 @@ CONFIGS = {
     "report": "fusion.reporting.html.HtmlReportConfig",
     "crossval": "fusion.experiments.crossval.CrossvalConfig",
     "ablate": "fusion.experiments.ablation.AblateConfig",
+    "serve": "serving.config.ServeConfig",
     "demo": "fusion.experiments.demo.DemoConfig",
 }
 WITHOUT_CONFIG = {"info", "config"}

@@ -1,0 +1,109 @@
+"""`meld serve`: predictions over HTTP, and a page."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.edge import needs_extra, reports_errors
+from console.options import AsJson, ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
+from console.printing import print_json, say
+from console.settings import read_settings
+from pipeline.options import given
+
+if TYPE_CHECKING:
+    from serving.process import WorkerReady
+
+EPILOG = (
+    "Examples: `meld serve`   `meld serve --model runs/all --port 9000`   "
+    "`meld serve --host 0.0.0.0 --key-file key.txt --data-dir /var/lib/meld`"
+)
+
+
+@reports_errors
+def serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or address to listen on; one that other machines reach needs --key-file.  "
+            "[default: 127.0.0.1]"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="To listen on; 0 takes a free one.  [default: 8000]")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File whose first line is the key that clients must send."),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Let other machines in without a key.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the jobs, media included, until they are erased.  [default: serve-data]"
+        ),
+    ] = None,
+    weights_dir: WeightsDir = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+    ] = None,
+    device: DeviceOption = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(
+            help="Of the encoders' arithmetic; auto is what the model was trained with.  "
+            "[default: auto]"
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load everything, let it read a sentence, and end.")
+    ] = False,
+) -> None:
+    """Predict what is felt in videos that others send: REST below /v1, and a page at /.
+
+    Accepted jobs outlive the service: they go on when it is started again. With --json, what is
+    printed is the address and the model, once it listens.
+    """
+    options = given(
+        model=model,
+        host=host,
+        port=port,
+        key_file=key_file,
+        without_key=without_key,
+        data_dir=data_dir,
+        weights_dir=weights_dir,
+        encoders=encoders,
+        device=device,
+        precision=precision,
+    )
+    from serving.config import ServeConfig
+
+    serve_config = read_settings(config, options).build(ServeConfig)
+    with needs_extra("serve"):
+        from serving.serve import check as check_service
+        from serving.serve import serve as run
+
+    if check:
+        ready = check_service(serve_config)
+        say(f"{ready.model['name']} is loaded and reads; {serve_config.data_dir} can be used")
+        if as_json:
+            print_json({"model": ready.model})
+        return
+
+    def tell(address: str, ready: "WorkerReady") -> None:
+        say(f"{ready.model['name']} listens on {address}; Ctrl-C ends it")
+        if as_json:
+            print_json({"address": address, "model": ready.model})
+            sys.stdout.flush()  # it is not over for long
+
+    run(serve_config, tell)

@@ -1,0 +1,1 @@
+"""`meld predict` behind a door: jobs over HTTP, and a page. FastAPI lives here and nowhere else."""

@@ -1,0 +1,248 @@
+"""What is decided of a request before the first byte of its body is read, and how that is read.
+
+It stands before FastAPI, which reads a whole body before it asks anybody (pure ASGI: Starlette's
+own middleware hides a client's going).
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.errors import MeldError
+from serving.config import Limits
+from serving.dispatch import Dispatcher
+from serving.problems import (
+    MEDIA_TYPE,
+    TooLarge,
+    TooSlow,
+    Unauthorised,
+    WrongKind,
+    WrongOrigin,
+    describe_problem,
+    headers_of,
+    status_of,
+)
+
+log = logging.getLogger(__name__)
+
+COOKIE = "meld-session"
+PLACE = "meld.place"  # in the scope: the queue's place that an upload holds
+JOBS = "/v1/jobs"
+# Without a key: whether it is alive, and the page, on which a key is entered.
+_OPEN = ("/livez", "/readyz", "/", "/v1/session")
+_OPEN_BELOW = "/page/"
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_HOME = frozenset(("localhost", "127.0.0.1", "::1"))
+# A client that is refused while it sends would not read why if nobody listened any more.
+_LINGER_S = 1.0
+_LINGER_BYTES = 2**20
+_MEDIA_KIND = re.compile(r"application/octet-stream|(?:video|audio)/[a-z0-9][a-z0-9.+-]*")
+# Before an upload's average counts.
+_GRACE_S = 10.0
+
+
+class Keys:
+    """The one key, which clients send and browsers keep a token of; None lets everybody in."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+        self.is_needed = key is not None
+        # Nobody can make it, or the key from it.
+        self.token = hmac.new((key or "").encode(), b"meld session", hashlib.sha256).hexdigest()
+
+    def fits(self, key: str) -> bool:
+        """In constant time."""
+        return hmac.compare_digest(key.encode(), (self._key or "").encode())
+
+    def admits(self, headers: Headers) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self.fits(key.strip())
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and hmac.compare_digest(
+            cookie.value.encode(), self.token.encode()
+        )
+
+
+class Admission:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        is_private: bool,
+        headers: Mapping[str, str],
+    ) -> None:
+        """
+        is_private: no other machine can reach it; without a key, who names it otherwise was led
+            here by another site
+        headers: of every answer
+        """
+        self._app = app
+        self._keys = keys
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._is_private = is_private
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s, told = time.monotonic(), [0]
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told[0] = message["status"]
+                own = {name for name, _ in message["headers"]}
+                extra = [each for each in self._headers if each[0] not in own]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        try:
+            most_bytes = self._check(scope)
+        except MeldError as error:
+            await _refuse(error, receive, answer)
+        else:
+            await self._pass_on(scope, receive, answer, most_bytes)
+        log.info(
+            "%s %s %d %.0f ms",
+            *(scope["method"], scope["path"], told[0]),
+            (time.monotonic() - began_s) * 1000,
+        )
+
+    def _check(self, scope: Scope) -> int:
+        """How large the body may be. Raises MeldError."""
+        headers, path = Headers(scope=scope), scope["path"]
+        self._check_origin(scope["method"], headers)
+        is_open = path in _OPEN or path.startswith(_OPEN_BELOW)
+        if not is_open and not self._keys.admits(headers):
+            raise Unauthorised("the key is missing or wrong: send Authorization: Bearer KEY")
+        is_upload = scope["method"] == "POST" and path == JOBS
+        most_bytes = self._limits.max_bytes if is_upload else self._limits.max_text_bytes
+        if is_upload:
+            check_kind(headers.get("content-type"))
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > most_bytes:
+            raise TooLarge(f"a body of {length} bytes; {most_bytes} are the most")
+        if is_upload:
+            scope[PLACE] = self._dispatcher.hold_place()
+        return most_bytes
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Other sites' pages can reach what this machine can, in the name of who looks at them."""
+        host = headers.get("host", "")
+        is_home = (urlsplit(f"//{host}").hostname or "") in _HOME
+        if self._is_private and not self._keys.is_needed and not is_home:
+            raise WrongOrigin(f"this service is asked as localhost or 127.0.0.1, not as {host}")
+        origin = headers.get("origin")
+        if method not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
+            raise WrongOrigin(f"a page of {origin} may not send anything to {host}")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, most_bytes: int) -> None:
+        body = _Body(receive, self._limits, most_bytes)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            if PLACE in scope:
+                scope[PLACE].release()
+
+
+class _Body:
+    """A body that is counted, and that comes at some speed or not at all."""
+
+    def __init__(self, receive: Receive, limits: Limits, most_bytes: int) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._most_bytes = most_bytes
+        self._num_bytes = 0
+        self._began_s: float | None = None
+        self._is_whole = False
+
+    async def receive(self) -> Message:
+        """Raises TooLarge, TooSlow."""
+        if self._is_whole:  # who waits for the client's going may wait
+            return await self._receive()
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._limits.silence_s)
+        except TimeoutError as error:
+            raise TooSlow(f"nothing came for {self._limits.silence_s:.0f} s") from error
+        self._num_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        if self._num_bytes > self._most_bytes:
+            raise TooLarge(f"the body has more than {self._most_bytes} bytes")
+        took_s = time.monotonic() - self._began_s - _GRACE_S
+        if took_s > 0 and self._num_bytes < took_s * self._limits.min_bytes_per_s:
+            raise TooSlow(f"fewer than {self._limits.min_bytes_per_s} bytes a second came")
+        return message
+
+
+def check_kind(content_type: str | None) -> None:
+    """Raises WrongKind."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data" or _MEDIA_KIND.fullmatch(kind):
+        return
+    raise WrongKind(
+        f"{kind or 'no Content-Type'}: send video/*, audio/*, application/octet-stream, or "
+        "multipart/form-data with a part named media"
+    )
+
+
+def problem_response(error: MeldError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(
+        describe_problem(error),
+        status_code=status_of(error),
+        media_type=MEDIA_TYPE,
+        headers={**headers_of(error), **(headers or {})},
+    )
+
+
+async def _refuse(error: MeldError, receive: Receive, send: Send) -> None:
+    """Answers, and listens for a moment to what the client is still sending, which nobody keeps.
+
+    With a wrong key it hears nothing.
+    """
+    response = problem_response(error, {"Connection": "close"})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": response.raw_headers,
+        }
+    )
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    if not isinstance(error, Unauthorised):
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                await _hear_out(receive)
+        except TimeoutError:
+            pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _hear_out(receive: Receive) -> None:
+    num_bytes = 0
+    while num_bytes < _LINGER_BYTES:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return

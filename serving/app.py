@@ -1,0 +1,416 @@
+"""The addresses of the service. Each does one thing and hands on to who knows how."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from pipeline.decode.process import Decoder
+from pipeline.errors import ClipError, InputError, MeldError, UsageError
+from serving.admission import COOKIE, PLACE, Admission, Keys, problem_response
+from serving.config import ServeConfig
+from serving.dispatch import Dispatcher, JobStatus
+from serving.jobs import Incoming, Job, JobStore
+from serving.page import POLICY, page_file, render_start
+from serving.problems import (
+    MEDIA_TYPE,
+    NotFinished,
+    TooLarge,
+    Unauthorised,
+    make_problem,
+    rebuild_error,
+)
+from serving.schemas import JobView, Key, ModelView, Problem, Words, WordsRead, view_job
+from serving.upload import Upload, check_space, receive_upload
+
+Format = Literal["json", "csv", "srt", "vtt", "html"]
+_MEDIA_TYPES: dict[Format, str] = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+}
+# Of every answer that has no better ones: what comes from a client is never run.
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+# The result page has its own policy in it; this one adds what a page cannot say of itself.
+_RESULT_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_MOST_AT_ONCE = 4  # uploads whose headers are read at one time, each by a process
+_SECONDS_BETWEEN_LOOKS = 0.1
+_BAD_ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {MEDIA_TYPE: {}}}
+    for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
+}
+_UPLOAD_BODY = {
+    "required": True,
+    "content": {
+        "video/*": {"schema": {"type": "string", "format": "binary"}},
+        "audio/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["media"],
+                "properties": {
+                    "media": {"type": "string", "format": "binary"},
+                    "subtitles": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": ".srt, .vtt, .ass or .ssa",
+                    },
+                    "text": {
+                        "type": "string",
+                        "description": "the words of the whole file, which is one utterance then",
+                    },
+                    "no_text": {"type": "boolean", "description": "see and hear, read nothing"},
+                    "start": {"type": "number", "description": "seconds of the file to begin at"},
+                    "end": {"type": "number", "description": "seconds of the file to end at"},
+                },
+            }
+        },
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the addresses hand on to. decoder: reads the headers of uploads"""
+
+    config: ServeConfig
+    keys: Keys
+    store: JobStore
+    dispatcher: Dispatcher
+    decoder: Decoder
+
+    @property
+    def retention_s(self) -> float:
+        return self.config.limits.retention_hours * 3600
+
+    def view(self, status: JobStatus) -> JobView:
+        return view_job(status, retention_s=self.retention_s)
+
+
+def create_app(parts: Parts) -> ASGIApp:
+    app = FastAPI(
+        title="meld",
+        version=version("meld"),
+        summary="What is felt in a video, utterance by utterance",
+        description="Send a video or a recording, get a timeline of emotions and sentiments.",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        responses=_BAD_ANSWERS,
+    )
+    app.state.parts = parts
+    app.state.measuring = asyncio.Semaphore(_MOST_AT_ONCE)
+    _add_handlers(app)
+    _add_jobs(app)
+    _add_rest(app)
+    _add_page(app)
+    return Admission(
+        app,
+        keys=parts.keys,
+        dispatcher=parts.dispatcher,
+        limits=parts.config.limits,
+        is_private=parts.config.is_private,
+        headers=HEADERS,
+    )
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+WithParts = Annotated[Parts, Depends(_parts)]
+
+
+def _known(job_id: str, parts: WithParts) -> JobStatus:
+    """Raises NoSuchJob, before a stream begins."""
+    return parts.dispatcher.status(job_id)
+
+
+WithJob = Annotated[JobStatus, Depends(_known)]
+
+
+# ---------------------------------------------------------------------------------------- jobs
+
+
+def _add_jobs(app: FastAPI) -> None:
+    @app.post(
+        "/v1/jobs",
+        status_code=202,
+        response_model_exclude_none=True,
+        openapi_extra={"requestBody": _UPLOAD_BODY},
+        summary="Send media to be predicted",
+    )
+    async def create_job(request: Request, response: Response, parts: WithParts) -> JobView:
+        """The media as the body, with its Content-Type and `?filename=`; or a form with the media,
+        and with subtitles or text. Accepted is what has an answer 202: it is not lost after that,
+        whatever is ended."""
+        incoming = await to_thread.run_sync(parts.store.begin)
+        try:
+            job = await _receive(request, parts, incoming)
+            await to_thread.run_sync(parts.dispatcher.submit, incoming, job, request.scope[PLACE])
+        finally:
+            await to_thread.run_sync(incoming.drop)
+        response.headers["Location"] = f"/v1/jobs/{job.id}"
+        return _tell(parts.dispatcher.status(job.id), parts, response)
+
+    @app.get("/v1/jobs/{job_id}", response_model_exclude_none=True, summary="How far a job is")
+    def get_job(job: WithJob, response: Response, parts: WithParts) -> JobView:
+        """`Retry-After` says when it is likely to be done."""
+        return _tell(job, parts, response)
+
+    @app.delete("/v1/jobs/{job_id}", status_code=204, summary="Cancel a job and erase it")
+    def delete_job(job: WithJob, parts: WithParts) -> None:
+        """When this is answered, nothing of the media, the words or the results is left."""
+        parts.dispatcher.erase(job.job.id)
+
+    @app.get(
+        "/v1/jobs/{job_id}/timeline",
+        response_class=FileResponse,
+        responses={200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}}},
+        summary="The result of a job",
+    )
+    def get_timeline(
+        job: WithJob,
+        parts: WithParts,
+        format: Annotated[Format, Query(description="html is a page with a player")] = "json",
+        download: Annotated[bool, Query(description="as a file to be saved")] = False,
+    ) -> FileResponse:
+        """What `meld predict` writes in the same format."""
+        _check_succeeded(job)
+        name = f"{job.job.file}.meld.{format}"
+        return FileResponse(
+            parts.store.folder(job.job.id).timeline(format),
+            media_type=_MEDIA_TYPES[format],
+            filename=name,
+            content_disposition_type="attachment" if download else "inline",
+            headers={"Content-Security-Policy": _RESULT_POLICY} if format == "html" else None,
+        )
+
+    @app.get(
+        "/v1/jobs/{job_id}/events",
+        response_class=EventSourceResponse,
+        summary="The utterances of a job as they are ready",
+    )
+    async def get_events(
+        job: WithJob,
+        parts: WithParts,
+        last_event_id: Annotated[str | None, Header(description="resumes after it")] = None,
+    ) -> AsyncIterable[ServerSentEvent]:
+        """Server-sent events: `utterance` with its number as id, `progress`, and `end` with the
+        job, which is the last."""
+        last = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        async for event in _follow(job.job.id, parts, last):
+            yield event
+
+    @app.get(
+        "/v1/jobs/{job_id}/media",
+        response_class=FileResponse,
+        summary="The media that was sent, by ranges too",
+    )
+    def get_media(job: WithJob, parts: WithParts) -> FileResponse:
+        return FileResponse(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
+
+
+async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
+    """Raises MeldError, ClientDisconnect."""
+    limits, headers = parts.config.limits, request.headers
+    check_space(incoming.folder.path, int(headers.get("content-length", "0")))
+    upload = await receive_upload(
+        request.stream(),
+        incoming.folder,
+        content_type=headers.get("content-type", ""),
+        query=request.query_params,
+        limits=limits,
+    )
+    async with request.app.state.measuring:
+        duration_ms = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
+    if duration_ms > limits.max_media_s * 1000:
+        raise TooLarge(
+            f"{upload.file} lasts {duration_ms / 1000:.0f} s; {limits.max_media_s:.0f} s are the "
+            "most"
+        )
+    return Job(
+        id=incoming.id,
+        file=upload.file,
+        media_type=upload.media_type,
+        num_bytes=incoming.folder.media.stat().st_size,
+        duration_ms=duration_ms,
+        words=upload.words,
+        created_s=time.time(),
+    )
+
+
+def _measure(decoder: Decoder, incoming: Incoming, upload: Upload) -> int:
+    """Milliseconds. Raises InputError where it is no media, whose reader it may have ended."""
+    try:
+        duration_ms = decoder.measure(incoming.folder.media).duration_ms
+    except ClipError as error:
+        told = error.message.replace(str(incoming.folder.media), upload.file)
+        raise InputError(f"{upload.file}: {told}") from error
+    if duration_ms == 0:
+        raise InputError(f"{upload.file}: it lasts 0.0 s, so there is nothing to predict from")
+    return duration_ms
+
+
+def _tell(status: JobStatus, parts: Parts, response: Response) -> JobView:
+    if status.retry_after_s is not None:
+        response.headers["Retry-After"] = str(status.retry_after_s)
+    return parts.view(status)
+
+
+def _check_succeeded(status: JobStatus) -> None:
+    """Raises NotFinished, or why the job failed."""
+    if status.job.error is not None:
+        raise rebuild_error(status.job.error.code, status.job.error.detail)
+    if status.state != "succeeded":
+        raise NotFinished(f"the job is {status.state}; ask again later", status.retry_after_s or 1)
+
+
+async def _follow(job_id: str, parts: Parts, last: int) -> AsyncIterator[ServerSentEvent]:
+    """Ends with the job, with its erasing, and with the service, whose successor is asked then."""
+    path = parts.store.folder(job_id).utterances
+    number, told = 0, None
+    place = 0
+    while not parts.dispatcher.is_draining:
+        # First how it stands, then what is there: what comes last is not missed.
+        try:
+            status = parts.dispatcher.status(job_id)
+        except UsageError:
+            return
+        lines, place = await to_thread.run_sync(_read_on, path, place)
+        for line in lines:
+            number += 1
+            if number > last:
+                yield ServerSentEvent(event="utterance", id=str(number), raw_data=line)
+        view = parts.view(status).model_dump(mode="json", exclude_none=True)
+        if status.job.ended is not None:
+            yield ServerSentEvent(event="end", data=view)
+            return
+        if view != told:
+            told = view
+            yield ServerSentEvent(event="progress", data=view)
+        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _read_on(path: Path, place: int) -> tuple[list[str], int]:
+    """Whole lines from a byte on, and the byte behind them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(place)
+            whole = file.read().rpartition(b"\n")[0]
+    except FileNotFoundError:  # there is none yet, or none any more
+        return [], place
+    if not whole:
+        return [], place
+    # Not splitlines: JSON may hold other ends of lines.
+    return whole.decode().split("\n"), place + len(whole) + 1
+
+
+# ------------------------------------------------------------------------------------ the rest
+
+
+def _add_rest(app: FastAPI) -> None:
+    @app.post("/v1/text", summary="What is felt in words alone")
+    def read_text(words: Words, parts: WithParts) -> WordsRead:
+        """Answered at once, also while a job is worked on."""
+        turns = [turn.model_dump() for turn in words.turns]
+        ready = parts.dispatcher.ready
+        assert ready is not None
+        return WordsRead(utterances=parts.dispatcher.read_words(turns), notice=ready.notice)
+
+    @app.get("/v1/model", summary="The model that predicts")
+    def get_model(parts: WithParts) -> ModelView:
+        ready = parts.dispatcher.ready
+        assert ready is not None
+        return ModelView(**ready.model)
+
+    @app.post("/v1/session", status_code=204, summary="Enter the key once, in a browser")
+    def open_session(key: Key, request: Request, response: Response, parts: WithParts) -> None:
+        """Sets a cookie that stands for the key."""
+        if not parts.keys.fits(key.key):
+            raise Unauthorised("this is not the key")
+        response.set_cookie(
+            COOKIE,
+            parts.keys.token,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+
+    @app.get("/livez", summary="Whether the service answers", responses={200: {}})
+    def is_alive() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="Whether the service takes work on")
+    def is_ready(parts: WithParts) -> JSONResponse:
+        ready = parts.dispatcher.is_ready
+        return JSONResponse(
+            {"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503
+        )
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def get_page(parts: WithParts) -> HTMLResponse:
+        ready = parts.dispatcher.ready
+        assert ready is not None
+        page = render_start(
+            model=ready.model,
+            notice=ready.notice,
+            limits=parts.config.limits,
+            needs_key=parts.keys.is_needed,
+        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/page/{name}", include_in_schema=False)
+    def get_page_file(name: str) -> Response:
+        found = page_file(name)
+        if found is None:
+            raise HTTPException(404)
+        content, media_type = found
+        return Response(content, media_type=media_type)
+
+
+def _add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(MeldError)
+    async def of_ours(request: Request, error: MeldError) -> JSONResponse:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_requests(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        return problem_response(InputError(f"{place}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def of_http(request: Request, error: HTTPException) -> JSONResponse:
+        body = make_problem(error.status_code, "usage_error", error.detail)
+        return JSONResponse(
+            body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers
+        )
+
+    @app.exception_handler(ClientDisconnect)
+    async def of_gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it

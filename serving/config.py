@@ -1,0 +1,99 @@
+"""What a service is asked to be: where it listens, what predicts, and what it takes on."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import UsageError
+
+_HOME = "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one client, and all of them together, may ask for.
+
+    max_bytes:       of one upload
+    max_media_s:     seconds that one media file may last
+    max_text_bytes:  of a request that sends words alone
+    queued_jobs:     how many may wait or be uploaded at one time, beside the one that is worked on
+    queued_media_s:  seconds of media that may wait; a job that finds nothing waiting is always
+                     taken
+    retention_hours: how long after its end a job is kept, its media included; then it is erased
+    header_s:        seconds until the head of a request must be there
+    silence_s:       seconds for which an upload may send nothing
+    min_bytes_per_s: of an upload, on average
+    stalled_s:       seconds after which a worker that reports nothing is replaced
+    drain_s:         seconds that the running job gets to finish when the service is ended; one that
+                     needs longer goes on at the next start
+    """
+
+    max_bytes: int = 2 * 2**30
+    max_media_s: float = 4 * 3600.0
+    max_text_bytes: int = 2**20
+    queued_jobs: int = 16
+    queued_media_s: float = 8 * 3600.0
+    retention_hours: float = 24.0
+    header_s: float = 10.0
+    silence_s: float = 20.0
+    min_bytes_per_s: int = 16 * 2**10
+    stalled_s: float = 900.0
+    drain_s: float = 25.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise UsageError(f"limits.{name} must be above 0, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Where the service listens, with what, and for whom.
+
+    model:       a trained run; None takes the one that comes with this program
+    host:        name or address to listen on
+    port:        to listen on; 0 takes one that is free
+    key_file:    file whose first line is the key that clients must send
+    without_key: other machines may come without a key
+    data_dir:    folder of the jobs, media included, until they are erased
+    weights_dir: folder that is looked at for weights before the libraries' own caches
+    encoders:    the fine-tuned run that owns the model's encoders, where they are not found
+    device:      "auto" takes a GPU where there is one
+    precision:   what encoders compute in that can; "auto" is that of the features which the model
+                 was trained on
+    limits:      what clients may ask for
+    """
+
+    model: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key_file: Path | None = None
+    without_key: bool = False
+    data_dir: Path = Path("serve-data")
+    weights_dir: Path | None = None
+    encoders: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UsageError(f"--port {self.port}: 0 to 65535")
+        if self.key_file is not None and self.without_key:
+            raise UsageError("--key-file and --without-key: leave one of the two out")
+        if self.key_file is None and not self.without_key and not self.is_private:
+            raise UsageError(
+                f"--host {self.host} can be reached from other machines: name a --key-file, or say "
+                "--without-key"
+            )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether this machine alone can reach it."""
+        if self.host == _HOME:
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name, which may mean anything
+            return False

@@ -1,0 +1,382 @@
+"""Which job is worked on next, what is known of it meanwhile, and what happens when it goes wrong.
+
+One thread gives the accepted jobs to the worker, the oldest first; another erases those whose time
+is over. A worker that ends in the middle of a job is replaced, and the job is tried once more.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import MeldError, StorageError
+from serving.config import Limits
+from serving.jobs import Incoming, Job, JobError, JobStore
+from serving.problems import Busy, NoSuchJob
+from serving.process import Message, WorkerEnded, WorkerProcess, WorkerReady
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_LOAD = 600.0
+_SECONDS_TO_CANCEL = 2.0
+_SECONDS_TO_READ_WORDS = 60.0
+_SECONDS_BETWEEN_SWEEPS = 30.0
+_SECONDS_BEFORE_ANOTHER_WORKER = 5.0
+_SECONDS_AFTER_A_BAD_DISK = 5.0
+_MOST_DEATHS = 2
+_MOST_WORDS_WAITING = 32
+# Seconds of work a second of media takes, until the first job says.
+_FIRST_GUESS = 0.3
+_LONGEST_RETRY_S = 3600
+
+State = Literal["queued", "running", "succeeded", "failed"]
+Stage = Literal["hearing", "predicting"]
+
+
+@dataclass
+class _Running:
+    """The job that is worked on; milliseconds of media done, and in all."""
+
+    job: Job
+    since_s: float
+    stage: Stage | None = None
+    done_ms: int = 0
+    total_ms: int = 0
+    is_unwanted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """num_before: jobs that are worked on first; stage and the times: of a running one"""
+
+    job: Job
+    state: State
+    num_before: int = 0
+    stage: Stage | None = None
+    done_ms: int = 0
+    total_ms: int = 0
+    retry_after_s: int | None = None
+
+
+class Place:
+    """A place in the queue, held for an upload until it is a job or nothing."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+        self._is_held = True
+
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._give_back()
+
+
+class Dispatcher:
+    def __init__(self, store: JobStore, choice: Mapping[str, Any], limits: Limits) -> None:
+        """choice: the settings of a `ModelChoice`"""
+        self._store = store
+        self._choice = choice
+        self._limits = limits
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting = deque(job.id for job in store.unfinished())
+        self._num_uploading = 0
+        self._num_words = 0
+        self._running: _Running | None = None
+        self._worker: WorkerProcess | None = None
+        self._is_ready = False
+        self._is_draining = False
+        self._is_stopped = threading.Event()
+        self._speed = _FIRST_GUESS
+        self.ready: WorkerReady | None = None
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._work, self._sweep)
+        ]
+
+    def start(self) -> WorkerReady:
+        """Returns once the model is loaded. Raises MeldError where it cannot be."""
+        self._launch()
+        for thread in self._threads:
+            thread.start()
+        assert self.ready is not None
+        return self.ready
+
+    def drain(self) -> None:
+        """Nothing new is taken on or begun."""
+        # No lock: a signal's handler calls this.
+        self._is_draining = True
+
+    def stop(self, *, drain_s: float) -> None:
+        """The running job may finish within `drain_s`; what is unfinished stays accepted."""
+        self.drain()
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._running is None, drain_s)
+            self._is_stopped.set()
+            worker = self._worker
+        if worker is not None:
+            worker.end()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:  # there was a model to begin with
+                thread.join()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a worker, and whether jobs are taken on."""
+        return self._is_ready and not self._is_draining
+
+    @property
+    def worker_pid(self) -> int | None:
+        worker = self._worker
+        return None if worker is None else worker.pid
+
+    # -------------------------------------------------------------------------- for requests
+
+    def hold_place(self) -> Place:
+        """Raises Busy, before anything of an upload is read."""
+        with self._changed:
+            self._check_open()
+            if len(self._waiting) + self._num_uploading >= self._limits.queued_jobs:
+                raise Busy(
+                    f"{self._limits.queued_jobs} jobs are waiting already; try again later",
+                    self._seconds_until_place(),
+                )
+            self._num_uploading += 1
+        return Place(self._give_back_place)
+
+    def submit(self, incoming: Incoming, job: Job, place: Place) -> Job:
+        """Raises Busy where too much media waits already, StorageError."""
+        with self._changed:
+            self._check_open()
+            waiting_ms = sum(self._store.get(each).duration_ms for each in self._waiting)
+            most_ms = self._limits.queued_media_s * 1000
+            if self._waiting and waiting_ms + job.duration_ms > most_ms:
+                raise Busy(
+                    f"{waiting_ms / 1000:.0f} s of media are waiting already, and "
+                    f"{self._limits.queued_media_s:.0f} s are the most; try again later",
+                    self._seconds_until_place(),
+                )
+            accepted = self._store.accept(incoming, job)
+            place.release()
+            self._waiting.append(accepted.id)
+            self._changed.notify_all()
+            return accepted
+
+    def status(self, job_id: str) -> JobStatus:
+        """Raises NoSuchJob."""
+        with self._changed:
+            job = self._store.get(job_id)
+            running = self._running
+            if job.ended is not None:
+                return JobStatus(job=job, state=job.ended)
+            if running is not None and running.job.id == job_id:
+                left_ms = max(running.total_ms or job.duration_ms, 1) - running.done_ms
+                return JobStatus(
+                    job=job,
+                    state="running",
+                    stage=running.stage,
+                    done_ms=running.done_ms,
+                    total_ms=running.total_ms or job.duration_ms,
+                    retry_after_s=self._retry_after(left_ms),
+                )
+            before = list(self._waiting)
+            before = before[: before.index(job_id)] if job_id in before else []
+            left_ms = sum(self._store.get(each).duration_ms for each in before) + job.duration_ms
+            return JobStatus(
+                job=job,
+                state="queued",
+                num_before=len(before) + (running is not None),
+                total_ms=job.duration_ms,
+                retry_after_s=self._retry_after(left_ms),
+            )
+
+    def erase(self, job_id: str) -> None:
+        """Cancels what is not finished. Raises NoSuchJob, StorageError."""
+        with self._changed:
+            self._store.get(job_id)
+            with suppress(ValueError):
+                self._waiting.remove(job_id)
+            running = self._running
+            if running is not None and running.job.id == job_id:
+                running.is_unwanted = True
+                worker = self._worker
+                assert worker is not None
+                worker.cancel(self._folder(job_id))
+                if not self._changed.wait_for(self._is_over(job_id), _SECONDS_TO_CANCEL):
+                    worker.end()  # it is deep in a batch; the next one is loaded anew
+                    self._changed.wait_for(self._is_over(job_id))
+        self._store.erase(job_id)
+
+    def read_words(self, turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What is felt in words alone. Raises Busy, and what `predict_words` raises."""
+        with self._changed:
+            self._check_open()
+            worker = self._worker
+            if worker is None or not self._is_ready:
+                raise Busy("the model is being loaded; try again soon", 5)
+            if self._num_words >= _MOST_WORDS_WAITING:
+                raise Busy(f"{_MOST_WORDS_WAITING} such requests are waiting already", 2)
+            self._num_words += 1
+        try:
+            return worker.read_words(turns).result(_SECONDS_TO_READ_WORDS)
+        except (FutureTimeout, WorkerEnded) as error:
+            raise Busy("the model is busy with a job, or was lost; try again soon", 5) from error
+        finally:
+            with self._changed:
+                self._num_words -= 1
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise Busy("the service is being ended; try again when it is back", 30)
+
+    def _give_back_place(self) -> None:
+        with self._changed:
+            self._num_uploading -= 1
+
+    def _seconds_until_place(self) -> int:
+        """Until the running job is done, which makes the next one's place free."""
+        running = self._running
+        if running is None:
+            return self._retry_after(0)
+        return self._retry_after((running.total_ms or running.job.duration_ms) - running.done_ms)
+
+    def _retry_after(self, media_ms: int) -> int:
+        return min(max(math.ceil(media_ms / 1000 * self._speed), 1), _LONGEST_RETRY_S)
+
+    def _folder(self, job_id: str) -> Path:
+        return self._store.folder(job_id).path
+
+    def _is_over(self, job_id: str) -> Callable[[], bool]:
+        return lambda: self._running is None or self._running.job.id != job_id
+
+    # ------------------------------------------------------------------- the thread that works
+
+    def _launch(self) -> None:
+        """Raises MeldError, WorkerEnded."""
+        worker = WorkerProcess(self._choice, on_end=self._wake)
+        self._worker = worker
+        try:
+            self.ready = worker.await_ready(SECONDS_TO_LOAD)
+        except WorkerEnded as error:
+            raise MeldError(f"the worker does not start ({error})") from error
+        self._is_ready = True
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while not self._is_stopped.is_set():
+            worker = self._worker
+            if worker is None or worker.has_ended:
+                self._replace_worker()
+                continue
+            job = self._take(worker)
+            if job is not None:
+                self._work_on(worker, job)
+
+    def _replace_worker(self) -> None:
+        self._is_ready = False
+        try:
+            self._launch()
+        except MeldError as error:
+            if not self._is_stopped.is_set():
+                log.error("no worker: %s", error)
+            self._is_stopped.wait(_SECONDS_BEFORE_ANOTHER_WORKER)
+
+    def _take(self, worker: WorkerProcess) -> Job | None:
+        """The next job; None where there is no worker for it any more."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_stopped.is_set()
+                    or worker.has_ended
+                    or (self._waiting and not self._is_draining)
+                )
+            )
+            if self._is_stopped.is_set() or worker.has_ended:
+                return None
+            job = self._store.get(self._waiting.popleft())
+            self._running = _Running(job=job, since_s=time.monotonic())
+            return job
+
+    def _work_on(self, worker: WorkerProcess, job: Job) -> None:
+        running = self._running
+        assert running is not None
+        try:
+            worker.begin(self._folder(job.id))
+            while True:
+                message = worker.next(self._limits.stalled_s)
+                if message["is"] != "progress":
+                    self._end(running, message)
+                    break
+                with self._changed:
+                    running.stage = message["stage"]
+                    running.done_ms = message["done_ms"]
+                    running.total_ms = message["total_ms"]
+        except WorkerEnded as error:
+            self._mourn(running, str(error))
+        except StorageError as error:  # how it ended cannot be written
+            log.error("%s", error)
+            with self._changed:
+                self._waiting.append(job.id)
+            self._is_stopped.wait(_SECONDS_AFTER_A_BAD_DISK)
+        finally:
+            with self._changed:
+                self._running = None
+                self._changed.notify_all()
+
+    def _end(self, running: _Running, message: Message) -> None:
+        """Raises StorageError."""
+        job = running.job
+        if running.is_unwanted or message["is"] == "cancelled":
+            return
+        if message["is"] == "failed":
+            self._store.end(job, JobError(code=message["code"], detail=message["detail"]))
+            return
+        took_s = time.monotonic() - running.since_s
+        self._speed += 0.3 * (took_s / max(job.duration_ms / 1000, 1.0) - self._speed)
+        self._store.end(job)
+
+    def _mourn(self, running: _Running, how: str) -> None:
+        """Raises StorageError."""
+        self._is_ready = False
+        if running.is_unwanted or self._is_stopped.is_set():
+            return
+        job = replace(running.job, num_deaths=running.job.num_deaths + 1)
+        log.error("a worker ended (%s) while it worked on job %s", how, job.id)
+        if job.num_deaths >= _MOST_DEATHS:
+            detail = f"{job.file}: the worker ended {job.num_deaths} times on it, last by {how}"
+            self._store.end(job, JobError(code="meld_error", detail=detail))
+            return
+        self._store.update(job)
+        with self._changed:
+            self._waiting.appendleft(job.id)
+
+    # ------------------------------------------------------------------ the thread that erases
+
+    def _sweep(self) -> None:
+        while not self._is_stopped.wait(_SECONDS_BETWEEN_SWEEPS):
+            self.erase_old(time.time())
+
+    def erase_old(self, now_s: float) -> None:
+        """What ended longer ago than it is kept."""
+        for job in self._store.ended_before(now_s - self._limits.retention_hours * 3600):
+            try:
+                self._store.erase(job.id)
+            except NoSuchJob:  # a client was faster
+                continue
+            except StorageError as error:
+                log.error("%s", error)

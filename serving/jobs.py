@@ -1,0 +1,247 @@
+"""Jobs on the disk: a folder each, so that what was accepted outlives any process.
+
+    <data_dir>/jobs/<id>/   job.json          what is asked for and how it ended, by the server
+                            media, subtitles  what the client sent, under names of ours
+                            utterances.ndjson, timeline.*   what came out, by the worker
+    <data_dir>/incoming/    uploads that are not accepted yet
+    <data_dir>/erased/      what is being erased
+
+A job is accepted by the renaming of its folder, and erased by another: a kill at any moment leaves
+it whole or not at all, and the next start sweeps the two other folders.
+"""
+
+import json
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import StorageError, UsageError
+from pipeline.settings import build_config
+from pipeline.system.files import sync, write_whole
+from serving.problems import NoSuchJob
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_JOB, _MEDIA, _UTTERANCES = "job.json", "media", "utterances.ndjson"
+
+Ended = Literal["succeeded", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job failed: the code and the words of a problem."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWords:
+    """Where the words of a job come from, as in `WordsConfig`, and which part of the media counts.
+
+    subtitles: the client's name of the file
+
+    Raises UsageError.
+    """
+
+    text: str | None = None
+    subtitles: str | None = None
+    no_text: bool = False
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.subtitles is not None:
+            raise UsageError("text and subtitles: the words come from one place; leave one out")
+        if self.text and self.no_text:
+            raise UsageError("text and no_text: leave one of the two out")
+        for name in ("start_s", "end_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1e9:
+                raise UsageError(f"{name[:-2]} is seconds from the media's start, not {value}")
+        if self.end_s is not None and self.end_s <= (self.start_s or 0):
+            raise UsageError(f"end {self.end_s} must be after start {self.start_s or 0}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """An accepted job.
+
+    file:       the client's name of the media, to be shown and never to be a path
+    media_type: as the player gets it
+    created_s, finished_s: seconds since 1970
+    ended:      None as long as there is work to do
+    num_deaths: how many workers ended while they worked on it
+    """
+
+    id: str
+    file: str
+    media_type: str
+    num_bytes: int
+    duration_ms: int
+    words: JobWords = field(default_factory=JobWords)
+    created_s: float
+    num_deaths: int = 0
+    ended: Ended | None = None
+    finished_s: float | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Where the parts of a job are."""
+
+    path: Path
+
+    @property
+    def job(self) -> Path:
+        return self.path / _JOB
+
+    @property
+    def media(self) -> Path:
+        return self.path / _MEDIA
+
+    @property
+    def utterances(self) -> Path:
+        """JSON lines, as `describe_utterance` gives them."""
+        return self.path / _UTTERANCES
+
+    @property
+    def subtitles(self) -> Path:
+        return self.path / "subtitles"
+
+    def timeline(self, name: str) -> Path:
+        """name: a format. The JSON is written last: where it is, all are."""
+        return self.path / f"timeline.{name}"
+
+    def read(self) -> Job:
+        """Raises StorageError."""
+        try:
+            return build_config(Job, json.loads(self.job.read_bytes()))
+        except (OSError, ValueError, UsageError) as error:
+            raise StorageError(
+                f"{self.job} cannot be read ({error}); delete its folder, or mend it"
+            ) from error
+
+    def write(self, job: Job) -> None:
+        """Raises StorageError."""
+        write_whole(self.job, json.dumps(asdict(job)).encode())
+
+
+class JobStore:
+    """The jobs of one server, which alone may use the folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Finds the accepted jobs of earlier servers, and erases what they left of others.
+
+        Raises StorageError.
+        """
+        self._jobs_in, self._incoming_in, self._erased_in = (
+            root / name for name in ("jobs", "incoming", "erased")
+        )
+        self._lock = threading.Lock()
+        try:
+            for folder in (self._incoming_in, self._erased_in):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            for folder in (self._jobs_in, self._incoming_in, self._erased_in):
+                # For nobody else on this machine: what people say is in it.
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            found = [JobFolder(each).read() for each in self._jobs_in.iterdir()]
+        except OSError as error:
+            raise StorageError(f"cannot use {root}: {error}") from error
+        self._jobs = {job.id: job for job in sorted(found, key=lambda job: job.created_s)}
+
+    def begin(self) -> "Incoming":
+        """Raises StorageError."""
+        incoming = Incoming(self._incoming_in / secrets.token_hex(16))
+        try:
+            incoming.folder.path.mkdir(mode=0o700)
+        except OSError as error:
+            raise StorageError(f"cannot write {incoming.folder.path}: {error}") from error
+        return incoming
+
+    def accept(self, incoming: "Incoming", job: Job) -> Job:
+        """From the return of this on, the job is not lost. Raises StorageError."""
+        incoming.folder.write(job)
+        try:
+            sync(incoming.folder.path)
+            incoming.folder.path.rename(self.folder(job.id).path)
+            sync(self._jobs_in)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._jobs_in}: {error}") from error
+        with self._lock:
+            self._jobs[job.id] = job
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Raises NoSuchJob."""
+        with self._lock:
+            job = self._jobs.get(job_id) if _ID.fullmatch(job_id) else None
+        if job is None:
+            raise NoSuchJob("there is no such job, or it was erased")
+        return job
+
+    def unfinished(self) -> list[Job]:
+        """The oldest first."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.ended is None]
+
+    def ended_before(self, at_s: float) -> Iterator[Job]:
+        with self._lock:
+            jobs = list(self._jobs.values())
+        return (job for job in jobs if job.finished_s is not None and job.finished_s < at_s)
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self._jobs_in / job_id)
+
+    def end(self, job: Job, error: JobError | None = None) -> None:
+        """Raises StorageError."""
+        ended: Ended = "succeeded" if error is None else "failed"
+        self.update(replace(job, ended=ended, finished_s=time.time(), error=error))
+
+    def update(self, job: Job) -> None:
+        """Raises NoSuchJob, StorageError."""
+        self.get(job.id)
+        self.folder(job.id).write(job)
+        with self._lock:
+            self._jobs[job.id] = job
+
+    def erase(self, job_id: str) -> None:
+        """Nobody may be working on it. Raises NoSuchJob, or StorageError where the disk refuses;
+        the next start tries again then."""
+        self.get(job_id)
+        with self._lock:
+            self._jobs.pop(job_id, None)
+        going = self._erased_in / job_id
+        try:
+            self.folder(job_id).path.rename(going)
+            sync(self._jobs_in)
+            shutil.rmtree(going)
+        except OSError as error:
+            raise StorageError(f"cannot erase {going}: {error}") from error
+
+
+class Incoming:
+    """A folder for an upload, which is a job's once that is accepted."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = JobFolder(path)
+
+    @property
+    def id(self) -> str:
+        return self.folder.path.name
+
+    def drop(self) -> None:
+        """Nothing happens where it was accepted. Raises StorageError."""
+        try:
+            shutil.rmtree(self.folder.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"cannot erase {self.folder.path}: {error}") from error

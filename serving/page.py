@@ -1,0 +1,48 @@
+"""The page at `/`: its markup from a template, its script and style as files of their own, so that
+its policy can forbid every other script."""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from pipeline.html.page import page_environment
+from serving.config import Limits
+
+_PACKAGE, _FOLDER = "serving", "page_parts"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+# Name -> package, folder, file, type.
+_FILES: Mapping[str, tuple[str, str, str, str]] = {
+    "start.js": (_PACKAGE, _FOLDER, "start.js", "text/javascript"),
+    "start.css": (_PACKAGE, _FOLDER, "start.css", "text/css"),
+    "style.css": ("pipeline.html", "page_frame", "style.css", "text/css"),
+}
+
+
+def render_start(*, model: Mapping[str, Any], notice: str, limits: Limits, needs_key: bool) -> str:
+    environment = page_environment(_PACKAGE, _FOLDER)
+    return environment.get_template("start.html.jinja").render(
+        model=model,
+        notice=notice,
+        kept=_duration(limits.retention_hours),
+        most_bytes=limits.max_bytes,
+        most_mib=limits.max_bytes // 2**20,
+        most_minutes=round(limits.max_media_s / 60),
+        needs_key=needs_key,
+    )
+
+
+def page_file(name: str) -> tuple[bytes, str] | None:
+    """Content and type of a file that the page loads."""
+    if name not in _FILES:
+        return None
+    package, folder, file, media_type = _FILES[name]
+    return resources.files(package).joinpath(folder, file).read_bytes(), media_type
+
+
+def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    return f"{hours:g} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"

@@ -1,0 +1,232 @@
+"use strict";
+// Everything that comes from the media or the server is put in as text, never as markup.
+const part = (id) => document.getElementById(id);
+const mostBytes = Number(document.body.dataset.mostBytes);
+let job = null;      // the address of the job that is shown
+let events = null;
+let sending = null;
+
+function tell(id, words) { part(id).textContent = words; }
+
+function clock(ms) {
+  const tenths = Math.floor(ms / 100);
+  const minutes = Math.floor(tenths / 600);
+  return `${minutes}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
+}
+
+function percent(share) { return `${Math.round(100 * share)} %`; }
+
+async function problemOf(response) {
+  try { return (await response.json()).detail; } catch { return `${response.status} ${response.statusText}`; }
+}
+
+// ------------------------------------------------------------------------------------ the key
+
+part("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  tell("key-told", "");
+  const response = await fetch("/v1/session", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ key: part("key").value }),
+  }).catch(() => null);
+  if (response === null) { tell("key-told", "The service does not answer."); return; }
+  if (!response.ok) { tell("key-told", await problemOf(response)); return; }
+  part("key").value = "";
+  part("key-form").hidden = true;
+  part("media").focus();
+});
+
+async function checkKey() {
+  const response = await fetch("/v1/model").catch(() => null);
+  part("key-form").hidden = response === null || response.status !== 401;
+}
+
+// ------------------------------------------------------------------------------------ sending
+
+const drop = part("drop");
+for (const name of ["dragenter", "dragover"]) {
+  drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+}
+for (const name of ["dragleave", "drop"]) {
+  drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.remove("over"); });
+}
+drop.addEventListener("drop", (event) => {
+  if (event.dataTransfer.files.length > 0) { part("media").files = event.dataTransfer.files; }
+});
+
+part("send-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tell("send-told", "");
+  const file = part("media").files[0];
+  const subtitles = part("subtitles").files[0];
+  if (file.size > mostBytes) {
+    tell("send-told", `${file.name} has ${file.size} bytes; ${mostBytes} are the most.`);
+    return;
+  }
+  const form = new FormData();
+  if (subtitles) { form.append("subtitles", subtitles, subtitles.name); }
+  // A type that is no media's would be refused, and the file's own bytes tell anyway.
+  const kind = /^(video|audio)\//.test(file.type) ? file.type : "application/octet-stream";
+  form.append("media", new Blob([file], { type: kind }), file.name);
+  showJob(file.name);
+  tell("state", "Sending");
+  sending = new XMLHttpRequest();
+  sending.responseType = "json";
+  sending.upload.addEventListener("progress", (sent) => showProgress(sent.loaded, sent.total));
+  sending.addEventListener("load", () => {
+    const { status, response } = sending;
+    sending = null;
+    if (status === 202) { follow(`/v1/jobs/${response.id}`); return; }
+    backToForm(response?.detail ?? `The service answered ${status}.`);
+    if (status === 401) { part("key-form").hidden = false; part("key").focus(); }
+  });
+  sending.addEventListener("error", () => {
+    sending = null;
+    backToForm("The connection was lost while the file was sent.");
+  });
+  sending.open("POST", "/v1/jobs");
+  sending.send(form);
+});
+
+function backToForm(words) {
+  part("job").hidden = true;
+  part("send-form").hidden = false;
+  tell("send-told", words);
+  part("media").focus();
+}
+
+// ------------------------------------------------------------------------------------ the job
+
+function showJob(name) {
+  part("send-form").hidden = true;
+  part("job").hidden = false;
+  part("job-name").textContent = name;
+  part("job-name").focus();
+  part("links").hidden = true;
+  part("again").hidden = true;
+  part("erase").hidden = false;
+  part("erase").disabled = false;
+  part("erase").textContent = "Cancel and erase";
+  part("utterances").hidden = true;
+  part("utterances").tBodies[0].replaceChildren();
+  tell("job-told", "");
+  showProgress(null);
+}
+
+function showProgress(done, total) {
+  const bar = part("progress");
+  bar.hidden = false;
+  if (done === null || !total) { bar.removeAttribute("value"); return; }
+  bar.max = total;
+  bar.value = done;
+}
+
+function follow(address) {
+  job = address;
+  history.replaceState(null, "", `#${address.split("/").pop()}`);
+  let number = 0;
+  events = new EventSource(`${address}/events`);
+  events.addEventListener("utterance", (event) => {
+    number = Math.max(number, Number(event.lastEventId));
+    addUtterance(JSON.parse(event.data));
+  });
+  events.addEventListener("progress", (event) => showState(JSON.parse(event.data)));
+  events.addEventListener("end", (event) => { events.close(); showEnd(JSON.parse(event.data)); });
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED) {
+      tell("job-told", "The job is gone: it was erased, or the key is needed again.");
+      showGone();
+    } else {
+      tell("state", "The connection was lost; trying again");
+    }
+  });
+}
+
+function showState(view) {
+  part("job-name").textContent = view.file;
+  if (view.state === "queued") {
+    tell("state", `Waiting: ${view.jobs_before ?? 0} before it`);
+    showProgress(null);
+    return;
+  }
+  const { stage, done_s: done, total_s: total } = view.progress;
+  const what = stage === "hearing" ? "Hearing what is said" : "Predicting";
+  tell("state", `${what}: ${Math.round(done)} of ${Math.round(total)} s`);
+  showProgress(done, total);
+}
+
+function showEnd(view) {
+  part("job-name").textContent = view.file;
+  part("progress").hidden = true;
+  part("again").hidden = false;
+  part("erase").textContent = "Erase";
+  if (view.state === "failed") {
+    tell("state", "It could not be predicted.");
+    tell("job-told", view.error.detail);
+    return;
+  }
+  tell("state", `Done. It is erased by itself ${new Date(view.erased_at).toLocaleString()}.`);
+  part("page").href = `${job}/timeline?format=html`;
+  for (const format of ["json", "csv", "srt", "vtt"]) {
+    part(format).href = `${job}/timeline?format=${format}&download=true`;
+  }
+  part("links").hidden = false;
+}
+
+function addUtterance(each) {
+  const row = part("utterances").tBodies[0].insertRow();
+  row.insertCell().textContent = clock(each.start_ms);
+  const words = each.speaker ? `${each.speaker}: ${each.text}` : each.text;
+  row.insertCell().textContent = words || "(no words are known)";
+  row.insertCell().textContent = each.error ??
+    `${each.emotion.label} ${percent(each.emotion.confidence)}, ${each.sentiment.label}`;
+  part("utterances").hidden = false;
+}
+
+function showGone() {
+  job = null;
+  history.replaceState(null, "", "/");
+  part("progress").hidden = true;
+  part("links").hidden = true;
+  part("erase").hidden = true;
+  part("again").hidden = false;
+}
+
+part("erase").addEventListener("click", async () => {
+  if (sending !== null) {
+    sending.abort();
+    sending = null;
+    backToForm("Nothing was kept.");
+    return;
+  }
+  part("erase").disabled = true;
+  events?.close();
+  const response = await fetch(job, { method: "DELETE" }).catch(() => null);
+  if (response !== null && (response.ok || response.status === 404)) {
+    part("utterances").hidden = true;
+    tell("job-told", "");
+    tell("state", "Erased: the media, the words and the results.");
+    showGone();
+    part("again").focus();
+  } else {
+    part("erase").disabled = false;
+    tell("job-told", response === null ? "The service does not answer." : await problemOf(response));
+  }
+});
+
+part("again").addEventListener("click", () => {
+  history.replaceState(null, "", "/");
+  part("send-form").reset();
+  backToForm("");
+});
+
+// -------------------------------------------------------------------------- when it is opened
+
+checkKey().then(() => {
+  const id = location.hash.slice(1);
+  if (/^[0-9a-f]{32}$/.test(id) && part("key-form").hidden) {
+    showJob("");
+    follow(`/v1/jobs/${id}`);
+  }
+});

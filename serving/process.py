@@ -1,0 +1,170 @@
+"""The worker, seen from the server: a process beside it that ends with it, however that ends."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.problems import rebuild_error
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+Message = Mapping[str, Any]
+
+
+class WorkerEnded(Exception):
+    """The process is gone; says how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReady:
+    """model: as `GET /v1/model` tells it; notice: that emotions are recognised, and the law
+
+    reads_words: whether it does anything with words alone
+    """
+
+    model: Mapping[str, Any]
+    notice: str
+    reads_words: bool
+
+
+class WorkerProcess:
+    """Started at once; what it says comes by `next`, and words that it read by their future."""
+
+    def __init__(
+        self, choice: Mapping[str, Any], on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        choice: the settings of a `ModelChoice`
+        on_end: called from another thread when the process has ended
+        """
+        self._on_end = on_end
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._words: dict[int, Future[list[dict[str, Any]]]] = {}
+        self._num_asked = 0
+        self._has_ended = False
+        paths = os.pathsep.join([str(_ROOT), *(entry for entry in sys.path if entry)])
+        # A terminal's Ctrl-C and a service manager's SIGTERM reach every process, and it is the
+        # server that decides what they mean.
+        deaf = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "serving.work"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._send(choice)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended
+
+    def await_ready(self, timeout_s: float) -> WorkerReady:
+        """Raises MeldError where the model cannot be loaded, WorkerEnded where the process does
+        not start."""
+        message = self.next(timeout_s)
+        if message["is"] == "refused":
+            self.end()
+            raise rebuild_error(message["code"], message["detail"])
+        return WorkerReady(
+            model=message["model"], notice=message["notice"], reads_words=message["reads_words"]
+        )
+
+    def begin(self, folder: Path) -> None:
+        self._send({"do": "job", "folder": str(folder)})
+
+    def cancel(self, folder: Path) -> None:
+        self._send({"do": "cancel", "folder": str(folder)})
+
+    def read_words(self, turns: Sequence[Mapping[str, Any]]) -> "Future[list[dict[str, Any]]]":
+        """Utterances; the future raises MeldError, or WorkerEnded."""
+        future: Future[list[dict[str, Any]]] = Future()
+        with self._lock:
+            if self._has_ended:
+                future.set_exception(WorkerEnded(self._how()))
+                return future
+            self._num_asked += 1
+            number = self._num_asked
+            self._words[number] = future
+        self._send({"do": "words", "number": number, "turns": list(turns)})
+        return future
+
+    def next(self, timeout_s: float) -> Message:
+        """What it says of loading or of its job. Raises WorkerEnded, also where it says nothing for
+        so long: it is ended then."""
+        try:
+            message = self._messages.get(timeout=timeout_s)
+        except queue.Empty:
+            self.end()
+            raise WorkerEnded(f"silent for {timeout_s:.0f} s") from None
+        if message is None:
+            self._messages.put(None)
+            raise WorkerEnded(self._how())
+        return message
+
+    def end(self) -> None:
+        """At once."""
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with self._lock, suppress(BrokenPipeError):  # `next` tells that it has ended
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not line.endswith(b"\n"):  # it ended in the middle of a word
+                break
+            message = json.loads(line)
+            if message["is"] == "words":
+                self._answer_words(message)
+            else:
+                self._messages.put(message)
+        self._process.wait()
+        with self._lock:
+            self._has_ended = True
+            waiting = list(self._words.values())
+            self._words.clear()
+        for future in waiting:
+            future.set_exception(WorkerEnded(self._how()))
+        self._messages.put(None)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        self._on_end()
+
+    def _answer_words(self, message: Message) -> None:
+        with self._lock:
+            future = self._words.pop(message["number"])
+        if "problem" in message:
+            problem = message["problem"]
+            future.set_exception(rebuild_error(problem["code"], problem["detail"]))
+        else:
+            future.set_result(message["utterances"])
+
+    def _how(self) -> str:
+        status = self._process.wait()
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"

@@ -1,0 +1,120 @@
+"""What goes over the wire, as OpenAPI describes it."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.dispatch import JobStatus
+from serving.problems import make_problem, rebuild_error, status_of
+
+_MOST_TURNS = 200
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is the name of the error in meld's own tree, as in its exit statuses."""
+
+    type: str = Field(examples=["urn:meld:problem:input_error"])
+    title: str = Field(examples=["Unprocessable Entity"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["talk.mp4: no media file that can be read"])
+    code: str = Field(examples=["input_error"])
+
+
+class Progress(BaseModel):
+    """Seconds of media. Where nothing says what is spoken, the file is heard first, and both stages
+    go from the begin to the end of it."""
+
+    stage: Literal["hearing", "predicting"] | None = Field(
+        description="null until the worker reports for the first time"
+    )
+    done_s: float
+    total_s: float
+
+
+class JobView(BaseModel):
+    """A job. Its parts are below its own address: timeline, events, media."""
+
+    id: str = Field(description="128 random bits", examples=["0f2c9a6be1d84c57a3f1f0c2b8de9a41"])
+    state: Literal["queued", "running", "succeeded", "failed"]
+    file: str = Field(description="the name that the client gave", examples=["talk.mp4"])
+    num_bytes: int
+    duration_s: float
+    created_at: datetime
+    finished_at: datetime | None = None
+    erased_at: datetime | None = Field(
+        default=None, description="when the job and its media are erased, if nobody does it before"
+    )
+    jobs_before: int = Field(default=0, description="that are worked on first")
+    progress: Progress | None = None
+    error: Problem | None = Field(default=None, description="why it failed")
+
+
+class TurnView(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(examples=["Oh my God, he's here!"])
+    speaker: str | None = Field(default=None, examples=["Rachel"])
+
+
+class Words(BaseModel):
+    """One dialogue, turn by turn: a model with dialogue context reads each with those before it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    turns: Annotated[list[TurnView], Field(min_length=1, max_length=_MOST_TURNS)]
+
+
+class WordsRead(BaseModel):
+    """utterances: as in a timeline, without times"""
+
+    utterances: list[dict[str, Any]]
+    notice: str
+
+
+class ModelView(BaseModel):
+    """The model, as a timeline names it, and its card in Markdown."""
+
+    name: str
+    fingerprint: str = Field(description="SHA-256 of its weights")
+    recipe: str
+    modalities: list[str]
+    random_weights: list[str]
+    precision: dict[str, str]
+    labels: dict[str, list[str]]
+    card: str | None = None
+
+
+class Key(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: str = Field(max_length=4096)
+
+
+def view_job(status: JobStatus, *, retention_s: float) -> JobView:
+    job = status.job
+    return JobView(
+        id=job.id,
+        state=status.state,
+        file=job.file,
+        num_bytes=job.num_bytes,
+        duration_s=job.duration_ms / 1000,
+        created_at=_moment(job.created_s),
+        finished_at=None if job.finished_s is None else _moment(job.finished_s),
+        erased_at=None if job.finished_s is None else _moment(job.finished_s + retention_s),
+        jobs_before=status.num_before,
+        progress=Progress(
+            stage=status.stage, done_s=status.done_ms / 1000, total_s=status.total_ms / 1000
+        )
+        if status.state == "running"
+        else None,
+        error=None if job.error is None else _problem(job.error.code, job.error.detail),
+    )
+
+
+def _problem(code: str, detail: str) -> Problem:
+    return Problem(**make_problem(status_of(rebuild_error(code, detail)), code, detail))
+
+
+def _moment(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)

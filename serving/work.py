@@ -1,0 +1,267 @@
+"""The process that predicts: it loads the model once and takes one job after the other.
+
+    python -m serving.work < requests > answers
+
+Requests and answers are JSON lines. The first request says what predicts; then come jobs, words
+alone, and the wish to stop the running job. Words are answered between the utterances of a job, so
+nobody who sends a sentence waits for another's film. The process ends when nobody asks any more,
+also in the middle of a job, whose next worker goes on where this one stopped.
+"""
+
+import fcntl
+import json
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from fusion.inference.bundled import bundled_run
+from fusion.inference.load import ModelChoice
+from fusion.inference.media import PredictedUtterance
+from fusion.inference.predict_media import WordsConfig, describe_model
+from fusion.inference.predictor import Predictor
+from fusion.inference.timeline import NOTICE, Timeline, describe_utterance
+from fusion.inference.words import Turn, predict_words
+from fusion.prediction.formats import FORMATS, write_as
+from fusion.prediction.one_file import FileResult, predict_file
+from pipeline.decode.process import DecoderProcess
+from pipeline.errors import MeldError, StorageError
+from pipeline.settings import build_config
+from pipeline.system.files import write_whole
+from serving.jobs import Job, JobFolder
+from serving.problems import code_of
+
+# Relative to the page, which stands beside it.
+_MEDIA_URL = "media"
+# What the text endpoint leaves out of an utterance: it is on no clock.
+_OF_MEDIA = ("start_ms", "end_ms")
+
+
+class _Cancelled(Exception):
+    """Nobody wants the running job any more."""
+
+
+def main() -> None:
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server decides when it is over
+    choice = build_config(ModelChoice, json.loads(requests.readline()))
+    worker = _Worker(answers)
+    threading.Thread(target=worker.listen, args=(requests,), daemon=True).start()
+    try:
+        worker.load(choice)
+    except MeldError as error:
+        worker.tell("refused", **_problem(error))
+        return
+    worker.run()
+
+
+class _Worker:
+    def __init__(self, answers: IO[bytes]) -> None:
+        self._answers = answers
+        self._writing = threading.Lock()
+        self._jobs: queue.Queue[Path | None] = queue.Queue()  # None: there are words to be read
+        self._words: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._unwanted: str | None = None
+
+    def tell(self, kind: str, **values: Any) -> None:
+        with self._writing:
+            self._answers.write(json.dumps({"is": kind, **values}).encode() + b"\n")
+            self._answers.flush()
+
+    def listen(self, requests: IO[bytes]) -> None:
+        for line in requests:
+            request = json.loads(line)
+            match request["do"]:
+                case "job":
+                    self._jobs.put(Path(request["folder"]))
+                case "words":
+                    self._words.put(request)
+                    self._jobs.put(None)
+                case "cancel":
+                    self._unwanted = request["folder"]
+        os._exit(0)  # the server has ended, and whoever comes next takes the job
+
+    def load(self, choice: ModelChoice) -> None:
+        """Raises what `ModelChoice.load` raises."""
+        self._decoder = DecoderProcess()  # it starts while the model is loaded
+        self._predictor = choice.load()
+        run = choice.run if choice.run is not None else bundled_run()
+        model = describe_model(self._predictor).to_dict()
+        self.tell(
+            "ready",
+            model={**model, "card": _read_card(run)},
+            notice=NOTICE,
+            reads_words=bool(self._predictor.word_modalities),
+        )
+
+    def run(self) -> None:
+        while True:
+            folder = self._jobs.get()
+            if folder is None:
+                self._answer_words()
+            else:
+                self._work_on(folder)
+
+    def _work_on(self, path: Path) -> None:
+        folder = JobFolder(path)
+        try:
+            with _alone(folder):
+                self._predict(folder, folder.read())
+        except _Cancelled:
+            self.tell("cancelled")
+        except MeldError as error:
+            self.tell("failed", **_problem(error))
+        else:
+            self.tell("done")
+
+    def _predict(self, folder: JobFolder, job: Job) -> None:
+        """Raises MeldError, _Cancelled."""
+        if folder.timeline("json").exists():  # the server ended before it was told
+            return
+        kept = _Utterances(folder, self._predictor)
+
+        def on_utterance(each: PredictedUtterance) -> None:
+            self._between(folder)
+            kept.add(each)
+
+        def on_stage(name: str, done_ms: int, total_ms: int) -> None:
+            self._between(folder)
+            self.tell("progress", stage=name, done_ms=done_ms, total_ms=total_ms)
+
+        with kept:
+            result = predict_file(
+                folder.media,
+                _words(folder, job),
+                self._predictor,
+                self._decoder,
+                saved_in=folder.path,
+                on_utterance=on_utterance,
+                on_progress=lambda done_ms, total_ms: on_stage("predicting", done_ms, total_ms),
+                on_heard=lambda done_ms, total_ms: on_stage("hearing", done_ms, total_ms),
+            )
+        _write(folder, _named(result, folder, job))
+        for saved in result.unfinished:
+            saved.remove()
+
+    def _between(self, folder: JobFolder) -> None:
+        if self._unwanted == str(folder.path):
+            raise _Cancelled
+        self._answer_words()
+
+    def _answer_words(self) -> None:
+        while not self._words.empty():
+            request = self._words.get()
+            turns = [build_config(Turn, each) for each in request["turns"]]
+            try:
+                read = [describe_utterance(each) for each in predict_words(self._predictor, turns)]
+            except MeldError as error:
+                self.tell("words", number=request["number"], problem=_problem(error))
+                continue
+            told = [
+                {name: value for name, value in each.items() if name not in _OF_MEDIA}
+                for each in read
+            ]
+            self.tell("words", number=request["number"], utterances=told)
+
+
+class _Utterances:
+    """The file of a job's utterances, each written as soon as it is ready and once, however often
+    the job is begun: later workers come to the same ones."""
+
+    def __init__(self, folder: JobFolder, predictor: Predictor) -> None:
+        """Raises StorageError."""
+        self._path = folder.utterances
+        by = folder.path / "by"
+        try:
+            if not by.exists() or by.read_text() != predictor.identity:  # another model since
+                self._path.unlink(missing_ok=True)
+                write_whole(by, predictor.identity.encode())
+            self._file = self._path.open("a+b")
+            self._file.seek(0)
+            whole = self._file.read().rpartition(b"\n")[0]
+            self._num_written = whole.count(b"\n") + 1 if whole else 0
+            self._file.truncate(len(whole) + 1 if whole else 0)  # a kill may have cut the last
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error}") from error
+
+    def add(self, each: PredictedUtterance) -> None:
+        """Raises StorageError."""
+        if each.number <= self._num_written:
+            return
+        line = json.dumps(describe_utterance(each), ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error}") from error
+        self._num_written = each.number
+
+    def __enter__(self) -> "_Utterances":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _alone(folder: JobFolder) -> Iterator[None]:
+    """Waits until a worker of a server that was killed has ended too. Raises StorageError."""
+    try:
+        descriptor = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot use {folder.path}: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _words(folder: JobFolder, job: Job) -> WordsConfig:
+    words = job.words
+    return WordsConfig(
+        subtitles=None if words.subtitles is None else folder.subtitles,
+        text=words.text,
+        no_text=words.no_text,
+        start_s=words.start_s,
+        end_s=words.end_s,
+    )
+
+
+def _named(result: FileResult, folder: JobFolder, job: Job) -> Timeline:
+    """With the client's names in the place of ours. Raises InputError where the file is bad."""
+    if result.error is not None:
+        told = str(result.error).replace(str(folder.media), job.file)
+        told = told.replace(str(folder.subtitles), job.words.subtitles or "")
+        raise type(result.error)(told) from result.error
+    timeline = result.timeline
+    assert timeline is not None
+    words = timeline.segmentation
+    if job.words.subtitles is not None:
+        words = replace(words, file=job.words.subtitles)
+    return replace(timeline, media=replace(timeline.media, file=job.file), segmentation=words)
+
+
+def _write(folder: JobFolder, timeline: Timeline) -> None:
+    for name in sorted(FORMATS, key="json".__eq__):  # the JSON last
+        content = write_as(name, timeline, media_url=_MEDIA_URL)
+        write_whole(folder.timeline(name), content.encode("utf-8", "replace"))
+
+
+def _read_card(run: Path) -> str | None:
+    card = run / "README.md"
+    return card.read_text(encoding="utf-8") if card.is_file() else None
+
+
+def _problem(error: MeldError) -> dict[str, str]:
+    return {"code": code_of(type(error)), "detail": str(error)}
+
+
+if __name__ == "__main__":
+    main()

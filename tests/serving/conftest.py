@@ -1,0 +1,67 @@
+"""A service with its real worker and the model that comes with this program, one for all tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.media import tone, write_clip
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+    from serving.serve import Service
+
+HOME = "http://localhost"
+SRT = """\
+1
+00:00:00,000 --> 00:00:01,000
+I am so happy for you!
+
+2
+00:00:01,000 --> 00:00:02,000
+JOEY: Get out of here, now!
+"""
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Iterator["Service"]:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving.config import Limits, ServeConfig
+    from serving.serve import start_service
+
+    config = ServeConfig(
+        data_dir=tmp_path_factory.mktemp("serve"),
+        limits=Limits(queued_jobs=3, max_bytes=2**20, max_media_s=60, drain_s=1),
+    )
+    with start_service(config) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def client(service: "Service") -> Iterator["TestClient"]:
+    from starlette.testclient import TestClient
+
+    with TestClient(service.app, base_url=HOME) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of picture and sound."""
+    path = tmp_path_factory.mktemp("media") / "talk.mp4"
+    return write_clip(path, num_frames=50, sound=tone([440, 660]))
+
+
+@pytest.fixture(scope="session")
+def send(client: "TestClient", clip: Path) -> Callable[..., Any]:
+    """Sends the clip as a form: send(text="...") or send(subtitles=SRT); the answer."""
+
+    def post(*, subtitles: str | None = None, name: str = "talk.mp4", **options: str) -> Any:
+        files = {"media": (name, clip.read_bytes(), "video/mp4")}
+        if subtitles is not None:
+            files["subtitles"] = ("talk.srt", subtitles.encode(), "application/x-subrip")
+        return client.post("/v1/jobs", files=files, data=options)
+
+    return post

@@ -1,0 +1,156 @@
+"""The page in a real browser: a file is sent, its utterances arrive, the result opens, it is
+erased."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fusion.prediction.conftest import browser  # noqa: F401 (a fixture)
+from tests.serving.conftest import SRT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    from serving.serve import Service
+
+pytestmark = pytest.mark.heavy
+
+# Its policy forbids the page what Playwright's own waiting does.
+PLAYABLE = """video => new Promise((done, failed) => {
+  if (video.readyState >= 1) done();
+  video.addEventListener("loadedmetadata", done);
+  video.addEventListener("error", failed);
+})"""
+ATTACK = "<img src=x onerror=\"document.title='hacked'\">"
+
+
+@pytest.fixture(scope="module")
+def address(service: "Service") -> Iterator[str]:
+    """The service behind a socket."""
+    import uvicorn
+
+    config = uvicorn.Config(service.app, lifespan="off", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator["Page"]:  # noqa: F811
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and page.problems.append(line.text))
+    yield page
+    context.close()
+
+
+def send(page: "Page", address: str, clip: Path, subtitles: str, name: str = "talk.mp4") -> None:
+    page.goto(address)
+    page.set_input_files(
+        "#media", {"name": name, "mimeType": "video/mp4", "buffer": clip.read_bytes()}
+    )
+    page.click("summary")
+    page.set_input_files(
+        "#subtitles",
+        {"name": "talk.srt", "mimeType": "application/x-subrip", "buffer": subtitles.encode()},
+    )
+    page.click("#send")
+
+
+def test_a_file_is_sent_its_utterances_arrive_the_result_opens_and_it_is_erased(
+    page: Any, address: str, clip: Path
+) -> None:
+    send(page, address, clip, SRT)
+    page.wait_for_selector("#links:not([hidden])")
+    rows = page.locator("#utterances tbody tr")
+    assert rows.count() == 2
+    assert "I am so happy for you!" in rows.nth(0).inner_text()
+    assert "joy" in rows.nth(0).inner_text()
+    with page.expect_download() as download:
+        page.click("#srt")
+    assert download.value.suggested_filename == "talk.mp4.meld.srt"
+
+    job = page.url
+    page.reload()  # the job is still there
+    page.wait_for_selector("#links:not([hidden])")
+    page.click("#page")
+    page.eval_on_selector("video", PLAYABLE)
+    assert "I am so happy for you!" in page.inner_text("#transcript")
+    assert page.locator("svg.blocks rect").count() == 2
+
+    page.goto("about:blank")
+    page.goto(job)
+    page.wait_for_selector("#links:not([hidden])")
+    page.click("#erase")
+    page.wait_for_selector("text=Erased: the media, the words and the results.")
+    page.goto("about:blank")
+    gone = page.goto(f"{address}/v1/jobs/{job.rpartition('#')[2]}")
+    assert gone.status == 404
+    # The one that the browser itself tells of that answer.
+    assert [each for each in page.problems if "404" not in each] == []
+
+
+def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
+    page: Any, address: str, clip: Path
+) -> None:
+    subtitles = f"1\n00:00:00,000 --> 00:00:01,000\nLook: 1 < 2 & {ATTACK.replace('<', '< ')}\n"
+    send(page, address, clip, subtitles, name=f"{ATTACK}.mp4")
+    page.wait_for_selector("#links:not([hidden])")
+    assert page.inner_text("#job-name") == f"{ATTACK}.mp4"
+    assert page.locator("#job img").count() == 0
+    assert page.title() == "meld: what is felt in a video"
+    page.click("#page")
+    page.wait_for_selector("#transcript")
+    assert page.locator("img").count() == 0
+    assert page.title() != "hacked"
+
+
+def test_a_refusal_is_told_on_the_page_and_another_file_may_be_sent(
+    page: Any, address: str, clip: Path
+) -> None:
+    page.goto(address)
+    page.set_input_files(
+        "#media", {"name": "notes.mp4", "mimeType": "video/mp4", "buffer": b"no media"}
+    )
+    page.click("#send")
+    page.wait_for_selector("#send-told:not(:empty)")
+    assert "notes.mp4" in page.inner_text("#send-told")
+    assert page.is_visible("#send-form")
+    large = {"name": "film.mp4", "mimeType": "video/mp4", "buffer": b"x" * (2**20 + 1)}
+    page.set_input_files("#media", large)
+    page.click("#send")
+    assert "1048576 are the most" in page.inner_text("#send-told")
+
+
+def test_it_is_used_by_keyboard_alone(page: Any, address: str, clip: Path) -> None:
+    page.goto(address)
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert reached[:3] == ["media", "SUMMARY", "send"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_overflows_on_a_phone_or_a_desk(
+    page: Any, address: str, clip: Path, width: int, scheme: str, tmp_path: Path
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    send(page, address, clip, SRT, name=f"{'a-very-long-name-' * 8}.mp4")
+    page.wait_for_selector("#links:not([hidden])")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert page.problems == []

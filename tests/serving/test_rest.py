@@ -1,0 +1,411 @@
+"""The service over HTTP, in this process but for its worker: what clients get, and what they are
+refused."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from serving.config import Limits, ServeConfig
+from serving.jobs import JobError
+from tests.conftest import Meld
+from tests.serving.conftest import HOME, SRT
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+    from serving.serve import Service
+
+Send = Callable[..., Any]
+
+pytestmark = pytest.mark.heavy  # its worker is a process
+
+
+def wait_for(client: "TestClient", answer: Any) -> Any:
+    """The job of an accepted upload, once it has ended."""
+    assert answer.status_code == 202, answer.text
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        job = client.get(answer.headers["Location"]).json()
+        if job["state"] in ("succeeded", "failed"):
+            return job
+        time.sleep(0.05)
+    raise AssertionError(f"not done: {job}")
+
+
+def events(client: "TestClient", address: str, **headers: str) -> list[dict[str, str]]:
+    """All events of a stream that ends."""
+    text = client.get(f"{address}/events", headers=headers).text
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+
+
+def problem(answer: Any) -> tuple[int, str]:
+    """Status and code of an answer that is a problem, and says so in every way."""
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["status"] == answer.status_code
+    assert body["type"] == f"urn:meld:problem:{body['code']}"
+    assert body["title"]
+    assert body["detail"]
+    return answer.status_code, body["code"]
+
+
+def stored(service: "Service") -> set[str]:
+    """Files that the service keeps, but for its lock."""
+    root = service.store.folder("x").path.parents[1]
+    return {str(path) for path in root.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+# ------------------------------------------------------------------------------ what clients get
+
+
+def test_a_clip_with_subtitles_has_the_timeline_that_meld_predict_writes(
+    client: "TestClient", send: Send, clip: Path, tmp_path: Path, meld: Meld
+) -> None:
+    (tmp_path / "talk.srt").write_text(SRT)
+    options = ("--subtitles", tmp_path / "talk.srt", "--format", "json,csv,srt,vtt")
+    assert meld("predict", clip, *options, "--out", tmp_path / "out").status == 0
+    answer = send(subtitles=SRT)
+    assert wait_for(client, answer)["state"] == "succeeded"
+    address = answer.headers["Location"]
+    for name in ("json", "csv", "srt", "vtt"):
+        given = client.get(f"{address}/timeline", params={"format": name})
+        wanted = (tmp_path / "out" / f"talk.mp4.meld.{name}").read_text()
+        assert given.text == wanted
+
+
+def test_utterances_come_as_events_and_a_client_that_was_cut_off_gets_the_rest(
+    client: "TestClient", send: Send
+) -> None:
+    address = send(subtitles=SRT).headers["Location"]
+    every = events(client, address)
+    told = [each for each in every if each["event"] == "utterance"]
+    assert [each["id"] for each in told] == ["1", "2"]
+    assert [json.loads(each["data"])["text"] for each in told] == [
+        "I am so happy for you!",
+        "Get out of here, now!",
+    ]
+    assert every[-1]["event"] == "end"
+    assert json.loads(every[-1]["data"])["state"] == "succeeded"
+    timeline = client.get(f"{address}/timeline").json()
+    assert [json.loads(each["data"]) for each in told] == timeline["utterances"]
+
+    rest = events(client, address, **{"Last-Event-ID": "1"})
+    assert [(each["event"], each.get("id")) for each in rest] == [("utterance", "2"), ("end", None)]
+
+
+def test_a_raw_body_with_its_words_in_the_address_is_one_utterance(
+    client: "TestClient", clip: Path
+) -> None:
+    answer = client.post(
+        "/v1/jobs",
+        params={"filename": "../../etc/my talk.mp4", "text": "I hate this!"},
+        content=clip.read_bytes(),
+        headers={"Content-Type": "video/mp4"},
+    )
+    job = wait_for(client, answer)
+    assert (job["file"], job["num_bytes"]) == ("my talk.mp4", clip.stat().st_size)
+    assert job["duration_s"] == pytest.approx(2, abs=0.1)
+    timeline = client.get(f"{answer.headers['Location']}/timeline").json()
+    assert timeline["media"]["file"] == "my talk.mp4"
+    assert [each["text"] for each in timeline["utterances"]] == ["I hate this!"]
+
+
+def test_the_result_page_plays_the_media_by_ranges_and_runs_nothing_of_theirs(
+    client: "TestClient", send: Send, clip: Path
+) -> None:
+    attack = "<script>alert(1)</script>"
+    answer = send(text=attack, name=f"{attack}.mp4".replace("/", "_"))
+    wait_for(client, answer)
+    address = answer.headers["Location"]
+    page = client.get(f"{address}/timeline", params={"format": "html"})
+    assert 'src="media"' in page.text
+    assert "<script>alert" not in page.text
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    part = client.get(f"{address}/media", headers={"Range": "bytes=4-11"})
+    assert (part.status_code, part.content) == (206, clip.read_bytes()[4:12])
+    assert part.headers["content-type"] == "video/mp4"
+    assert part.headers["x-content-type-options"] == "nosniff"
+
+
+def test_words_alone_are_read_at_once_and_as_those_of_a_clip(
+    client: "TestClient", send: Send
+) -> None:
+    turns = [{"text": "I am so happy for you!"}, {"text": "Get out!", "speaker": "Joey"}]
+    read = client.post("/v1/text", json={"turns": turns}).json()
+    assert [each["speaker"] for each in read["utterances"]] == [None, "Joey"]
+    answer = send(text="I am so happy for you!")
+    wait_for(client, answer)
+    [same] = client.get(f"{answer.headers['Location']}/timeline").json()["utterances"]
+    for head in ("emotion", "sentiment"):
+        wanted = same[head]["probabilities"]
+        assert read["utterances"][0][head]["probabilities"] == pytest.approx(wanted, abs=1e-5)
+    assert "2024/1689" in read["notice"]
+
+
+def test_the_model_tells_what_it_is(client: "TestClient") -> None:
+    model = client.get("/v1/model").json()
+    assert (model["name"], model["modalities"]) == ("meld-text", ["text"])
+    assert len(model["labels"]["emotion"]) == 7
+    assert model["card"].lstrip("-\n").startswith(("license", "#")) or "license" in model["card"]
+
+
+def test_an_erased_job_leaves_nothing_behind(
+    client: "TestClient", service: "Service", send: Send
+) -> None:
+    before = stored(service)
+    address = send(subtitles=SRT).headers["Location"]
+    assert client.delete(address).status_code == 204  # running, or waiting
+    assert stored(service) == before
+    for part in ("", "/timeline", "/events", "/media"):
+        assert problem(client.get(f"{address}{part}")) == (404, "no_such_job")
+    assert problem(client.delete(address)) == (404, "no_such_job")
+
+
+def test_what_ended_long_ago_is_erased_by_itself(
+    client: "TestClient", service: "Service", send: Send
+) -> None:
+    answer = send(text="Hello")
+    job = wait_for(client, answer)
+    service.dispatcher.erase_old(time.time() + 23 * 3600)
+    assert client.get(answer.headers["Location"]).status_code == 200
+    service.dispatcher.erase_old(time.time() + 25 * 3600)
+    assert client.get(answer.headers["Location"]).status_code == 404
+    assert not any(job["id"] in path for path in stored(service))
+
+
+def test_openapi_describes_every_address(client: "TestClient") -> None:
+    described = client.get("/v1/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    assert set(described["paths"]) == {
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        *(f"/v1/jobs/{{job_id}}/{part}" for part in ("timeline", "events", "media")),
+        *("/v1/text", "/v1/model", "/v1/session", "/livez", "/readyz"),
+    }
+    for address in described["paths"].values():
+        assert all(each["summary"] for each in address.values())
+
+
+def test_it_is_alive_and_ready(client: "TestClient") -> None:
+    assert client.get("/livez").status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+# ------------------------------------------------------------------------- what they are refused
+
+
+def test_a_file_that_is_no_media_is_refused_when_it_is_sent_and_not_kept(
+    client: "TestClient", service: "Service"
+) -> None:
+    before = stored(service)
+    answer = client.post(
+        "/v1/jobs?filename=notes.mp4", content=b"hello " * 99, headers={"Content-Type": "video/mp4"}
+    )
+    assert problem(answer) == (422, "input_error")
+    assert "notes.mp4" in answer.json()["detail"]
+    assert str(service.store.folder("x").path.parent.parent) not in answer.text
+    assert stored(service) == before
+
+
+def test_a_job_that_fails_says_why_in_the_clients_words(client: "TestClient", send: Send) -> None:
+    answer = send(subtitles="these are no subtitles")
+    job = wait_for(client, answer)
+    assert job["state"] == "failed"
+    assert job["error"]["code"] == "input_error"
+    assert job["error"]["detail"].startswith("talk.srt: ")
+    assert problem(client.get(f"{answer.headers['Location']}/timeline")) == (422, "input_error")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"text": "Hi", "subtitles": SRT}, "leave one out"),
+        ({"text": "Hi", "no_text": "true"}, "leave one of the two out"),
+        ({"no_text": "perhaps"}, "true or false"),
+        ({"start": "soon"}, "number of seconds"),
+        ({"start": "2", "end": "1"}, "after start"),
+        ({"asr": "/etc/passwd"}, "known are"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(
+    client: "TestClient", send: Send, options: dict[str, str], said: str
+) -> None:
+    answer = send(**options)
+    assert problem(answer) == (400, "usage_error")
+    assert said in answer.json()["detail"]
+
+
+def test_other_kinds_of_bodies_are_refused(client: "TestClient") -> None:
+    for kind in ("text/html", "image/svg+xml", "video/<b>", ""):
+        answer = client.post("/v1/jobs", content=b"x", headers={"Content-Type": kind})
+        assert problem(answer) == (415, "wrong_kind")
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_length_or_while_it_comes(
+    client: "TestClient", service: "Service"
+) -> None:
+    before = stored(service)
+    large, headers = b"x" * (2**20 + 1), {"Content-Type": "video/mp4"}
+    assert problem(client.post("/v1/jobs", content=large, headers=headers)) == (413, "too_large")
+
+    def chunks() -> Iterator[bytes]:
+        yield from (large[at : at + 2**16] for at in range(0, len(large), 2**16))
+
+    assert problem(client.post("/v1/jobs", content=chunks(), headers=headers)) == (413, "too_large")
+    assert stored(service) == before
+
+
+def test_a_broken_form_is_refused_and_not_kept(client: "TestClient", service: "Service") -> None:
+    before = stored(service)
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    for body in (b"", b"no form", b'--b\r\nContent-Disposition: form-data; name="media"\r\n\r\nx'):
+        answer = client.post("/v1/jobs", content=body, headers=headers)
+        assert problem(answer) == (400, "usage_error")
+    assert stored(service) == before
+
+
+def test_a_full_queue_refuses_before_the_body_and_says_when_to_come_again(
+    client: "TestClient", service: "Service", send: Send
+) -> None:
+    places = [service.dispatcher.hold_place() for _ in range(3)]
+    answer = send(text="Hi")
+    assert problem(answer) == (503, "busy")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert client.get("/readyz").status_code == 200
+    for place in places:
+        place.release()
+    assert send(text="Hi").status_code == 202
+
+
+def test_places_of_refused_uploads_are_free_again(client: "TestClient", send: Send) -> None:
+    for _ in range(5):
+        assert send(no_text="perhaps").status_code == 400
+    assert send(text="Hi").status_code == 202
+
+
+def test_other_sites_cannot_use_a_service_without_a_key(client: "TestClient") -> None:
+    led_here = client.get("/v1/model", headers={"Host": "evil.example"})
+    assert problem(led_here) == (403, "wrong_origin")
+    sent_from = client.post(
+        "/v1/text", json={"turns": [{"text": "Hi"}]}, headers={"Origin": "https://evil.example"}
+    )
+    assert problem(sent_from) == (403, "wrong_origin")
+    own = client.post("/v1/text", json={"turns": [{"text": "Hi"}]}, headers={"Origin": HOME})
+    assert own.status_code == 200
+
+
+def test_wrong_words_are_named(client: "TestClient") -> None:
+    for body in ({}, {"turns": []}, {"turns": [{"text": 3}]}, {"turns": [{"words": "Hi"}]}):
+        assert problem(client.post("/v1/text", json=body)) == (422, "input_error")
+
+
+def test_an_address_that_is_none_is_a_problem_too(client: "TestClient") -> None:
+    assert problem(client.get("/v1/nothing"))[0] == 404
+    assert problem(client.get("/v1/jobs/..%2F..%2Fetc"))[0] == 404
+
+
+# -------------------------------------------------------------------------------------- the key
+
+
+@contextmanager
+def with_key(service: "Service", key: str) -> Iterator["TestClient"]:
+    """The same service, as others get it that have a key."""
+    from starlette.testclient import TestClient
+
+    from serving.admission import Admission, Keys
+
+    inner: Any = service.app
+    parts = inner._app.state.parts
+    import dataclasses
+
+    from serving.app import create_app
+
+    app = create_app(dataclasses.replace(parts, keys=Keys(key)))
+    assert isinstance(app, Admission)
+    with TestClient(app, base_url=HOME) as client:
+        yield client
+
+
+def test_without_the_key_nothing_of_a_body_is_read(service: "Service") -> None:
+    with with_key(service, "a-long-and-secret-key") as client:
+        read = 0
+
+        def body() -> Iterator[bytes]:
+            nonlocal read
+            for _ in range(2**10):
+                read += 1
+                yield b"x" * 2**10
+
+        headers = {"Content-Type": "video/mp4", "Authorization": "Bearer wrong"}
+        answer = client.post("/v1/jobs", content=body(), headers=headers)
+        assert problem(answer) == (401, "unauthorised")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert client.get("/v1/jobs/" + "0" * 32).status_code == 401
+        assert client.get("/livez").status_code == 200
+        assert client.get("/").status_code == 200
+
+
+def test_the_key_is_sent_with_each_request_or_entered_once_in_a_browser(
+    service: "Service",
+) -> None:
+    key = "a-long-and-secret-key"
+    with with_key(service, key) as client:
+        assert client.get("/v1/model", headers={"Authorization": f"Bearer {key}"}).is_success
+        assert problem(client.post("/v1/session", json={"key": "wrong"})) == (401, "unauthorised")
+        entered = client.post("/v1/session", json={"key": key})
+        cookie = entered.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert key not in cookie
+        assert client.get("/v1/model").is_success
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_says_what_is_recognised_and_how_long_it_is_kept(client: "TestClient") -> None:
+    page = client.get("/")
+    assert "Feelings are recognised here" in page.text
+    assert "2024/1689" in page.text
+    assert "kept for 24 hours" in page.text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in page.text
+    assert "style=" not in page.text
+    for name in ("start.js", "start.css", "style.css"):
+        assert f"/page/{name}" in page.text
+        assert client.get(f"/page/{name}").status_code == 200
+    assert client.get("/page/start.html.jinja").status_code == 404
+
+
+def test_a_failed_jobs_words_are_those_of_its_error() -> None:
+    from serving.problems import rebuild_error, status_of
+
+    error = JobError(code="input_error", detail="talk.mp4: no sound")
+    assert status_of(rebuild_error(error.code, error.detail)) == 422
+
+
+def test_other_machines_need_a_key_unless_told_otherwise(tmp_path: Path) -> None:
+    from pipeline.errors import UsageError
+
+    for host in ("0.0.0.0", "::", "example.org", "192.168.1.2"):
+        with pytest.raises(UsageError, match="--key-file"):
+            ServeConfig(host=host)
+        assert ServeConfig(host=host, without_key=True).host == host
+        assert ServeConfig(host=host, key_file=tmp_path / "key").host == host
+    for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
+        assert ServeConfig(host=host).is_private
+
+
+def test_limits_are_checked() -> None:
+    from pipeline.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"limits\.queued_jobs must be above 0"):
+        Limits(queued_jobs=0)
