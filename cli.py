@@ -138,7 +138,7 @@ def sample(
         int | None, typer.Option(help="Same seed, same corpus, to the byte.  [default: 0]")
     ] = None,
     corrupt: Annotated[
-        bool, typer.Option("--corrupt", help="Plant the accidents of the real corpus.")
+        bool, typer.Option("--corrupt", help="Plant the defects of the real corpus.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes.  [default: all cores]")] = None,
     as_json: AsJson = False,
@@ -293,7 +293,7 @@ def extract(
     """Run the encoders once over a split and cache raw and 128-d embeddings.
 
     Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
-    some clips had accidents (see `meld info`).
+    some clips had failures (see `meld info`).
     """
     chosen = given(
         text=text,
@@ -328,7 +328,7 @@ def extract(
     if dry_run:
         show_plan(plan(extract_config), as_json)
         return
-    with progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="failures") as advance:
         report = run_extract(extract_config, advance)
     show_extraction(report, as_json)
     if report.num_failures:
@@ -411,7 +411,7 @@ def info(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a cache holds (rows, presence, accidents, recipe, labels) and what is stale."""
+    """Say what a cache holds (rows, presence, failures, recipe, labels) and what is stale."""
     from console.show.info import show_info
     from pipeline.cache.info import describe
     from pipeline.errors import CacheCorrupt
@@ -601,7 +601,7 @@ def finetune(
     from fusion.finetuning.job import FinetuneConfig
 
     finetune_config = said.build(FinetuneConfig)
-    with progress("clips", note="accidents") as advance:
+    with progress("clips", note="failures") as advance:
 
         def follow(step: "StepResult") -> None:
             told = f"{step.rows_per_s:.0f} a second, epoch {step.epoch}, loss {step.loss:.3f}"
@@ -650,7 +650,7 @@ def evaluate(
     config = EvaluateConfig(
         run=run, split=split.value, features=features, data=data, predictions=predictions
     )
-    with progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="failures") as advance:
         report = run_evaluation(config, advance)
     show_evaluation(report, run, as_json, errors=errors)
     if predictions is not None:
@@ -816,7 +816,7 @@ def compare(
 ) -> None:
     """Say whether one of two runs is better: paired bootstrap over the dialogues of a split.
 
-    The runs may differ in everything but the rows. On test this is a look at test with both.
+    The runs may differ in everything but the rows. On test this is a test evaluation of both.
     """
     from console.show.comparison import show_comparison
     from fusion.experiments.compare import CompareConfig
@@ -833,7 +833,7 @@ def compare(
         seed=seed,
     )
     config = build_config(CompareConfig, options)
-    with progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="failures") as advance:
         comparison = run_comparison(config, advance)
     show_comparison(comparison, as_json)
 
@@ -868,7 +868,7 @@ def report(
 
     options = given(runs=tuple(runs), split=split, out=out, data=data, ablation=ablation)
     config = build_config(HtmlReportConfig, options)
-    with progress("measuring", note="accidents") as advance:
+    with progress("measuring", note="failures") as advance:
         reports = write_html_report(config, advance)
     show_page(reports, config, as_json)
 
@@ -908,7 +908,7 @@ def crossval(
     """Cross-validate on train, and dev if there is one: folds x seeds, all trained together.
 
     Every row is measured by trainings that saw nothing of its dialogue, or, with --group speaker,
-    nothing that its speaker says. Test is not looked at.
+    nothing that its speaker says. Test is not read.
     """
     options = given(
         features=features,

@@ -315,7 +315,7 @@ def evaluate(
     data: corpus to measure a fine-tuned run on, by its own encoders
     predictions: a .csv or .parquet file that gets what the run says of every row
 
-    A test evaluation is counted in the run (`report.test_looks`).
+    A test evaluation is counted in the run (`report.test_evaluations`).
 
     Raises UsageError, InputError, StorageError or MismatchError.
     """

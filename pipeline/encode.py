@@ -72,8 +72,8 @@ def encode_clips(encoders: Encoders, clips: Sequence[DecodedClip]) -> list[ClipF
                             _failure(clips[index], modality, _not_finite(modality))
                         )
     return [
-        ClipFeatures(utterance=clip.utterance, raw=raw, failures=tuple(accidents))
-        for clip, raw, accidents in zip(clips, features, failures, strict=True)
+        ClipFeatures(utterance=clip.utterance, raw=raw, failures=tuple(recorded))
+        for clip, raw, recorded in zip(clips, features, failures, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@
         ├── ParityError          raw input and cache do not give the same logits
         └── WeightsMissing       pretrained weights that are not to be had
 
-    ClipError                 -  one clip's accident; becomes a `ClipFailure`, never an exit
+    ClipError                 -  one clip's failure; becomes a `ClipFailure`, never an exit
 
 Exit status 3 (finished, some items failed) is no exception: the run did finish.
 """

@@ -91,10 +91,10 @@ class LocatedClip:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFailure:
-    """One accident of one clip, as kept in the cache's ledger.
+    """One failure of one clip, as kept in the cache's ledger.
 
     `modality` is what it concerns and `lost` whether that modality is absent because of it;
-    an accident with `lost=False` (a truncated file that still gave frames) is a warning about
+    one with `lost=False` (a truncated file that still gave frames) is a warning about
     a row that is there.
     """
 

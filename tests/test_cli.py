@@ -104,7 +104,7 @@ def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> Non
 def test_a_sample_is_described_as_one_json_object(meld: Meld, tmp_path: Path) -> None:
     finished = meld("sample", "--out", tmp_path / "data", "--dialogues", 3, "--json")
     assert finished.status == 0, finished.err
-    assert set(finished.json) == {"root", "rows", "accidents"}
+    assert set(finished.json) == {"root", "rows", "defects"}
     assert set(finished.json["rows"]) == {"train", "dev", "test"}
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from console.printing import print_json, print_rich
 from fusion.evaluation.bootstrap import Interval
-from fusion.evaluation.test_looks import describe_looks
+from fusion.evaluation.test_evaluations import describe_evaluations
 from fusion.experiments.ablation import AblationReport
 from fusion.labels import HEADS
 
@@ -52,7 +52,7 @@ def render_ablation(report: AblationReport) -> RenderableType:
     if report.split == "dev":
         lines.append("dev also chose the epochs, which flatters every row alike")
     else:
-        lines.append(describe_looks(report.test_looks, f"{report.out}"))
+        lines.append(describe_evaluations(report.test_evaluations, f"{report.out}"))
     return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup
 
 

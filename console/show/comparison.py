@@ -6,7 +6,7 @@ from rich.text import Text
 
 from console.printing import print_json, print_rich
 from fusion.evaluation.bootstrap import Interval
-from fusion.evaluation.test_looks import describe_looks
+from fusion.evaluation.test_evaluations import describe_evaluations
 from fusion.experiments.compare import Comparison, HeadComparison
 
 _ROWS = (
@@ -40,8 +40,8 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         lines += [Text(f"{side}: {aside}") for side, aside in dev if aside is not None]
     lines += [Text(f"{side}: test clips {clips}") for side, clips in sides if clips is not None]
     if comparison.split == "test":
-        looks = (("A", comparison.test_looks_a), ("B", comparison.test_looks_b))
-        lines += [Text(f"{side}: {describe_looks(count)}") for side, count in looks]
+        counts = (("A", comparison.test_evaluations_a), ("B", comparison.test_evaluations_b))
+        lines += [Text(f"{side}: {describe_evaluations(count)}") for side, count in counts]
     return Group(Text(head), table, *lines)
 
 

@@ -21,7 +21,7 @@ from fusion.evaluation.report import (
     describe_presence,
 )
 from fusion.evaluation.slices import Slice
-from fusion.evaluation.test_looks import describe_looks
+from fusion.evaluation.test_evaluations import describe_evaluations
 
 _BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"
 
@@ -47,8 +47,8 @@ def render_report(report: EvalReport) -> RenderableType:
         for table in (_classes_table(name, each), _confusion_table(name, each))
     ]
     notes: list[RenderableType] = [Text(line) for line in describe_measured(report)]
-    if report.test_looks:
-        notes.append(describe_looks(report.test_looks))
+    if report.test_evaluations:
+        notes.append(describe_evaluations(report.test_evaluations))
     if report.leakage is not None:
         notes.append(render_leakage(report.leakage))
     return Group(head, _summary_table(report), *notes, *_trust_tables(report), *tables)

@@ -34,7 +34,7 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
     print(f"  128-d embeddings: {'yes' if described.has_embedding else 'not yet (extract train)'}")
     for title, counts in (("emotion", described.emotions), ("sentiment", described.sentiments)):
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    print(f"  accidents: {sum(described.failures.values())} in {described.rows_with_failures} rows")
+    print(f"  failures: {sum(described.failures.values())} in {described.rows_with_failures} rows")
     for reason, count in described.failures.items():
         print(f"    {count} x {reason}; first {described.first_failures[reason]}")
     if described.stale is not None:

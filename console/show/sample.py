@@ -10,5 +10,5 @@ def show_sample(result: SampleResult, as_json: bool) -> None:
         return
     rows = ", ".join(f"{count} {split}" for split, count in result.rows.items())
     print(f"{result.root}: {rows} clips")
-    for item in result.accidents:
+    for item in result.defects:
         print(f"  planted {item.kind}: {item.key} ({item.what})")

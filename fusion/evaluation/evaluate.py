@@ -18,7 +18,7 @@ from fusion.evaluation.leakage import check_leakage
 from fusion.evaluation.modality_subsets import score_subsets
 from fusion.evaluation.report import Calibration, EvalReport, HeadReport, ModalityPresence
 from fusion.evaluation.scores import accuracy_of, score
-from fusion.evaluation.test_looks import record_look
+from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.decoding import Decoding
 from fusion.inference.predictions import Predictions
@@ -32,7 +32,7 @@ from pipeline.system.json_values import json_bytes
 log = logging.getLogger(__name__)
 
 
-OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, accidents
+OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, failures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +98,17 @@ class Measured:
 def measure_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None, *, command: str = "evaluate"
 ) -> Measured:
-    """A look at test is written down before anything is returned.
+    """A test evaluation is recorded before anything is returned.
 
     command: on whose behalf. Raises as `evaluate`.
     """
     checkpoint, data = open_split(config, on_progress)
     by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
     predictions = by_subset[data.modalities]
-    looks = record_look(config.run, command) if config.split == "test" else 0
+    num_evaluations = record_evaluation(config.run, command) if config.split == "test" else 0
     report = replace(
         report_subsets(checkpoint, by_subset),
-        test_looks=looks,
+        test_evaluations=num_evaluations,
         leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
         errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
     )

@@ -100,7 +100,7 @@ class EvalReport:
     test_clips: which cuts of MELD's test clips the features are of; None where they are of no clip
     calibration, joint: None for a run without a `Decoding`; joint also where a head never learned
     subsets:            every choice of the run's modalities; empty where it was not measured
-    test_looks: how often test was looked at with this run, this time included; 0 for other splits
+    test_evaluations: of this run, this time included; 0 for other splits
     leakage:    what of it stands in train; None for train itself
     errors:     where the run is wrong. Training's own reports have neither of the two
     set_aside:  the dialogues of train that are the run's dev; None where dev had a cache
@@ -117,7 +117,7 @@ class EvalReport:
     calibration: Calibration | None = None
     joint: JointScores | None = None
     subsets: tuple[SubsetScores, ...] = ()
-    test_looks: int = 0
+    test_evaluations: int = 0
     leakage: Leakage | NotChecked | None = None
     errors: ErrorAnalysis | None = None
     set_aside: SetAside | None = None

@@ -19,7 +19,7 @@ from fusion.data.set_aside import SetAside, check_share
 from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import Interval, mean_interval
 from fusion.evaluation.scores import weighted_f1
-from fusion.evaluation.test_looks import record_look
+from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.predict import predict
 from fusion.inference.subsets import choose_subsets
 from fusion.labels import Head, Labels
@@ -187,7 +187,7 @@ class AblationReport:
     test_clips: TestClips | None
     cells: tuple[Cell, ...]
     reused: int
-    test_looks: int
+    test_evaluations: int
     set_aside: SetAside | None = None
 
     @property
@@ -208,7 +208,7 @@ class AblationReport:
             "fingerprint": self.fingerprint,
             "random_modalities": list(self.random_modalities),
             "test_clips": self.test_clips,
-            "test_looks": self.test_looks,
+            "test_evaluations": self.test_evaluations,
             "set_aside": to_values(self.set_aside),
             "rows": [to_values(cell) for cell in self.cells],
         }
@@ -227,7 +227,7 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
     done: list[Cell] = []
     reused = 0
     _make_folder(config.out / "cells")
-    looks = record_look(config.out, "ablate") if config.split == "test" else 0
+    num_evaluations = record_evaluation(config.out, "ablate") if config.split == "test" else 0
     for number, (subset, fusion) in enumerate(cells):
         on_progress(number, len(cells))
         path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
@@ -252,7 +252,7 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         test_clips=train.recipe.test_clips,
         cells=tuple(done),
         reused=reused,
-        test_looks=looks,
+        test_evaluations=num_evaluations,
         set_aside=parts.set_aside,
     )
     write_whole(config.out / RESULT, json_bytes(report.to_dict()))

@@ -18,7 +18,7 @@ from fusion.data.set_aside import SetAside
 from fusion.evaluation.bootstrap import SAMPLES, Interval, difference_interval
 from fusion.evaluation.evaluate import EvaluateConfig, OnProgress, name_of, open_split
 from fusion.evaluation.scores import weighted_f1
-from fusion.evaluation.test_looks import record_look
+from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predict import predict_rows
 from fusion.inference.predictions import Predictions
@@ -83,7 +83,7 @@ class HeadComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """test_looks_a, test_looks_b: this time included; 0 for other splits.
+    """test_evaluations_a, test_evaluations_b: this time included; 0 for other splits.
 
     test_clips_a, test_clips_b: which cuts of MELD's test clips each reads; None where it reads none
     set_aside_a, set_aside_b: the dialogues of train that are its dev; None where dev had a cache
@@ -98,8 +98,8 @@ class Comparison:
     seed: int
     emotion: HeadComparison
     sentiment: HeadComparison
-    test_looks_a: int = 0
-    test_looks_b: int = 0
+    test_evaluations_a: int = 0
+    test_evaluations_b: int = 0
     test_clips_a: TestClips | None = None
     test_clips_b: TestClips | None = None
     set_aside_a: SetAside | None = None
@@ -113,7 +113,7 @@ class Comparison:
 
 
 def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) -> Comparison:
-    """Measures both runs and compares them; for test, both were looked at.
+    """Measures both runs and compares them; for test, both are recorded.
 
     Raises MismatchError where the rows are not the same, and what `evaluate` raises.
     """
@@ -123,16 +123,16 @@ def compare(config: CompareConfig, on_progress: OnProgress = lambda *_: None) ->
         for run, features in sides
     )
     b = match_rows(a, b)  # before anything is written down: two corpora are no look
-    looks_a = looks_b = 0
+    evaluations_a = evaluations_b = 0
     if config.split == "test":
-        looks_a = looks_b = record_look(config.run_a, "compare")
+        evaluations_a = evaluations_b = record_evaluation(config.run_a, "compare")
         if config.run_b.resolve() != config.run_a.resolve():
-            looks_b = record_look(config.run_b, "compare")
+            evaluations_b = record_evaluation(config.run_b, "compare")
     compared = compare_predictions(a, b, samples=config.samples, seed=config.seed)
     return dataclasses.replace(
         compared,
-        test_looks_a=looks_a,
-        test_looks_b=looks_b,
+        test_evaluations_a=evaluations_a,
+        test_evaluations_b=evaluations_b,
         test_clips_a=of_a.recipe.test_clips,
         test_clips_b=of_b.recipe.test_clips,
         set_aside_a=of_a.set_aside,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who wants to know. on_decoded: clips done, clips in all, accidents."""
+    """Who wants to know. on_decoded: clips done, clips in all, failures."""
 
     say: Callable[[str], None] = lambda line: None
     on_decoded: Callable[[int, int, int], None] = lambda *_: None

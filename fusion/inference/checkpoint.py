@@ -4,7 +4,7 @@ model.safetensors   the weights
 config.json         dims, labels by name, recipe, settings; written last: a folder without it
                     is an unfinished run
 metrics.json, history.jsonl, evaluation-<split>.json, *.png   what was measured
-test-looks.jsonl    how often test was looked at; outlives the run it counts
+test-evaluations.jsonl    how often test was evaluated; outlives the run it counts
 """
 
 import json

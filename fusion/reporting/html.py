@@ -104,7 +104,7 @@ def _command(config: HtmlReportConfig) -> str:
 
 
 def _check_paths(config: HtmlReportConfig) -> None:
-    """Before minutes of work, and before test is looked at for nothing."""
+    """Before minutes of work, and before test is evaluated for nothing."""
     check_out(config.out, begins=BEGINS)
     if config.data is not None and not config.data.is_dir():
         raise InputError(f"{config.data}: no such folder; --data takes the folder with the clips")

@@ -1,8 +1,8 @@
 """The folder of a run: opened for one writer, and cleared of an earlier run when that is asked for.
 
 Only what this program writes into a run is ever removed, files by name and the folder `encoders/`
-whole, and only from a folder that is known for a run. `test-looks.jsonl` stays: it counts test
-evaluations, also those of the run that is replaced.
+whole, and only from a folder that is known for a run. `test-evaluations.jsonl` stays: it counts
+test evaluations, also those of the run that is replaced.
 """
 
 import json

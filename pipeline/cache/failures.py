@@ -1,4 +1,4 @@
-"""The ledger of accidents in our HDF5 files: group `failures`, one entry per `ClipFailure`."""
+"""The ledger of failures in our HDF5 files: group `failures`, one entry per `ClipFailure`."""
 
 from collections.abc import Sequence
 

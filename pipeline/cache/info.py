@@ -141,7 +141,7 @@ def _count(labels: list[str], names: tuple[str, ...]) -> dict[str, int]:
 
 
 def count_failures(failures: Sequence[ClipFailure]) -> dict[str, int]:
-    """Accidents by "modality stage code", most frequent first."""
+    """Failures by "modality stage code", most frequent first."""
     return dict(Counter(map(_kind, failures)).most_common())
 
 

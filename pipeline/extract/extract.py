@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 ROWS_PER_SHARD = 16
 TEXT_ROWS_PER_SHARD = 256
 
-OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, accidents so far
+OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, failures so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,8 +425,8 @@ def _encode_missing(job: _Job, on_progress: OnProgress) -> None:
     works = {work.split: work for work in job.works}
     total = sum(len(work.utterances) for work in job.works)
     done = sum(work.rows_done() for work in job.works)
-    accidents = 0
-    on_progress(done, total, accidents)
+    num_failures = 0
+    on_progress(done, total, num_failures)
     tasks = [task for work in job.works for task in missing_tasks(work)]
     if not tasks:
         return
@@ -437,8 +437,8 @@ def _encode_missing(job: _Job, on_progress: OnProgress) -> None:
     for shard in encode_shards(tasks, job.choices, job.recipe.decode, job.cluster):
         write_shard(works[shard.split], shard, job.recipe)
         done += len(shard.features)
-        accidents += sum(len(clip.failures) for clip in shard.features)
-        on_progress(done, total, accidents)
+        num_failures += sum(len(clip.failures) for clip in shard.features)
+        on_progress(done, total, num_failures)
 
 
 # --------------------------------------------------------------------------------- reporting

@@ -18,14 +18,14 @@ import av
 
 from pipeline.corpus.layout import MEDIA_FOLDERS, annotations_name, clip_stem
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.sample.accidents import (
-    MIN_DIALOGUES,
-    PlantedAccident,
-    curl,
-    plan_accidents,
-    write_accident,
-)
 from pipeline.sample.clip import write_clip
+from pipeline.sample.defects import (
+    MIN_DIALOGUES,
+    PlantedDefect,
+    curl,
+    plan_defects,
+    write_defect,
+)
 from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
 from pipeline.sample.tables import annotations_csv, carriers_csv
 from pipeline.schema import SPLITS, ClipKey, Split
@@ -44,7 +44,7 @@ class SampleConfig:
     """What to generate. The same seed, dialogues and corrupt give the same bytes.
 
     dialogues: 3 to 8 utterances each; 78 make some 420 rows
-    corrupt:   plant the real corpus's accidents
+    corrupt:   plant the real corpus's defects
     workers:   processes; None for one per core
     Raises UsageError.
     """
@@ -81,13 +81,13 @@ class SampleConfig:
 class SampleResult:
     root: Path
     rows: dict[Split, int]
-    accidents: tuple[PlantedAccident, ...]
+    defects: tuple[PlantedDefect, ...]
 
     def to_dict(self) -> dict[str, Any]:
         planted = [
-            {"clip": str(each.key), "kind": each.kind, "what": each.what} for each in self.accidents
+            {"clip": str(each.key), "kind": each.kind, "what": each.what} for each in self.defects
         ]
-        return {"root": str(self.root), "rows": self.rows, "accidents": planted}
+        return {"root": str(self.root), "rows": self.rows, "defects": planted}
 
 
 def make_sample(
@@ -96,19 +96,19 @@ def make_sample(
     """Generates the corpus under `config.out`.
 
     Raises InputError (the folder holds something else), StorageError (it cannot be written),
-    UsageError (too few rows for every accident) or MeldError (a worker process died).
+    UsageError (too few rows for every defect) or MeldError (a worker process died).
     """
     plans = plan_corpus(dialogues=config.dialogues, seed=config.seed)
-    accidents = plan_accidents(plans, seed=config.seed) if config.corrupt else ()
+    defects = plan_defects(plans, seed=config.seed) if config.corrupt else ()
     try:
         _claim_folder(config)
-        durations_s = _write_media_files(config, plans, accidents, progress)
-        _write_tables(config.out, plans, accidents, durations_s)
-        _write_settings(config, accidents, complete=True)
+        durations_s = _write_media_files(config, plans, defects, progress)
+        _write_tables(config.out, plans, defects, durations_s)
+        _write_settings(config, defects, complete=True)
     except OSError as error:
         raise StorageError(f"cannot write the sample to {config.out}: {error}") from error
     rows = {split: sum(plan.key.split == split for plan in plans) for split in SPLITS}
-    return SampleResult(root=config.out, rows=rows, accidents=accidents)
+    return SampleResult(root=config.out, rows=rows, defects=defects)
 
 
 def media_path(root: Path, key: ClipKey) -> Path:
@@ -151,11 +151,11 @@ def _found_settings(out: Path) -> dict[str, Any] | None:
 def _write_media_files(
     config: SampleConfig,
     plans: Sequence[ClipPlan],
-    accidents: Sequence[PlantedAccident],
+    defects: Sequence[PlantedDefect],
     progress: Progress,
 ) -> dict[ClipKey, float]:
     """Every clip's duration in seconds, as its row is to say."""
-    kinds = {accident.key: accident.kind for accident in accidents}
+    kinds = {defect.key: defect.kind for defect in defects}
     make = partial(_make_file, config.out)
     durations_s: dict[ClipKey, float] = {}
     with spawn_pool(min(config.workers or num_cores(), len(plans))) as pool:
@@ -172,7 +172,7 @@ def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
     try:
         with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as folder:
             made = Path(folder) / path.name
-            duration_s = write_accident(plan, made, kind) if kind else write_clip(plan, made)
+            duration_s = write_defect(plan, made, kind) if kind else write_clip(plan, made)
             for part in Path(folder).iterdir():
                 part.replace(path.with_name(part.name))
             if kind == "missing_file":
@@ -187,10 +187,10 @@ def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
 def _write_tables(
     root: Path,
     plans: Sequence[ClipPlan],
-    accidents: Sequence[PlantedAccident],
+    defects: Sequence[PlantedDefect],
     durations_s: dict[ClipKey, float],
 ) -> None:
-    curled = {accident.key for accident in accidents if accident.kind == "curly_text"}
+    curled = {defect.key for defect in defects if defect.kind == "curly_text"}
     texts = {plan.key: curl(plan.text) if plan.key in curled else plan.text for plan in plans}
     for split in SPLITS:
         rows = [plan for plan in plans if plan.key.split == split]
@@ -200,14 +200,13 @@ def _write_tables(
 
 
 def _write_settings(
-    config: SampleConfig, accidents: Sequence[PlantedAccident], *, complete: bool
+    config: SampleConfig, defects: Sequence[PlantedDefect], *, complete: bool
 ) -> None:
     content = {
         "settings": config.settings,
         "complete": complete,
-        "accidents": [
-            {**dataclasses.asdict(accident), "key": accident.key._asdict()}
-            for accident in accidents
+        "defects": [
+            {**dataclasses.asdict(defect), "key": defect.key._asdict()} for defect in defects
         ],
     }
     text = json.dumps(content, indent=2) + "\n"

@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """One row and its clip. `text` is as spoken; accidents happen later.
+    """One row and its clip. `text` is as spoken; defects happen later.
 
     carriers: the modalities that show `emotion`; the others show none. A neutral row's voice
               and face always carry it: they have nothing else to show.

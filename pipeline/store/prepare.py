@@ -30,7 +30,7 @@ from pipeline.system import locks
 
 logger = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, accidents so far
+OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, failures so far
 
 # For annotations without times; MELD's utterances last 3.1 s on average.
 _ASSUMED_S = 5.0
@@ -49,7 +49,7 @@ def prepare_store(
     """Decodes what is missing; what earlier runs finished is kept, and Ray not even started
     where that is everything.
 
-    A clip that cannot be decoded is a row without that modality, with its accidents.
+    A clip that cannot be decoded is a row without that modality, with its failures.
 
     Raises:
         RecipeMismatch: the store is of other clips, or a media file has changed since.

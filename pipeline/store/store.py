@@ -109,7 +109,7 @@ class StoreIndex:
     span:     per modality int64 [rows, 3]: first byte in the shard's file, bytes, their CRC-32;
               without bytes the row has none of it
     times_s:  float64 [rows, num_frames]; without meaning where there is no video
-    failures: the accidents of each row
+    failures: the failures of each row
     """
 
     span: dict[Modality, NDArray[np.int64]]
@@ -149,7 +149,7 @@ class DecodedStore:
 
     @property
     def failures(self) -> tuple[tuple[ClipFailure, ...], ...]:
-        """The accidents of each row."""
+        """The failures of each row."""
         return self.index.failures
 
     def read(self, row: int, modalities: Collection[Modality] = MODALITIES) -> DecodedClip:

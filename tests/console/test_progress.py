@@ -6,7 +6,7 @@ from console.progress import byte_progress, progress
 
 
 def test_stdout_is_for_the_result_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("clips", note="accidents") as advance:
+    with progress("clips", note="failures") as advance:
         print("a worker died")
         advance(1, 2, 1)
         advance(2, 2, told="done")
@@ -35,16 +35,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_what_is_done_and_left_is_told_in_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    with progress("encoding clips", note="accidents") as advance:
+    with progress("encoding clips", note="failures") as advance:
         advance(0, 200)
         clock.now_s += 9
         advance(18, 200)
         assert capsys.readouterr().err == ""  # too soon
         clock.now_s += 11
         advance(40, 200, 2)
-        assert (
-            capsys.readouterr().err == "encoding clips: 40 of 200, about 80 s left, 2 accidents\n"
-        )
+        assert capsys.readouterr().err == "encoding clips: 40 of 200, about 80 s left, 2 failures\n"
         clock.now_s += 80
         advance(80, 200, told="loss 0.5")
     assert capsys.readouterr().err == "encoding clips: 80 of 200, about 2 min left, loss 0.5\n"

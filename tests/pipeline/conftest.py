@@ -9,8 +9,8 @@ import pytest
 from pipeline.extract.shards import SplitWork
 from pipeline.parallel.work import ShardFeatures
 from pipeline.recipe import EncoderSpec, FeatureRecipe
-from pipeline.sample.accidents import MIN_DIALOGUES
 from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
+from pipeline.sample.defects import MIN_DIALOGUES
 from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
 
 PlantSplit = Callable[..., SplitWork]
@@ -74,7 +74,7 @@ def encode_planted() -> EncodeShard:
 
 @pytest.fixture(scope="session")
 def corrupt_corpus(made_once: Callable[..., SampleResult]) -> SampleResult:
-    """A generated corpus with every accident of the real one planted. Not to be written to."""
+    """A generated corpus with every defect of the real one planted. Not to be written to."""
     return made_once(
         "corrupt",
         lambda folder: make_sample(

@@ -91,7 +91,7 @@ class Examined:
 
 @pytest.fixture(scope="module")
 def examined(corrupt_corpus: SampleResult, tmp_path_factory: pytest.TempPathFactory) -> Examined:
-    """The corpus with every accident, looked at once."""
+    """The corpus with every defect, looked at once."""
     folder = tmp_path_factory.mktemp("examined")
     return Examined(run_doctor(corrupt_corpus.root, folder), folder / "doctor.html")
 
@@ -99,15 +99,13 @@ def examined(corrupt_corpus: SampleResult, tmp_path_factory: pytest.TempPathFact
 # --- generated corpora
 
 
-def test_each_planted_accident_is_named_and_no_other_clip_accused(
+def test_each_planted_defect_is_named_and_no_other_clip_accused(
     corrupt_corpus: SampleResult, examined: Examined
 ) -> None:
     report = examined.report
-    assert {accident.kind for accident in corrupt_corpus.accidents} == NAMES.keys()
+    assert {defect.kind for defect in corrupt_corpus.defects} == NAMES.keys()
     planted = {
-        (str(accident.key), name)
-        for accident in corrupt_corpus.accidents
-        for name in NAMES[accident.kind]
+        (str(defect.key), name) for defect in corrupt_corpus.defects for name in NAMES[defect.kind]
     }
     assert accused(report.findings) == planted
     assert not any(finding.is_known for finding in report.findings)
@@ -133,9 +131,9 @@ def test_all_of_it_goes_through_ray_and_a_deadly_clip_costs_only_itself(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(corrupt_corpus.root, data)
-    accidents = {accident.key for accident in corrupt_corpus.accidents}
+    defects = {defect.key for defect in corrupt_corpus.defects}
     rows = read_annotations(data / "train_sent_emo.csv", "train")
-    deadly, damaged = [row.key for row in rows if row.key not in accidents][:2]
+    deadly, damaged = [row.key for row in rows if row.key not in defects][:2]
     content = bytearray(media_path(data, damaged).read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4096] = bytes(4096)
@@ -155,11 +153,9 @@ def test_all_of_it_goes_through_ray_and_a_deadly_clip_costs_only_itself(
         for finding in split["findings"]
     }
     planted = {
-        (str(accident.key), name)
-        for accident in corrupt_corpus.accidents
-        for name in NAMES[accident.kind]
+        (str(defect.key), name) for defect in corrupt_corpus.defects for name in NAMES[defect.kind]
     }
-    cut = {str(each.key) for each in corrupt_corpus.accidents if each.kind == "truncated_data"}
+    cut = {str(each.key) for each in corrupt_corpus.defects if each.kind == "truncated_data"}
     # Decoded, a cut-off clip is as short as it is cut, and its last packet half a packet.
     consequences = {(clip, kind) for clip in cut for kind in ("damaged", "length_differs")}
     extra = {(str(deadly), "killed_worker"), (str(damaged), "damaged")}

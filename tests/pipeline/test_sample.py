@@ -1,4 +1,4 @@
-"""The generated corpus: MELD's layout, real media, known answers, accidents on demand."""
+"""The generated corpus: MELD's layout, real media, known answers, defects on demand."""
 
 import csv
 import hashlib
@@ -15,7 +15,6 @@ import pytest
 from av.video.frame import PictureType
 
 from pipeline.errors import InputError, UsageError
-from pipeline.sample.accidents import MIN_DIALOGUES, plan_accidents
 from pipeline.sample.clip import write_clip
 from pipeline.sample.corpus import (
     MEDIA_FOLDERS,
@@ -24,6 +23,7 @@ from pipeline.sample.corpus import (
     make_sample,
     media_path,
 )
+from pipeline.sample.defects import MIN_DIALOGUES, plan_defects
 from pipeline.sample.plan import plan_corpus
 from pipeline.sample.texts import AMBIGUOUS, CARRYING, SLOTS
 from pipeline.schema import EMOTIONS, SPLITS, ClipKey
@@ -32,7 +32,7 @@ HEADER = (
     "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,"
     "Season,Episode,StartTime,EndTime\r\n"
 )
-ACCIDENTS = {
+DEFECTS = {
     "truncated_file",
     "truncated_data",
     "missing_file",
@@ -86,7 +86,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def media_of(result: SampleResult, kind: str) -> Path:
-    (key,) = {planted.key for planted in result.accidents if planted.kind == kind}
+    (key,) = {planted.key for planted in result.defects if planted.kind == kind}
     return media_path(result.root, key)
 
 
@@ -289,26 +289,22 @@ def test_impossible_settings_are_refused(settings: dict[str, int], message: str)
         SampleConfig(out=Path("anywhere"), **settings)  # type: ignore[arg-type]
 
 
-# --- accidents
+# --- defects
 
 
-def test_each_kind_of_accident_is_planted_on_a_row_of_its_own(corrupt_corpus: SampleResult) -> None:
-    assert {planted.kind for planted in corrupt_corpus.accidents} == ACCIDENTS
-    assert len({planted.key for planted in corrupt_corpus.accidents}) == len(
-        corrupt_corpus.accidents
-    )
-    kept = json.loads((corrupt_corpus.root / "sample.json").read_text(encoding="utf-8"))[
-        "accidents"
-    ]
+def test_each_kind_of_defect_is_planted_on_a_row_of_its_own(corrupt_corpus: SampleResult) -> None:
+    assert {planted.kind for planted in corrupt_corpus.defects} == DEFECTS
+    assert len({planted.key for planted in corrupt_corpus.defects}) == len(corrupt_corpus.defects)
+    kept = json.loads((corrupt_corpus.root / "sample.json").read_text(encoding="utf-8"))["defects"]
     assert [(entry["kind"], tuple(entry["key"].values())) for entry in kept] == [
-        (planted.kind, tuple(planted.key)) for planted in corrupt_corpus.accidents
+        (planted.kind, tuple(planted.key)) for planted in corrupt_corpus.defects
     ]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_smallest_corrupt_corpus_has_room_for_all_of_them(seed: int) -> None:
     plans = plan_corpus(dialogues=MIN_DIALOGUES, seed=seed)
-    assert {planted.kind for planted in plan_accidents(plans, seed=seed)} == ACCIDENTS
+    assert {planted.kind for planted in plan_defects(plans, seed=seed)} == DEFECTS
 
 
 def test_missing_and_empty_files(corrupt_corpus: SampleResult) -> None:
@@ -363,7 +359,7 @@ def test_apple_double_files_lie_beside_their_clips(corrupt_corpus: SampleResult)
 
 
 def test_typographic_characters_are_where_they_are_said_to_be(corrupt_corpus: SampleResult) -> None:
-    curled = {planted.key for planted in corrupt_corpus.accidents if planted.kind == "curly_text"}
+    curled = {planted.key for planted in corrupt_corpus.defects if planted.kind == "curly_text"}
     for split in SPLITS:
         for row in rows_of(corrupt_corpus.root, split):
             typographic = any(character in row["Utterance"] for character in "’…—")

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from console.show.ablation import render_ablation
-from fusion.evaluation.test_looks import count_looks
+from fusion.evaluation.test_evaluations import count_evaluations
 from fusion.experiments.ablation import AblateConfig, ablate
 from fusion.model.fusion import ModelConfig
 from fusion.model.joins import FusionType
@@ -121,10 +121,10 @@ def test_features_that_were_moved_use_the_old_cells(untrained: AblateConfig) -> 
 
 def test_looking_at_test_is_written_down(untrained: AblateConfig) -> None:
     few = replace(untrained, modalities=("text",), fusions=("late",))
-    assert ablate(few).test_looks == 0
-    assert count_looks(untrained.out) == 0
-    assert ablate(replace(few, split="test")).test_looks == 1
-    assert count_looks(untrained.out) == 1
+    assert ablate(few).test_evaluations == 0
+    assert count_evaluations(untrained.out) == 0
+    assert ablate(replace(few, split="test")).test_evaluations == 1
+    assert count_evaluations(untrained.out) == 1
 
 
 def test_the_report_page_reads_what_is_written(untrained: AblateConfig) -> None:
@@ -161,7 +161,7 @@ def test_a_folders_name_is_no_markup(untrained: AblateConfig) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_ablation(ablate(few)))
     told = console.export_text()
-    assert f"test was looked at once with {out}" in told
+    assert f"test was evaluated once with {out}" in told
     assert "±" not in told.splitlines()[4]  # one seed has no spread
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from console.show.comparison import render_comparison
 from fusion.evaluation.bootstrap import Interval
-from fusion.evaluation.test_looks import count_looks
+from fusion.evaluation.test_evaluations import count_evaluations
 from fusion.experiments.compare import (
     CompareConfig,
     HeadComparison,
@@ -128,11 +128,11 @@ def test_a_run_is_never_better_than_itself(plant_predictions):
 def test_the_table_fits_and_says_which_run_is_which(plant_predictions):
     a = plant_predictions(DIALOGUES, predicted=[0, 0, 1, 1, 0, 0])
     b = replace(plant_predictions(DIALOGUES), run="second [one]")
-    text = shown(replace(compare_predictions(a, b), test_looks_a=3, test_looks_b=1))
+    text = shown(replace(compare_predictions(a, b), test_evaluations_a=3, test_evaluations_b=1))
     assert "A: planted   B: second [one]   on test: 6 rows, 3 dialogues" in text
     assert "…" not in text
-    assert "B: test was looked at once with this run" in text
-    assert "A: test was looked at 3 times with this run" in text
+    assert "B: test was evaluated once with this run" in text
+    assert "A: test was evaluated 3 times with this run" in text
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_run_that_sees_more_is_found_better_whatever_the_recipes(place):
     back = compare(CompareConfig(run_a=place / "good", run_b=place / "noise", split="dev"))
     assert back.emotion.verdict.startswith("A is better")
     assert back.emotion.difference.value == -found.emotion.difference.value
-    assert count_looks(place / "good") == 0
+    assert count_evaluations(place / "good") == 0
     values = found.to_dict()
     assert values["emotion"]["verdict"] == found.emotion.verdict
     assert (values["test_clips_a"], values["test_clips_b"]) == ("fixed", "fixed")
@@ -170,17 +170,17 @@ def test_a_run_that_sees_more_is_found_better_whatever_the_recipes(place):
 
 
 def test_comparing_on_test_is_a_look_with_both(place):
-    before = [count_looks(place / name) for name in ("good", "noise")]
+    before = [count_evaluations(place / name) for name in ("good", "noise")]
     found = compare(CompareConfig(run_a=place / "good", run_b=place / "noise"))
-    assert [found.test_looks_a, found.test_looks_b] == [count + 1 for count in before]
+    assert [found.test_evaluations_a, found.test_evaluations_b] == [count + 1 for count in before]
     alone = compare(CompareConfig(run_a=place / "good", run_b=place / "good"))
-    assert alone.test_looks_a == alone.test_looks_b == before[0] + 2
+    assert alone.test_evaluations_a == alone.test_evaluations_b == before[0] + 2
 
 
 def test_rows_that_do_not_match_are_no_look(place, tmp_path):
     cache = read_cache(place / "features-noise" / "test.h5")
     write_cache(tmp_path / "test.h5", replace(cache, text=[f"other {text}" for text in cache.text]))
-    before = count_looks(place / "good")
+    before = count_evaluations(place / "good")
     with pytest.raises(MismatchError, match="100 rows differ in text"):
         compare(CompareConfig(run_a=place / "good", run_b=place / "noise", features_b=tmp_path))
-    assert count_looks(place / "good") == before
+    assert count_evaluations(place / "good") == before

@@ -412,7 +412,7 @@ def test_nothing_is_measured_where_the_page_cannot_be_written(folder, tmp_path):
     out = tmp_path / "report.html"
     with pytest.raises(InputError, match="no such folder; --data"):
         write_html_report(HtmlReportConfig(runs=runs, out=out, data=tmp_path / "none"))
-    assert not list((folder / RUN_NAME).glob("test-looks*"))
+    assert not list((folder / RUN_NAME).glob("test-evaluations*"))
 
 
 def test_the_command_line_writes_a_page_or_says_in_one_line_why_not(meld, folder, tmp_path):

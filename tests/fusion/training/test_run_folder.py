@@ -24,7 +24,9 @@ def finished(tmp_path: Path) -> Path:
     """A fine-tuned run with all that one ever has, and with two files of its owner's."""
     run = tmp_path / "runs" / "a"
     files = "model.safetensors metrics.json history.jsonl training.png test-confusion.png "
-    files += "evaluation-test.json events.out.tfevents.1 test-looks.jsonl notes.txt faces.png "
+    files += (
+        "evaluation-test.json events.out.tfevents.1 test-evaluations.jsonl notes.txt faces.png "
+    )
     files += "encoders/encoders.json encoders/text/config.json start/model.safetensors "
     files += "checkpoints/settings.json checkpoints/last.pt checkpoints/.last.pt.7-a.tmp "
     files += "features/test.h5 features/notes.txt features/.work/test/shard-00000.h5 "
@@ -70,7 +72,7 @@ def test_of_a_replaced_run_the_owners_files_and_the_count_of_evaluations_stay(
     finished: Path,
 ) -> None:
     assert opened(finished, overwrite=True) == [
-        *("faces.png", "features", "notes.txt", "test-looks.jsonl"),
+        *("faces.png", "features", "notes.txt", "test-evaluations.jsonl"),
     ]
     assert [path.name for path in (finished / "features").iterdir()] == ["notes.txt"]
 

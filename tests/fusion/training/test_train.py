@@ -149,24 +149,24 @@ def test_test_is_measured_with_the_runs_own_settings(run, plots):
 
 
 def test_every_look_at_test_is_counted_and_shown_and_dev_is_free(run):
-    assert evaluate(EvaluateConfig(run=run, split="dev")).test_looks == 0
-    assert not (run / "test-looks.jsonl").exists()
-    assert evaluate(EvaluateConfig(run=run)).test_looks == 1
+    assert evaluate(EvaluateConfig(run=run, split="dev")).test_evaluations == 0
+    assert not (run / "test-evaluations.jsonl").exists()
+    assert evaluate(EvaluateConfig(run=run)).test_evaluations == 1
     report = evaluate(EvaluateConfig(run=run))
-    assert report.test_looks == 2
-    assert json.loads((run / "evaluation-test.json").read_text())["test_looks"] == 2
-    assert "test was looked at 2 times with this run" in shown(render_report(report))
+    assert report.test_evaluations == 2
+    assert json.loads((run / "evaluation-test.json").read_text())["test_evaluations"] == 2
+    assert "test was evaluated 2 times with this run" in shown(render_report(report))
 
 
 def test_training_again_into_the_same_folder_forgets_no_look(config, run):
     evaluate(EvaluateConfig(run=run))
     train_fusion(dataclasses.replace(config, overwrite=True))
-    assert evaluate(EvaluateConfig(run=run)).test_looks == 2
+    assert evaluate(EvaluateConfig(run=run)).test_evaluations == 2
 
 
 def test_a_look_that_cannot_be_counted_shows_no_numbers(run):
-    (run / "test-looks.jsonl").mkdir()
-    with pytest.raises(StorageError, match="test is looked at"):
+    (run / "test-evaluations.jsonl").mkdir()
+    with pytest.raises(StorageError, match="test is evaluated"):
         evaluate(EvaluateConfig(run=run))
     assert not (run / "evaluation-test.json").exists()
 

@@ -504,7 +504,7 @@ def test_a_flipped_bit_in_a_long_string_is_named(path: Path) -> None:
     assert "checksum" in refusal(path)
 
 
-# ----------------------------------------------------------------------------------- accidents
+# ------------------------------------------------------------------------------------ failures
 
 
 @pytest.mark.heavy
@@ -535,7 +535,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_any_accident_while_writing_leaves_no_temporary_file(
+def test_any_failure_while_writing_leaves_no_temporary_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     write_cache(path, make_cache())

@@ -58,19 +58,19 @@ def test_a_healthy_clip_has_its_picture_its_sound_and_no_problem(healthy: Path, 
         ("apple_double", None),
     ],
 )
-def test_a_planted_accident_is_told_by_its_own_name(
+def test_a_planted_defect_is_told_by_its_own_name(
     corrupt_corpus: SampleResult, kind: str, expected: tuple[str | None, str] | None, deep: bool
 ) -> None:
-    [accident] = [each for each in corrupt_corpus.accidents if each.kind == kind][:1]
-    found = codes(look(media_path(corrupt_corpus.root, accident.key), deep=deep))
+    [defect] = [each for each in corrupt_corpus.defects if each.kind == kind][:1]
+    found = codes(look(media_path(corrupt_corpus.root, defect.key), deep=deep))
     # The last packet before a cut may be half a packet.
     without_halves = [each for each in found if each[1] != "bad_packets"]
     assert without_halves == ([] if expected is None else [expected])
 
 
 def test_of_a_cut_off_clip_decoding_tells_what_is_left(corrupt_corpus: SampleResult) -> None:
-    [accident] = [each for each in corrupt_corpus.accidents if each.kind == "truncated_data"]
-    path = media_path(corrupt_corpus.root, accident.key)
+    [defect] = [each for each in corrupt_corpus.defects if each.kind == "truncated_data"]
+    path = media_path(corrupt_corpus.root, defect.key)
     promised, kept = look(path).picture, look(path, deep=True).picture
     assert promised is not None
     assert kept is not None

@@ -219,7 +219,7 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
     assert cache.present["audio"].tolist() == [row != 1 for row in range(len(cache))]
 
 
-def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
+def test_every_defect_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
     corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld, few_frames: tuple[str, ...]
 ) -> None:
     (tmp_path / "settings.toml").write_text("num_frames = 4\n")  # in shards as large as ever
@@ -244,16 +244,16 @@ def test_every_accident_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row
         "overlong": ("overlong", "overlong"),
     }
     expected = {}
-    for accident in corrupt_corpus.accidents:
-        codes = expected_codes.get(accident.kind, (None, None))
+    for defect in corrupt_corpus.defects:
+        codes = expected_codes.get(defect.kind, (None, None))
         for modality, code in zip(("video", "audio"), codes, strict=True):
             if code is not None:
-                expected[str(accident.key), modality] = code
-    assert set(expected_codes) <= {item.kind for item in corrupt_corpus.accidents}
+                expected[str(defect.key), modality] = code
+    assert set(expected_codes) <= {item.kind for item in corrupt_corpus.defects}
     # The last packet before a cut may be half a packet.
     without_halves = {key: codes - {"bad_packets"} for key, codes in found.items()}
     # In 0.08 s nobody has begun to speak in the centre of a surround clip.
-    for short in (item.key for item in corrupt_corpus.accidents if item.kind == "two_frames"):
+    for short in (item.key for item in corrupt_corpus.defects if item.kind == "two_frames"):
         assert without_halves.pop((str(short), "audio"), set()) <= {"silent_centre"}
     assert without_halves == {key: {code} for key, code in expected.items()}
     lost = {"unreadable", "missing_file", "empty_file", "no_audio", "no_video"}

@@ -1,4 +1,4 @@
-"""The accidents of the real corpus, planted on purpose, each on a row of its own.
+"""The defects of the real corpus, planted on purpose, each on a row of its own.
 
 MELD has a file without its index (train dia125_utt3), an absent one (dev dia110_utt7), mis-cuts
 of up to 305 s (test dia38_utt4), clips of two frames, thousands of AppleDouble companions, and
@@ -21,7 +21,7 @@ from pipeline.sample.plan import ClipPlan
 from pipeline.sample.sound import RATE_HZ
 from pipeline.schema import ClipKey, Split
 
-# Below this many dialogues (of at least three rows) some split has no room for its accidents.
+# Below this many dialogues (of at least three rows) some split has no room for its defects.
 MIN_DIALOGUES = 8
 
 OVERLONG_S = 65
@@ -60,7 +60,7 @@ _CURLY = {"'": "’", "...": "…", " - ": " — "}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlantedAccident:
+class PlantedDefect:
     """`kind` is a stable word, `what` is for people."""
 
     key: ClipKey
@@ -68,28 +68,30 @@ class PlantedAccident:
     what: str
 
 
-def plan_accidents(plans: Sequence[ClipPlan], *, seed: int) -> tuple[PlantedAccident, ...]:
-    """At most one accident per row, and every kind occurs.
+def plan_defects(plans: Sequence[ClipPlan], *, seed: int) -> tuple[PlantedDefect, ...]:
+    """At most one defect per row, and every kind occurs.
 
     Raises UsageError where the rows do not suffice (which `MIN_DIALOGUES` almost excludes).
     """
     planted = []
     for split, kinds in _PLACES.items():
-        rng = random.Random(f"{seed}/{split}/accidents")
+        rng = random.Random(
+            f"{seed}/{split}/accidents"
+        )  # the name that draws the same rows as ever
         rows = [plan for plan in plans if plan.key.split == split]
         rng.shuffle(rows)
         curled = [row for row in rows if curl(row.text) != row.text][: max(1, len(rows) // 5)]
         others = [row for row in rows if row not in curled]
         planted += [_planted(row, "curly_text") for row in curled]
         planted += [_planted(row, kind) for row, kind in zip(others, kinds, strict=False)]
-    if {accident.kind for accident in planted} != _WHAT.keys():
+    if {defect.kind for defect in planted} != _WHAT.keys():
         more = len({plan.key[:2] for plan in plans}) + 4
-        raise UsageError(f"too few rows for every kind of accident; ask for {more} dialogues")
+        raise UsageError(f"too few rows for every kind of defect; ask for {more} dialogues")
     return tuple(planted)
 
 
-def _planted(row: ClipPlan, kind: str) -> PlantedAccident:
-    return PlantedAccident(key=row.key, kind=kind, what=_WHAT[kind])
+def _planted(row: ClipPlan, kind: str) -> PlantedDefect:
+    return PlantedDefect(key=row.key, kind=kind, what=_WHAT[kind])
 
 
 def curl(text: str) -> str:
@@ -99,7 +101,7 @@ def curl(text: str) -> str:
     return text
 
 
-def write_accident(plan: ClipPlan, path: Path, kind: str) -> float:
+def write_defect(plan: ClipPlan, path: Path, kind: str) -> float:
     """Writes the file that `kind` leaves, if any; returns the seconds that the CSV is to say."""
     clip = make_clip(plan)
     if kind in ("missing_file", "empty_file"):

@@ -1,9 +1,9 @@
-"""How often test was looked at with a run: `test-looks.jsonl` in the run's folder.
+"""How often test was evaluated with a run: `test-evaluations.jsonl` in the run's folder.
 
-Whoever looks at test, changes something and looks again has begun to choose on test, and its
-numbers turn into hopes. A program cannot forbid that, but it can count. A look is written down
-before its numbers are shown, one line each, and nothing here ever takes one away. Training again
-into the same folder (`--overwrite`) keeps the file as well: the person who looks is the same.
+Whoever evaluates on test, changes something and evaluates again has begun to choose on test, and
+its numbers turn into hopes. A program cannot forbid that, but it can count. An evaluation is
+recorded before its numbers are shown, one line each, and nothing here takes one away. Training
+again into the same folder (`--overwrite`) keeps the file: the person who chooses is the same.
 """
 
 import json
@@ -13,20 +13,20 @@ from pathlib import Path
 
 from pipeline.errors import StorageError
 
-LOOKS = "test-looks.jsonl"
+RECORD = "test-evaluations.jsonl"
 
 
-def record_look(run: Path, command: str) -> int:
-    """Adds a line, on disk when this returns; how many looks there are now, this one included.
+def record_evaluation(run: Path, command: str) -> int:
+    """Adds a line, on disk when this returns; how many there are now, this one included.
 
-    Raises StorageError where the run's folder cannot be written: an uncounted look is none that
-    is shown.
+    Raises StorageError where the run's folder cannot be written: an evaluation that is not counted
+    is not shown.
     """
-    path = run / LOOKS
+    path = run / RECORD
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command})
     try:
         with path.open("a+b") as file:  # every write goes to the end, also of two processes
-            # A line that a crash cut short is a look as well, and must not swallow this one.
+            # A line that a crash cut short counts as well, and must not swallow this one.
             torn = _last_byte(path) not in (b"", b"\n")
             file.write((b"\n" if torn else b"") + line.encode() + b"\n")
             file.flush()
@@ -34,14 +34,14 @@ def record_look(run: Path, command: str) -> int:
         _sync_folder(run)
     except OSError as error:
         raise StorageError(
-            f"cannot write down in {path} that test is looked at: {error}"
+            f"cannot write down in {path} that test is evaluated: {error}"
         ) from error
-    return count_looks(run)
+    return count_evaluations(run)
 
 
-def count_looks(run: Path) -> int:
+def count_evaluations(run: Path) -> int:
     """Raises StorageError."""
-    path = run / LOOKS
+    path = run / RECORD
     try:
         return sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
     except FileNotFoundError:
@@ -50,8 +50,8 @@ def count_looks(run: Path) -> int:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 
-def describe_looks(looks: int, run: str = "this run") -> str:
-    return f"test was looked at {'once' if looks == 1 else f'{looks} times'} with {run}"
+def describe_evaluations(count: int, run: str = "this run") -> str:
+    return f"test was evaluated {'once' if count == 1 else f'{count} times'} with {run}"
 
 
 def _last_byte(path: Path) -> bytes:
