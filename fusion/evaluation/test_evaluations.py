@@ -6,6 +6,7 @@ recorded before its numbers are shown, one line each, and nothing here takes one
 again into the same folder (`--overwrite`) keeps the file: the person who chooses is the same.
 """
 
+import fcntl
 import json
 import os
 from datetime import UTC, datetime
@@ -25,7 +26,9 @@ def record_evaluation(run: Path, command: str) -> int:
     path = run / RECORD
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command})
     try:
-        with path.open("a+b") as file:  # every write goes to the end, also of two processes
+        with path.open("a+b") as file:
+            # Another process may be in the middle of its line, which then seems to be cut short.
+            fcntl.flock(file, fcntl.LOCK_EX)
             # A line that a crash cut short counts as well, and must not swallow this one.
             torn = _last_byte(path) not in (b"", b"\n")
             file.write((b"\n" if torn else b"") + line.encode() + b"\n")
