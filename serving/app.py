@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,9 +27,11 @@ from serving.jobs import Incoming, Job, JobStore
 from serving.page import POLICY, page_file, render_start
 from serving.problems import (
     MEDIA_TYPE,
+    Busy,
     NotFinished,
     TooLarge,
     Unauthorised,
+    code_of,
     make_problem,
     rebuild_error,
 )
@@ -120,6 +123,7 @@ def create_app(parts: Parts) -> ASGIApp:
         responses=_BAD_ANSWERS,
     )
     app.state.parts = parts
+    app.state.sending = set()
     app.state.measuring = asyncio.Semaphore(_MOST_AT_ONCE)
     _add_handlers(app)
     _add_jobs(app)
@@ -162,16 +166,27 @@ def _add_jobs(app: FastAPI) -> None:
         openapi_extra={"requestBody": _UPLOAD_BODY},
         summary="Send media to be predicted",
     )
-    async def create_job(request: Request, response: Response, parts: WithParts) -> JobView:
+    async def create_job(
+        request: Request,
+        response: Response,
+        parts: WithParts,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                min_length=8,
+                max_length=200,
+                description="a word of yours for this upload, such as a UUID: sent again with it, "
+                "it makes no second job, and the answer is the first",
+            ),
+        ] = None,
+    ) -> JobView:
         """The media as the body, with its Content-Type and `?filename=`; or a form with the media,
         and with subtitles or text. Accepted is what has an answer 202: it is not lost after that,
         whatever is ended."""
-        incoming = await to_thread.run_sync(parts.store.begin)
-        try:
-            job = await _receive(request, parts, incoming)
-            await to_thread.run_sync(parts.dispatcher.submit, incoming, job, request.scope[PLACE])
-        finally:
-            await to_thread.run_sync(incoming.drop)
+        with _once(request.app.state.sending, idempotency_key):
+            job = parts.store.find(idempotency_key) if idempotency_key is not None else None
+            if job is None:
+                job = await _accept(request, parts, idempotency_key)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return _tell(parts.dispatcher.status(job.id), parts, response)
 
@@ -231,6 +246,33 @@ def _add_jobs(app: FastAPI) -> None:
     )
     def get_media(job: WithJob, parts: WithParts) -> FileResponse:
         return FileResponse(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
+
+
+@contextmanager
+def _once(sending: set[str], sent_as: str | None) -> Iterator[None]:
+    """Raises Busy where the same is being sent already."""
+    if sent_as is None:
+        yield
+        return
+    if sent_as in sending:
+        raise Busy("the same Idempotency-Key is being sent already; ask again", 1)
+    sending.add(sent_as)
+    try:
+        yield
+    finally:
+        sending.remove(sent_as)
+
+
+async def _accept(request: Request, parts: Parts, sent_as: str | None) -> Job:
+    """Raises MeldError, ClientDisconnect; nothing of the upload is kept then."""
+    incoming = await to_thread.run_sync(parts.store.begin)
+    try:
+        job = replace(await _receive(request, parts, incoming), sent_as=sent_as)
+        return await to_thread.run_sync(
+            parts.dispatcher.submit, incoming, job, request.scope[PLACE]
+        )
+    finally:
+        await to_thread.run_sync(incoming.drop)
 
 
 async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
@@ -360,11 +402,11 @@ def _add_rest(app: FastAPI) -> None:
         )
 
     @app.get("/livez", summary="Whether the service answers", responses={200: {}})
-    def is_alive() -> dict[str, str]:
+    async def is_alive() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/readyz", summary="Whether the service takes work on")
-    def is_ready(parts: WithParts) -> JSONResponse:
+    async def is_ready(parts: WithParts) -> JSONResponse:
         ready = parts.dispatcher.is_ready
         return JSONResponse(
             {"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503
@@ -406,10 +448,16 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        body = make_problem(error.status_code, "usage_error", error.detail)
+        body = make_problem(error.status_code, code_of(UsageError), error.detail)
         return JSONResponse(
             body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers
         )
+
+    @app.exception_handler(Exception)
+    async def of_bugs(request: Request, error: Exception) -> JSONResponse:
+        """Starlette raises it again, so that the log has it."""
+        body = make_problem(500, code_of(MeldError), "this is a bug, and the server's log has it")
+        return JSONResponse(body, status_code=500, media_type=MEDIA_TYPE)
 
     @app.exception_handler(ClientDisconnect)
     async def of_gone(request: Request, error: ClientDisconnect) -> Response:

@@ -266,7 +266,10 @@ class Dispatcher:
     def _launch(self) -> None:
         """Raises MeldError, WorkerEnded."""
         worker = WorkerProcess(self._choice, on_end=self._wake)
-        self._worker = worker
+        with self._changed:
+            self._worker = worker
+            if self._is_stopped.is_set():  # who stopped it did not know of this one
+                worker.end()
         try:
             self.ready = worker.await_ready(SECONDS_TO_LOAD)
         except WorkerEnded as error:

@@ -77,6 +77,7 @@ class Job:
     created_s, finished_s: seconds since 1970
     ended:      None as long as there is work to do
     num_deaths: how many workers ended while they worked on it
+    sent_as:    the client's own word for what it sent (Idempotency-Key): sent again, it is this job
     """
 
     id: str
@@ -90,6 +91,7 @@ class Job:
     ended: Ended | None = None
     finished_s: float | None = None
     error: JobError | None = None
+    sent_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ class JobStore:
         if job is None:
             raise NoSuchJob("there is no such job, or it was erased")
         return job
+
+    def find(self, sent_as: str) -> Job | None:
+        """The job of an upload that was accepted before."""
+        with self._lock:
+            return next((job for job in self._jobs.values() if job.sent_as == sent_as), None)
 
     def unfinished(self) -> list[Job]:
         """The oldest first."""

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serving.dispatch import JobStatus
 from serving.problems import make_problem, rebuild_error, status_of
@@ -50,11 +50,23 @@ class JobView(BaseModel):
     error: Problem | None = Field(default=None, description="why it failed")
 
 
+def _check_whole(text: str) -> str:
+    """JSON can name half a character, which no UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half a character (a lone surrogate)") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_whole)]
+
+
 class TurnView(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(examples=["Oh my God, he's here!"])
-    speaker: str | None = Field(default=None, examples=["Rachel"])
+    text: Text = Field(examples=["Oh my God, he's here!"])
+    speaker: Text | None = Field(default=None, examples=["Rachel"])
 
 
 class Words(BaseModel):
@@ -88,7 +100,7 @@ class ModelView(BaseModel):
 class Key(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    key: str = Field(max_length=4096)
+    key: Text = Field(max_length=4096)
 
 
 def view_job(status: JobStatus, *, retention_s: float) -> JobView:

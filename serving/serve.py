@@ -84,7 +84,7 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
         server = _Server(
             uvicorn.Config(
                 service.app,
-                http=_protocol(config.limits.header_s),
+                http=limited_protocol(header_s=config.limits.header_s),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
         self._captured_signals.clear()  # what began in order ends in order, with status 0
 
 
-def _protocol(header_s: float) -> type[H11Protocol]:
+def limited_protocol(*, header_s: float) -> type[H11Protocol]:
     """uvicorn's own, with a limit for the head of a request: it waits for ever else."""
 
     class Protocol(H11Protocol):

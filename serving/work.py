@@ -24,7 +24,6 @@ from fusion.inference.bundled import bundled_run
 from fusion.inference.load import ModelChoice
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig, describe_model
-from fusion.inference.predictor import Predictor
 from fusion.inference.timeline import NOTICE, Timeline, describe_utterance
 from fusion.inference.words import Turn, predict_words
 from fusion.prediction.formats import FORMATS, write_as
@@ -124,7 +123,7 @@ class _Worker:
         """Raises MeldError, _Cancelled."""
         if folder.timeline("json").exists():  # the server ended before it was told
             return
-        kept = _Utterances(folder, self._predictor)
+        kept = KeptUtterances(folder, self._predictor.identity)
 
         def on_utterance(each: PredictedUtterance) -> None:
             self._between(folder)
@@ -170,18 +169,22 @@ class _Worker:
             self.tell("words", number=request["number"], utterances=told)
 
 
-class _Utterances:
+class KeptUtterances:
     """The file of a job's utterances, each written as soon as it is ready and once, however often
     the job is begun: later workers come to the same ones."""
 
-    def __init__(self, folder: JobFolder, predictor: Predictor) -> None:
-        """Raises StorageError."""
+    def __init__(self, folder: JobFolder, identity: str) -> None:
+        """
+        identity: stands for all that decides the numbers; what another left is made anew
+
+        Raises StorageError.
+        """
         self._path = folder.utterances
         by = folder.path / "by"
         try:
-            if not by.exists() or by.read_text() != predictor.identity:  # another model since
+            if not by.exists() or by.read_text() != identity:
                 self._path.unlink(missing_ok=True)
-                write_whole(by, predictor.identity.encode())
+                write_whole(by, identity.encode())
             self._file = self._path.open("a+b")
             self._file.seek(0)
             whole = self._file.read().rpartition(b"\n")[0]
@@ -202,7 +205,7 @@ class _Utterances:
             raise StorageError(f"cannot write {self._path}: {error}") from error
         self._num_written = each.number
 
-    def __enter__(self) -> "_Utterances":
+    def __enter__(self) -> "KeptUtterances":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,7 @@
 """A service with its real worker and the model that comes with this program, one for all tests."""
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> It
 
     config = ServeConfig(
         data_dir=tmp_path_factory.mktemp("serve"),
-        limits=Limits(queued_jobs=3, max_bytes=2**20, max_media_s=60, drain_s=1),
+        limits=Limits(queued_jobs=3, max_bytes=2**20, max_media_s=60, silence_s=0.5, drain_s=1),
     )
     with start_service(config) as started:
         yield started
@@ -45,6 +47,25 @@ def client(service: "Service") -> Iterator["TestClient"]:
 
     with TestClient(service.app, base_url=HOME) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def address(service: "Service") -> Iterator[str]:
+    """The service behind a socket: "http://127.0.0.1:PORT"."""
+    import uvicorn
+
+    from serving.serve import limited_protocol
+
+    config = uvicorn.Config(
+        service.app, http=limited_protocol(header_s=1), lifespan="off", ws="none", log_config=None
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The page in a real browser: a file is sent, its utterances arrive, the result opens, it is
 erased."""
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,6 @@ from tests.serving.conftest import SRT
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from serving.serve import Service
-
 pytestmark = pytest.mark.heavy
 
 # Its policy forbids the page what Playwright's own waiting does.
@@ -26,21 +22,6 @@ PLAYABLE = """video => new Promise((done, failed) => {
   video.addEventListener("error", failed);
 })"""
 ATTACK = "<img src=x onerror=\"document.title='hacked'\">"
-
-
-@pytest.fixture(scope="module")
-def address(service: "Service") -> Iterator[str]:
-    """The service behind a socket."""
-    import uvicorn
-
-    config = uvicorn.Config(service.app, lifespan="off", ws="none", log_config=None)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

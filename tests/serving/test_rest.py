@@ -179,6 +179,44 @@ def test_what_ended_long_ago_is_erased_by_itself(
     assert not any(job["id"] in path for path in stored(service))
 
 
+def test_an_upload_that_is_sent_again_is_the_same_job(
+    client: "TestClient", service: "Service", clip: Path
+) -> None:
+    def send_as(key: str) -> Any:
+        headers = {"Content-Type": "video/mp4", "Idempotency-Key": key}
+        return client.post("/v1/jobs?text=Hi", content=clip.read_bytes(), headers=headers)
+
+    first, again, other = send_as("monday-1"), send_as("monday-1"), send_as("monday-2")
+    assert first.headers["Location"] == again.headers["Location"] != other.headers["Location"]
+    assert service.store.folder(first.json()["id"]).read().sent_as == "monday-1"
+    assert problem(send_as("short")) == (422, "input_error")
+    client.delete(first.headers["Location"])
+    assert send_as("monday-1").headers["Location"] != first.headers["Location"]
+
+
+def test_a_clip_without_words_is_heard_first(client: "TestClient", send: Send) -> None:
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    answer = send()  # two tones
+    told = events(client, answer.headers["Location"])
+    assert json.loads(told[-1]["data"])["state"] == "succeeded"
+    timeline = client.get(f"{answer.headers['Location']}/timeline").json()
+    assert timeline["segmentation"]["source"] == "speech"
+    assert timeline["utterances"] == []
+
+
+def test_a_bug_is_a_problem_too(service: "Service", monkeypatch: pytest.MonkeyPatch) -> None:
+    from starlette.testclient import TestClient
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret words")
+
+    monkeypatch.setattr(service.dispatcher, "read_words", fail)
+    client = TestClient(service.app, base_url=HOME, raise_server_exceptions=False)
+    answer = client.post("/v1/text", json={"turns": [{"text": "Hi"}]})
+    assert problem(answer) == (500, "meld_error")
+    assert "secret" not in answer.text
+
+
 def test_openapi_describes_every_address(client: "TestClient") -> None:
     described = client.get("/v1/openapi.json").json()
     assert described["openapi"].startswith("3.1")
@@ -303,6 +341,15 @@ def test_other_sites_cannot_use_a_service_without_a_key(client: "TestClient") ->
 def test_wrong_words_are_named(client: "TestClient") -> None:
     for body in ({}, {"turns": []}, {"turns": [{"text": 3}]}, {"turns": [{"words": "Hi"}]}):
         assert problem(client.post("/v1/text", json=body)) == (422, "input_error")
+    for content, wanted in (
+        (b"", (422, "input_error")),
+        (b"{", (422, "input_error")),
+        (b'{"turns": [{"text": "\\ud800"}]}', (422, "input_error")),  # half a character
+        (b"[" * 10_000, (400, "usage_error")),  # deeper than anything is read
+    ):
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v1/text", content=content, headers=headers)
+        assert problem(answer) == wanted
 
 
 def test_an_address_that_is_none_is_a_problem_too(client: "TestClient") -> None:
