@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.sample.corpus import SampleResult
 
 ROOT = Path(__file__).resolve().parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 # A shell's background jobs ignore SIGINT, and all that they start does too: tests of Ctrl-C would
 # then wait for ever.
@@ -330,3 +332,17 @@ def tiny_text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFacto
         torch.manual_seed(7)  # not the seed of random weights
         AutoModel.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium or Chrome, driven by Playwright, whose event loop runs in this thread as long
+    as it is open: it is closed with the file, so that no other test meets it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="make browser installs it")
+    if BROWSER is None:
+        pytest.skip("no Chromium on the PATH")
+    with playwright.sync_playwright() as started:
+        # Root has no sandbox.
+        chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fusion.prediction.conftest import browser  # noqa: F401 (a fixture)
 from tests.serving.conftest import SRT
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ ATTACK = "<img src=x onerror=\"document.title='hacked'\">"
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator["Page"]:  # noqa: F811
+def page(browser: Any) -> Iterator["Page"]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(20_000)

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import tomllib
 from html.parser import HTMLParser
@@ -31,6 +30,7 @@ from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.html.stills import WIDTH, read_stills
 from pipeline.schema import ClipKey
 from pipeline.settings import build_config, describe_config
+from tests.conftest import BROWSER
 
 pytestmark = pytest.mark.heavy
 
@@ -42,8 +42,6 @@ HOSTILE = (
     "\u202eמה קורה, חבר? \u202b",
     "so happy 🎉👩‍👩‍👧",
 )
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 RUN_NAME = "a&b <i>first"
 
 
