@@ -76,7 +76,11 @@ def embed(path: Path) -> str:
 def _words(segmentation: Mapping[str, Any]) -> str:
     if segmentation["file"] is not None:
         return f"words from {segmentation['file']}"
-    return {"whole": "one utterance", "speech": "words as they were heard"}[segmentation["source"]]
+    return {
+        "subtitles": "words from a subtitle track in the file",
+        "whole": "one utterance",
+        "speech": "words as they were heard",
+    }.get(segmentation["source"], segmentation["source"])
 
 
 def _made(speech: Mapping[str, Any] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion.inference.media import PredictedUtterance
-from fusion.inference.timeline import Timeline
+from fusion.inference.timeline import Segmentation, Timeline
 from fusion.prediction.formats import (
     MOST_EMBEDDED_BYTES,
     address_media,
@@ -135,6 +135,19 @@ def test_a_file_without_an_utterance_and_one_without_a_picture_have_a_page_too()
     assert page.named("audio")
     assert not page.named("video")
     assert "No utterance: nobody speaks" in " ".join(page.words)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("subtitles", "words from a subtitle track in the file"),
+        ("whole", "one utterance"),
+        ("speech", "words as they were heard"),
+    ],
+)
+def test_a_page_says_where_words_are_from_that_stand_in_no_file(source: str, told: str) -> None:
+    made = dataclasses.replace(three(), segmentation=Segmentation(source=source))
+    assert told in " ".join(Elements(render_page(made.to_dict(), media_url=None)).words)
 
 
 def test_a_page_finds_its_file_from_where_it_lies(tmp_path: Path) -> None:
