@@ -57,7 +57,12 @@ def address(service: "Service") -> Iterator[str]:
     from serving.serve import limited_protocol
 
     config = uvicorn.Config(
-        service.app, http=limited_protocol(header_s=1), lifespan="off", ws="none", log_config=None
+        service.app,
+        http=limited_protocol(header_s=1),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=2,  # as the service itself: a request that is held open ends
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -65,7 +70,8 @@ def address(service: "Service") -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
-        thread.join()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")
