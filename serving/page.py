@@ -29,7 +29,7 @@ def render_start(*, model: Mapping[str, Any], notice: str, limits: Limits, needs
         kept=_duration(limits.retention_hours),
         most_bytes=limits.max_bytes,
         most_mib=limits.max_bytes // 2**20,
-        most_minutes=round(limits.max_media_s / 60),
+        longest=_duration(limits.max_media_s / 3600),
         needs_key=needs_key,
     )
 
@@ -43,6 +43,12 @@ def page_file(name: str) -> tuple[bytes, str] | None:
 
 
 def _duration(hours: float) -> str:
+    """ "3 days", "1.5 hours", "1 minute"."""
+    number: float
     if hours >= 48:
-        return f"{hours / 24:.0f} days"
-    return f"{hours:g} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
+        number, unit = round(hours / 24), "day"
+    elif hours >= 1:
+        number, unit = round(hours, 1), "hour"
+    else:
+        number, unit = round(hours * 60), "minute"
+    return f"{number:g} {unit}" if number == 1 else f"{number:g} {unit}s"

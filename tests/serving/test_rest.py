@@ -12,6 +12,7 @@ import pytest
 
 from serving.config import Limits, ServeConfig
 from serving.jobs import JobError
+from serving.page import render_start
 from tests.conftest import Meld
 from tests.serving.conftest import HOME, SRT
 
@@ -456,3 +457,14 @@ def test_limits_are_checked() -> None:
 
     with pytest.raises(UsageError, match=r"limits\.queued_jobs must be above 0"):
         Limits(queued_jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(72, "3 days"), (24, "24 hours"), (1, "1 hour"), (0.5, "30 minutes"), (1 / 60, "1 minute")],
+)
+def test_the_page_says_durations_as_people_do(hours: float, told: str) -> None:
+    limits = Limits(retention_hours=hours)
+    model = {"name": "m", "modalities": [], "random_weights": []}
+    page = render_start(model=model, notice="", limits=limits, needs_key=False)
+    assert f"is kept for {told} after it is done" in page
