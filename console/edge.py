@@ -89,6 +89,15 @@ def _show_log(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
 
 
+def log_as(formatter: logging.Formatter) -> None:
+    """From here on every line of the log is written so, and of ours all that -v would show."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _ToStderr):
+            handler.setFormatter(formatter)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
     """Around the imports of an optional part: what is missing, and the command that gets it."""

@@ -42,6 +42,11 @@ class PrecisionChoice(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class LogChoice(StrEnum):
+    plain = "plain"
+    json = "json"
+
+
 class FusionChoice(StrEnum):
     late = "late"
     early = "early"

@@ -10,17 +10,20 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import MeldError
 from serving.config import Limits
 from serving.dispatch import Dispatcher
+from serving.logs import REQUEST, Event, RequestNote, choose_request_id
 from serving.problems import (
     MEDIA_TYPE,
     TooLarge,
@@ -30,7 +33,6 @@ from serving.problems import (
     WrongOrigin,
     describe_problem,
     headers_of,
-    status_of,
 )
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,13 @@ JOBS = "/v1/jobs"
 _OPEN = ("/livez", "/readyz", "/", "/v1/session")
 _OPEN_BELOW = "/page/"
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_METHODS = (*_SAFE, "POST", "PUT", "PATCH", "DELETE")
 _HOME = frozenset(("localhost", "127.0.0.1", "::1"))
 # A client that is refused while it sends would not read why if nobody listened any more.
 _LINGER_S = 1.0
 _LINGER_BYTES = 2**20
 _MEDIA_KIND = re.compile(r"application/octet-stream|(?:video|audio)/[a-z0-9][a-z0-9.+-]*")
+_JOB = re.compile(r"[0-9a-f]{32}")
 # Before an upload's average counts.
 _GRACE_S = 10.0
 
@@ -89,44 +93,76 @@ class Admission:
         limits: Limits,
         is_private: bool,
         headers: Mapping[str, str],
+        routes: Sequence[BaseRoute],
     ) -> None:
         """
         is_private: no other machine can reach it; without a key, who names it otherwise was led
             here by another site
         headers: of every answer
+        routes: by whose patterns the log names addresses: what a client wrote may be anything
         """
         self._app = app
         self._keys = keys
         self._dispatcher = dispatcher
         self._limits = limits
         self._is_private = is_private
+        self._routes = routes
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        note = RequestNote(id=choose_request_id(Headers(scope=scope).get("x-request-id")))
+        noted = REQUEST.set(note)
         began_s, told = time.monotonic(), [0]
+        always = [*self._headers, (b"x-request-id", note.id.encode())]
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told[0] = message["status"]
                 own = {name for name, _ in message["headers"]}
-                extra = [each for each in self._headers if each[0] not in own]
+                extra = [each for each in always if each[0] not in own]
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
         try:
-            most_bytes = self._check(scope)
-        except MeldError as error:
-            await _refuse(error, receive, answer)
-        else:
-            await self._pass_on(scope, receive, answer, most_bytes)
+            try:
+                most_bytes = self._check(scope)
+            except MeldError as error:
+                await _refuse(error, receive, answer)
+            else:
+                await self._pass_on(scope, receive, answer, most_bytes)
+        finally:
+            self._note(scope, note, told[0], time.monotonic() - began_s)
+            REQUEST.reset(noted)
+
+    def _note(self, scope: Scope, note: RequestNote, status: int, took_s: float) -> None:
+        if note.problem is not None:
+            self._dispatcher.metrics.requests_refused.labels(note.problem).inc()
+        route, job = self._place_of(scope)
         log.info(
-            "%s %s %d %.0f ms",
-            *(scope["method"], scope["path"], told[0]),
-            (time.monotonic() - began_s) * 1000,
+            Event(
+                "request",
+                method=scope["method"] if scope["method"] in _METHODS else "other",
+                route=route,
+                job=job,
+                status=status,
+                problem=note.problem,
+                ms=round(took_s * 1000, 1),
+                id=note.id,
+            )
         )
+
+    def _place_of(self, scope: Scope) -> tuple[str, str | None]:
+        """The pattern of the address, "-" where there is none of it, and the job in it."""
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is not Match.NONE:
+                job = found["path_params"].get("job_id")
+                is_one = isinstance(job, str) and _JOB.fullmatch(job)
+                return getattr(route, "path", "-"), job if is_one else None
+        return "-", None
 
     def _check(self, scope: Scope) -> int:
         """How large the body may be. Raises MeldError."""
@@ -163,6 +199,7 @@ class Admission:
         finally:
             if PLACE in scope:
                 scope[PLACE].release()
+                self._dispatcher.metrics.upload_bytes.inc(body.num_bytes)
 
 
 class _Body:
@@ -172,7 +209,7 @@ class _Body:
         self._receive = receive
         self._limits = limits
         self._most_bytes = most_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._began_s: float | None = None
         self._is_whole = False
 
@@ -186,12 +223,12 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), self._limits.silence_s)
         except TimeoutError as error:
             raise TooSlow(f"nothing came for {self._limits.silence_s:.0f} s") from error
-        self._num_bytes += len(message.get("body", b""))
+        self.num_bytes += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)
-        if self._num_bytes > self._most_bytes:
+        if self.num_bytes > self._most_bytes:
             raise TooLarge(f"the body has more than {self._most_bytes} bytes")
         took_s = time.monotonic() - self._began_s - _GRACE_S
-        if took_s > 0 and self._num_bytes < took_s * self._limits.min_bytes_per_s:
+        if took_s > 0 and self.num_bytes < took_s * self._limits.min_bytes_per_s:
             raise TooSlow(f"fewer than {self._limits.min_bytes_per_s} bytes a second came")
         return message
 
@@ -208,11 +245,20 @@ def check_kind(content_type: str | None) -> None:
 
 
 def problem_response(error: MeldError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    problem = describe_problem(error)
+    return answer_problem(problem, {**headers_of(error), **(headers or {})})
+
+
+def answer_problem(
+    problem: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """With the id of the request, which notes what it was."""
+    note = REQUEST.get()
+    if note is not None:
+        note.problem = problem["code"]
+        problem = {**problem, "request_id": note.id}
     return JSONResponse(
-        describe_problem(error),
-        status_code=status_of(error),
-        media_type=MEDIA_TYPE,
-        headers={**headers_of(error), **(headers or {})},
+        problem, status_code=problem["status"], media_type=MEDIA_TYPE, headers=headers
     )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,10 +20,11 @@ from starlette.types import ASGIApp
 
 from pipeline.decode.process import Decoder
 from pipeline.errors import ClipError, InputError, MeldError, UsageError
-from serving.admission import COOKIE, PLACE, Admission, Keys, problem_response
+from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
 from serving.config import ServeConfig
 from serving.dispatch import Dispatcher, JobStatus
 from serving.jobs import Incoming, Job, JobStore
+from serving.metrics import CONTENT_TYPE
 from serving.page import POLICY, page_file, render_start
 from serving.problems import (
     MEDIA_TYPE,
@@ -62,6 +63,7 @@ _BAD_ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {MEDIA_TYPE: {}}}
     for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
 }
+_METRICS = 'meld_jobs{state="queued"} 2.0\nmeld_jobs_finished_total{outcome="succeeded"} 41.0\n'
 _UPLOAD_BODY = {
     "required": True,
     "content": {
@@ -136,6 +138,7 @@ def create_app(parts: Parts) -> ASGIApp:
         limits=parts.config.limits,
         is_private=parts.config.is_private,
         headers=HEADERS,
+        routes=app.routes,
     )
 
 
@@ -278,7 +281,9 @@ async def _accept(request: Request, parts: Parts, sent_as: str | None) -> Job:
 async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
     """Raises MeldError, ClientDisconnect."""
     limits, headers = parts.config.limits, request.headers
+    stage = parts.dispatcher.metrics.stage
     check_space(incoming.folder.path, int(headers.get("content-length", "0")))
+    began_s = time.monotonic()
     upload = await receive_upload(
         request.stream(),
         incoming.folder,
@@ -286,8 +291,11 @@ async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
         query=request.query_params,
         limits=limits,
     )
+    stage.labels("receiving").observe(time.monotonic() - began_s)
     async with request.app.state.measuring:
+        began_s = time.monotonic()
         duration_ms = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
+        stage.labels("measuring").observe(time.monotonic() - began_s)
     if duration_ms > limits.max_media_s * 1000:
         raise TooLarge(
             f"{upload.file} lasts {duration_ms / 1000:.0f} s; {limits.max_media_s:.0f} s are the "
@@ -412,6 +420,16 @@ def _add_rest(app: FastAPI) -> None:
             {"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503
         )
 
+    @app.get(
+        "/metrics",
+        summary="Counts and times for monitoring, in Prometheus' text format",
+        response_class=PlainTextResponse,
+        responses={200: {"content": {"text/plain": {"example": _METRICS}}}},
+    )
+    def get_metrics(parts: WithParts) -> Response:
+        """With the key, where there is one: it tells how much the service is used."""
+        return Response(parts.dispatcher.metrics.render(), media_type=CONTENT_TYPE)
+
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -448,16 +466,15 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        body = make_problem(error.status_code, code_of(UsageError), error.detail)
-        return JSONResponse(
-            body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers
-        )
+        problem = make_problem(error.status_code, code_of(UsageError), error.detail)
+        return answer_problem(problem, error.headers)
 
     @app.exception_handler(Exception)
     async def of_bugs(request: Request, error: Exception) -> JSONResponse:
         """Starlette raises it again, so that the log has it."""
-        body = make_problem(500, code_of(MeldError), "this is a bug, and the server's log has it")
-        return JSONResponse(body, status_code=500, media_type=MEDIA_TYPE)
+        return answer_problem(
+            make_problem(500, code_of(MeldError), "this is a bug, and the server's log has it")
+        )
 
     @app.exception_handler(ClientDisconnect)
     async def of_gone(request: Request, error: ClientDisconnect) -> Response:

@@ -62,6 +62,8 @@ class ServeConfig:
     device:      "auto" takes a GPU where there is one
     precision:   what encoders compute in that can; "auto" is that of the features which the model
                  was trained on
+    log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
+                 one object a line, those included
     limits:      what clients may ask for
     """
 
@@ -75,6 +77,7 @@ class ServeConfig:
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log: Literal["plain", "json"] = "plain"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pipeline.errors import MeldError, StorageError
 from serving.config import Limits
 from serving.jobs import Incoming, Job, JobError, JobStore
+from serving.logs import Event
+from serving.metrics import Metrics
 from serving.problems import Busy, NoSuchJob
 from serving.process import Message, WorkerEnded, WorkerProcess, WorkerReady
 
@@ -46,6 +48,7 @@ class _Running:
 
     job: Job
     since_s: float
+    stage_since_s: float = 0.0
     stage: Stage | None = None
     done_ms: int = 0
     total_ms: int = 0
@@ -95,6 +98,8 @@ class Dispatcher:
         self._is_stopped = threading.Event()
         self._speed = _FIRST_GUESS
         self.ready: WorkerReady | None = None
+        self.metrics = Metrics()
+        self.metrics.watch_jobs(self._count)
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._work, self._sweep)
         ]
@@ -105,6 +110,7 @@ class Dispatcher:
         for thread in self._threads:
             thread.start()
         assert self.ready is not None
+        self.metrics.tell_build(self.ready.model)
         return self.ready
 
     def drain(self) -> None:
@@ -172,7 +178,9 @@ class Dispatcher:
             place.release()
             self._waiting.append(accepted.id)
             self._changed.notify_all()
-            return accepted
+        media_s = job.duration_ms / 1000
+        log.info(Event("job_accepted", job=job.id, bytes=job.num_bytes, media_s=media_s))
+        return accepted
 
     def status(self, job_id: str) -> JobStatus:
         """Raises NoSuchJob."""
@@ -205,7 +213,7 @@ class Dispatcher:
     def erase(self, job_id: str) -> None:
         """Cancels what is not finished. Raises NoSuchJob, StorageError."""
         with self._changed:
-            self._store.get(job_id)
+            has_ended = self._store.get(job_id).ended is not None
             with suppress(ValueError):
                 self._waiting.remove(job_id)
             running = self._running
@@ -218,6 +226,9 @@ class Dispatcher:
                     worker.end()  # it is deep in a batch; the next one is loaded anew
                     self._changed.wait_for(self._is_over(job_id))
         self._store.erase(job_id)
+        if not has_ended:
+            self.metrics.jobs_finished.labels("cancelled").inc()
+        log.info(Event("job_erased", job=job_id, by="client", had_ended=has_ended))
 
     def read_words(self, turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What is felt in words alone. Raises Busy, and what `predict_words` raises."""
@@ -254,6 +265,16 @@ class Dispatcher:
 
     def _retry_after(self, media_ms: int) -> int:
         return min(max(math.ceil(media_ms / 1000 * self._speed), 1), _LONGEST_RETRY_S)
+
+    def _count(self) -> dict[str, int]:
+        """Jobs by state."""
+        with self._changed:
+            running = int(self._running is not None)
+            return {
+                **self._store.count_ended(),
+                "running": running,
+                "queued": len(self._store.unfinished()) - running,
+            }
 
     def _folder(self, job_id: str) -> Path:
         return self._store.folder(job_id).path
@@ -313,7 +334,11 @@ class Dispatcher:
                 return None
             job = self._store.get(self._waiting.popleft())
             self._running = _Running(job=job, since_s=time.monotonic())
-            return job
+        waited_s = max(time.time() - job.created_s, 0.0)
+        if not job.num_deaths:
+            self.metrics.queue_wait.observe(waited_s)
+        log.info(Event("job_begun", job=job.id, waited_s=round(waited_s, 3)))
+        return job
 
     def _work_on(self, worker: WorkerProcess, job: Job) -> None:
         running = self._running
@@ -326,7 +351,7 @@ class Dispatcher:
                     self._end(running, message)
                     break
                 with self._changed:
-                    running.stage = message["stage"]
+                    self._go_on(running, message["stage"])
                     running.done_ms = message["done_ms"]
                     running.total_ms = message["total_ms"]
         except WorkerEnded as error:
@@ -341,17 +366,40 @@ class Dispatcher:
                 self._running = None
                 self._changed.notify_all()
 
+    def _go_on(self, running: _Running, stage: Stage | None) -> None:
+        """To another stage, or to the end."""
+        now_s = time.monotonic()
+        if stage != running.stage:
+            if running.stage is not None:
+                self.metrics.stage.labels(running.stage).observe(now_s - running.stage_since_s)
+            running.stage, running.stage_since_s = stage, now_s
+
     def _end(self, running: _Running, message: Message) -> None:
         """Raises StorageError."""
         job = running.job
         if running.is_unwanted or message["is"] == "cancelled":
             return
         if message["is"] == "failed":
-            self._store.end(job, JobError(code=message["code"], detail=message["detail"]))
+            self._finish(running, JobError(code=message["code"], detail=message["detail"]))
             return
         took_s = time.monotonic() - running.since_s
         self._speed += 0.3 * (took_s / max(job.duration_ms / 1000, 1.0) - self._speed)
-        self._store.end(job)
+        self._finish(running)
+        with self._changed:
+            self._go_on(running, None)
+        self.metrics.media_seconds.inc(job.duration_ms / 1000)
+        for modality, reason, number in message.get("lost", ()):
+            self.metrics.modalities_lost.labels(modality, reason).inc(number)
+
+    def _finish(self, running: _Running, error: JobError | None = None) -> None:
+        """Raises StorageError."""
+        job = running.job
+        self._store.end(job, error)
+        outcome = "succeeded" if error is None else "failed"
+        self.metrics.jobs_finished.labels(outcome).inc()
+        took_s = round(time.monotonic() - running.since_s, 3)
+        code = None if error is None else error.code
+        log.info(Event("job_ended", job=job.id, outcome=outcome, code=code, took_s=took_s))
 
     def _mourn(self, running: _Running, how: str) -> None:
         """Raises StorageError."""
@@ -359,10 +407,12 @@ class Dispatcher:
         if running.is_unwanted or self._is_stopped.is_set():
             return
         job = replace(running.job, num_deaths=running.job.num_deaths + 1)
-        log.error("a worker ended (%s) while it worked on job %s", how, job.id)
+        self.metrics.workers_lost.inc()
+        log.error(Event("worker_lost", job=job.id, how=how, deaths=job.num_deaths))
         if job.num_deaths >= _MOST_DEATHS:
             detail = f"{job.file}: the worker ended {job.num_deaths} times on it, last by {how}"
-            self._store.end(job, JobError(code="meld_error", detail=detail))
+            running.job = job
+            self._finish(running, JobError(code="meld_error", detail=detail))
             return
         self._store.update(job)
         with self._changed:
@@ -383,3 +433,5 @@ class Dispatcher:
                 continue
             except StorageError as error:
                 log.error("%s", error)
+            else:
+                log.info(Event("job_erased", job=job.id, by="age", had_ended=True))

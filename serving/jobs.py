@@ -16,7 +16,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -198,6 +199,11 @@ class JobStore:
         """The oldest first."""
         with self._lock:
             return [job for job in self._jobs.values() if job.ended is None]
+
+    def count_ended(self) -> Mapping[str, int]:
+        """Those that are kept."""
+        with self._lock:
+            return Counter(job.ended for job in self._jobs.values() if job.ended is not None)
 
     def ended_before(self, at_s: float) -> Iterator[Job]:
         with self._lock:

@@ -19,6 +19,11 @@ class Problem(BaseModel):
     status: int = Field(examples=[422])
     detail: str = Field(examples=["talk.mp4: no media file that can be read"])
     code: str = Field(examples=["input_error"])
+    request_id: str | None = Field(
+        default=None,
+        description="as X-Request-Id of the answer has it, and the service's log",
+        examples=["9b4f6dc2a0e84c3f8d5d0b1c7a6e2f43"],
+    )
 
 
 class Progress(BaseModel):

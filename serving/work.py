@@ -14,6 +14,7 @@ import os
 import queue
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -111,23 +112,28 @@ class _Worker:
         folder = JobFolder(path)
         try:
             with _alone(folder):
-                self._predict(folder, folder.read())
+                lost = self._predict(folder, folder.read())
         except _Cancelled:
             self.tell("cancelled")
         except MeldError as error:
             self.tell("failed", **_problem(error))
         else:
-            self.tell("done")
+            self.tell("done", lost=[[*which, number] for which, number in lost.items()])
 
-    def _predict(self, folder: JobFolder, job: Job) -> None:
-        """Raises MeldError, _Cancelled."""
+    def _predict(self, folder: JobFolder, job: Job) -> Counter[tuple[str, str]]:
+        """How many utterances lack which modality, and the code of why.
+
+        Raises MeldError, _Cancelled.
+        """
+        lost: Counter[tuple[str, str]] = Counter()
         if folder.timeline("json").exists():  # the server ended before it was told
-            return
+            return lost
         kept = KeptUtterances(folder, self._predictor.identity)
 
         def on_utterance(each: PredictedUtterance) -> None:
             self._between(folder)
             kept.add(each)
+            lost.update(each.codes.items())
 
         def on_stage(name: str, done_ms: int, total_ms: int) -> None:
             self._between(folder)
@@ -147,6 +153,7 @@ class _Worker:
         _write(folder, _named(result, folder, job))
         for saved in result.unfinished:
             saved.remove()
+        return lost
 
     def _between(self, folder: JobFolder) -> None:
         if self._unwanted == str(folder.path):

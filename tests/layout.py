@@ -29,6 +29,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("fusion.inference.voice",),
     "faster_whisper": ("fusion.inference.whisper",),
     "fastapi": ("serving",),
+    "prometheus_client": ("serving.metrics",),
 }
 # Who may branch on the name of a modality or of a backbone. The sample generator makes the three
 # kinds of media, and the doctor looks at a file's streams: there the names are the subject.

@@ -1,19 +1,22 @@
 """`meld serve`: predictions over HTTP, and a page."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.edge import needs_extra, reports_errors
-from console.options import AsJson, ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
+from console.edge import log_as, needs_extra, reports_errors
+from console.options import AsJson, ConfigFile, DeviceOption, LogChoice, PrecisionChoice, WeightsDir
 from console.printing import print_json, say
 from console.settings import read_settings
 from pipeline.options import given
 
 if TYPE_CHECKING:
     from serving.process import WorkerReady
+
+logger = logging.getLogger(__name__)
 
 EPILOG = (
     "Examples: `meld serve`   `meld serve --model runs/all --port 9000`   "
@@ -63,6 +66,13 @@ def serve(
             "[default: auto]"
         ),
     ] = None,
+    log: Annotated[
+        LogChoice | None,
+        typer.Option(
+            help="plain lines on stderr, of each request with -v; json is one object a line, "
+            "requests and jobs included.  [default: plain]"
+        ),
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     check: Annotated[
@@ -85,14 +95,18 @@ def serve(
         encoders=encoders,
         device=device,
         precision=precision,
+        log=log,
     )
     from serving.config import ServeConfig
 
     serve_config = read_settings(config, options).build(ServeConfig)
     with needs_extra("serve"):
+        from serving.logs import Event, JsonLines
         from serving.serve import check as check_service
         from serving.serve import serve as run
 
+    if serve_config.log == "json":
+        log_as(JsonLines())
     if check:
         ready = check_service(serve_config)
         say(f"{ready.model['name']} is loaded and reads; {serve_config.data_dir} can be used")
@@ -101,7 +115,10 @@ def serve(
         return
 
     def tell(address: str, ready: "WorkerReady") -> None:
-        say(f"{ready.model['name']} listens on {address}; Ctrl-C ends it")
+        if serve_config.log == "json":
+            logger.info(Event("listening", address=address, model=ready.model["name"]))
+        else:
+            say(f"{ready.model['name']} listens on {address}; Ctrl-C ends it")
         if as_json:
             print_json({"address": address, "model": ready.model})
             sys.stdout.flush()  # it is not over for long

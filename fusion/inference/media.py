@@ -7,7 +7,7 @@ still to come may see.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class PredictedUtterance:
     number:     its place in the file, 1 for the first
     prediction: None where none of the run's modalities is there
     missing:    why a modality of the run is not there
+    codes:      the stable word for each of these reasons
     warnings:   what is not as it should be, of modalities that are there
     """
 
@@ -48,6 +49,7 @@ class PredictedUtterance:
     spoken: SpokenSpan
     prediction: Prediction | None
     missing: dict[Modality, str]
+    codes: dict[Modality, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -165,7 +167,7 @@ def _describe(
     spoken: SpokenSpan,
     number: int,
 ) -> PredictedUtterance:
-    missing = {
+    reasons = {
         name: _reason(name, features.failures, spoken)
         for name in predictor.modalities
         if name not in features.raw
@@ -174,7 +176,8 @@ def _describe(
         number=number,
         spoken=spoken,
         prediction=prediction if features.raw else None,
-        missing=missing,
+        missing={name: told for name, (_, told) in reasons.items()},
+        codes={name: code for name, (code, _) in reasons.items()},
         warnings=tuple(
             f"{failure.modality}: {failure.message}"
             for failure in features.failures
@@ -183,8 +186,13 @@ def _describe(
     )
 
 
-def _reason(modality: Modality, failures: Sequence[ClipFailure], spoken: SpokenSpan) -> str:
-    told = [failure.message for failure in failures if failure.modality == modality]
+def _reason(
+    modality: Modality, failures: Sequence[ClipFailure], spoken: SpokenSpan
+) -> tuple[str, str]:
+    """Its stable word, and what is told."""
+    told = [(each.code, each.message) for each in failures if each.modality == modality]
     if told:
         return told[-1]
-    return "no words are known" if not spoken.text else "nothing in it that the encoder can read"
+    if not spoken.text:
+        return "no_words", "no words are known"
+    return "nothing_to_encode", "nothing in it that the encoder can read"

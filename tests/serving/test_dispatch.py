@@ -34,7 +34,8 @@ class StandIn:
         self._said: list[dict[str, Any]] = []
 
     def await_ready(self, timeout_s: float) -> WorkerReady:
-        return WorkerReady(model={}, notice="", reads_words=True)
+        model = {"name": "stand-in", "fingerprint": "0"}
+        return WorkerReady(model=model, notice="", reads_words=True)
 
     def begin(self, folder: Path) -> None:
         self.worked_on.append(folder.name)
@@ -175,3 +176,27 @@ def test_what_waits_at_the_end_waits_at_the_next_start(
         dispatcher.hold_place()
     root = store.folder(ids[0]).path.parents[1]
     assert [job.id for job in JobStore(root).unfinished()] == ids
+
+
+def test_jobs_are_counted_by_their_state_and_lost_workers_are(
+    dispatcher: Dispatcher, store: JobStore
+) -> None:
+    def figures() -> dict[str, float]:
+        lines = dispatcher.metrics.render().decode().splitlines()
+        told = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in told}
+
+    StandIn.plan = [DIES, DIES, DONE]
+    StandIn.gate.clear()
+    bad, good = submit(dispatcher, store), submit(dispatcher, store)
+    while dispatcher.status(bad).state != "running":
+        time.sleep(0.005)
+    assert figures()['meld_jobs{state="running"}'] == 1
+    assert figures()['meld_jobs{state="queued"}'] == 1
+    StandIn.gate.set()
+    await_end(dispatcher, good)
+    told = figures()
+    states = [told[f'meld_jobs{{state="{each}"}}'] for each in ("queued", "succeeded", "failed")]
+    assert states == [0, 1, 1]
+    assert told["meld_workers_lost_total"] == 2
+    assert told["meld_queue_wait_seconds_count"] == 2  # not once more after a death

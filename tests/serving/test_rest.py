@@ -4,7 +4,6 @@ refused."""
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from serving.config import Limits, ServeConfig
 from serving.jobs import JobError
 from serving.page import render_start
 from tests.conftest import Meld
+from tests.serving.answers import events, problem, stored, wait_for, with_key
 from tests.serving.conftest import HOME, SRT
 
 if TYPE_CHECKING:
@@ -24,42 +24,6 @@ if TYPE_CHECKING:
 Send = Callable[..., Any]
 
 pytestmark = pytest.mark.heavy  # its worker is a process
-
-
-def wait_for(client: "TestClient", answer: Any) -> Any:
-    """The job of an accepted upload, once it has ended."""
-    assert answer.status_code == 202, answer.text
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        job = client.get(answer.headers["Location"]).json()
-        if job["state"] in ("succeeded", "failed"):
-            return job
-        time.sleep(0.05)
-    raise AssertionError(f"not done: {job}")
-
-
-def events(client: "TestClient", address: str, **headers: str) -> list[dict[str, str]]:
-    """All events of a stream that ends."""
-    text = client.get(f"{address}/events", headers=headers).text
-    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
-    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
-
-
-def problem(answer: Any) -> tuple[int, str]:
-    """Status and code of an answer that is a problem, and says so in every way."""
-    body = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert body["status"] == answer.status_code
-    assert body["type"] == f"urn:meld:problem:{body['code']}"
-    assert body["title"]
-    assert body["detail"]
-    return answer.status_code, body["code"]
-
-
-def stored(service: "Service") -> set[str]:
-    """Files that the service keeps, but for its lock."""
-    root = service.store.folder("x").path.parents[1]
-    return {str(path) for path in root.rglob("*") if path.is_file() and path.name != "lock"}
 
 
 # ------------------------------------------------------------------------------ what clients get
@@ -225,7 +189,7 @@ def test_openapi_describes_every_address(client: "TestClient") -> None:
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         *(f"/v1/jobs/{{job_id}}/{part}" for part in ("timeline", "events", "media")),
-        *("/v1/text", "/v1/model", "/v1/session", "/livez", "/readyz"),
+        *("/v1/text", "/v1/model", "/v1/session", "/livez", "/readyz", "/metrics"),
     }
     for address in described["paths"].values():
         assert all(each["summary"] for each in address.values())
@@ -359,25 +323,6 @@ def test_an_address_that_is_none_is_a_problem_too(client: "TestClient") -> None:
 
 
 # -------------------------------------------------------------------------------------- the key
-
-
-@contextmanager
-def with_key(service: "Service", key: str) -> Iterator["TestClient"]:
-    """The same service, as others get it that have a key."""
-    from starlette.testclient import TestClient
-
-    from serving.admission import Admission, Keys
-
-    inner: Any = service.app
-    parts = inner._app.state.parts
-    import dataclasses
-
-    from serving.app import create_app
-
-    app = create_app(dataclasses.replace(parts, keys=Keys(key)))
-    assert isinstance(app, Admission)
-    with TestClient(app, base_url=HOME) as client:
-        yield client
 
 
 def test_without_the_key_nothing_of_a_body_is_read(service: "Service") -> None:

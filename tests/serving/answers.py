@@ -1,0 +1,65 @@
+"""What tests ask a service, and how they read what it answers."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tests.serving.conftest import HOME
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+    from serving.serve import Service
+
+
+def wait_for(client: "TestClient", answer: Any) -> Any:
+    """The job of an accepted upload, once it has ended."""
+    assert answer.status_code == 202, answer.text
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        job = client.get(answer.headers["Location"]).json()
+        if job["state"] in ("succeeded", "failed"):
+            return job
+        time.sleep(0.05)
+    raise AssertionError(f"not done: {job}")
+
+
+def events(client: "TestClient", address: str, **headers: str) -> list[dict[str, str]]:
+    """All events of a stream that ends."""
+    text = client.get(f"{address}/events", headers=headers).text
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+
+
+def problem(answer: Any) -> tuple[int, str]:
+    """Status and code of an answer that is a problem, and says so in every way."""
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["status"] == answer.status_code
+    assert body["type"] == f"urn:meld:problem:{body['code']}"
+    assert body["title"]
+    assert body["detail"]
+    return answer.status_code, body["code"]
+
+
+def stored(service: "Service") -> set[str]:
+    """Files that the service keeps, but for its lock."""
+    root = service.store.folder("x").path.parents[1]
+    return {str(path) for path in root.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+@contextmanager
+def with_key(service: "Service", key: str) -> Iterator["TestClient"]:
+    """The same service, as others get it that have a key."""
+    from starlette.testclient import TestClient
+
+    from serving.admission import Admission, Keys
+    from serving.app import create_app
+
+    inner: Any = service.app
+    app = create_app(replace(inner._app.state.parts, keys=Keys(key)))
+    assert isinstance(app, Admission)
+    with TestClient(app, base_url=HOME) as client:
+        yield client
