@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 COOKIE = "meld-session"
 PLACE = "meld.place"  # in the scope: the queue's place that an upload holds
-JOBS = "/v1/jobs"
+JOBS, PREDICT = "/v1/jobs", "/v1/predict"
 # Without a key: whether it is alive, and the page, on which a key is entered.
 _OPEN = ("/livez", "/readyz", "/", "/v1/session")
 _OPEN_BELOW = "/page/"
@@ -171,8 +171,10 @@ class Admission:
         is_open = path in _OPEN or path.startswith(_OPEN_BELOW)
         if not is_open and not self._keys.admits(headers):
             raise Unauthorised("the key is missing or wrong: send Authorization: Bearer KEY")
-        is_upload = scope["method"] == "POST" and path == JOBS
+        is_upload = scope["method"] == "POST" and path in (JOBS, PREDICT)
         most_bytes = self._limits.max_bytes if is_upload else self._limits.max_text_bytes
+        if is_upload and path == PREDICT:
+            most_bytes = min(most_bytes, self._limits.predict_bytes)
         if is_upload:
             check_kind(headers.get("content-type"))
         length = headers.get("content-length", "0")

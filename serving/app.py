@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ from serving.page import POLICY, page_file, render_start
 from serving.problems import (
     MEDIA_TYPE,
     Busy,
+    NoSuchJob,
     NotFinished,
     TooLarge,
     Unauthorised,
@@ -59,6 +61,7 @@ HEADERS = {
 _RESULT_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _MOST_AT_ONCE = 4  # uploads whose headers are read at one time, each by a process
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_CLOSE_LOOKS = 0.02  # of a client that waits for its answer
 _BAD_ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {MEDIA_TYPE: {}}}
     for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
@@ -189,9 +192,29 @@ def _add_jobs(app: FastAPI) -> None:
         with _once(request.app.state.sending, idempotency_key):
             job = parts.store.find(idempotency_key) if idempotency_key is not None else None
             if job is None:
-                job = await _accept(request, parts, idempotency_key)
+                job = await _accept(request, parts, sent_as=idempotency_key)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return _tell(parts.dispatcher.status(job.id), parts, response)
+
+    @app.post(
+        "/v1/predict",
+        response_class=JSONResponse,
+        openapi_extra={"requestBody": _UPLOAD_BODY},
+        summary="Send a short clip, and get its timeline as the answer",
+    )
+    async def predict_clip(request: Request, parts: WithParts) -> Response:
+        """As a job is sent. The answer is the timeline as JSON; nothing is kept of the clip after
+        it, or when its client goes away. It passes the jobs that wait, and where it cannot be begun
+        within some seconds, it is refused with `Retry-After`."""
+        job = await _accept(request, parts, is_awaited=True)
+        try:
+            await _await_end(request, parts, job)
+            timeline = parts.store.folder(job.id).timeline("json")
+            content = await to_thread.run_sync(timeline.read_bytes)
+        finally:
+            with suppress(NoSuchJob):
+                await to_thread.run_sync(partial(parts.dispatcher.erase, job.id, by="answer"))
+        return Response(content, media_type=_MEDIA_TYPES["json"])
 
     @app.get("/v1/jobs/{job_id}", response_model_exclude_none=True, summary="How far a job is")
     def get_job(job: WithJob, response: Response, parts: WithParts) -> JobView:
@@ -266,11 +289,14 @@ def _once(sending: set[str], sent_as: str | None) -> Iterator[None]:
         sending.remove(sent_as)
 
 
-async def _accept(request: Request, parts: Parts, sent_as: str | None) -> Job:
+async def _accept(
+    request: Request, parts: Parts, *, sent_as: str | None = None, is_awaited: bool = False
+) -> Job:
     """Raises MeldError, ClientDisconnect; nothing of the upload is kept then."""
     incoming = await to_thread.run_sync(parts.store.begin)
     try:
-        job = replace(await _receive(request, parts, incoming), sent_as=sent_as)
+        received = await _receive(request, parts, incoming, is_awaited)
+        job = replace(received, sent_as=sent_as, is_awaited=is_awaited)
         return await to_thread.run_sync(
             parts.dispatcher.submit, incoming, job, request.scope[PLACE]
         )
@@ -278,7 +304,26 @@ async def _accept(request: Request, parts: Parts, sent_as: str | None) -> Job:
         await to_thread.run_sync(incoming.drop)
 
 
-async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
+async def _await_end(request: Request, parts: Parts, job: Job) -> None:
+    """Raises Busy where it is not begun in time, ClientDisconnect, or why it failed."""
+    wait_s = parts.config.limits.predict_wait_s
+    begun_by_s, has_begun = time.monotonic() + wait_s, False
+    while True:
+        status = parts.dispatcher.status(job.id)
+        if status.job.ended is not None:
+            return _check_succeeded(status)
+        has_begun = has_begun or status.state == "running"
+        if not has_begun and (time.monotonic() > begun_by_s or parts.dispatcher.is_draining):
+            raise Busy(
+                f"it could not be begun within {wait_s:g} s; try again later, or send it as a job",
+                parts.dispatcher.seconds_until_place(),
+            )
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        await asyncio.sleep(_SECONDS_BETWEEN_CLOSE_LOOKS)
+
+
+async def _receive(request: Request, parts: Parts, incoming: Incoming, is_awaited: bool) -> Job:
     """Raises MeldError, ClientDisconnect."""
     limits, headers = parts.config.limits, request.headers
     stage = parts.dispatcher.metrics.stage
@@ -296,10 +341,13 @@ async def _receive(request: Request, parts: Parts, incoming: Incoming) -> Job:
         began_s = time.monotonic()
         duration_ms = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
         stage.labels("measuring").observe(time.monotonic() - began_s)
-    if duration_ms > limits.max_media_s * 1000:
+    most_s = limits.max_media_s
+    if is_awaited:
+        most_s = min(most_s, limits.predict_media_s)
+    if duration_ms > most_s * 1000:
+        instead = " that is answered at once; send it as a job" if is_awaited else ""
         raise TooLarge(
-            f"{upload.file} lasts {duration_ms / 1000:.0f} s; {limits.max_media_s:.0f} s are the "
-            "most"
+            f"{upload.file} lasts {duration_ms / 1000:.0f} s; {most_s:.0f} s are the most{instead}"
         )
     return Job(
         id=incoming.id,

@@ -17,6 +17,9 @@ class Limits:
     max_bytes:       of one upload
     max_media_s:     seconds that one media file may last
     max_text_bytes:  of a request that sends words alone
+    predict_bytes:   of a clip that is answered at once (`POST /v1/predict`)
+    predict_media_s: seconds that such a clip may last
+    predict_wait_s:  seconds within which such a clip must be begun; else it is refused
     queued_jobs:     how many may wait or be uploaded at one time, beside the one that is worked on
     queued_media_s:  seconds of media that may wait; a job that finds nothing waiting is always
                      taken
@@ -32,6 +35,9 @@ class Limits:
     max_bytes: int = 2 * 2**30
     max_media_s: float = 4 * 3600.0
     max_text_bytes: int = 2**20
+    predict_bytes: int = 32 * 2**20
+    predict_media_s: float = 60.0
+    predict_wait_s: float = 10.0
     queued_jobs: int = 16
     queued_media_s: float = 8 * 3600.0
     retention_hours: float = 24.0

@@ -91,6 +91,7 @@ class Dispatcher:
         self._waiting = deque(job.id for job in store.unfinished())
         self._num_uploading = 0
         self._num_words = 0
+        self._has_passed = False
         self._running: _Running | None = None
         self._worker: WorkerProcess | None = None
         self._is_ready = False
@@ -157,7 +158,7 @@ class Dispatcher:
             if len(self._waiting) + self._num_uploading >= self._limits.queued_jobs:
                 raise Busy(
                     f"{self._limits.queued_jobs} jobs are waiting already; try again later",
-                    self._seconds_until_place(),
+                    self.seconds_until_place(),
                 )
             self._num_uploading += 1
         return Place(self._give_back_place)
@@ -172,7 +173,7 @@ class Dispatcher:
                 raise Busy(
                     f"{waiting_ms / 1000:.0f} s of media are waiting already, and "
                     f"{self._limits.queued_media_s:.0f} s are the most; try again later",
-                    self._seconds_until_place(),
+                    self.seconds_until_place(),
                 )
             accepted = self._store.accept(incoming, job)
             place.release()
@@ -210,8 +211,8 @@ class Dispatcher:
                 retry_after_s=self._retry_after(left_ms),
             )
 
-    def erase(self, job_id: str) -> None:
-        """Cancels what is not finished. Raises NoSuchJob, StorageError."""
+    def erase(self, job_id: str, *, by: str = "client") -> None:
+        """Cancels what is not finished. by: for the log. Raises NoSuchJob, StorageError."""
         with self._changed:
             has_ended = self._store.get(job_id).ended is not None
             with suppress(ValueError):
@@ -228,7 +229,7 @@ class Dispatcher:
         self._store.erase(job_id)
         if not has_ended:
             self.metrics.jobs_finished.labels("cancelled").inc()
-        log.info(Event("job_erased", job=job_id, by="client", had_ended=has_ended))
+        log.info(Event("job_erased", job=job_id, by=by, had_ended=has_ended))
 
     def read_words(self, turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What is felt in words alone. Raises Busy, and what `predict_words` raises."""
@@ -256,7 +257,7 @@ class Dispatcher:
         with self._changed:
             self._num_uploading -= 1
 
-    def _seconds_until_place(self) -> int:
+    def seconds_until_place(self) -> int:
         """Until the running job is done, which makes the next one's place free."""
         running = self._running
         if running is None:
@@ -332,13 +333,23 @@ class Dispatcher:
             )
             if self._is_stopped.is_set() or worker.has_ended:
                 return None
-            job = self._store.get(self._waiting.popleft())
+            job = self._store.get(self._choose())
             self._running = _Running(job=job, since_s=time.monotonic())
         waited_s = max(time.time() - job.created_s, 0.0)
         if not job.num_deaths:
             self.metrics.queue_wait.observe(waited_s)
         log.info(Event("job_begun", job=job.id, waited_s=round(waited_s, 3)))
         return job
+
+    def _choose(self) -> str:
+        """The oldest; but a clip whose client waits passes the jobs, though no two of them in a
+        row: short ones keep no film from its turn."""
+        first = self._waiting[0]
+        awaited = (each for each in self._waiting if self._store.get(each).is_awaited)
+        chosen = first if self._has_passed else next(awaited, first)
+        self._has_passed = chosen != first
+        self._waiting.remove(chosen)
+        return chosen
 
     def _work_on(self, worker: WorkerProcess, job: Job) -> None:
         running = self._running

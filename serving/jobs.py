@@ -78,6 +78,8 @@ class Job:
     created_s, finished_s: seconds since 1970
     ended:      None as long as there is work to do
     num_deaths: how many workers ended while they worked on it
+    is_awaited: a request waits for the result: nothing is kept after its answer, and when the
+                server ends before that, nobody waits any more
     sent_as:    the client's own word for what it sent (Idempotency-Key): sent again, it is this job
     """
 
@@ -92,6 +94,7 @@ class Job:
     ended: Ended | None = None
     finished_s: float | None = None
     error: JobError | None = None
+    is_awaited: bool = False
     sent_as: str | None = None
 
 
@@ -159,6 +162,9 @@ class JobStore:
         except OSError as error:
             raise StorageError(f"cannot use {root}: {error}") from error
         self._jobs = {job.id: job for job in sorted(found, key=lambda job: job.created_s)}
+        for job in found:
+            if job.is_awaited:
+                self.erase(job.id)
 
     def begin(self) -> "Incoming":
         """Raises StorageError."""

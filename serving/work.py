@@ -15,7 +15,7 @@ import queue
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +150,8 @@ class _Worker:
                 on_progress=lambda done_ms, total_ms: on_stage("predicting", done_ms, total_ms),
                 on_heard=lambda done_ms, total_ms: on_stage("hearing", done_ms, total_ms),
             )
-        _write(folder, _named(result, folder, job))
+        formats = ("json",) if job.is_awaited else tuple(FORMATS)
+        _write(folder, _named(result, folder, job), formats)
         for saved in result.unfinished:
             saved.remove()
         return lost
@@ -258,8 +259,8 @@ def _named(result: FileResult, folder: JobFolder, job: Job) -> Timeline:
     return replace(timeline, media=replace(timeline.media, file=job.file), segmentation=words)
 
 
-def _write(folder: JobFolder, timeline: Timeline) -> None:
-    for name in sorted(FORMATS, key="json".__eq__):  # the JSON last
+def _write(folder: JobFolder, timeline: Timeline, formats: Sequence[str]) -> None:
+    for name in sorted(formats, key="json".__eq__):  # the JSON last
         content = write_as(name, timeline, media_url=_MEDIA_URL)
         write_whole(folder.timeline(name), content.encode("utf-8", "replace"))
 

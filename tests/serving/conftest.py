@@ -13,6 +13,8 @@ from tests.media import tone, write_clip
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+    from serving.dispatch import Dispatcher
+    from serving.jobs import JobStore
     from serving.serve import Service
 
 HOME = "http://localhost"
@@ -35,7 +37,15 @@ def service(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> It
 
     config = ServeConfig(
         data_dir=tmp_path_factory.mktemp("serve"),
-        limits=Limits(queued_jobs=3, max_bytes=2**20, max_media_s=60, silence_s=0.5, drain_s=1),
+        limits=Limits(
+            queued_jobs=3,
+            max_bytes=2**20,
+            max_media_s=60,
+            predict_bytes=2**19,
+            predict_media_s=3,
+            silence_s=0.5,
+            drain_s=1,
+        ),
     )
     with start_service(config) as started:
         yield started
@@ -92,3 +102,28 @@ def send(client: "TestClient", clip: Path) -> Callable[..., Any]:
         return client.post("/v1/jobs", files=files, data=options)
 
     return post
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> "JobStore":
+    from serving.jobs import JobStore
+
+    return JobStore(tmp_path)
+
+
+@pytest.fixture
+def dispatcher(store: "JobStore", monkeypatch: pytest.MonkeyPatch) -> Iterator["Dispatcher"]:
+    """Its worker is a `StandIn`."""
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import dispatch
+    from serving.config import Limits
+    from tests.serving.stand_in import StandIn
+
+    monkeypatch.setattr(dispatch, "WorkerProcess", StandIn)
+    StandIn.plan, StandIn.worked_on = [], []
+    StandIn.gate = threading.Event()
+    StandIn.gate.set()
+    made = dispatch.Dispatcher(store, {}, Limits(queued_jobs=2, queued_media_s=10))
+    made.start()
+    yield made
+    made.stop(drain_s=0.1)

@@ -1,103 +1,16 @@
 """What happens to jobs when their worker does what it should not; the worker is a stand-in."""
 
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from serving import dispatch
 from serving.config import Limits
 from serving.dispatch import Dispatcher
-from serving.jobs import Job, JobStore
+from serving.jobs import JobStore
 from serving.problems import Busy
-from serving.process import WorkerEnded, WorkerReady
-
-DIES: list[dict[str, Any]] = []
-DONE = [{"is": "done"}]
-
-
-class StandIn:
-    """A worker that says of each job what the test planted: DIES is its death."""
-
-    plan: ClassVar[list[Sequence[dict[str, Any]]]] = []
-    worked_on: ClassVar[list[str]] = []
-    gate = threading.Event()
-
-    def __init__(self, choice: object, on_end: Any) -> None:
-        self.pid = 1
-        self.has_ended = False
-        self._said: list[dict[str, Any]] = []
-
-    def await_ready(self, timeout_s: float) -> WorkerReady:
-        model = {"name": "stand-in", "fingerprint": "0"}
-        return WorkerReady(model=model, notice="", reads_words=True)
-
-    def begin(self, folder: Path) -> None:
-        self.worked_on.append(folder.name)
-        self._said = list(self.plan.pop(0)) if self.plan else list(DONE)
-
-    def next(self, timeout_s: float) -> dict[str, Any]:
-        self.gate.wait(10)
-        if not self._said:
-            self.has_ended = True
-            raise WorkerEnded("SIGSEGV")
-        return self._said.pop(0)
-
-    def cancel(self, folder: Path) -> None:
-        self._said.insert(0, {"is": "cancelled"})
-        self.gate.set()
-
-    def end(self) -> None:
-        self.gate.set()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path)
-
-
-@pytest.fixture
-def dispatcher(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dispatcher]:
-    monkeypatch.setattr(dispatch, "WorkerProcess", StandIn)
-    StandIn.plan, StandIn.worked_on = [], []
-    StandIn.gate = threading.Event()
-    StandIn.gate.set()
-    made = Dispatcher(store, {}, Limits(queued_jobs=2, queued_media_s=10))
-    made.start()
-    yield made
-    made.stop(drain_s=0.1)
-
-
-def submit(dispatcher: Dispatcher, store: JobStore, *, seconds: int = 1) -> str:
-    incoming = store.begin()
-    incoming.folder.media.write_bytes(b"media")
-    job = Job(
-        id=incoming.id,
-        file="talk.mp4",
-        media_type="video/mp4",
-        num_bytes=5,
-        duration_ms=1000 * seconds,
-        created_s=time.time(),
-    )
-    place = dispatcher.hold_place()
-    try:
-        return dispatcher.submit(incoming, job, place).id
-    finally:
-        place.release()
-
-
-def await_end(dispatcher: Dispatcher, job_id: str) -> str:
-    for _ in range(1000):
-        state = dispatcher.status(job_id).state
-        if state in ("succeeded", "failed"):
-            return state
-        time.sleep(0.005)
-    raise AssertionError(state)
+from tests.serving.stand_in import DIES, DONE, StandIn, await_end, submit
 
 
 def test_a_job_whose_worker_dies_is_tried_once_more(
@@ -200,3 +113,32 @@ def test_jobs_are_counted_by_their_state_and_lost_workers_are(
     assert states == [0, 1, 1]
     assert told["meld_workers_lost_total"] == 2
     assert told["meld_queue_wait_seconds_count"] == 2  # not once more after a death
+
+
+def test_clips_whose_clients_wait_pass_the_jobs_but_not_two_in_a_row(
+    dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_limits", Limits(queued_jobs=9))
+    StandIn.gate.clear()
+    running = submit(dispatcher, store)
+    while dispatcher.status(running).state != "running":
+        time.sleep(0.005)
+    jobs = [submit(dispatcher, store) for _ in range(2)]
+    clips = [submit(dispatcher, store, is_awaited=True) for _ in range(3)]
+    StandIn.gate.set()
+    await_end(dispatcher, clips[-1])
+    assert StandIn.worked_on == [running, clips[0], jobs[0], clips[1], jobs[1], clips[2]]
+
+
+def test_a_clip_whose_client_waited_for_a_server_that_was_killed_is_erased_by_the_next(
+    dispatcher: Dispatcher, store: JobStore
+) -> None:
+    StandIn.gate.clear()
+    kept = submit(dispatcher, store)
+    while dispatcher.status(kept).state != "running":
+        time.sleep(0.005)
+    submit(dispatcher, store, is_awaited=True)
+    root = store.folder(kept).path.parents[1]
+    after = JobStore(root)
+    assert [job.id for job in after.unfinished()] == [kept]
+    assert [path.name for path in (root / "jobs").iterdir()] == [kept]

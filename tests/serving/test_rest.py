@@ -189,7 +189,7 @@ def test_openapi_describes_every_address(client: "TestClient") -> None:
         "/v1/jobs",
         "/v1/jobs/{job_id}",
         *(f"/v1/jobs/{{job_id}}/{part}" for part in ("timeline", "events", "media")),
-        *("/v1/text", "/v1/model", "/v1/session", "/livez", "/readyz", "/metrics"),
+        *("/v1/predict", "/v1/text", "/v1/model", "/v1/session", "/livez", "/readyz", "/metrics"),
     }
     for address in described["paths"].values():
         assert all(each["summary"] for each in address.values())

@@ -1,0 +1,86 @@
+"""A worker that says what a test planted, and jobs for it."""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from serving.jobs import Job, JobStore
+from serving.process import WorkerEnded, WorkerReady
+
+if TYPE_CHECKING:
+    from serving.dispatch import Dispatcher
+
+DIES: list[dict[str, Any]] = []
+DONE = [{"is": "done"}]
+
+
+class StandIn:
+    """A worker that says of each job what the test planted: DIES is its death."""
+
+    plan: ClassVar[list[Sequence[dict[str, Any]]]] = []
+    worked_on: ClassVar[list[str]] = []
+    gate = threading.Event()
+
+    def __init__(self, choice: object, on_end: Any) -> None:
+        self.pid = 1
+        self.has_ended = False
+        self._said: list[dict[str, Any]] = []
+
+    def await_ready(self, timeout_s: float) -> WorkerReady:
+        model = {"name": "stand-in", "fingerprint": "0"}
+        return WorkerReady(model=model, notice="", reads_words=True)
+
+    def begin(self, folder: Path) -> None:
+        self._folder = folder
+        self.worked_on.append(folder.name)
+        self._said = list(self.plan.pop(0)) if self.plan else list(DONE)
+
+    def next(self, timeout_s: float) -> dict[str, Any]:
+        self.gate.wait(10)
+        if not self._said:
+            self.has_ended = True
+            raise WorkerEnded("SIGSEGV")
+        message = self._said.pop(0)
+        if message["is"] == "done":
+            (self._folder / "timeline.json").write_text(json.dumps({"of": self._folder.name}))
+        return message
+
+    def cancel(self, folder: Path) -> None:
+        self._said.insert(0, {"is": "cancelled"})
+        self.gate.set()
+
+    def end(self) -> None:
+        self.gate.set()
+
+
+def submit(
+    dispatcher: "Dispatcher", store: JobStore, *, seconds: int = 1, is_awaited: bool = False
+) -> str:
+    incoming = store.begin()
+    incoming.folder.media.write_bytes(b"media")
+    job = Job(
+        id=incoming.id,
+        file="talk.mp4",
+        media_type="video/mp4",
+        num_bytes=5,
+        duration_ms=1000 * seconds,
+        created_s=time.time(),
+        is_awaited=is_awaited,
+    )
+    place = dispatcher.hold_place()
+    try:
+        return dispatcher.submit(incoming, job, place).id
+    finally:
+        place.release()
+
+
+def await_end(dispatcher: "Dispatcher", job_id: str) -> str:
+    for _ in range(1000):
+        state = dispatcher.status(job_id).state
+        if state in ("succeeded", "failed"):
+            return state
+        time.sleep(0.005)
+    raise AssertionError(state)
