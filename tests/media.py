@@ -169,3 +169,13 @@ def write_subtitled(
         for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
             container.mux(packet)
     return path
+
+
+def jpegs(num: int, picture: Callable[[int], NDArray[np.uint8]] = textured) -> list[bytes]:
+    """Each as a camera's page would send it."""
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height = SIZE
+    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, FPS)
+    frames = (av.VideoFrame.from_ndarray(picture(number), format="rgb24") for number in range(num))
+    packets = [packet for frame in frames for packet in encoder.encode(frame)]
+    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]

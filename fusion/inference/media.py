@@ -7,7 +7,7 @@ still to come may see.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -104,6 +104,42 @@ def predict_spans(
         num_old = max(num_given - predictor.turns_before - first, 0)
         first += num_old
         del held[:num_old]
+
+
+def predict_after(
+    predictor: Predictor,
+    before: Sequence[ClipFeatures],
+    spans: Sequence[SpokenSpan],
+    media: Sequence[DecodedMedia],
+    *,
+    first_number: int,
+) -> list[tuple[PredictedUtterance, ClipFeatures]]:
+    """The next utterances of a dialogue of which nobody knows how it goes on, with the features
+    that later ones may see. A run that looks ahead sees nothing behind them; for any other it is
+    what `predict_spans` gives.
+
+    Args:
+        before: the utterances before, as far as the run looks back; where it sees no features of
+            them, their words do
+        media: what was decoded of each span
+        first_number: of the first span
+    """
+    said = [
+        replace(each.utterance, key=ClipKey("test", 0, number), context="")
+        for number, each in enumerate(before)
+    ]
+    new = [_as_utterance(len(said) + number, span) for number, span in enumerate(spans)]
+    utterances = with_context([*said, *new], predictor.context)[len(said) :]
+    clips = [as_clip(*pair) for pair in zip(utterances, media, strict=True)]
+    features = predictor.encode(clips)
+    held = [*before, *features]
+    predictions = predictor.predict_turns(held, range(len(before), len(held)))
+    return [
+        (_describe(predictor, each, prediction, span, number), each)
+        for number, (each, prediction, span) in enumerate(
+            zip(features, predictions, spans, strict=True), start=first_number
+        )
+    ]
 
 
 def _encode(

@@ -87,6 +87,11 @@ class SpeechConfig:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
+# Where somebody waits for the answer: each voice is heard by itself as soon as it pauses, so that
+# its words are there a second after it ends. The recogniser hears less around them then.
+PROMPT = SpeechConfig(voice=VoiceConfig(min_silence_ms=480, max_region_ms=12_000), join_ms=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """A finished part of a file, with the utterances that were heard in it, in order.
@@ -157,14 +162,16 @@ def _listen(
     decoder: Decoder,
 ) -> Iterator[Stretch]:
     done_ms = 0
-    for regions, sound in _stretches(path, decode, config, duration_ms, on_progress, decoder):
-        start_ms, done_ms = done_ms, sound.end_ms if not regions else regions[-1].end_ms
+    for regions, finder in _stretches(path, decode, config, duration_ms, on_progress, decoder):
+        start_ms, done_ms = done_ms, finder.heard_ms if not regions else regions[-1].end_ms
         if start_ms < from_ms < done_ms:
             raise ValueError(f"{path}: no stretch ends at {from_ms} ms")
         if done_ms > from_ms:
             stretch = Stretch(start_ms=start_ms, end_ms=done_ms)
             if regions:
-                stretch = _hear(stretch, regions, sound, config, recogniser, duration_ms)
+                sound = finder.sound(regions[0].start_ms, done_ms)
+                heard = hear_stretch(regions, sound, config, recogniser, end_ms=duration_ms)
+                stretch = replace(heard, start_ms=start_ms)
             yield stretch
         on_progress(done_ms)
     on_progress(duration_ms)
@@ -214,28 +221,59 @@ def describe_doubts(stretches: Sequence[Stretch]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------- the stretches
 
 
-class _Sound:
-    """The part of a file's sound that may still be heard again."""
+class StretchFinder:
+    """Sound that comes piece by piece to the regions of each stretch, and the sound to hear them
+    in: what a file is cut by, and what a microphone is. The sizes of the pieces change nothing.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, config: SpeechConfig) -> None:
+        """Raises WeightsMissing: the detector is not installed."""
+        self._config = config
+        self._detector, self._finder = VoiceDetector.load(), RegionFinder(config.voice)
+        self._waiting: list[SpeechRegion] = []
         self._blocks: list[NDArray[np.float32]] = []
-        self._first = 0  # sample of the file
-        self._past = 0
+        self._first = self._past = 0  # samples of the whole that the blocks hold
 
     @property
-    def end_ms(self) -> int:
+    def heard_ms(self) -> int:
+        """Of the sound, what was taken."""
         return self._past * 1000 // RATE_HZ
 
-    def add(self, samples: NDArray[np.float32]) -> None:
+    @property
+    def finished_ms(self) -> int:
+        """No stretch that is still to come begins before."""
+        return self._waiting[0].start_ms if self._waiting else self._finder.settled_ms
+
+    @property
+    def open_ms(self) -> int | None:
+        """Where the stretch begins that has not ended; None where nobody speaks."""
+        return self._waiting[0].start_ms if self._waiting else self._finder.open_ms
+
+    def take(self, samples: NDArray[np.float32]) -> Iterator[list[SpeechRegion]]:
+        """The regions of each stretch that these samples end, in order.
+
+        samples: float32 [samples] at `RATE_HZ`, those that follow the ones taken before
+        """
         self._blocks.append(samples)
         self._past += len(samples)
+        self._waiting += self._finder.take(self._detector.take(samples))
+        while group := take_stretch(self._waiting, self._finder.settled_ms, self._config):
+            yield group
 
-    def part(self, start_ms: int, end_ms: int) -> NDArray[np.float32]:
-        """float32 [samples]"""
-        first, past = (ms * RATE_HZ // 1000 - self._first for ms in (start_ms, end_ms))
-        return np.concatenate(self._blocks)[first:past]
+    def finish(self) -> Iterator[list[SpeechRegion]]:
+        """The regions of what has not ended, as if silence followed."""
+        self._waiting += self._finder.take(self._detector.finish())
+        self._waiting += self._finder.finish(self.heard_ms)
+        while group := take_stretch(self._waiting, None, self._config):
+            yield group
+
+    def sound(self, start_ms: int, end_ms: int) -> NDArray[np.float32]:
+        """float32 [samples] between two moments, as far as it is there and not forgotten."""
+        first, past = (max(ms * RATE_HZ // 1000 - self._first, 0) for ms in (start_ms, end_ms))
+        return np.concatenate([*self._blocks, np.zeros(0, np.float32)])[first:past]
 
     def forget_before(self, start_ms: int) -> None:
+        """Drops the blocks that lie wholly before."""
         first = start_ms * RATE_HZ // 1000
         while self._blocks and self._first + len(self._blocks[0]) <= first:
             self._first += len(self._blocks.pop(0))
@@ -248,27 +286,21 @@ def _stretches(
     duration_ms: int,
     on_progress: OnProgress,
     decoder: Decoder,
-) -> Iterator[tuple[list[SpeechRegion], _Sound]]:
+) -> Iterator[tuple[list[SpeechRegion], StretchFinder]]:
     """The regions of each stretch, in order, and the sound to hear them in; at last what is left of
     the file, with no regions."""
-    detector, finder, sound = VoiceDetector.load(), RegionFinder(config.voice), _Sound()
-    waiting: list[SpeechRegion] = []
+    finder = StretchFinder(config)
     for samples in read_sound(path, decode, duration_ms=duration_ms, decoder=decoder):
-        sound.add(samples)
-        waiting += finder.take(detector.take(samples))
-        while group := take_stretch(waiting, finder.settled_ms, config):
-            yield group, sound
-        finished_ms = waiting[0].start_ms if waiting else finder.settled_ms
-        sound.forget_before(finished_ms)
-        on_progress(min(finished_ms, duration_ms))
-    waiting += finder.take(detector.finish())
-    waiting += finder.finish(sound.end_ms)
+        for group in finder.take(samples):
+            yield group, finder
+        finder.forget_before(finder.finished_ms)
+        on_progress(min(finder.finished_ms, duration_ms))
     last_ms = 0
-    while group := take_stretch(waiting, None, config):
-        yield group, sound
+    for group in finder.finish():
+        yield group, finder
         last_ms = group[-1].end_ms
-    if sound.end_ms > last_ms:
-        yield [], sound
+    if finder.heard_ms > last_ms:
+        yield [], finder
 
 
 def take_stretch(
@@ -312,20 +344,26 @@ def _last_good_border(regions: Sequence[SpeechRegion]) -> int:
 # -------------------------------------------------------------------------------- what is heard
 
 
-def _hear(
-    stretch: Stretch,
+def hear_stretch(
     regions: Sequence[SpeechRegion],
-    sound: _Sound,
+    samples: NDArray[np.float32],
     config: SpeechConfig,
     recogniser: Recogniser | None,
-    duration_ms: int,
+    *,
+    end_ms: int,
 ) -> Stretch:
+    """What is said in the regions of one stretch, cut into utterances.
+
+    Args:
+        samples: float32 [samples] at `RATE_HZ`, from the first region's start to the last one's end
+        recogniser: None leaves the words out
+        end_ms: where the sound ends; no utterance goes on behind it
+    """
     language = None
     if recogniser is None:
         lines = [line for region in regions for line in cut_at_pauses(region, config.cutting)]
         heard_regions = set(range(len(regions)))
     else:
-        samples = sound.part(regions[0].start_ms, regions[-1].end_ms)
         heard = recogniser.recognise(samples, config.language)
         language = heard.language if heard.language_probability is not None else None
         groups = [
@@ -342,10 +380,11 @@ def _hear(
         lines,
         config.cutting.min_utterance_ms,
         lower_ms=max(regions[0].start_ms - margin_ms, 0),
-        upper_ms=min(regions[-1].end_ms + margin_ms, duration_ms),
+        upper_ms=min(regions[-1].end_ms + margin_ms, end_ms),
     )
-    return replace(
-        stretch,
+    return Stretch(
+        start_ms=regions[0].start_ms,
+        end_ms=regions[-1].end_ms,
         utterances=tuple(map(_as_span, lines)),
         num_unclear=0 if recogniser is None else sum(not line.text for line in lines),
         unheard_ms=sum(

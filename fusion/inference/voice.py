@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _STATE = (1, 1, 128)
 _BLOCK_MS = 30_000
 # Decoding fills gaps up to `SYNC_SLACK_S`; less than twice that is no span without sound.
 _SLACK_SAMPLES = 100 * _SAMPLES_PER_MS
+
+_FULL_SCALE = 32_768  # of 16 bits
 
 OnProgress = Callable[[int], None]
 
@@ -170,6 +173,16 @@ def _check_absence(media: DecodedMedia, *, nothing_yet: bool) -> None:
         raise ClipError(reason.code, reason.message)
 
 
+def as_waveform(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """float32 [samples] in [-1, 1), as a decoder gives it."""
+    return samples.astype(np.float32) / np.float32(_FULL_SCALE)
+
+
+def as_samples(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
+    """The other way, exactly."""
+    return np.round(waveform * _FULL_SCALE).astype(np.int16)
+
+
 # ---------------------------------------------------------------------------------- the detector
 
 
@@ -181,15 +194,7 @@ class VoiceDetector:
     """
 
     def __init__(self, model: Path) -> None:
-        import onnxruntime  # optional, and not light
-
-        options = onnxruntime.SessionOptions()
-        options.inter_op_num_threads = options.intra_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3
-        self._session: Any = onnxruntime.InferenceSession(
-            str(model), providers=["CPUExecutionProvider"], sess_options=options
-        )
+        self._session = _load_detector(model)
         self._h, self._c = np.zeros(_STATE, np.float32), np.zeros(_STATE, np.float32)
         self._context = np.zeros(_CONTEXT_SAMPLES, np.float32)
         self._rest = np.zeros(0, np.float32)
@@ -223,6 +228,21 @@ class VoiceDetector:
         if not len(self._rest):
             return np.zeros(0, np.float32)
         return self.take(np.zeros(_FRAME_SAMPLES - len(self._rest), np.float32))
+
+
+@cache
+def _load_detector(model: Path) -> Any:
+    """One for all that listen at a time: the state is the caller's, and a session may be run by
+    several threads."""
+    import onnxruntime  # optional, and not light
+
+    options = onnxruntime.SessionOptions()
+    options.inter_op_num_threads = options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        str(model), providers=["CPUExecutionProvider"], sess_options=options
+    )
 
 
 def find_detector() -> Path:
@@ -277,8 +297,22 @@ class RegionFinder:
     @property
     def settled_ms(self) -> int:
         """No region that is still to come begins before."""
+        if self._open is not None and self._open.is_cut:
+            return self._open.first * FRAME_MS
         first = self._num_frames if self._open is None else self._open.first
         return max(first * FRAME_MS - self._config.padding_ms, 0)
+
+    @property
+    def open_ms(self) -> int | None:
+        """Where the region begins that has not ended; None where there is none, or where it is too
+        short yet to be one."""
+        region = self._open
+        if region is None:
+            return None
+        spoken = len(region.probabilities) - self._num_quiet
+        if spoken * FRAME_MS < self._config.min_speech_ms and not region.is_cut:
+            return None
+        return self.settled_ms
 
     def take(self, probabilities: NDArray[np.float32]) -> Iterator[SpeechRegion]:
         """probabilities: float32 [frames], of the frames that follow those taken before"""

@@ -28,6 +28,7 @@ from typing import IO, Any, NoReturn, Protocol
 
 from pipeline.decode.container import MAX_SECONDS_PER_CLIP
 from pipeline.decode.measure import MediaLength, measure_media
+from pipeline.decode.pieces import MediaPieces, decode_pieces
 from pipeline.decode.spans import decode_spans
 from pipeline.decode.subtitles import SubtitleTrack, read_subtitle_tracks
 from pipeline.errors import ClipError, MeldError
@@ -123,6 +124,24 @@ class DecoderProcess:
             decode_spans, path, list(spans), config, list(modalities), limits_s=limits_s
         )
 
+    def decode_pieces(
+        self,
+        pieces: MediaPieces,
+        spans: Sequence[MediaSpan],
+        config: DecodeConfig,
+        modalities: Sequence[Modality],
+    ) -> Iterator[DecodedMedia]:
+        """As `decode_pieces`. Raises ClipError where a picture ends the process."""
+        return self._ask(
+            _decode_pieces,
+            Path("pieces"),
+            pieces,
+            list(spans),
+            config,
+            list(modalities),
+            limits_s=[_MOST_S] * len(spans),
+        )
+
     def subtitles(self, path: Path) -> tuple[SubtitleTrack, ...]:
         """Raises ClipError as `read_subtitle_tracks`, and where the file ends the process."""
         [tracks] = self._ask(_subtitles, path, limits_s=[_seconds_to_read(path)])
@@ -167,6 +186,17 @@ class DecoderProcess:
 
 def _measure(path: Path) -> Iterator[MediaLength]:
     yield measure_media(path)
+
+
+def _decode_pieces(
+    path: Path,
+    pieces: MediaPieces,
+    spans: Sequence[MediaSpan],
+    config: DecodeConfig,
+    modalities: Sequence[Modality],
+) -> Iterator[DecodedMedia]:
+    """path: there is none of pieces"""
+    return decode_pieces(pieces, spans, config, modalities)
 
 
 def _subtitles(path: Path) -> Iterator[tuple[SubtitleTrack, ...]]:
