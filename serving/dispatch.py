@@ -90,6 +90,7 @@ class Dispatcher:
         self._changed = threading.Condition(threading.RLock())
         self._waiting = deque(job.id for job in store.unfinished())
         self._num_uploading = 0
+        self._written_ms = 0  # of media whose jobs are being written
         self._num_words = 0
         self._has_passed = False
         self._running: _Running | None = None
@@ -167,15 +168,25 @@ class Dispatcher:
         """Raises Busy where too much media waits already, StorageError."""
         with self._changed:
             self._check_open()
-            waiting_ms = sum(self._store.get(each).duration_ms for each in self._waiting)
+            waiting_ms = self._written_ms
+            waiting_ms += sum(self._store.get(each).duration_ms for each in self._waiting)
             most_ms = self._limits.queued_media_s * 1000
-            if self._waiting and waiting_ms + job.duration_ms > most_ms:
+            if waiting_ms and waiting_ms + job.duration_ms > most_ms:
                 raise Busy(
                     f"{waiting_ms / 1000:.0f} s of media are waiting already, and "
                     f"{self._limits.queued_media_s:.0f} s are the most; try again later",
                     self.seconds_until_place(),
                 )
+            self._written_ms += job.duration_ms
+        # The disk is waited for without the lock, which the loop of all requests takes.
+        try:
             accepted = self._store.accept(incoming, job)
+        except BaseException:
+            with self._changed:
+                self._written_ms -= job.duration_ms
+            raise
+        with self._changed:
+            self._written_ms -= job.duration_ms
             place.release()
             self._waiting.append(accepted.id)
             self._changed.notify_all()

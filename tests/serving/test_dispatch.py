@@ -142,3 +142,48 @@ def test_a_clip_whose_client_waited_for_a_server_that_was_killed_is_erased_by_th
     after = JobStore(root)
     assert [job.id for job in after.unfinished()] == [kept]
     assert [path.name for path in (root / "jobs").iterdir()] == [kept]
+
+
+def test_who_asks_for_a_place_does_not_wait_for_the_disk(
+    dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, written = threading.Event(), threading.Event()
+    accept = store.accept
+
+    def slow(*job: Any) -> Job:
+        writing.set()
+        assert written.wait(10)
+        return accept(*job)
+
+    monkeypatch.setattr(store, "accept", slow)
+    sender = threading.Thread(target=submit, args=(dispatcher, store))
+    sender.start()
+    assert writing.wait(10)
+    places: list[Any] = []
+    asks = threading.Thread(target=lambda: places.append(dispatcher.hold_place()))
+    asks.start()
+    asks.join(2)
+    has_waited = not places
+    written.set()
+    sender.join(10)
+    assert not has_waited
+    places[0].release()
+
+
+def test_what_is_being_written_counts_as_waiting(
+    dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StandIn.gate.clear()
+    running = submit(dispatcher, store, seconds=300)
+    while dispatcher.status(running).state != "running":
+        time.sleep(0.005)
+    accept = store.accept
+
+    def accept_slowly(*job: Any) -> Job:
+        monkeypatch.setattr(store, "accept", accept)
+        with pytest.raises(Busy, match="9 s of media are waiting already"):
+            submit(dispatcher, store, seconds=2)
+        return accept(*job)
+
+    monkeypatch.setattr(store, "accept", accept_slowly)
+    submit(dispatcher, store, seconds=9)

@@ -1,0 +1,251 @@
+"""The service beside `meld predict`, and beside a plain handler that calls the model."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from bench.memory import PeakMemory
+from bench.service.client import ask, await_end, events, head, send, upload_request
+from bench.service.crowds import Probe
+from bench.service.figures import Figure, at_least, at_most, exactly, told
+from bench.service.films import film_upload, make_film
+from bench.service.inputs import Clip
+from bench.service.lives import predict_alone
+from bench.service.server import Server, serving
+from bench.service.setting import Setting
+
+_CLIPS = 16
+_PEERS_CLIPS = 10
+_BOUNDARY = "a-part-begins-here"
+
+
+async def same(setting: Setting) -> list[Figure]:
+    """An upload has the timeline of `meld predict`; its utterances come as they are ready."""
+    film = make_film(setting.work, setting.clips, minutes=2, cue_ms=250)
+    by_predict = predict_alone(film, setting)
+    paths = _write(setting.clips[:_CLIPS], setting.work / "same-clips")
+    heard = setting.work / "same-heard"
+    command = [sys.executable, "-m", "cli", "predict", *map(str, paths), "--out", str(heard)]
+    subprocess.run([*command, *setting.options], check=True, stderr=subprocess.DEVNULL)
+    equal = 0
+    with serving(setting.work / "same", *setting.options, limits={"queued_jobs": 64}) as server:
+        jobs = [
+            (await send(server.port, upload_request(clip))).json["id"]
+            for clip in setting.clips[:_CLIPS]
+        ]
+        for job, path in zip(jobs, paths, strict=True):
+            await await_end(server.port, job)
+            answer = await ask(server.port, f"/v1/jobs/{job}/timeline")
+            equal += answer.body == (heard / f"{path.name}.meld.json").read_bytes()
+        firsts, batches, wholes = [], [], []
+        for _ in range(setting.rounds):
+            job = (await send(server.port, film_upload(film))).json["id"]
+            accepted = time.perf_counter()
+            at_s = [
+                e.at_s - accepted async for e in events(server.port, job) if e.kind != "progress"
+            ]
+            firsts.append(at_s[0])
+            wholes.append(at_s[-1])
+            batches.append((at_s[-1] - at_s[0]) / max(len(at_s) / 16, 1))
+        answer = await ask(server.port, f"/v1/jobs/{job}/timeline")
+    most_s = 2 * median(batches) + 0.5
+    return [
+        exactly("clips that are heard: timelines equal byte for byte", equal, len(paths)),
+        exactly("film with subtitles: timeline equal byte for byte", answer.body == by_predict, 1),
+        told("utterances of the film", film.num_utterances),
+        told("film: acceptance to the end", median(wholes), "s"),
+        told("film: one batch of 16", median(batches), "s"),
+        at_most("film: acceptance to the first utterance", median(firsts), most_s, "s"),
+    ]
+
+
+async def throughput(setting: Setting) -> list[Figure]:
+    """Jobs a minute of 1, 2 and 4 clients, beside `meld predict` on the same clips, in turns."""
+    clips = setting.clips[:_CLIPS]
+    paths = _write(clips, setting.work / "throughput-clips")
+    seconds: dict[str, list[float]] = {"meld predict": [], **{_clients(n): [] for n in (1, 2, 4)}}
+    with (
+        serving(setting.work / "throughput", *setting.options) as server,
+        _alone(setting.options) as alone,
+    ):
+        await _take(server, clips[:2], 2)
+        _predict(alone, paths[:2])
+        for number in range(setting.rounds):
+            order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
+            for name in order:
+                if name == "meld predict":
+                    took_s = await asyncio.to_thread(_predict, alone, paths)
+                else:
+                    took_s = await _take(server, clips, int(name.split()[0]))
+                seconds[name].append(took_s)
+    figures = [told("clips", len(clips)), told("rounds", setting.rounds)]
+    base = median(seconds["meld predict"])
+    for name, each in seconds.items():
+        figures.append(told(f"{name}: jobs a minute", 60 * len(clips) / median(each)))
+        figures.append(told(f"{name}: spread", (max(each) - min(each)) / median(each)))
+        if name != "meld predict":
+            share = base / median(each)
+            is_goal = name == _clients(2)
+            figures.append(
+                at_least(f"{name} / meld predict", share, 0.9)
+                if is_goal
+                else told(f"{name} / meld predict", share)
+            )
+    return figures
+
+
+def _clients(number: int) -> str:
+    return f"{number} client{'s' if number > 1 else ''}"
+
+
+async def _take(server: Server, clips: Sequence[Clip], number: int) -> float:
+    """Seconds until all clips are predicted and erased, by so many clients at one time."""
+    left = list(clips)
+
+    async def one() -> None:
+        while left:
+            answer = await send(server.port, upload_request(left.pop(0)))
+            job = answer.json["id"]
+            async for _ in events(server.port, job):
+                pass
+            timeline = await ask(server.port, f"/v1/jobs/{job}/timeline")
+            assert timeline.status == 200
+            await ask(server.port, f"/v1/jobs/{job}", method="DELETE")
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(number)))
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _alone(options: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.service.alone", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _predict(alone: "subprocess.Popen[str]", paths: Sequence[Path]) -> float:
+    assert alone.stdin is not None
+    assert alone.stdout is not None
+    alone.stdin.write(json.dumps([str(path) for path in paths]) + "\n")
+    alone.stdin.flush()
+    return float(alone.stdout.readline())
+
+
+def _write(clips: Sequence[Clip], folder: Path) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for clip in clips:
+        (folder / clip.name).write_bytes(clip.content)
+    return [folder / clip.name for clip in clips]
+
+
+# ----------------------------------------------------------------------------------------- peer
+
+
+async def peer(setting: Setting) -> list[Figure]:
+    """Ten clips at one time and an eleventh: this service, and a handler that calls the model."""
+    clips = setting.clips[: _PEERS_CLIPS + 1]
+    figures = [told("clips at one time", _PEERS_CLIPS)]
+    with serving(setting.work / "peer", *setting.options) as server:
+        await _take(server, clips[:1], 1)
+        figures += await _ten("meld serve", server.process.pid, server.port, "/livez", clips)
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.service.peer", str(port), *setting.options]
+    )
+    try:
+        await _await_peer(port)
+        await _post(port, clips[0])
+        figures += await _ten("handler", process.pid, port, "/health", clips)
+    finally:
+        process.kill()
+        process.wait()
+    return figures
+
+
+async def _ten(
+    name: str, process_id: int, port: int, alive: str, clips: Sequence[Clip]
+) -> list[Figure]:
+    memory = PeakMemory(process_id)
+    probe = Probe(port, alive)
+    one = _post if name == "handler" else _job
+    began = time.perf_counter()
+    ten = asyncio.gather(*(one(port, clip) for clip in clips[:-1]), return_exceptions=True)
+    await asyncio.sleep(0.5)
+    eleventh = await one(port, clips[-1])
+    answers = await ten
+    took_s = time.perf_counter() - began
+    await probe.end()
+    memory.close()
+    whole = [each for each in answers if isinstance(each, tuple)]
+    return [
+        told(f"{name}: answered", len(whole)),
+        told(f"{name}: median until something is known", median(each[0] for each in whole), "s"),
+        told(f"{name}: median until the timeline", median(each[1] for each in whole), "s"),
+        told(f"{name}: the eleventh is told something after", eleventh[0], "s"),
+        told(f"{name}: the eleventh has its timeline after", eleventh[1], "s"),
+        told(f"{name}: clips a minute", 60 * len(clips) / took_s),
+        told(f"{name}: peak memory", memory.peak_bytes / 1e6, "MB"),
+        told(f"{name}: slowest {alive} meanwhile", max(probe.seconds, default=took_s), "s"),
+        told(f"{name}: {alive} answered so often", len(probe.seconds)),
+    ]
+
+
+async def _job(port: int, clip: Clip) -> tuple[float, float]:
+    """Seconds until it is known that the clip is accepted, and until its timeline is there."""
+    began = time.perf_counter()
+    job = (await send(port, upload_request(clip))).json["id"]
+    accepted_s = time.perf_counter() - began
+    async for _ in events(port, job):
+        pass
+    await ask(port, f"/v1/jobs/{job}/timeline")
+    return accepted_s, time.perf_counter() - began
+
+
+async def _post(port: int, clip: Clip) -> tuple[float, float]:
+    body = (
+        f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
+        f'name="file"; filename="{clip.name}"\r\nContent-Type: video/mp4\r\n\r\n'
+    ).encode()
+    body += clip.content + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    headers = {
+        "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+    }
+    began = time.perf_counter()
+    answer = await send(port, head("POST", "/predict", headers) + body)
+    if answer.status != 200:
+        raise RuntimeError(f"the handler answered {answer.status}")
+    return answer.first_s, time.perf_counter() - began
+
+
+async def _await_peer(port: int) -> None:
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await ask(port, "/health")
+            except OSError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

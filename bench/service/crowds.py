@@ -1,0 +1,170 @@
+"""Many at one time: bursts, clients that each have a clip of their own."""
+
+import asyncio
+import json
+import math
+import time
+from collections import Counter
+from contextlib import suppress
+from statistics import median
+
+from bench.service.client import Answer, ask, await_end, head, send, upload_request
+from bench.service.figures import Figure, at_most, exactly, told
+from bench.service.inputs import own
+from bench.service.server import Server, serving
+from bench.service.setting import Setting
+from bench.service.wires import Wire
+from bench.service.wires import burst as many_at_once
+
+QUEUE = 8
+BURST = 100
+_BURSTS_REFUSED = 5
+CLIENTS = 200
+
+
+class Probe:
+    """Asks an address again and again, on a connection of its own each time."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self.seconds: list[float] = []
+        self.failures = 0
+        self._task = asyncio.ensure_future(self._run(port, path))
+
+    async def _run(self, port: int, path: str) -> None:
+        while True:
+            try:
+                answer = await ask(port, path)
+                self.seconds.append(answer.first_s)
+                self.failures += answer.status != 200
+            except (OSError, EOFError, TimeoutError):
+                self.failures += 1
+            await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+
+async def burst(setting: Setting) -> list[Figure]:
+    """100 uploads at one time against a queue of 8."""
+    requests = [
+        upload_request(own(setting.clips[number % len(setting.clips)], number), text="Hello")
+        for number in range(BURST)
+    ]
+    probe = head("GET", "/readyz", {"Connection": "close"})
+    wires: list[Wire] = []
+    probes: list[Wire] = []
+    with serving(setting.work / "burst", limits={"queued_jobs": QUEUE}) as server:
+        await _warm(server, setting)
+        for _ in range(setting.rounds):
+            found = many_at_once(server.port, requests, probe)
+            wires += found.wires
+            probes += found.probes
+            for wire in found.wires:
+                if wire.status == 202:
+                    job = json.loads(wire.received.partition(b"\r\n\r\n")[2])["id"]
+                    await await_end(server.port, job)
+                    await ask(server.port, f"/v1/jobs/{job}", method="DELETE")
+        grown_kb, refused = await _refuse_all(server, requests, probe)
+    refusals_s = [wire.first_s or 0 for wire in wires if wire.is_refusal]
+    ready_s = [wire.first_s or math.inf for wire in probes]
+    accepted = sum(wire.status == 202 for wire in wires)
+    return [
+        told("uploads at one time", BURST),
+        told("bursts", setting.rounds),
+        told("median refusal", 1000 * median(refusals_s), "ms"),
+        at_most("slowest refusal", 1000 * max(refusals_s), 100, "ms"),
+        told("median /readyz meanwhile", 1000 * median(ready_s), "ms"),
+        at_most("slowest /readyz meanwhile", 1000 * max(ready_s), 50, "ms"),
+        told("accepted", accepted),
+        told("refused with Retry-After", len(refusals_s)),
+        exactly("answered otherwise, or cut off", len(wires) - accepted - len(refusals_s), 0),
+        told("more that were refused, while the queue was full", refused),
+        at_most("server grew for each of them", grown_kb, 1, "kB"),
+    ]
+
+
+async def _refuse_all(server: Server, requests: list[bytes], probe: bytes) -> tuple[float, int]:
+    """Kilobytes that the server grows by for each refused upload, and of how many."""
+    slow = head("POST", "/v1/jobs", {"Content-Type": "video/mp4", "Content-Length": "100000"})
+    held = []
+    for _ in range(QUEUE):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(slow)
+        held.append(writer)
+    await asyncio.sleep(0.3)
+    many_at_once(server.port, requests, probe)
+    before = server.costs().rss
+    refused = 0
+    for _ in range(_BURSTS_REFUSED):
+        refused += sum(w.is_refusal for w in many_at_once(server.port, requests, probe).wires)
+    grown = server.costs().rss - before
+    for writer in held:
+        writer.close()
+    return grown / 1000 / max(refused, 1), refused
+
+
+async def clients(setting: Setting) -> list[Figure]:
+    """200 clients at one time, each with a clip of its own; who is refused comes again."""
+    kinds: Counter[str] = Counter()
+    waits_s: list[float] = []
+
+    async def one(server: Server, number: int) -> None:
+        clip = own(setting.clips[number % len(setting.clips)], number)
+        request = upload_request(clip, text=clip.text)
+        while True:
+            began = time.perf_counter()
+            try:
+                answer = await send(server.port, request)
+            except (OSError, EOFError, TimeoutError) as error:
+                kinds[f"reset: {type(error).__name__}"] += 1
+                return
+            if answer.is_refusal:
+                kinds["refused"] += 1
+                await asyncio.sleep(min(int(answer.headers["retry-after"]), 2))
+                continue
+            kinds[_kind(answer)] += 1
+            if answer.status != 202:
+                return
+            job = await await_end(server.port, answer.json["id"])
+            timeline = (await ask(server.port, f"/v1/jobs/{job['id']}/timeline")).json
+            [utterance] = timeline["utterances"]
+            is_own = timeline["media"]["file"] == clip.name and utterance["text"] == clip.text
+            kinds["own clip's answer" if is_own else "another clip's answer"] += 1
+            waits_s.append(time.perf_counter() - began)
+            return
+
+    with serving(setting.work / "clients", limits={"queued_jobs": 32}) as server:
+        await _warm(server, setting)
+        before = server.costs()
+        probe = Probe(server.port, "/livez")
+        began = time.perf_counter()
+        await asyncio.gather(*(one(server, number) for number in range(CLIENTS)))
+        took_s = time.perf_counter() - began
+        await probe.end()
+        after = await server.settle(before)
+    resets = sum(count for kind, count in kinds.items() if kind.startswith("reset"))
+    return [
+        told("clients", CLIENTS),
+        exactly("own clip's answer", kinds["own clip's answer"], CLIENTS),
+        exactly("another clip's answer", kinds["another clip's answer"], 0),
+        exactly("resets", resets, 0),
+        told("refusals with Retry-After on the way", kinds["refused"]),
+        told("all done in", took_s, "s"),
+        told("slowest from acceptance to answer", max(waits_s, default=0), "s"),
+        at_most("slowest /livez meanwhile", 1000 * max(probe.seconds), 100, "ms"),
+        exactly("/livez that failed", probe.failures, 0),
+        at_most("server grew by", (after.rss - before.rss) / 1e6, 50, "MB"),
+        at_most("descriptors more than before", after.descriptors - before.descriptors, 0),
+    ]
+
+
+async def _warm(server: Server, setting: Setting) -> None:
+    """What is imported and allocated for the first upload is there afterwards."""
+    answer = await send(server.port, upload_request(setting.clips[0], text="Hello"))
+    await await_end(server.port, answer.json["id"])
+
+
+def _kind(answer: Answer) -> str:
+    return "refused" if answer.is_refusal else str(answer.status)

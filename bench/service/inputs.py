@@ -1,0 +1,43 @@
+"""What is sent: clips of the generated corpus, with their words."""
+
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.corpus.annotations import read_corpus
+from pipeline.corpus.clips import locate_clips
+from pipeline.sample.corpus import SampleConfig, make_sample
+
+_DIALOGUES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    name: str
+    content: bytes
+    text: str
+
+
+def make_clips(work: Path) -> list[Clip]:
+    """Some twenty, of 2 to 6 s, with picture and sound."""
+    data = work / "data"
+    make_sample(SampleConfig(out=data, dialogues=_DIALOGUES))
+    found = []
+    for split, rows in read_corpus(data, None).items():
+        for clip in locate_clips(data, split, rows, "fixed"):
+            assert clip.path is not None
+            name = f"{split}-{clip.path.name}"
+            found.append(Clip(name=name, content=clip.path.read_bytes(), text=clip.utterance.text))
+    return found
+
+
+def own(clip: Clip, number: int) -> Clip:
+    """The same pictures and sound in a file of other bytes, whose words name the number."""
+    said = f"client {number}".encode()
+    unused = struct.pack(">I4s", 8 + len(said), b"free") + said  # a box that players pass over
+    return replace(
+        clip,
+        name=f"client-{number}.mp4",
+        content=clip.content + unused,
+        text=f"{clip.text} That was number {number}.",
+    )
