@@ -140,6 +140,8 @@ class Admission:
     def _note(self, scope: Scope, note: RequestNote, status: int, took_s: float) -> None:
         if note.problem is not None:
             self._dispatcher.metrics.requests_refused.labels(note.problem).inc()
+        if not log.isEnabledFor(logging.INFO):  # whoever is refused costs as little as can be
+            return
         route, job = self._place_of(scope)
         log.info(
             Event(

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
@@ -23,7 +23,7 @@ from pipeline.decode.process import Decoder
 from pipeline.errors import ClipError, InputError, MeldError, UsageError
 from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
 from serving.config import ServeConfig
-from serving.dispatch import Dispatcher, JobStatus
+from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
 from serving.jobs import Incoming, Job, JobStore
 from serving.metrics import CONTENT_TYPE
 from serving.page import POLICY, page_file, render_start
@@ -130,6 +130,8 @@ def create_app(parts: Parts) -> ASGIApp:
     app.state.parts = parts
     app.state.sending = set()
     app.state.measuring = asyncio.Semaphore(_MOST_AT_ONCE)
+    # Threads of their own for those who wait for the worker, and some to refuse the others by.
+    app.state.readers = CapacityLimiter(2 * MOST_WORDS_WAITING)
     _add_handlers(app)
     _add_jobs(app)
     _add_rest(app)
@@ -145,7 +147,8 @@ def create_app(parts: Parts) -> ASGIApp:
     )
 
 
-def _parts(request: Request) -> Parts:
+# Async, as whatever waits for nothing: the threads that others are answered by may all be waiting.
+async def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
@@ -153,7 +156,7 @@ def _parts(request: Request) -> Parts:
 WithParts = Annotated[Parts, Depends(_parts)]
 
 
-def _known(job_id: str, parts: WithParts) -> JobStatus:
+async def _known(job_id: str, parts: WithParts) -> JobStatus:
     """Raises NoSuchJob, before a stream begins."""
     return parts.dispatcher.status(job_id)
 
@@ -217,7 +220,7 @@ def _add_jobs(app: FastAPI) -> None:
         return Response(content, media_type=_MEDIA_TYPES["json"])
 
     @app.get("/v1/jobs/{job_id}", response_model_exclude_none=True, summary="How far a job is")
-    def get_job(job: WithJob, response: Response, parts: WithParts) -> JobView:
+    async def get_job(job: WithJob, response: Response, parts: WithParts) -> JobView:
         """`Retry-After` says when it is likely to be done."""
         return _tell(job, parts, response)
 
@@ -389,26 +392,30 @@ def _check_succeeded(status: JobStatus) -> None:
 async def _follow(job_id: str, parts: Parts, last: int) -> AsyncIterator[ServerSentEvent]:
     """Ends with the job, with its erasing, and with the service, whose successor is asked then."""
     path = parts.store.folder(job_id).utterances
-    number, told = 0, None
-    place = 0
+    number, place = 0, 0
+    seen: JobStatus | None = None
+    told: dict[str, Any] | None = None
     while not parts.dispatcher.is_draining:
         # First how it stands, then what is there: what comes last is not missed.
         try:
             status = parts.dispatcher.status(job_id)
         except UsageError:
             return
-        lines, place = await to_thread.run_sync(_read_on, path, place)
-        for line in lines:
-            number += 1
-            if number > last:
-                yield ServerSentEvent(event="utterance", id=str(number), raw_data=line)
-        view = parts.view(status).model_dump(mode="json", exclude_none=True)
-        if status.job.ended is not None:
-            yield ServerSentEvent(event="end", data=view)
-            return
-        if view != told:
-            told = view
-            yield ServerSentEvent(event="progress", data=view)
+        if status.state != "queued" or seen is None:  # an earlier worker may have left some
+            lines, place = await to_thread.run_sync(_read_on, path, place)
+            for line in lines:
+                number += 1
+                if number > last:
+                    yield ServerSentEvent(event="utterance", id=str(number), raw_data=line)
+        if status != seen:  # many may look at jobs that wait, again and again
+            seen = status
+            view = parts.view(status).model_dump(mode="json", exclude_none=True)
+            if status.job.ended is not None:
+                yield ServerSentEvent(event="end", data=view)
+                return
+            if view != told:
+                told = view
+                yield ServerSentEvent(event="progress", data=view)
         await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
@@ -431,12 +438,15 @@ def _read_on(path: Path, place: int) -> tuple[list[str], int]:
 
 def _add_rest(app: FastAPI) -> None:
     @app.post("/v1/text", summary="What is felt in words alone")
-    def read_text(words: Words, parts: WithParts) -> WordsRead:
+    async def read_text(request: Request, words: Words, parts: WithParts) -> WordsRead:
         """Answered at once, also while a job is worked on."""
         turns = [turn.model_dump() for turn in words.turns]
         ready = parts.dispatcher.ready
         assert ready is not None
-        return WordsRead(utterances=parts.dispatcher.read_words(turns), notice=ready.notice)
+        read = await to_thread.run_sync(
+            parts.dispatcher.read_words, turns, limiter=request.app.state.readers
+        )
+        return WordsRead(utterances=read, notice=ready.notice)
 
     @app.get("/v1/model", summary="The model that predicts")
     def get_model(parts: WithParts) -> ModelView:
@@ -474,7 +484,7 @@ def _add_rest(app: FastAPI) -> None:
         response_class=PlainTextResponse,
         responses={200: {"content": {"text/plain": {"example": _METRICS}}}},
     )
-    def get_metrics(parts: WithParts) -> Response:
+    async def get_metrics(parts: WithParts) -> Response:
         """With the key, where there is one: it tells how much the service is used."""
         return Response(parts.dispatcher.metrics.render(), media_type=CONTENT_TYPE)
 

@@ -26,6 +26,7 @@ class Limits:
     retention_hours: how long after its end a job is kept, its media included; then it is erased
     header_s:        seconds until the head of a request must be there
     silence_s:       seconds for which an upload may send nothing
+    unread_s:        seconds for which a client may leave an answer unread
     min_bytes_per_s: of an upload, on average
     stalled_s:       seconds after which a worker that reports nothing is replaced
     drain_s:         seconds that the running job gets to finish when the service is ended; one that
@@ -43,6 +44,7 @@ class Limits:
     retention_hours: float = 24.0
     header_s: float = 10.0
     silence_s: float = 20.0
+    unread_s: float = 60.0
     min_bytes_per_s: int = 16 * 2**10
     stalled_s: float = 900.0
     drain_s: float = 25.0

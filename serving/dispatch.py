@@ -33,7 +33,7 @@ _SECONDS_BETWEEN_SWEEPS = 30.0
 _SECONDS_BEFORE_ANOTHER_WORKER = 5.0
 _SECONDS_AFTER_A_BAD_DISK = 5.0
 _MOST_DEATHS = 2
-_MOST_WORDS_WAITING = 32
+MOST_WORDS_WAITING = 32
 # Seconds of work a second of media takes, until the first job says.
 _FIRST_GUESS = 0.3
 _LONGEST_RETRY_S = 3600
@@ -249,8 +249,8 @@ class Dispatcher:
             worker = self._worker
             if worker is None or not self._is_ready:
                 raise Busy("the model is being loaded; try again soon", 5)
-            if self._num_words >= _MOST_WORDS_WAITING:
-                raise Busy(f"{_MOST_WORDS_WAITING} such requests are waiting already", 2)
+            if self._num_words >= MOST_WORDS_WAITING:
+                raise Busy(f"{MOST_WORDS_WAITING} such requests are waiting already", 2)
             self._num_words += 1
         try:
             return worker.read_words(turns).result(_SECONDS_TO_READ_WORDS)

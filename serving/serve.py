@@ -14,10 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import InputError, MeldError, StorageError
@@ -25,6 +23,7 @@ from pipeline.system.locks import hold
 from serving.admission import Keys
 from serving.app import Parts, create_app
 from serving.config import ServeConfig
+from serving.connections import limited_protocol
 from serving.dispatch import SECONDS_TO_LOAD, Dispatcher
 from serving.jobs import JobStore
 from serving.process import WorkerEnded, WorkerProcess, WorkerReady
@@ -84,7 +83,9 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
         server = _Server(
             uvicorn.Config(
                 service.app,
-                http=limited_protocol(header_s=config.limits.header_s),
+                http=limited_protocol(
+                    header_s=config.limits.header_s, unread_s=config.limits.unread_s
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -175,32 +176,3 @@ class _Server(uvicorn.Server):
         self._dispatcher.drain()
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # what began in order ends in order, with status 0
-
-
-def limited_protocol(*, header_s: float) -> type[H11Protocol]:
-    """uvicorn's own, with a limit for the head of a request: it waits for ever else."""
-
-    class Protocol(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._deadline = self.loop.call_later(header_s, transport.close)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
-                self._lift()
-            elif self._deadline is None:  # of the next request a part has come
-                self._deadline = self.loop.call_later(header_s, self.transport.close)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._lift()
-            super().connection_lost(exc)
-
-        def _lift(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-    return Protocol

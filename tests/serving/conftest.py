@@ -64,11 +64,11 @@ def address(service: "Service") -> Iterator[str]:
     """The service behind a socket: "http://127.0.0.1:PORT"."""
     import uvicorn
 
-    from serving.serve import limited_protocol
+    from serving.connections import limited_protocol
 
     config = uvicorn.Config(
         service.app,
-        http=limited_protocol(header_s=1),
+        http=limited_protocol(header_s=1, unread_s=5),
         lifespan="off",
         ws="none",
         log_config=None,

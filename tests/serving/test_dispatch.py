@@ -1,6 +1,8 @@
 """What happens to jobs when their worker does what it should not; the worker is a stand-in."""
 
+import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from serving.config import Limits
 from serving.dispatch import Dispatcher
-from serving.jobs import JobStore
+from serving.jobs import Job, JobStore
 from serving.problems import Busy
 from tests.serving.stand_in import DIES, DONE, StandIn, await_end, submit
 

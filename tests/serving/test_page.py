@@ -1,12 +1,16 @@
 """The page in a real browser: a file is sent, its utterances arrive, the result opens, it is
 erased."""
 
+import json
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.serving.conftest import SRT
 
 if TYPE_CHECKING:
@@ -96,6 +100,24 @@ def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
     assert page.title() != "hacked"
 
 
+def test_so_are_a_label_a_speaker_and_why_something_failed(page: Any, address: str) -> None:
+    heads = {"emotion": {"label": ATTACK, "confidence": 0.5}, "sentiment": {"label": ATTACK}}
+    each = {"start_ms": 0, "text": ATTACK, "speaker": ATTACK, **heads}
+    job = {"id": "0" * 32, "file": ATTACK, "state": "failed", "error": {"detail": ATTACK}}
+    told = [("utterance", each), ("utterance", {**each, "error": ATTACK}), ("end", job)]
+    stream = "".join(f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in told)
+    page.route(
+        "**/events", lambda asked: asked.fulfill(content_type="text/event-stream", body=stream)
+    )
+    page.goto(f"{address}/#{'0' * 32}")
+    page.wait_for_selector("text=It could not be predicted.")
+    assert page.inner_text("#utterances tbody").count(ATTACK) == 7
+    assert page.inner_text("#job-told") == ATTACK
+    assert page.locator("img").count() == 0
+    assert page.title() != "hacked"
+    assert page.problems == []
+
+
 def test_a_refusal_is_told_on_the_page_and_another_file_may_be_sent(
     page: Any, address: str, clip: Path
 ) -> None:
@@ -134,3 +156,66 @@ def test_nothing_overflows_on_a_phone_or_a_desk(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert page.problems == []
+
+
+REAL = ROOT.parent / "shared" / "media" / "nasa_13013.mp4"
+
+
+@pytest.fixture(params=["generated", "real"])
+def film(request: pytest.FixtureRequest) -> Path:
+    """Somebody speaks in it."""
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    if request.param == "real":
+        if not REAL.is_file():
+            pytest.skip(f"{REAL.name} is not there")
+        return REAL
+    root: Path = request.getfixturevalue("sample").root
+    return max(root.rglob("*.mp4"), key=lambda path: path.stat().st_size)
+
+
+def until(page: "Page", expression: str) -> None:
+    deadline = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.05)
+
+
+def test_a_film_is_heard_looked_through_by_click_and_key_saved_and_erased(
+    page: Any, address: str, film: Path
+) -> None:
+    page.goto(address)
+    page.set_input_files("#media", film)
+    page.click("#send")
+    page.set_default_timeout(60_000)
+    page.wait_for_selector("#utterances tbody tr")  # one has arrived
+    page.wait_for_selector("#links:not([hidden])")
+    rows = page.locator("#utterances tbody tr")
+    assert rows.count() >= 1
+    with page.expect_download() as download:
+        page.click("#srt")
+    subtitles = Path(download.value.path()).read_text(encoding="utf-8")
+    assert subtitles.count(" --> ") == rows.count()
+
+    job = page.url
+    page.click("#page")
+    page.eval_on_selector("video", PLAYABLE)
+    seek = page.locator("button.seek")
+    assert seek.count() == len(starts(subtitles))
+    seek.last.click()
+    starts_s = starts(subtitles)
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {starts_s[-1]}) < 0.1")
+    page.keyboard.press("ArrowLeft")
+    before_s = starts_s[-2] if len(starts_s) > 1 else starts_s[-1]
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {before_s}) < 0.1")
+
+    page.goto(job)
+    page.wait_for_selector("#links:not([hidden])")
+    page.click("#erase")
+    page.wait_for_selector("text=Erased: the media, the words and the results.")
+    assert page.problems == []
+
+
+def starts(subtitles: str) -> list[float]:
+    """Seconds."""
+    found = re.findall(r"(\d+):(\d+):(\d+),(\d+) -->", subtitles)
+    return [int(h) * 3600 + int(m) * 60 + int(s) + int(ms) / 1000 for h, m, s, ms in found]

@@ -1,6 +1,7 @@
 """Clients that are slow, go away, or send what nobody waits for: on a socket of its own each."""
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,37 @@ def test_a_refusal_comes_before_the_body(
     with connect(address) as client:
         client.sendall(UPLOAD % (kind, length))
         assert client.recv(12) == b"HTTP/1.1 " + status
+
+
+def test_many_who_wait_for_the_worker_hold_up_nobody_else(
+    address: str, service: "Service", clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def wait(turns: object) -> list[object]:
+        let_go.wait(30)
+        return []
+
+    monkeypatch.setattr(service.dispatcher, "read_words", wait)
+    words = b'{"turns": [{"text": "Hi"}]}'
+    request = (
+        b"POST /v1/text HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(words), words)
+    )
+    waiting = [connect(address) for _ in range(50)]
+    try:
+        for client in waiting:
+            client.sendall(request)
+        time.sleep(0.3)
+        with connect(address) as other:
+            other.settimeout(3)
+            other.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert other.recv(12) == b"HTTP/1.1 200"
+        with connect(address) as other:
+            content = clip.read_bytes()
+            other.sendall(UPLOAD % (b"video/mp4", len(content)) + content)
+            assert other.recv(12) == b"HTTP/1.1 202"
+    finally:
+        let_go.set()
+        for client in waiting:
+            client.close()
