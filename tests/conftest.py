@@ -276,10 +276,10 @@ def corpus(sample: "SampleResult") -> Path:
 
 @pytest.fixture(scope="session")
 def few_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Options of `meld extract` that make the `features` below: four pictures a clip, as the video
+    """Options of `meld extract` that make the `features` below: two pictures a clip, as the video
     net's arithmetic is most of an extraction and not what these tests are about."""
     settings = tmp_path_factory.mktemp("settings") / "few-frames.toml"
-    settings.write_text("num_frames = 4\nrows_per_shard = 2\n")
+    settings.write_text("num_frames = 2\nrows_per_shard = 2\n")
     return ("--text", "minilm", "--weights", "video=random", "--config", str(settings))
 
 
@@ -295,7 +295,7 @@ def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) 
             data=corpus,
             features=folder,
             encoders=EncoderRequest(text="minilm", video_weights="random"),
-            num_frames=4,
+            num_frames=2,
             rows_per_shard=2,
         )
         assert extract(config).num_failures == 0

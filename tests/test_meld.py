@@ -1,6 +1,7 @@
 """`import meld`: the commands as functions, with messages that speak Python."""
 
 import ast
+import functools
 import inspect
 import re
 import subprocess
@@ -134,6 +135,8 @@ def test_the_readmes_example_runs(
     )
     (tmp_path / "data").symlink_to(corpus)
     monkeypatch.chdir(tmp_path)
+    # Two pictures a clip, not 16: the video net would take most of the time.
+    monkeypatch.setattr(meld, "extract", functools.partial(meld.extract, config={"num_frames": 2}))
     exec(compile(textwrap.dedent(example), "docs/python.md", "exec"), {})
     assert re.search(r"0\.\d+", capsys.readouterr().out)
 

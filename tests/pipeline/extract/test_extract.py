@@ -38,7 +38,7 @@ ENCODERS = EncoderRequest(text="minilm", video_weights="random")
 
 
 def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
-    settings = {"num_frames": 4, "rows_per_shard": 2, **changes}
+    settings = {"num_frames": 2, "rows_per_shard": 2, **changes}
     encoders = EncoderRequest() if settings.get("modalities") == ("audio",) else ENCODERS
     return ExtractConfig(data=data, features=features, encoders=encoders, **settings)
 
@@ -114,7 +114,7 @@ def test_a_second_run_finds_everything_done_and_starts_no_cluster(
 def test_another_recipe_is_refused_and_the_differing_field_named(
     corpus: Path, own_features: Path
 ) -> None:
-    with pytest.raises(RecipeMismatch, match=r"decode\.num_frames: 4 != 8"):
+    with pytest.raises(RecipeMismatch, match=r"decode\.num_frames: 2 != 8"):
         extract(config_for(corpus, own_features, num_frames=8))
 
 
@@ -222,7 +222,7 @@ def test_a_clip_that_kills_its_decoder_is_in_the_ledger_and_costs_only_itself(
 def test_every_defect_of_a_corrupt_corpus_is_in_the_ledger_and_every_other_row_intact(
     corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld, few_frames: tuple[str, ...]
 ) -> None:
-    (tmp_path / "settings.toml").write_text("num_frames = 4\n")  # in shards as large as ever
+    (tmp_path / "settings.toml").write_text("num_frames = 3\n")  # in shards as large as ever
     finished = meld(
         *("extract", "--split", "all", "--data", corrupt_corpus.root),
         *("--features", tmp_path / "features", *few_frames[:-1], tmp_path / "settings.toml"),
