@@ -125,6 +125,7 @@ def test_an_intact_corpus_is_healthy(corpus: Path, tmp_path: Path) -> None:
     assert sum(split.found for split in report.splits) == report.clips_inspected > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_all_of_it_goes_through_ray_and_a_deadly_clip_costs_only_itself(
     corrupt_corpus: SampleResult, tmp_path: Path, meld: Meld, monkeypatch: pytest.MonkeyPatch

@@ -41,7 +41,7 @@ def write_corpus(folder: Path, num_clips: int) -> None:
 @pytest.mark.parametrize(
     ("num_clips", "killers"),
     [
-        pytest.param(100, range(40, 50), id="ten-in-a-row"),
+        pytest.param(100, range(40, 50), id="ten-in-a-row", marks=pytest.mark.slow),
         pytest.param(1000, range(7, 1000, 10), id="every-tenth", marks=pytest.mark.slow),
     ],
 )

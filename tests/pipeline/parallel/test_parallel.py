@@ -93,6 +93,7 @@ def test_a_clip_that_kills_its_worker_costs_only_itself(
     assert "a worker died; 3 clips are begun again, each by itself" in caplog.text
 
 
+@pytest.mark.slow
 def test_several_deadly_clips_of_one_shard_cost_one_worker_and_two_deaths_each(
     read: Any, tmp_path: Path
 ) -> None:
