@@ -131,7 +131,7 @@ def create_app(parts: Parts) -> ASGIApp:
     app.state.sending = set()
     app.state.measuring = asyncio.Semaphore(_MOST_AT_ONCE)
     # Threads of their own for those who wait for the worker, and some to refuse the others by.
-    app.state.readers = CapacityLimiter(2 * MOST_WORDS_WAITING)
+    app.state.readers = CapacityLimiter(2 * MOST_WORDS_WAITING * parts.config.workers)
     _add_handlers(app)
     _add_jobs(app)
     _add_rest(app)

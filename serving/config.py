@@ -64,6 +64,8 @@ class ServeConfig:
     port:        to listen on; 0 takes one that is free
     key_file:    file whose first line is the key that clients must send
     without_key: other machines may come without a key
+    workers:     processes that predict, each with the model in its memory and one job at a time;
+                 they share the cores
     data_dir:    folder of the jobs, media included, until they are erased
     weights_dir: folder that is looked at for weights before the libraries' own caches
     encoders:    the fine-tuned run that owns the model's encoders, where they are not found
@@ -80,6 +82,7 @@ class ServeConfig:
     port: int = 8000
     key_file: Path | None = None
     without_key: bool = False
+    workers: int = 1
     data_dir: Path = Path("serve-data")
     weights_dir: Path | None = None
     encoders: Path | None = None
@@ -91,6 +94,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise UsageError(f"--port {self.port}: 0 to 65535")
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: 1 or more")
         if self.key_file is not None and self.without_key:
             raise UsageError("--key-file and --without-key: leave one of the two out")
         if self.key_file is None and not self.without_key and not self.is_private:

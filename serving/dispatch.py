@@ -1,7 +1,8 @@
 """Which job is worked on next, what is known of it meanwhile, and what happens when it goes wrong.
 
-One thread gives the accepted jobs to the worker, the oldest first; another erases those whose time
-is over. A worker that ends in the middle of a job is replaced, and the job is tried once more.
+Each worker has a thread that gives it the accepted jobs, one at a time and the oldest first; one
+more erases those whose time is over. A worker that ends in the middle of a job is replaced while
+the others go on, and the job is tried once more.
 """
 
 import logging
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import MeldError, StorageError
+from pipeline.system.resources import share_cores
 from serving.config import Limits
 from serving.jobs import Incoming, Job, JobError, JobStore
 from serving.logs import Event
@@ -55,6 +57,19 @@ class _Running:
     is_unwanted: bool = False
 
 
+@dataclass(eq=False)
+class _Seat:
+    """A worker's place: whoever sits there, or is loaded for it, and the job that is worked on.
+
+    num_words: requests for words alone that were given to it and are not answered
+    """
+
+    worker: WorkerProcess | None = None
+    is_ready: bool = False
+    running: _Running | None = None
+    num_words: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
     """num_before: jobs that are worked on first; stage and the times: of a running one"""
@@ -82,7 +97,14 @@ class Place:
 
 
 class Dispatcher:
-    def __init__(self, store: JobStore, choice: Mapping[str, Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        choice: Mapping[str, Any],
+        limits: Limits,
+        *,
+        num_workers: int = 1,
+    ) -> None:
         """choice: the settings of a `ModelChoice`"""
         self._store = store
         self._choice = choice
@@ -91,24 +113,26 @@ class Dispatcher:
         self._waiting = deque(job.id for job in store.unfinished())
         self._num_uploading = 0
         self._written_ms = 0  # of media whose jobs are being written
-        self._num_words = 0
         self._has_passed = False
-        self._running: _Running | None = None
-        self._worker: WorkerProcess | None = None
-        self._is_ready = False
+        self._seats = [_Seat() for _ in range(num_workers)]
+        self._num_threads = share_cores(num_workers)
         self._is_draining = False
         self._is_stopped = threading.Event()
         self._speed = _FIRST_GUESS
         self.ready: WorkerReady | None = None
         self.metrics = Metrics()
-        self.metrics.watch_jobs(self._count)
+        self.metrics.watch(jobs=self._count, workers=lambda: self.num_ready)
         self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._work, self._sweep)
+            threading.Thread(target=self._work, args=[seat], daemon=True) for seat in self._seats
         ]
+        self._threads.append(threading.Thread(target=self._sweep, daemon=True))
 
     def start(self) -> WorkerReady:
-        """Returns once the model is loaded. Raises MeldError where it cannot be."""
-        self._launch()
+        """Returns once the first worker has loaded the model; the others do meanwhile.
+
+        Raises MeldError where it cannot be loaded.
+        """
+        self._launch(self._seats[0])
         for thread in self._threads:
             thread.start()
         assert self.ready is not None
@@ -121,14 +145,14 @@ class Dispatcher:
         self._is_draining = True
 
     def stop(self, *, drain_s: float) -> None:
-        """The running job may finish within `drain_s`; what is unfinished stays accepted."""
+        """Running jobs may finish within `drain_s`; what is unfinished stays accepted."""
         self.drain()
         with self._changed:
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._running is None, drain_s)
+            self._changed.wait_for(lambda: not self._running, drain_s)
             self._is_stopped.set()
-            worker = self._worker
-        if worker is not None:
+            workers = [seat.worker for seat in self._seats if seat.worker is not None]
+        for worker in workers:
             worker.end()
         with self._changed:
             self._changed.notify_all()
@@ -143,12 +167,20 @@ class Dispatcher:
     @property
     def is_ready(self) -> bool:
         """Whether there is a worker, and whether jobs are taken on."""
-        return self._is_ready and not self._is_draining
+        return not self._is_draining and self.num_ready > 0
 
     @property
-    def worker_pid(self) -> int | None:
-        worker = self._worker
-        return None if worker is None else worker.pid
+    def num_ready(self) -> int:
+        """Workers that have the model loaded."""
+        return sum(seat.is_ready for seat in self._seats)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return [seat.worker.pid for seat in self._seats if seat.worker is not None]
+
+    @property
+    def _running(self) -> list[_Running]:
+        return [seat.running for seat in self._seats if seat.running is not None]
 
     # -------------------------------------------------------------------------- for requests
 
@@ -198,10 +230,11 @@ class Dispatcher:
         """Raises NoSuchJob."""
         with self._changed:
             job = self._store.get(job_id)
-            running = self._running
             if job.ended is not None:
                 return JobStatus(job=job, state=job.ended)
-            if running is not None and running.job.id == job_id:
+            seat = self._seat_of(job_id)
+            running = None if seat is None else seat.running
+            if running is not None:
                 left_ms = max(running.total_ms or job.duration_ms, 1) - running.done_ms
                 return JobStatus(
                     job=job,
@@ -213,13 +246,13 @@ class Dispatcher:
                 )
             before = list(self._waiting)
             before = before[: before.index(job_id)] if job_id in before else []
-            left_ms = sum(self._store.get(each).duration_ms for each in before) + job.duration_ms
+            before_ms = sum(self._store.get(each).duration_ms for each in before)
             return JobStatus(
                 job=job,
                 state="queued",
-                num_before=len(before) + (running is not None),
+                num_before=len(before) + len(self._running),
                 total_ms=job.duration_ms,
-                retry_after_s=self._retry_after(left_ms),
+                retry_after_s=self._retry_after(before_ms / len(self._seats) + job.duration_ms),
             )
 
     def erase(self, job_id: str, *, by: str = "client") -> None:
@@ -228,11 +261,12 @@ class Dispatcher:
             has_ended = self._store.get(job_id).ended is not None
             with suppress(ValueError):
                 self._waiting.remove(job_id)
-            running = self._running
-            if running is not None and running.job.id == job_id:
-                running.is_unwanted = True
-                worker = self._worker
+            seat = self._seat_of(job_id)
+            if seat is not None:
+                running, worker = seat.running, seat.worker
+                assert running is not None
                 assert worker is not None
+                running.is_unwanted = True
                 worker.cancel(self._folder(job_id))
                 if not self._changed.wait_for(self._is_over(job_id), _SECONDS_TO_CANCEL):
                     worker.end()  # it is deep in a batch; the next one is loaded anew
@@ -246,19 +280,35 @@ class Dispatcher:
         """What is felt in words alone. Raises Busy, and what `predict_words` raises."""
         with self._changed:
             self._check_open()
-            worker = self._worker
-            if worker is None or not self._is_ready:
-                raise Busy("the model is being loaded; try again soon", 5)
-            if self._num_words >= MOST_WORDS_WAITING:
-                raise Busy(f"{MOST_WORDS_WAITING} such requests are waiting already", 2)
-            self._num_words += 1
+            seat = self._seat_for_words()
+            worker = seat.worker
+            assert worker is not None
+            seat.num_words += 1
         try:
             return worker.read_words(turns).result(_SECONDS_TO_READ_WORDS)
         except (FutureTimeout, WorkerEnded) as error:
             raise Busy("the model is busy with a job, or was lost; try again soon", 5) from error
         finally:
             with self._changed:
-                self._num_words -= 1
+                seat.num_words -= 1
+
+    def _seat_for_words(self) -> _Seat:
+        """Of the workers that are ready, rather one without a job. Raises Busy."""
+        ready = [seat for seat in self._seats if seat.is_ready]
+        if not ready:
+            raise Busy("the model is being loaded; try again soon", 5)
+        free = [seat for seat in ready if seat.num_words < MOST_WORDS_WAITING]
+        if not free:
+            most = MOST_WORDS_WAITING * len(ready)
+            raise Busy(f"{most} such requests are waiting already", 2)
+        return min(free, key=lambda seat: (seat.running is not None, seat.num_words))
+
+    def _seat_of(self, job_id: str) -> _Seat | None:
+        """Where it is worked on."""
+        for seat in self._seats:
+            if seat.running is not None and seat.running.job.id == job_id:
+                return seat
+        return None
 
     def _check_open(self) -> None:
         if self._is_draining:
@@ -269,19 +319,17 @@ class Dispatcher:
             self._num_uploading -= 1
 
     def seconds_until_place(self) -> int:
-        """Until the running job is done, which makes the next one's place free."""
-        running = self._running
-        if running is None:
-            return self._retry_after(0)
-        return self._retry_after((running.total_ms or running.job.duration_ms) - running.done_ms)
+        """Until the next running job is done, which makes another's place free."""
+        left_ms = [(each.total_ms or each.job.duration_ms) - each.done_ms for each in self._running]
+        return self._retry_after(min(left_ms, default=0))
 
-    def _retry_after(self, media_ms: int) -> int:
+    def _retry_after(self, media_ms: float) -> int:
         return min(max(math.ceil(media_ms / 1000 * self._speed), 1), _LONGEST_RETRY_S)
 
     def _count(self) -> dict[str, int]:
         """Jobs by state."""
         with self._changed:
-            running = int(self._running is not None)
+            running = len(self._running)
             return {
                 **self._store.count_ended(),
                 "running": running,
@@ -292,47 +340,47 @@ class Dispatcher:
         return self._store.folder(job_id).path
 
     def _is_over(self, job_id: str) -> Callable[[], bool]:
-        return lambda: self._running is None or self._running.job.id != job_id
+        return lambda: self._seat_of(job_id) is None
 
-    # ------------------------------------------------------------------- the thread that works
+    # ------------------------------------------------------------- the threads of the workers
 
-    def _launch(self) -> None:
-        """Raises MeldError, WorkerEnded."""
-        worker = WorkerProcess(self._choice, on_end=self._wake)
+    def _launch(self, seat: _Seat) -> None:
+        """Raises MeldError."""
+        worker = WorkerProcess(self._choice, on_end=self._wake, num_threads=self._num_threads)
         with self._changed:
-            self._worker = worker
+            seat.worker = worker
             if self._is_stopped.is_set():  # who stopped it did not know of this one
                 worker.end()
         try:
             self.ready = worker.await_ready(SECONDS_TO_LOAD)
         except WorkerEnded as error:
             raise MeldError(f"the worker does not start ({error})") from error
-        self._is_ready = True
+        seat.is_ready = True
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, seat: _Seat) -> None:
         while not self._is_stopped.is_set():
-            worker = self._worker
+            worker = seat.worker
             if worker is None or worker.has_ended:
-                self._replace_worker()
+                self._replace_worker(seat)
                 continue
-            job = self._take(worker)
-            if job is not None:
-                self._work_on(worker, job)
+            running = self._take(seat, worker)
+            if running is not None:
+                self._work_on(seat, worker, running)
 
-    def _replace_worker(self) -> None:
-        self._is_ready = False
+    def _replace_worker(self, seat: _Seat) -> None:
+        seat.is_ready = False
         try:
-            self._launch()
+            self._launch(seat)
         except MeldError as error:
             if not self._is_stopped.is_set():
                 log.error("no worker: %s", error)
             self._is_stopped.wait(_SECONDS_BEFORE_ANOTHER_WORKER)
 
-    def _take(self, worker: WorkerProcess) -> Job | None:
+    def _take(self, seat: _Seat, worker: WorkerProcess) -> _Running | None:
         """The next job; None where there is no worker for it any more."""
         with self._changed:
             self._changed.wait_for(
@@ -345,12 +393,12 @@ class Dispatcher:
             if self._is_stopped.is_set() or worker.has_ended:
                 return None
             job = self._store.get(self._choose())
-            self._running = _Running(job=job, since_s=time.monotonic())
+            seat.running = running = _Running(job=job, since_s=time.monotonic())
         waited_s = max(time.time() - job.created_s, 0.0)
         if not job.num_deaths:
             self.metrics.queue_wait.observe(waited_s)
         log.info(Event("job_begun", job=job.id, waited_s=round(waited_s, 3)))
-        return job
+        return running
 
     def _choose(self) -> str:
         """The oldest; but a clip whose client waits passes the jobs, though no two of them in a
@@ -362,9 +410,8 @@ class Dispatcher:
         self._waiting.remove(chosen)
         return chosen
 
-    def _work_on(self, worker: WorkerProcess, job: Job) -> None:
-        running = self._running
-        assert running is not None
+    def _work_on(self, seat: _Seat, worker: WorkerProcess, running: _Running) -> None:
+        job = running.job
         try:
             worker.begin(self._folder(job.id))
             while True:
@@ -377,6 +424,7 @@ class Dispatcher:
                     running.done_ms = message["done_ms"]
                     running.total_ms = message["total_ms"]
         except WorkerEnded as error:
+            seat.is_ready = False
             self._mourn(running, str(error))
         except StorageError as error:  # how it ended cannot be written
             log.error("%s", error)
@@ -385,7 +433,7 @@ class Dispatcher:
             self._is_stopped.wait(_SECONDS_AFTER_A_BAD_DISK)
         finally:
             with self._changed:
-                self._running = None
+                seat.running = None
                 self._changed.notify_all()
 
     def _go_on(self, running: _Running, stage: Stage | None) -> None:
@@ -425,7 +473,6 @@ class Dispatcher:
 
     def _mourn(self, running: _Running, how: str) -> None:
         """Raises StorageError."""
-        self._is_ready = False
         if running.is_unwanted or self._is_stopped.is_set():
             return
         job = replace(running.job, num_deaths=running.job.num_deaths + 1)

@@ -34,6 +34,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._jobs = Gauge("meld_jobs", "Jobs that are kept.", ["state"], registry=self._registry)
+        self._workers = Gauge(
+            "meld_workers_ready", "Workers that have the model loaded.", registry=self._registry
+        )
         self.jobs_finished = self._counter(
             "meld_jobs_finished", "Jobs that came to an end.", "outcome"
         )
@@ -76,10 +79,11 @@ class Metrics:
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(name, told, labels, registry=self._registry)
 
-    def watch_jobs(self, count: Callable[[], Mapping[str, int]]) -> None:
-        """count: jobs by state, asked at each reading"""
+    def watch(self, *, jobs: Callable[[], Mapping[str, int]], workers: Callable[[], int]) -> None:
+        """jobs: by state; workers: that are ready. Both are asked at each reading."""
         for state in _STATES:
-            self._jobs.labels(state).set_function(partial(_of, count, state))
+            self._jobs.labels(state).set_function(partial(_of, jobs, state))
+        self._workers.set_function(workers)
 
     def tell_build(self, model: Mapping[str, Any]) -> None:
         """model: as `GET /v1/model` tells it"""

@@ -41,11 +41,16 @@ class WorkerProcess:
     """Started at once; what it says comes by `next`, and words that it read by their future."""
 
     def __init__(
-        self, choice: Mapping[str, Any], on_end: Callable[[], None] = lambda: None
+        self,
+        choice: Mapping[str, Any],
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        num_threads: int,
     ) -> None:
         """
         choice: the settings of a `ModelChoice`
         on_end: called from another thread when the process has ended
+        num_threads: for its computing, and for that of the recogniser that it starts
         """
         self._on_end = on_end
         self._messages: queue.Queue[Message | None] = queue.Queue()
@@ -63,7 +68,8 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", "serving.work"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": paths},
+                # Libraries read it when they are loaded, and hand it on to their processes.
+                env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(num_threads)},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

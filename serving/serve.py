@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import InputError, MeldError, StorageError
 from pipeline.system.locks import hold
+from pipeline.system.resources import share_cores
 from serving.admission import Keys
 from serving.app import Parts, create_app
 from serving.config import ServeConfig
@@ -56,7 +57,9 @@ def start_service(config: ServeConfig) -> Iterator[Service]:
     keys = Keys(None if config.key_file is None else read_key(config.key_file))
     with hold(config.data_dir / "lock", f"{config.data_dir}, the folder of the jobs,"):
         store = JobStore(config.data_dir)
-        dispatcher = Dispatcher(store, _model_choice(config), config.limits)
+        dispatcher = Dispatcher(
+            store, _model_choice(config), config.limits, num_workers=config.workers
+        )
         try:
             with DecoderProcess() as decoder:
                 ready = dispatcher.start()
@@ -110,7 +113,7 @@ def check(config: ServeConfig) -> WorkerReady:
         read_key(config.key_file)
     with _bind(config), hold(config.data_dir / "lock", f"{config.data_dir}, the folder of jobs,"):
         JobStore(config.data_dir)
-        worker = WorkerProcess(_model_choice(config))
+        worker = WorkerProcess(_model_choice(config), num_threads=share_cores(config.workers))
         try:
             ready = worker.await_ready(SECONDS_TO_LOAD)
             if ready.reads_words:

@@ -47,6 +47,13 @@ def serve(
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Let other machines in without a key.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that predict, one job each at a time; they share the cores, and each "
+            "has the model in its memory.  [default: 1]"
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -90,6 +97,7 @@ def serve(
         port=port,
         key_file=key_file,
         without_key=without_key,
+        workers=workers,
         data_dir=data_dir,
         weights_dir=weights_dir,
         encoders=encoders,

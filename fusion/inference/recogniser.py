@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MeldError, MismatchError, WeightsMissing
-from pipeline.system.resources import num_cores
+from pipeline.system.resources import share_cores
 
 BUNDLED_RECOGNISER = "tiny.en"
 
@@ -181,12 +181,7 @@ def load_recogniser(model: str | Path, *, num_threads: int | None = None) -> "Wh
         WeightsMissing: with the ways to get one.
         MismatchError: the files are not those of such a model.
     """
-    return WhisperProcess(find_recogniser(model), num_threads or _num_threads())
-
-
-def _num_threads() -> int:
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() and int(told) else num_cores()
+    return WhisperProcess(find_recogniser(model), num_threads or share_cores(1))
 
 
 class WhisperProcess:

@@ -29,6 +29,14 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def share_cores(num_processes: int) -> int:
+    """Threads for each of several processes that compute at one time: the cores, or those that
+    OMP_NUM_THREADS allows, divided among them."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    allowed = int(told) if told.isdecimal() and int(told) else num_cores()
+    return max(1, allowed // num_processes)
+
+
 def memory() -> Space:
     """Main memory, as far as a container lets this process have it."""
     told = _memory_info()

@@ -112,8 +112,10 @@ def store(tmp_path: Path) -> "JobStore":
 
 
 @pytest.fixture
-def dispatcher(store: "JobStore", monkeypatch: pytest.MonkeyPatch) -> Iterator["Dispatcher"]:
-    """Its worker is a `StandIn`."""
+def start_dispatcher(
+    store: "JobStore", monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., "Dispatcher"]]:
+    """Its workers are each a `StandIn`: start_dispatcher(num_workers=2)."""
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     from serving import dispatch
     from serving.config import Limits
@@ -121,9 +123,22 @@ def dispatcher(store: "JobStore", monkeypatch: pytest.MonkeyPatch) -> Iterator["
 
     monkeypatch.setattr(dispatch, "WorkerProcess", StandIn)
     StandIn.plan, StandIn.worked_on = [], []
-    StandIn.gate = threading.Event()
+    StandIn.gate, StandIn.held = threading.Event(), threading.Event()
     StandIn.gate.set()
-    made = dispatch.Dispatcher(store, {}, Limits(queued_jobs=2, queued_media_s=10))
-    made.start()
-    yield made
-    made.stop(drain_s=0.1)
+    started: list[Dispatcher] = []
+
+    def start(*, num_workers: int = 1, **limits: Any) -> "Dispatcher":
+        limits = {"queued_jobs": 2, "queued_media_s": 10, **limits}
+        made = dispatch.Dispatcher(store, {}, Limits(**limits), num_workers=num_workers)
+        started.append(made)
+        made.start()
+        return made
+
+    yield start
+    for each in started:
+        each.stop(drain_s=0.1)
+
+
+@pytest.fixture
+def dispatcher(start_dispatcher: Callable[..., "Dispatcher"]) -> "Dispatcher":
+    return start_dispatcher()

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
 
 DIES: list[dict[str, Any]] = []
 DONE = [{"is": "done"}]
+HELD_UP = [{"is": "held up"}, *DONE]
 
 
 class StandIn:
-    """A worker that says of each job what the test planted: DIES is its death."""
+    """A worker that says of each job what the test planted: DIES is its death, and HELD_UP lasts
+    until `held` is set. With the gate closed, none says anything."""
 
     plan: ClassVar[list[Sequence[dict[str, Any]]]] = []
     worked_on: ClassVar[list[str]] = []
     gate = threading.Event()
+    held = threading.Event()
 
-    def __init__(self, choice: object, on_end: Any) -> None:
+    def __init__(self, choice: object, on_end: Any, *, num_threads: int) -> None:
         self.pid = 1
-        self.has_ended = False
+        self.has_ended = self.has_job = False
         self._said: list[dict[str, Any]] = []
 
     def await_ready(self, timeout_s: float) -> WorkerReady:
@@ -34,7 +38,7 @@ class StandIn:
         return WorkerReady(model=model, notice="", reads_words=True)
 
     def begin(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self.has_job = folder, True
         self.worked_on.append(folder.name)
         self._said = list(self.plan.pop(0)) if self.plan else list(DONE)
 
@@ -44,6 +48,9 @@ class StandIn:
             self.has_ended = True
             raise WorkerEnded("SIGSEGV")
         message = self._said.pop(0)
+        if message["is"] == "held up":
+            self.held.wait(10)
+            message = self._said.pop(0)
         if message["is"] == "done":
             (self._folder / "timeline.json").write_text(json.dumps({"of": self._folder.name}))
         return message
@@ -52,8 +59,15 @@ class StandIn:
         self._said.insert(0, {"is": "cancelled"})
         self.gate.set()
 
+    def read_words(self, turns: Sequence[Any]) -> "Future[list[Any]]":
+        """Who reads them."""
+        future: Future[list[Any]] = Future()
+        future.set_result([self])
+        return future
+
     def end(self) -> None:
         self.gate.set()
+        self.held.set()
 
 
 def submit(

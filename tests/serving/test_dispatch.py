@@ -2,17 +2,17 @@
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from serving.config import Limits
 from serving.dispatch import Dispatcher
 from serving.jobs import Job, JobStore
 from serving.problems import Busy
-from tests.serving.stand_in import DIES, DONE, StandIn, await_end, submit
+from tests.serving.stand_in import DIES, DONE, HELD_UP, StandIn, await_end, submit
 
 
 def test_a_job_whose_worker_dies_is_tried_once_more(
@@ -118,9 +118,9 @@ def test_jobs_are_counted_by_their_state_and_lost_workers_are(
 
 
 def test_clips_whose_clients_wait_pass_the_jobs_but_not_two_in_a_row(
-    dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
 ) -> None:
-    monkeypatch.setattr(dispatcher, "_limits", Limits(queued_jobs=9))
+    dispatcher = start_dispatcher(queued_jobs=9)
     StandIn.gate.clear()
     running = submit(dispatcher, store)
     while dispatcher.status(running).state != "running":
@@ -189,3 +189,78 @@ def test_what_is_being_written_counts_as_waiting(
 
     monkeypatch.setattr(store, "accept", accept_slowly)
     submit(dispatcher, store, seconds=9)
+
+
+# -------------------------------------------------------------------------------- several workers
+
+
+def test_several_workers_work_on_as_many_jobs_at_one_time(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(num_workers=2, queued_jobs=3)
+    StandIn.gate.clear()
+    ids = [submit(dispatcher, store) for _ in range(3)]
+    while [dispatcher.status(each).state for each in ids] != ["running", "running", "queued"]:
+        time.sleep(0.005)
+    assert dispatcher.status(ids[2]).num_before == 2
+    StandIn.gate.set()
+    assert {await_end(dispatcher, each) for each in ids} == {"succeeded"}
+    assert sorted(StandIn.worked_on) == sorted(ids)
+
+
+def test_a_worker_that_dies_is_replaced_while_the_other_goes_on(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(num_workers=2)
+    StandIn.plan = [HELD_UP, DIES]
+    first = submit(dispatcher, store)
+    while not StandIn.worked_on:
+        time.sleep(0.005)
+    second = submit(dispatcher, store)
+    assert await_end(dispatcher, second) == "succeeded"
+    assert StandIn.worked_on == [first, second, second]
+    assert dispatcher.status(first).state == "running"
+    assert dispatcher.is_ready
+    StandIn.held.set()
+    assert await_end(dispatcher, first) == "succeeded"
+
+
+def test_a_job_is_cancelled_where_it_is_worked_on(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(num_workers=2)
+    StandIn.plan = [HELD_UP]
+    other = submit(dispatcher, store)
+    while not StandIn.worked_on:
+        time.sleep(0.005)
+    StandIn.gate.clear()
+    unwanted = submit(dispatcher, store)
+    while dispatcher.status(unwanted).state != "running":
+        time.sleep(0.005)
+    dispatcher.erase(unwanted)
+    assert not store.folder(unwanted).path.exists()
+    assert dispatcher.status(other).state == "running"
+    StandIn.held.set()
+    assert await_end(dispatcher, other) == "succeeded"
+
+
+def test_words_are_read_by_a_worker_that_has_no_job(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(num_workers=2)
+    StandIn.gate.clear()
+    submit(dispatcher, store)
+    while dispatcher.num_ready < 2 or not StandIn.worked_on:
+        time.sleep(0.005)
+    readers = cast(list[Any], [dispatcher.read_words([{}])[0] for _ in range(4)])
+    assert {reader.has_job for reader in readers} == {False}
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.system import resources
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(resources, "num_cores", lambda: 8)
+    assert [resources.share_cores(number) for number in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert resources.share_cores(2) == 3

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.system.resources import share_cores
 from tests.conftest import ROOT, Meld
 from tests.media import grey, write_clip
 
@@ -47,14 +48,19 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"still {job}")
 
-    def kill_worker(self) -> None:
+    def workers(self) -> list[int]:
+        """Their process ids."""
         tasks = Path(f"/proc/{self.process.pid}/task")
         children = [each.read_text().split() for each in tasks.glob("*/children")]
-        for pid in map(int, chain.from_iterable(children)):
-            if b"serving.work" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-                return
-        raise AssertionError("there is no worker")
+        return [
+            pid
+            for pid in map(int, chain.from_iterable(children))
+            if b"serving.work" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def kill_worker(self) -> None:
+        assert self.workers(), "there is no worker"
+        os.kill(self.workers()[0], signal.SIGKILL)
 
 
 @contextmanager
@@ -160,6 +166,30 @@ def test_a_job_that_ends_its_worker_twice_fails_with_one_line_and_holds_up_no_ot
         assert "ended 2 times" in failed["error"]["detail"]
         assert "SIGKILL" in failed["error"]["detail"]
         assert server.wait(f"/v1/jobs/{good['id']}", "succeeded", "failed")["state"] == "succeeded"
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_cores_and_one_that_is_killed_leaves_the_other_at_work(
+    long_clip: tuple[Path, str], tmp_path: Path
+) -> None:
+    body, headers = form(*long_clip)
+    with serving(tmp_path / "data", "--workers", 2) as server:
+        first, second = (server.ask("/v1/jobs", body, **headers) for _ in range(2))
+        paths = [f"/v1/jobs/{job['id']}" for job in (first, second)]
+        for path in paths:
+            server.wait(path, "running")
+        for pid in server.workers():
+            settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            assert f"OMP_NUM_THREADS={share_cores(2)}".encode() in settings
+        server.kill_worker()
+        assert [server.wait(path, "succeeded", "failed")["state"] for path in paths] == [
+            "succeeded",
+            "succeeded",
+        ]
+        deadline = time.monotonic() + 60
+        while len(server.workers()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(server.workers()) == 2
 
 
 def test_a_folder_has_one_service(tmp_path: Path, meld: Meld) -> None:
