@@ -24,6 +24,8 @@ class Limits:
     queued_media_s:  seconds of media that may wait; a job that finds nothing waiting is always
                      taken
     retention_hours: how long after its end a job is kept, its media included; then it is erased
+    retention_bytes: on the disk, of ended jobs with their media: beyond it those that ended first
+                     are erased, but never the last one
     header_s:        seconds until the head of a request must be there
     silence_s:       seconds for which an upload may send nothing
     unread_s:        seconds for which a client may leave an answer unread
@@ -42,6 +44,7 @@ class Limits:
     queued_jobs: int = 16
     queued_media_s: float = 8 * 3600.0
     retention_hours: float = 24.0
+    retention_bytes: int = 20 * 2**30
     header_s: float = 10.0
     silence_s: float = 20.0
     unread_s: float = 60.0

@@ -1,8 +1,8 @@
 """Which job is worked on next, what is known of it meanwhile, and what happens when it goes wrong.
 
 Each worker has a thread that gives it the accepted jobs, one at a time and the oldest first; one
-more erases those whose time is over. A worker that ends in the middle of a job is replaced while
-the others go on, and the job is tried once more.
+more erases those whose time is over or whose room is needed. A worker that ends in the middle of a
+job is replaced while the others go on, and the job is tried once more.
 """
 
 import logging
@@ -494,13 +494,30 @@ class Dispatcher:
             self.erase_old(time.time())
 
     def erase_old(self, now_s: float) -> None:
-        """What ended longer ago than it is kept."""
-        for job in self._store.ended_before(now_s - self._limits.retention_hours * 3600):
-            try:
-                self._store.erase(job.id)
-            except NoSuchJob:  # a client was faster
-                continue
-            except StorageError as error:
-                log.error("%s", error)
+        """What ended longer ago than it is kept, and then the oldest until the rest has room. The
+        last one to end has it always: its client is about to fetch it."""
+        oldest_s = now_s - self._limits.retention_hours * 3600
+        kept = []
+        for job in self._store.ended():
+            assert job.finished_s is not None
+            if job.finished_s < oldest_s:
+                self._erase_ended(job, by="age")
             else:
-                log.info(Event("job_erased", job=job.id, by="age", had_ended=True))
+                kept.append(job)
+        sizes = [self._store.num_bytes(job.id) for job in kept]
+        too_many = sum(sizes) - self._limits.retention_bytes
+        for job, num_bytes in zip(kept[:-1], sizes, strict=False):
+            if too_many <= 0:
+                return
+            self._erase_ended(job, by="room")
+            too_many -= num_bytes
+
+    def _erase_ended(self, job: Job, *, by: str) -> None:
+        try:
+            self._store.erase(job.id)
+        except NoSuchJob:  # a client was faster
+            return
+        except StorageError as error:
+            log.error("%s", error)
+        else:
+            log.info(Event("job_erased", job=job.id, by=by, had_ended=True))

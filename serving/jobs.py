@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -151,6 +151,7 @@ class JobStore:
             root / name for name in ("jobs", "incoming", "erased")
         )
         self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}  # of jobs that have ended
         try:
             for folder in (self._incoming_in, self._erased_in):
                 if folder.exists():
@@ -211,10 +212,26 @@ class JobStore:
         with self._lock:
             return Counter(job.ended for job in self._jobs.values() if job.ended is not None)
 
-    def ended_before(self, at_s: float) -> Iterator[Job]:
+    def ended(self) -> list[Job]:
+        """The one that ended first comes first."""
         with self._lock:
-            jobs = list(self._jobs.values())
-        return (job for job in jobs if job.finished_s is not None and job.finished_s < at_s)
+            jobs = [job for job in self._jobs.values() if job.finished_s is not None]
+        return sorted(jobs, key=lambda job: job.finished_s or 0.0)
+
+    def num_bytes(self, job_id: str) -> int:
+        """On the disk, of a job that has ended: media and results. 0 where it was erased."""
+        with self._lock:
+            known = self._sizes.get(job_id)
+        if known is None:
+            try:
+                files = self.folder(job_id).path.iterdir()
+                known = sum(file.stat().st_size for file in files)
+            except FileNotFoundError:
+                return 0
+            with self._lock:
+                if job_id in self._jobs:
+                    self._sizes[job_id] = known
+        return known
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self._jobs_in / job_id)
@@ -237,6 +254,7 @@ class JobStore:
         self.get(job_id)
         with self._lock:
             self._jobs.pop(job_id, None)
+            self._sizes.pop(job_id, None)
         going = self._erased_in / job_id
         try:
             self.folder(job_id).path.rename(going)

@@ -48,7 +48,9 @@ class JobView(BaseModel):
     created_at: datetime
     finished_at: datetime | None = None
     erased_at: datetime | None = Field(
-        default=None, description="when the job and its media are erased, if nobody does it before"
+        default=None,
+        description="when the job and its media are erased, if nobody does it before and "
+        "their room is not needed",
     )
     jobs_before: int = Field(default=0, description="that are worked on first")
     progress: Progress | None = None

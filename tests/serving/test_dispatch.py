@@ -191,6 +191,64 @@ def test_what_is_being_written_counts_as_waiting(
     submit(dispatcher, store, seconds=9)
 
 
+# ------------------------------------------------------------------------------- what is erased
+
+
+def end_with(dispatcher: Dispatcher, store: JobStore, num_bytes: int) -> str:
+    """A job that takes so many bytes of the disk, but for what is written of it otherwise."""
+    job_id = submit(dispatcher, store)
+    store.folder(job_id).media.write_bytes(b"x" * num_bytes)
+    await_end(dispatcher, job_id)
+    return job_id
+
+
+def kept(store: JobStore) -> list[str]:
+    return [job.id for job in store.ended()]
+
+
+def test_beyond_the_bytes_that_are_kept_those_that_ended_first_are_erased(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(retention_bytes=100_000)
+    ids = [end_with(dispatcher, store, 30_000) for _ in range(5)]
+    dispatcher.erase_old(time.time())
+    assert kept(store) == ids[2:]
+    assert not any(store.folder(each).path.exists() for each in ids[:2])
+    ids.append(end_with(dispatcher, store, 80_000))
+    dispatcher.erase_old(time.time())
+    assert kept(store) == ids[5:]
+
+
+def test_the_last_one_that_ended_is_kept_however_large_it_is(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(retention_bytes=1000)
+    ids = [end_with(dispatcher, store, 5000) for _ in range(2)]
+    dispatcher.erase_old(time.time())
+    assert kept(store) == ids[1:]
+
+
+def test_jobs_that_have_not_ended_are_never_erased_for_room(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(retention_bytes=1)
+    ended = end_with(dispatcher, store, 10)
+    StandIn.gate.clear()
+    waiting = [submit(dispatcher, store) for _ in range(2)]
+    dispatcher.erase_old(time.time())
+    assert [store.get(each).id for each in (ended, *waiting)] == [ended, *waiting]
+
+
+def test_what_earlier_servers_left_counts_too(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(retention_bytes=100_000)
+    ids = [end_with(dispatcher, store, 60_000) for _ in range(2)]
+    after = JobStore(store.folder("x").path.parents[1])
+    assert [after.num_bytes(each) > 60_000 for each in ids] == [True, True]
+    assert kept(after) == ids
+
+
 # -------------------------------------------------------------------------------- several workers
 
 
