@@ -19,10 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from pipeline.decode.measure import MediaLength
 from pipeline.decode.process import Decoder
 from pipeline.errors import ClipError, InputError, MeldError, UsageError
 from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
-from serving.config import ServeConfig
+from serving.config import Limits, ServeConfig
 from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
 from serving.jobs import Incoming, Job, JobStore
 from serving.metrics import CONTENT_TYPE
@@ -342,37 +343,49 @@ async def _receive(request: Request, parts: Parts, incoming: Incoming, is_awaite
     stage.labels("receiving").observe(time.monotonic() - began_s)
     async with request.app.state.measuring:
         began_s = time.monotonic()
-        duration_ms = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
+        length = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
         stage.labels("measuring").observe(time.monotonic() - began_s)
-    most_s = limits.max_media_s
-    if is_awaited:
-        most_s = min(most_s, limits.predict_media_s)
-    if duration_ms > most_s * 1000:
-        instead = " that is answered at once; send it as a job" if is_awaited else ""
-        raise TooLarge(
-            f"{upload.file} lasts {duration_ms / 1000:.0f} s; {most_s:.0f} s are the most{instead}"
-        )
+    _check_length(length, upload.file, limits, is_awaited)
     return Job(
         id=incoming.id,
         file=upload.file,
         media_type=upload.media_type,
         num_bytes=incoming.folder.media.stat().st_size,
-        duration_ms=duration_ms,
+        duration_ms=length.duration_ms,
         words=upload.words,
         created_s=time.time(),
     )
 
 
-def _measure(decoder: Decoder, incoming: Incoming, upload: Upload) -> int:
-    """Milliseconds. Raises InputError where it is no media, whose reader it may have ended."""
+def _measure(decoder: Decoder, incoming: Incoming, upload: Upload) -> MediaLength:
+    """Raises InputError where it is no media, whose reader it may have ended."""
     try:
-        duration_ms = decoder.measure(incoming.folder.media).duration_ms
+        length = decoder.measure(incoming.folder.media)
     except ClipError as error:
         told = error.message.replace(str(incoming.folder.media), upload.file)
         raise InputError(f"{upload.file}: {told}") from error
-    if duration_ms == 0:
+    if length.duration_ms == 0:
         raise InputError(f"{upload.file}: it lasts 0.0 s, so there is nothing to predict from")
-    return duration_ms
+    return length
+
+
+def _check_length(length: MediaLength, file: str, limits: Limits, is_awaited: bool) -> None:
+    """Raises TooLarge."""
+    duration_s, most_s = length.duration_ms / 1000, limits.max_media_s
+    if is_awaited and duration_s > limits.predict_media_s < most_s:
+        raise TooLarge(
+            f"{file} lasts {duration_s:.0f} s; {limits.predict_media_s:g} s are the most that is "
+            "answered at once; send it as a job"
+        )
+    if duration_s > most_s:
+        raise TooLarge(f"{file} lasts {duration_s:.0f} s; {most_s:g} s are the most")
+    for found, most, what in (
+        (length.num_pixels, limits.max_pixels, "pixels a frame"),
+        (length.num_frames, limits.max_frames, "frames"),
+        (length.num_streams, limits.max_streams, "streams"),
+    ):
+        if found > most:
+            raise TooLarge(f"{file} has {found} {what}; {most} are the most")
 
 
 def _tell(status: JobStatus, parts: Parts, response: Response) -> JobView:

@@ -16,6 +16,9 @@ class Limits:
 
     max_bytes:       of one upload
     max_media_s:     seconds that one media file may last
+    max_pixels:      of one frame, as the file's headers tell
+    max_frames:      of its picture, as they tell
+    max_streams:     of one file, those that nobody reads included
     max_text_bytes:  of a request that sends words alone
     predict_bytes:   of a clip that is answered at once (`POST /v1/predict`)
     predict_media_s: seconds that such a clip may last
@@ -37,6 +40,9 @@ class Limits:
 
     max_bytes: int = 2 * 2**30
     max_media_s: float = 4 * 3600.0
+    max_pixels: int = 4096 * 2304
+    max_frames: int = 1_000_000
+    max_streams: int = 64
     max_text_bytes: int = 2**20
     predict_bytes: int = 32 * 2**20
     predict_media_s: float = 60.0

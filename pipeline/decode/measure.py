@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.stream import Disposition
 
 from pipeline.decode.container import (
     MEDIA_ERRORS,
@@ -25,11 +26,17 @@ class MediaLength:
 
     duration_ms: from the file's start (see `MediaSpan`) to the end of its last stream
     missing: why one of the two is not there
+    num_streams: of every kind, those that nobody reads included
+    num_pixels: of one frame of its picture, the largest where there are several; 0 without one
+    num_frames: of its picture, as its headers tell, or its length and rate; 0 where nothing does
     """
 
     duration_ms: int
     modalities: tuple[Modality, ...]
     missing: dict[Modality, str]
+    num_streams: int
+    num_pixels: int
+    num_frames: int
 
     @property
     def has_video(self) -> bool:
@@ -57,9 +64,28 @@ def measure_media(path: Path) -> MediaLength:
             last_s = _last_end(container, list(streams.values()))
             ends_s = [float(last_s - origin_s(container))]
         length_s = max(ends_s)
-    return MediaLength(
-        duration_ms=max(round(length_s * 1000), 0), modalities=tuple(streams), missing=missing
-    )
+        pictures = _pictures(container)
+        return MediaLength(
+            duration_ms=max(round(length_s * 1000), 0),
+            modalities=tuple(streams),
+            missing=missing,
+            num_streams=len(container.streams),
+            num_pixels=max((each.width * each.height for each in pictures), default=0),
+            num_frames=max((_num_frames(each, length_s) for each in pictures), default=0),
+        )
+
+
+def _pictures(container: "av.container.InputContainer") -> list["av.VideoStream"]:
+    """Those that cannot be decoded included, and cover pictures left out."""
+    return [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
+    ]
+
+
+def _num_frames(stream: "av.VideoStream", length_s: float) -> int:
+    return stream.frames or round(length_s * float(stream.average_rate or 0))
 
 
 def _last_end(

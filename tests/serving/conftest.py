@@ -13,6 +13,7 @@ from tests.media import tone, write_clip
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+    from serving.admission import Admission
     from serving.dispatch import Dispatcher
     from serving.jobs import JobStore
     from serving.serve import Service
@@ -142,3 +143,20 @@ def start_dispatcher(
 @pytest.fixture
 def dispatcher(start_dispatcher: Callable[..., "Dispatcher"]) -> "Dispatcher":
     return start_dispatcher()
+
+
+@pytest.fixture
+def start_app(store: "JobStore", dispatcher: "Dispatcher") -> Callable[..., "Admission"]:
+    """A service of this process alone: start_app(max_frames=9)."""
+    from pipeline.decode.process import HERE
+    from serving.admission import Keys
+    from serving.app import Parts, create_app
+    from serving.config import Limits, ServeConfig
+
+    def start(**limits: Any) -> Any:
+        config = ServeConfig(limits=Limits(**limits))
+        return create_app(
+            Parts(config=config, keys=Keys(None), store=store, dispatcher=dispatcher, decoder=HERE)
+        )
+
+    return start

@@ -88,17 +88,8 @@ def test_why_it_failed_is_the_answer(client: "TestClient", service: "Service", c
 
 
 @pytest.fixture
-def app(store: "JobStore", dispatcher: "Dispatcher") -> "Admission":
-    from pipeline.decode.process import HERE
-    from serving.admission import Keys
-    from serving.app import Parts, create_app
-    from serving.config import Limits, ServeConfig
-
-    config = ServeConfig(limits=Limits(predict_wait_s=0.2))
-    made: Any = create_app(
-        Parts(config=config, keys=Keys(None), store=store, dispatcher=dispatcher, decoder=HERE)
-    )
-    return made
+def app(start_app: Callable[..., "Admission"]) -> "Admission":
+    return start_app(predict_wait_s=0.2)
 
 
 @pytest.fixture

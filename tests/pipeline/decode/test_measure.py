@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.decode.measure import measure_media
 from pipeline.errors import ClipError
-from tests.media import tone, write_clip
+from tests.media import SIZE, tone, write_clip
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
@@ -36,3 +36,19 @@ def test_what_is_no_media_file_is_refused(tmp_path: Path) -> None:
     for name in ("pipe.mp4", "text.mp4", "none.mp4"):
         with pytest.raises(ClipError):
             measure_media(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_pixels_frames_and_streams_are_as_the_headers_tell(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"a{suffix}", num_frames=48, sound=tone([440, 550]))
+    length = measure_media(path)
+    assert length.num_pixels == SIZE[0] * SIZE[1]
+    assert length.num_frames == pytest.approx(48, abs=2)
+    assert length.num_streams == 2
+
+
+def test_sound_alone_has_no_pixels(tmp_path: Path) -> None:
+    length = measure_media(
+        write_clip(tmp_path / "a.mp3", codec=None, sound=tone([440]), sound_codec="mp3")
+    )
+    assert (length.num_pixels, length.num_frames, length.num_streams) == (0, 0, 1)
