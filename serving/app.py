@@ -22,10 +22,11 @@ from starlette.types import ASGIApp
 from pipeline.decode.measure import MediaLength
 from pipeline.decode.process import Decoder
 from pipeline.errors import ClipError, InputError, MeldError, UsageError
+from pipeline.system.one_line import one_line
 from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
 from serving.config import Limits, ServeConfig
 from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
-from serving.jobs import Incoming, Job, JobStore
+from serving.jobs import Incoming, Job, JobStore, JobWords
 from serving.metrics import CONTENT_TYPE
 from serving.page import POLICY, page_file, render_start
 from serving.problems import (
@@ -39,6 +40,7 @@ from serving.problems import (
     make_problem,
     rebuild_error,
 )
+from serving.process import WorkerReady
 from serving.schemas import JobView, Key, ModelView, Problem, Words, WordsRead, view_job
 from serving.upload import Upload, check_space, receive_upload
 
@@ -89,7 +91,15 @@ _UPLOAD_BODY = {
                         "type": "string",
                         "description": "the words of the whole file, which is one utterance then",
                     },
-                    "no_text": {"type": "boolean", "description": "see and hear, read nothing"},
+                    "no_text": {
+                        "type": "boolean",
+                        "description": "see and hear, read nothing: no word is recognised",
+                    },
+                    "language": {
+                        "type": "string",
+                        "description": "code of what is spoken, one of those that /v1/model lists; "
+                        "without it, a recogniser that knows several detects it",
+                    },
                     "start": {"type": "number", "description": "seconds of the file to begin at"},
                     "end": {"type": "number", "description": "seconds of the file to end at"},
                 },
@@ -341,6 +351,7 @@ async def _receive(request: Request, parts: Parts, incoming: Incoming, is_awaite
         limits=limits,
     )
     stage.labels("receiving").observe(time.monotonic() - began_s)
+    _check_words(upload.words, parts.dispatcher.ready)
     async with request.app.state.measuring:
         began_s = time.monotonic()
         length = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
@@ -367,6 +378,20 @@ def _measure(decoder: Decoder, incoming: Incoming, upload: Upload) -> MediaLengt
     if length.duration_ms == 0:
         raise InputError(f"{upload.file}: it lasts 0.0 s, so there is nothing to predict from")
     return length
+
+
+def _check_words(words: JobWords, ready: WorkerReady | None) -> None:
+    """Raises UsageError for what the model or the recogniser cannot do."""
+    assert ready is not None
+    if words.no_text and ready.needs_words:
+        raise UsageError(f"no_text: {ready.model['name']} reads words alone")
+    recogniser = ready.model.get("recogniser")
+    languages = [] if recogniser is None else recogniser["languages"]
+    if words.language is not None and words.language not in languages:
+        raise UsageError(
+            f"language {one_line(words.language)}: the service's recogniser knows "
+            f"{', '.join(languages) or 'none'}"
+        )
 
 
 def _check_length(length: MediaLength, file: str, limits: Limits, is_awaited: bool) -> None:

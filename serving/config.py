@@ -81,6 +81,8 @@ class ServeConfig:
     device:      "auto" takes a GPU where there is one
     precision:   what encoders compute in that can; "auto" is that of the features which the model
                  was trained on
+    asr:         who hears media that come without words: as in `WordsConfig`; None takes the small
+                 English one, where it is installed
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
                  one object a line, those included
     limits:      what clients may ask for
@@ -97,6 +99,7 @@ class ServeConfig:
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    asr: str | None = None
     log: Literal["plain", "json"] = "plain"
     limits: Limits = field(default_factory=Limits)
 

@@ -105,7 +105,7 @@ class Dispatcher:
         *,
         num_workers: int = 1,
     ) -> None:
-        """choice: the settings of a `ModelChoice`"""
+        """choice: the settings of a `WorkChoice`"""
         self._store = store
         self._choice = choice
         self._limits = limits

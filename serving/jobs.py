@@ -46,6 +46,8 @@ class JobWords:
     """Where the words of a job come from, as in `WordsConfig`, and which part of the media counts.
 
     subtitles: the client's name of the file
+    language: code of the language that is spoken, for who hears it; None: it is detected, by a
+        recogniser that knows several
 
     Raises UsageError.
     """
@@ -53,6 +55,7 @@ class JobWords:
     text: str | None = None
     subtitles: str | None = None
     no_text: bool = False
+    language: str | None = None
     start_s: float | None = None
     end_s: float | None = None
 
@@ -61,6 +64,12 @@ class JobWords:
             raise UsageError("text and subtitles: the words come from one place; leave one out")
         if self.text and self.no_text:
             raise UsageError("text and no_text: leave one of the two out")
+        known = [name for name in ("text", "subtitles", "no_text") if getattr(self, name)]
+        if self.language is not None and known:
+            raise UsageError(
+                f"language is that of what is heard, and with {known[0]} no word is; leave one of "
+                "the two out"
+            )
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:

@@ -30,11 +30,13 @@ class WorkerReady:
     """model: as `GET /v1/model` tells it; notice: that emotions are recognised, and the law
 
     reads_words: whether it does anything with words alone
+    needs_words: whether it does nothing without
     """
 
     model: Mapping[str, Any]
     notice: str
     reads_words: bool
+    needs_words: bool = False
 
 
 class WorkerProcess:
@@ -48,7 +50,7 @@ class WorkerProcess:
         num_threads: int,
     ) -> None:
         """
-        choice: the settings of a `ModelChoice`
+        choice: the settings of a `WorkChoice`
         on_end: called from another thread when the process has ended
         num_threads: for its computing, and for that of the recogniser that it starts
         """
@@ -92,7 +94,10 @@ class WorkerProcess:
             self.end()
             raise rebuild_error(message["code"], message["detail"])
         return WorkerReady(
-            model=message["model"], notice=message["notice"], reads_words=message["reads_words"]
+            model=message["model"],
+            notice=message["notice"],
+            reads_words=message["reads_words"],
+            needs_words=message["needs_words"],
         )
 
     def begin(self, folder: Path) -> None:

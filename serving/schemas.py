@@ -91,6 +91,11 @@ class WordsRead(BaseModel):
     notice: str
 
 
+class RecogniserView(BaseModel):
+    name: str = Field(examples=["tiny.en"])
+    languages: list[str] = Field(description="codes of those it knows", examples=[["en"]])
+
+
 class ModelView(BaseModel):
     """The model, as a timeline names it, and its card in Markdown."""
 
@@ -101,6 +106,9 @@ class ModelView(BaseModel):
     random_weights: list[str]
     precision: dict[str, str]
     labels: dict[str, list[str]]
+    recogniser: RecogniserView | None = Field(
+        default=None, description="who hears media that come without words; null: nobody"
+    )
     card: str | None = None
 
 

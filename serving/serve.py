@@ -58,7 +58,7 @@ def start_service(config: ServeConfig) -> Iterator[Service]:
     with hold(config.data_dir / "lock", f"{config.data_dir}, the folder of the jobs,"):
         store = JobStore(config.data_dir)
         dispatcher = Dispatcher(
-            store, _model_choice(config), config.limits, num_workers=config.workers
+            store, _work_choice(config), config.limits, num_workers=config.workers
         )
         try:
             with DecoderProcess() as decoder:
@@ -113,7 +113,7 @@ def check(config: ServeConfig) -> WorkerReady:
         read_key(config.key_file)
     with _bind(config), hold(config.data_dir / "lock", f"{config.data_dir}, the folder of jobs,"):
         JobStore(config.data_dir)
-        worker = WorkerProcess(_model_choice(config), num_threads=share_cores(config.workers))
+        worker = WorkerProcess(_work_choice(config), num_threads=share_cores(config.workers))
         try:
             ready = worker.await_ready(SECONDS_TO_LOAD)
             if ready.reads_words:
@@ -141,10 +141,11 @@ def read_key(file: Path) -> str:
     return key
 
 
-def _model_choice(config: ServeConfig) -> dict[str, Any]:
+def _work_choice(config: ServeConfig) -> dict[str, Any]:
     paths = {"run": config.model, "weights_dir": config.weights_dir, "encoders": config.encoders}
     named = {name: str(path) for name, path in paths.items() if path is not None}
-    return {**named, "device": config.device, "precision": config.precision}
+    model = {**named, "device": config.device, "precision": config.precision}
+    return {"model": model, **({} if config.asr is None else {"asr": config.asr})}
 
 
 def _bind(config: ServeConfig) -> socket.socket:

@@ -26,7 +26,7 @@ _MOST_NAME_CHARS = 200
 _UNKNOWN = "application/octet-stream"
 # What stays free on the disk for results and for others.
 _SPARE_BYTES = 256 * 2**20
-_OPTIONS = ("text", "no_text", "start", "end")
+_OPTIONS = ("text", "no_text", "language", "start", "end")
 _FILES = ("media", "subtitles")
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
@@ -230,6 +230,7 @@ def _read_words(values: Mapping[str, str], *, subtitles: str | None = None) -> J
         text=values.get("text"),
         subtitles=subtitles,
         no_text=_yes_or_no(values.get("no_text", "")),
+        language=values.get("language") or None,
         start_s=_seconds(values, "start"),
         end_s=_seconds(values, "end"),
     )

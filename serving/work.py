@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,12 +25,14 @@ from fusion.inference.bundled import bundled_run
 from fusion.inference.load import ModelChoice
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig, describe_model
+from fusion.inference.recogniser import BUNDLED_RECOGNISER, find_recogniser, load_recogniser
+from fusion.inference.speech import SpeechConfig
 from fusion.inference.timeline import NOTICE, Timeline, describe_utterance
 from fusion.inference.words import Turn, predict_words
 from fusion.prediction.formats import FORMATS, write_as
 from fusion.prediction.one_file import FileResult, predict_file
 from pipeline.decode.process import DecoderProcess
-from pipeline.errors import MeldError, StorageError
+from pipeline.errors import MeldError, StorageError, WeightsMissing
 from pipeline.settings import build_config
 from pipeline.system.files import write_whole
 from serving.jobs import Job, JobFolder
@@ -42,6 +44,31 @@ _MEDIA_URL = "media"
 _OF_MEDIA = ("start_ms", "end_ms")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkChoice:
+    """asr: who hears what comes without words, as in `find_recogniser`; None takes the small
+    English one, if it is there"""
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    asr: str | None = None
+
+    @property
+    def recogniser(self) -> str:
+        return self.asr or BUNDLED_RECOGNISER
+
+    def describe_recogniser(self) -> dict[str, Any] | None:
+        """Its name, and the languages that it knows; None where there is none, and none was asked
+        for. Raises WeightsMissing, MismatchError."""
+        if self.asr is None:
+            try:
+                find_recogniser(BUNDLED_RECOGNISER)
+            except WeightsMissing:
+                return None
+            return {"name": BUNDLED_RECOGNISER, "languages": ["en"]}
+        with load_recogniser(self.asr) as recogniser:
+            return {"name": recogniser.name, "languages": list(recogniser.languages)}
+
+
 class _Cancelled(Exception):
     """Nobody wants the running job any more."""
 
@@ -50,7 +77,7 @@ def main() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server decides when it is over
-    choice = build_config(ModelChoice, json.loads(requests.readline()))
+    choice = build_config(WorkChoice, json.loads(requests.readline()))
     worker = _Worker(answers)
     threading.Thread(target=worker.listen, args=(requests,), daemon=True).start()
     try:
@@ -87,17 +114,20 @@ class _Worker:
                     self._unwanted = request["folder"]
         os._exit(0)  # the server has ended, and whoever comes next takes the job
 
-    def load(self, choice: ModelChoice) -> None:
-        """Raises what `ModelChoice.load` raises."""
+    def load(self, choice: WorkChoice) -> None:
+        """Raises what `ModelChoice.load` and `load_recogniser` raise."""
         self._decoder = DecoderProcess()  # it starts while the model is loaded
-        self._predictor = choice.load()
-        run = choice.run if choice.run is not None else bundled_run()
+        self._recogniser = choice.recogniser
+        recogniser = choice.describe_recogniser()
+        self._predictor = predictor = choice.model.load()
+        run = choice.model.run if choice.model.run is not None else bundled_run()
         model = describe_model(self._predictor).to_dict()
         self.tell(
             "ready",
-            model={**model, "card": _read_card(run)},
+            model={**model, "recogniser": recogniser, "card": _read_card(run)},
             notice=NOTICE,
-            reads_words=bool(self._predictor.word_modalities),
+            reads_words=bool(predictor.word_modalities),
+            needs_words=predictor.modalities == predictor.word_modalities,
         )
 
     def run(self) -> None:
@@ -128,7 +158,7 @@ class _Worker:
         lost: Counter[tuple[str, str]] = Counter()
         if folder.timeline("json").exists():  # the server ended before it was told
             return lost
-        kept = KeptUtterances(folder, self._predictor.identity)
+        kept = KeptUtterances(folder, f"{self._predictor.identity} {self._recogniser}")
 
         def on_utterance(each: PredictedUtterance) -> None:
             self._between(folder)
@@ -142,13 +172,14 @@ class _Worker:
         with kept:
             result = predict_file(
                 folder.media,
-                _words(folder, job),
+                words_of(folder, job),
                 self._predictor,
                 self._decoder,
                 saved_in=folder.path,
                 on_utterance=on_utterance,
                 on_progress=lambda done_ms, total_ms: on_stage("predicting", done_ms, total_ms),
                 on_heard=lambda done_ms, total_ms: on_stage("hearing", done_ms, total_ms),
+                recogniser=self._recogniser,
             )
         formats = ("json",) if job.is_awaited else tuple(FORMATS)
         _write(folder, _named(result, folder, job), formats)
@@ -234,12 +265,13 @@ def _alone(folder: JobFolder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _words(folder: JobFolder, job: Job) -> WordsConfig:
+def words_of(folder: JobFolder, job: Job) -> WordsConfig:
     words = job.words
     return WordsConfig(
         subtitles=None if words.subtitles is None else folder.subtitles,
         text=words.text,
         no_text=words.no_text,
+        speech=SpeechConfig(language=words.language),
         start_s=words.start_s,
         end_s=words.end_s,
     )

@@ -6,7 +6,9 @@ import pytest
 from av.stream import Disposition
 
 import meld as face
-from tests.media import Track, write_subtitled
+from fusion.inference.predict_media import PreparedMedia, WordsConfig, prepare_media
+from pipeline.errors import WeightsMissing
+from tests.media import Track, tone, write_clip, write_subtitled
 
 pytestmark = pytest.mark.heavy
 
@@ -42,3 +44,21 @@ def test_a_track_is_read_unless_something_else_says_what_is_spoken(
     path.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nBeside it\n")
     assert [each.spoken.text for each in model.timeline(path).utterances] == ["Beside it"]
     assert [each.spoken.text for each in model.timeline(path, text="Told").utterances] == ["Told"]
+
+
+def test_the_recogniser_of_a_service_hears_only_what_has_no_words(
+    model: face.Model, tmp_path: Path
+) -> None:
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    with_track = write_subtitled(tmp_path / "a.mkv", [Track("subrip", [(0, 900, "Hello!")])])
+    without = write_clip(tmp_path / "b.mkv", num_frames=24, sound=tone([440]))
+
+    def prepare(path: Path, words: WordsConfig) -> PreparedMedia:
+        return prepare_media(path, words, model._predictor, recogniser="no-such-model")
+
+    assert prepare(with_track, WordsConfig()).segmentation.source == "subtitles"
+    assert prepare(without, WordsConfig(text="Hi")).segmentation.source == "whole"
+    with pytest.raises(WeightsMissing, match="no-such-model"):
+        prepare(without, WordsConfig())
+    with pytest.raises(WeightsMissing, match="another-one"):  # who is named is taken
+        prepare(without, WordsConfig(asr="another-one"))

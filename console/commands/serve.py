@@ -73,6 +73,13 @@ def serve(
             "[default: auto]"
         ),
     ] = None,
+    asr: Annotated[
+        str | None,
+        typer.Option(
+            help="Speech recogniser that hears media without words: tiny.en (English), or the "
+            "folder of a Whisper model in CTranslate2's form.  [default: tiny.en]"
+        ),
+    ] = None,
     log: Annotated[
         LogChoice | None,
         typer.Option(
@@ -103,6 +110,7 @@ def serve(
         encoders=encoders,
         device=device,
         precision=precision,
+        asr=asr,
         log=log,
     )
     from serving.config import ServeConfig

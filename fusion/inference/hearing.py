@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusion.inference.recogniser import BUNDLED_RECOGNISER, Recogniser, load_recogniser
+from fusion.inference.recogniser import Recogniser, load_recogniser
 from fusion.inference.saved_features import FOLDER
 from fusion.inference.segments import Heard, SpokenSpan
 from fusion.inference.speech import (
@@ -69,7 +69,7 @@ def hear(
     decode: DecodeConfig,
     config: SpeechConfig,
     *,
-    asr: str | None,
+    asr: str,
     no_text: bool,
     media: str,
     duration_ms: int,
@@ -80,7 +80,7 @@ def hear(
     """A file's utterances, how they were found, and what is saved of them.
 
     Args:
-        asr: the recogniser, as in `find_recogniser`; None takes the small English one
+        asr: the recogniser, as in `find_recogniser`
         no_text: find where somebody speaks, and recognise nothing
         media: what stands for the file's bytes
         duration_ms: of the file; what comes later is not heard
@@ -125,11 +125,11 @@ def hear(
 
 
 @contextmanager
-def _recogniser(asr: str | None, no_text: bool) -> Iterator[Recogniser | None]:
+def _recogniser(asr: str, no_text: bool) -> Iterator[Recogniser | None]:
     if no_text:
         yield None
         return
-    with load_recogniser(asr or BUNDLED_RECOGNISER) as recogniser:
+    with load_recogniser(asr) as recogniser:
         yield recogniser
 
 

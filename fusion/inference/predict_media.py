@@ -13,6 +13,7 @@ from typing import Any
 from fusion.inference.hearing import SavedStretches, hear
 from fusion.inference.media import PredictedUtterance, predict_spans
 from fusion.inference.predictor import Predictor
+from fusion.inference.recogniser import BUNDLED_RECOGNISER
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import Heard, SpokenSpan, fit_into
 from fusion.inference.speech import SpeechConfig
@@ -108,6 +109,7 @@ def prepare_media(
     saved_in: Path | None = None,
     on_progress: OnProgress = lambda done_ms, total_ms: None,
     decoder: Decoder = HERE,
+    recogniser: str = BUNDLED_RECOGNISER,
 ) -> PreparedMedia:
     """Reads headers, hashes the file and finds its utterances; its sound is decoded only where
     nothing else says where they are.
@@ -116,6 +118,7 @@ def prepare_media(
         saved_in: a folder for what is unfinished
         on_progress: of hearing
         decoder: who reads the file
+        recogniser: who hears it where nothing else says what is said, and `words` name none
 
     Raises:
         InputError: no media file that can be read, or no utterances are to be had for it.
@@ -131,7 +134,9 @@ def prepare_media(
     if length.duration_ms == 0:
         raise InputError(f"{path}: it lasts 0.0 s, so there is nothing in it to predict from")
     digest = _digest(path)
-    found = _find_utterances(path, words, length, predictor, digest, saved_in, on_progress, decoder)
+    found = _find_utterances(
+        path, words, length, predictor, digest, saved_in, on_progress, decoder, recogniser
+    )
     fitted = fit_into(
         found.heard.spans,
         length.duration_ms,
@@ -254,6 +259,7 @@ def _find_utterances(
     saved_in: Path | None,
     on_progress: OnProgress,
     decoder: Decoder,
+    recogniser: str,
 ) -> _Found:
     if words.text is not None:
         text = normalise_text(words.text)
@@ -279,7 +285,7 @@ def _find_utterances(
         path,
         predictor.decode or DecodeConfig(),
         words.speech,
-        asr=words.asr,
+        asr=words.asr or recogniser,
         no_text=words.no_text,
         media=digest,
         duration_ms=min(end_ms, length.duration_ms),

@@ -9,6 +9,7 @@ from fusion.inference.hearing import SavedStretches
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig, finish, predict_media, prepare_media
 from fusion.inference.predictor import Predictor
+from fusion.inference.recogniser import BUNDLED_RECOGNISER
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.timeline import Timeline
 from pipeline.decode.process import Decoder
@@ -46,12 +47,14 @@ def predict_file(
     on_utterance: Callable[[PredictedUtterance], None] = lambda utterance: None,
     on_progress: Callable[[int, int], None] = lambda done_ms, total_ms: None,
     on_heard: Callable[[int, int], None] | None = None,
+    recogniser: str = BUNDLED_RECOGNISER,
 ) -> FileResult:
     """A bad file is a result with an error.
 
     saved_in: a folder for what is unfinished, and where it is looked for
     on_heard: of hearing, which comes first where nothing else says what is said; None tells
         `on_progress`
+    recogniser: as in `prepare_media`
 
     Raises UsageError, MismatchError, WeightsMissing or StorageError: no file is to blame.
     """
@@ -63,6 +66,7 @@ def predict_file(
             saved_in=saved_in,
             on_progress=on_heard or on_progress,
             decoder=decoder,
+            recogniser=recogniser,
         )
         saved = None
         if saved_in is not None:

@@ -1,10 +1,14 @@
 """What a worker leaves of a job for those who follow it, and for the next worker."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from serving.jobs import JobFolder
-from serving.work import KeptUtterances
+import pytest
+
+from pipeline.errors import WeightsMissing
+from serving.jobs import Job, JobFolder, JobWords
+from serving.work import KeptUtterances, WorkChoice, words_of
 from tests.fusion.inference.test_timeline import predicted
 
 FIRST, SECOND, THIRD = (
@@ -58,3 +62,27 @@ def test_what_another_model_said_is_not_mixed_with_it(tmp_path: Path) -> None:
         assert ids(folder) == []
         kept.add(FIRST)
     assert ids(folder) == ["u0001"]
+
+
+def test_what_a_job_asks_for_is_what_is_looked_for(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    job = Job(
+        id="0",
+        file="talk.mp4",
+        media_type="video/mp4",
+        num_bytes=1,
+        duration_ms=1000,
+        words=JobWords(language="de", start_s=1.0),
+        created_s=0.0,
+    )
+    words = words_of(folder, job)
+    assert (words.speech.language, words.start_s) == ("de", 1.0)
+    given = words_of(folder, replace(job, words=JobWords(subtitles="a.srt")))
+    assert given.subtitles == folder.subtitles
+
+
+def test_a_recogniser_that_is_not_there_is_told_when_the_service_starts() -> None:
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    assert WorkChoice().describe_recogniser() in (None, {"name": "tiny.en", "languages": ["en"]})
+    with pytest.raises(WeightsMissing, match="--asr no-such-model"):
+        WorkChoice(asr="no-such-model").describe_recogniser()
