@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi import Path as FromPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -28,9 +29,21 @@ from serving.config import Limits, ServeConfig
 from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
 from serving.jobs import Incoming, Job, JobStore, JobWords
 from serving.metrics import CONTENT_TYPE
+from serving.openapi import (
+    ACCEPTED,
+    EVENTS,
+    IN_EVERY_FORMAT,
+    MEDIA,
+    METRICS,
+    OF_A_JOB,
+    READ,
+    TIMELINE,
+    UPLOAD,
+    describe,
+    problems,
+)
 from serving.page import POLICY, page_file, render_start
 from serving.problems import (
-    MEDIA_TYPE,
     Busy,
     NoSuchJob,
     NotFinished,
@@ -41,7 +54,7 @@ from serving.problems import (
     rebuild_error,
 )
 from serving.process import WorkerReady
-from serving.schemas import JobView, Key, ModelView, Problem, Words, WordsRead, view_job
+from serving.schemas import JobView, Key, ModelView, StatusView, Words, WordsRead, view_job
 from serving.upload import Upload, check_space, receive_upload
 
 Format = Literal["json", "csv", "srt", "vtt", "html"]
@@ -65,48 +78,8 @@ _RESULT_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _MOST_AT_ONCE = 4  # uploads whose headers are read at one time, each by a process
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_BETWEEN_CLOSE_LOOKS = 0.02  # of a client that waits for its answer
-_BAD_ANSWERS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {MEDIA_TYPE: {}}}
-    for status in (400, 401, 403, 404, 409, 413, 415, 422, 503)
-}
-_METRICS = 'meld_jobs{state="queued"} 2.0\nmeld_jobs_finished_total{outcome="succeeded"} 41.0\n'
-_UPLOAD_BODY = {
-    "required": True,
-    "content": {
-        "video/*": {"schema": {"type": "string", "format": "binary"}},
-        "audio/*": {"schema": {"type": "string", "format": "binary"}},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["media"],
-                "properties": {
-                    "media": {"type": "string", "format": "binary"},
-                    "subtitles": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": ".srt, .vtt, .ass or .ssa",
-                    },
-                    "text": {
-                        "type": "string",
-                        "description": "the words of the whole file, which is one utterance then",
-                    },
-                    "no_text": {
-                        "type": "boolean",
-                        "description": "see and hear, read nothing: no word is recognised",
-                    },
-                    "language": {
-                        "type": "string",
-                        "description": "code of what is spoken, one of those that /v1/model lists; "
-                        "without it, a recogniser that knows several detects it",
-                    },
-                    "start": {"type": "number", "description": "seconds of the file to begin at"},
-                    "end": {"type": "number", "description": "seconds of the file to end at"},
-                },
-            }
-        },
-    },
-}
+_OF_UPLOADS = problems(400, 401, 403, 408, 413, 415, 422, 500, 503, 507)
+_OF_JOBS = problems(401, 403, 404)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +105,11 @@ def create_app(parts: Parts) -> ASGIApp:
         title="meld",
         version=version("meld"),
         summary="What is felt in a video, utterance by utterance",
-        description="Send a video or a recording, get a timeline of emotions and sentiments.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
-        responses=_BAD_ANSWERS,
     )
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     app.state.parts = parts
     app.state.sending = set()
     app.state.measuring = asyncio.Semaphore(_MOST_AT_ONCE)
@@ -167,7 +139,16 @@ async def _parts(request: Request) -> Parts:
 WithParts = Annotated[Parts, Depends(_parts)]
 
 
-async def _known(job_id: str, parts: WithParts) -> JobStatus:
+async def _known(
+    job_id: Annotated[
+        str,
+        FromPath(
+            description="as the answer to the upload has it",
+            examples=["0f2c9a6be1d84c57a3f1f0c2b8de9a41"],
+        ),
+    ],
+    parts: WithParts,
+) -> JobStatus:
     """Raises NoSuchJob, before a stream begins."""
     return parts.dispatcher.status(job_id)
 
@@ -183,7 +164,9 @@ def _add_jobs(app: FastAPI) -> None:
         "/v1/jobs",
         status_code=202,
         response_model_exclude_none=True,
-        openapi_extra={"requestBody": _UPLOAD_BODY},
+        openapi_extra=UPLOAD,
+        responses={202: ACCEPTED, **_OF_UPLOADS},
+        tags=["jobs"],
         summary="Send media to be predicted",
     )
     async def create_job(
@@ -197,6 +180,7 @@ def _add_jobs(app: FastAPI) -> None:
                 max_length=200,
                 description="a word of yours for this upload, such as a UUID: sent again with it, "
                 "it makes no second job, and the answer is the first",
+                examples=["7d3c2f0a-3b52-4a3e-9f5e-3c8a2f1b6d70"],
             ),
         ] = None,
     ) -> JobView:
@@ -213,7 +197,9 @@ def _add_jobs(app: FastAPI) -> None:
     @app.post(
         "/v1/predict",
         response_class=JSONResponse,
-        openapi_extra={"requestBody": _UPLOAD_BODY},
+        openapi_extra=UPLOAD,
+        responses={200: {"description": "The timeline.", "content": TIMELINE}, **_OF_UPLOADS},
+        tags=["at once"],
         summary="Send a short clip, and get its timeline as the answer",
     )
     async def predict_clip(request: Request, parts: WithParts) -> Response:
@@ -230,12 +216,24 @@ def _add_jobs(app: FastAPI) -> None:
                 await to_thread.run_sync(partial(parts.dispatcher.erase, job.id, by="answer"))
         return Response(content, media_type=_MEDIA_TYPES["json"])
 
-    @app.get("/v1/jobs/{job_id}", response_model_exclude_none=True, summary="How far a job is")
+    @app.get(
+        "/v1/jobs/{job_id}",
+        response_model_exclude_none=True,
+        responses={200: OF_A_JOB, **_OF_JOBS},
+        tags=["jobs"],
+        summary="How far a job is",
+    )
     async def get_job(job: WithJob, response: Response, parts: WithParts) -> JobView:
         """`Retry-After` says when it is likely to be done."""
         return _tell(job, parts, response)
 
-    @app.delete("/v1/jobs/{job_id}", status_code=204, summary="Cancel a job and erase it")
+    @app.delete(
+        "/v1/jobs/{job_id}",
+        status_code=204,
+        responses={204: {"description": "Nothing of it is left."}, **_OF_JOBS, **problems(500)},
+        tags=["jobs"],
+        summary="Cancel a job and erase it",
+    )
     def delete_job(job: WithJob, parts: WithParts) -> None:
         """When this is answered, nothing of the media, the words or the results is left."""
         parts.dispatcher.erase(job.job.id)
@@ -243,7 +241,11 @@ def _add_jobs(app: FastAPI) -> None:
     @app.get(
         "/v1/jobs/{job_id}/timeline",
         response_class=FileResponse,
-        responses={200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}}},
+        responses={
+            200: {"description": "In the format that was asked for.", "content": IN_EVERY_FORMAT},
+            **problems(401, 403, 404, 409, 422, 500),
+        },
+        tags=["jobs"],
         summary="The result of a job",
     )
     def get_timeline(
@@ -266,12 +268,16 @@ def _add_jobs(app: FastAPI) -> None:
     @app.get(
         "/v1/jobs/{job_id}/events",
         response_class=EventSourceResponse,
+        responses={200: {"description": "A stream.", "content": EVENTS}, **_OF_JOBS},
+        tags=["jobs"],
         summary="The utterances of a job as they are ready",
     )
     async def get_events(
         job: WithJob,
         parts: WithParts,
-        last_event_id: Annotated[str | None, Header(description="resumes after it")] = None,
+        last_event_id: Annotated[
+            str | None, Header(description="resumes after it", examples=["1"])
+        ] = None,
     ) -> AsyncIterable[ServerSentEvent]:
         """Server-sent events: `utterance` with its number as id, `progress`, and `end` with the
         job, which is the last."""
@@ -282,9 +288,12 @@ def _add_jobs(app: FastAPI) -> None:
     @app.get(
         "/v1/jobs/{job_id}/media",
         response_class=FileResponse,
+        responses={**MEDIA, **_OF_JOBS},
+        tags=["jobs"],
         summary="The media that was sent, by ranges too",
     )
     def get_media(job: WithJob, parts: WithParts) -> FileResponse:
+        """With the Content-Type that it was sent with; a player seeks by `Range`."""
         return FileResponse(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
 
 
@@ -475,7 +484,12 @@ def _read_on(path: Path, place: int) -> tuple[list[str], int]:
 
 
 def _add_rest(app: FastAPI) -> None:
-    @app.post("/v1/text", summary="What is felt in words alone")
+    @app.post(
+        "/v1/text",
+        responses={200: READ, **problems(400, 401, 403, 408, 413, 422, 503)},
+        tags=["at once"],
+        summary="What is felt in words alone",
+    )
     async def read_text(request: Request, words: Words, parts: WithParts) -> WordsRead:
         """Answered at once, also while a job is worked on."""
         turns = [turn.model_dump() for turn in words.turns]
@@ -486,13 +500,29 @@ def _add_rest(app: FastAPI) -> None:
         )
         return WordsRead(utterances=read, notice=ready.notice)
 
-    @app.get("/v1/model", summary="The model that predicts")
+    @app.get(
+        "/v1/model",
+        responses={200: {"description": "The model."}, **problems(401, 403)},
+        tags=["the service"],
+        summary="The model that predicts",
+    )
     def get_model(parts: WithParts) -> ModelView:
+        """Its labels, the SHA-256 of its weights, who hears what comes without words, and its
+        card."""
         ready = parts.dispatcher.ready
         assert ready is not None
         return ModelView(**ready.model)
 
-    @app.post("/v1/session", status_code=204, summary="Enter the key once, in a browser")
+    @app.post(
+        "/v1/session",
+        status_code=204,
+        responses={
+            204: {"description": "A cookie is set."},
+            **problems(400, 401, 403, 408, 413, 422),
+        },
+        tags=["the service"],
+        summary="Enter the key once, in a browser",
+    )
     def open_session(key: Key, request: Request, response: Response, parts: WithParts) -> None:
         """Sets a cookie that stands for the key."""
         if not parts.keys.fits(key.key):
@@ -505,22 +535,40 @@ def _add_rest(app: FastAPI) -> None:
             secure=request.url.scheme == "https",
         )
 
-    @app.get("/livez", summary="Whether the service answers", responses={200: {}})
-    async def is_alive() -> dict[str, str]:
-        return {"status": "alive"}
+    @app.get(
+        "/livez",
+        responses={200: {"description": "It does."}, **problems(403)},
+        tags=["the service"],
+        summary="Whether the service answers",
+    )
+    async def is_alive() -> StatusView:
+        """Without the key, as /readyz. It says nothing of workers: a supervisor ends who does not
+        answer here."""
+        return StatusView(status="alive")
 
-    @app.get("/readyz", summary="Whether the service takes work on")
-    async def is_ready(parts: WithParts) -> JSONResponse:
-        ready = parts.dispatcher.is_ready
-        return JSONResponse(
-            {"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503
-        )
+    @app.get(
+        "/readyz",
+        responses={
+            200: {"description": "It does."},
+            503: {"description": "No worker is ready, or it is being ended.", "model": StatusView},
+            **problems(403),
+        },
+        tags=["the service"],
+        summary="Whether the service takes work on",
+    )
+    async def is_ready(parts: WithParts, response: Response) -> StatusView:
+        """A full queue is no reason against it: those who come are told when to come again."""
+        if parts.dispatcher.is_ready:
+            return StatusView(status="ready")
+        response.status_code = 503
+        return StatusView(status="not ready")
 
     @app.get(
         "/metrics",
         summary="Counts and times for monitoring, in Prometheus' text format",
         response_class=PlainTextResponse,
-        responses={200: {"content": {"text/plain": {"example": _METRICS}}}},
+        responses={200: {"description": "The figures.", "content": METRICS}, **problems(401, 403)},
+        tags=["the service"],
     )
     async def get_metrics(parts: WithParts) -> Response:
         """With the key, where there is one: it tells how much the service is used."""

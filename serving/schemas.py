@@ -31,29 +31,29 @@ class Progress(BaseModel):
     go from the begin to the end of it."""
 
     stage: Literal["hearing", "predicting"] | None = Field(
-        description="null until the worker reports for the first time"
+        default=None, description="not there until the worker reports for the first time"
     )
-    done_s: float
-    total_s: float
+    done_s: float = Field(examples=[12.4])
+    total_s: float = Field(examples=[61.0])
 
 
 class JobView(BaseModel):
     """A job. Its parts are below its own address: timeline, events, media."""
 
     id: str = Field(description="128 random bits", examples=["0f2c9a6be1d84c57a3f1f0c2b8de9a41"])
-    state: Literal["queued", "running", "succeeded", "failed"]
+    state: Literal["queued", "running", "succeeded", "failed"] = Field(examples=["running"])
     file: str = Field(description="the name that the client gave", examples=["talk.mp4"])
-    num_bytes: int
-    duration_s: float
-    created_at: datetime
-    finished_at: datetime | None = None
+    num_bytes: int = Field(description="of the media", examples=[1048576])
+    duration_s: float = Field(description="of the media", examples=[61.0])
+    created_at: datetime = Field(description="when it was accepted")
+    finished_at: datetime | None = Field(default=None, description="when it ended")
     erased_at: datetime | None = Field(
         default=None,
         description="when the job and its media are erased, if nobody does it before and "
         "their room is not needed",
     )
     jobs_before: int = Field(default=0, description="that are worked on first")
-    progress: Progress | None = None
+    progress: Progress | None = Field(default=None, description="of a running job")
     error: Problem | None = Field(default=None, description="why it failed")
 
 
@@ -88,7 +88,7 @@ class WordsRead(BaseModel):
     """utterances: as in a timeline, without times"""
 
     utterances: list[dict[str, Any]]
-    notice: str
+    notice: str = Field(description="that emotions were recognised, and the law")
 
 
 class RecogniserView(BaseModel):
@@ -99,23 +99,33 @@ class RecogniserView(BaseModel):
 class ModelView(BaseModel):
     """The model, as a timeline names it, and its card in Markdown."""
 
-    name: str
+    name: str = Field(examples=["meld-text"])
     fingerprint: str = Field(description="SHA-256 of its weights")
-    recipe: str
-    modalities: list[str]
-    random_weights: list[str]
-    precision: dict[str, str]
-    labels: dict[str, list[str]]
+    recipe: str = Field(description="fingerprint of how its features are made")
+    modalities: list[str] = Field(description="that it takes", examples=[["text"]])
+    random_weights: list[str] = Field(
+        description="modalities whose encoder has, or started from, random weights", examples=[[]]
+    )
+    precision: dict[str, str] = Field(
+        description="what each encoder computes in", examples=[{"text": "float32"}]
+    )
+    labels: dict[str, list[str]] = Field(
+        description="of each head", examples=[{"sentiment": ["neutral", "positive", "negative"]}]
+    )
     recogniser: RecogniserView | None = Field(
         default=None, description="who hears media that come without words; null: nobody"
     )
-    card: str | None = None
+    card: str | None = Field(default=None, description="Markdown: what it is for, and its scores")
+
+
+class StatusView(BaseModel):
+    status: Literal["alive", "ready", "not ready"]
 
 
 class Key(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    key: Text = Field(max_length=4096)
+    key: Text = Field(max_length=4096, examples=["the first line of the key file"])
 
 
 def view_job(status: JobStatus, *, retention_s: float) -> JobView:
