@@ -329,11 +329,12 @@ class Dispatcher:
     def _count(self) -> dict[str, int]:
         """Jobs by state."""
         with self._changed:
-            running = len(self._running)
+            unfinished = {job.id for job in self._store.unfinished()}
+            running = sum(each.job.id in unfinished for each in self._running)
             return {
                 **self._store.count_ended(),
                 "running": running,
-                "queued": len(self._store.unfinished()) - running,
+                "queued": len(unfinished) - running,
             }
 
     def _folder(self, job_id: str) -> Path:
@@ -411,30 +412,39 @@ class Dispatcher:
         return chosen
 
     def _work_on(self, seat: _Seat, worker: WorkerProcess, running: _Running) -> None:
-        job = running.job
+        again: Literal["first", "last"] | None = None
         try:
-            worker.begin(self._folder(job.id))
-            while True:
-                message = worker.next(self._limits.stalled_s)
-                if message["is"] != "progress":
-                    self._end(running, message)
-                    break
-                with self._changed:
-                    self._go_on(running, message["stage"])
-                    running.done_ms = message["done_ms"]
-                    running.total_ms = message["total_ms"]
-        except WorkerEnded as error:
-            seat.is_ready = False
-            self._mourn(running, str(error))
+            try:
+                self._see_through(worker, running)
+            except WorkerEnded as error:
+                seat.is_ready = False
+                again = self._mourn(running, str(error))
         except StorageError as error:  # how it ended cannot be written
             log.error("%s", error)
-            with self._changed:
-                self._waiting.append(job.id)
             self._is_stopped.wait(_SECONDS_AFTER_A_BAD_DISK)
+            again = "last"
         finally:
             with self._changed:
+                # In one step: no other worker takes it while it seems to be worked on here.
                 seat.running = None
+                if again is not None and not running.is_unwanted:
+                    self._waiting.insert(
+                        0 if again == "first" else len(self._waiting), running.job.id
+                    )
                 self._changed.notify_all()
+
+    def _see_through(self, worker: WorkerProcess, running: _Running) -> None:
+        """Raises WorkerEnded, StorageError."""
+        worker.begin(self._folder(running.job.id))
+        while True:
+            message = worker.next(self._limits.stalled_s)
+            if message["is"] != "progress":
+                self._end(running, message)
+                return
+            with self._changed:
+                self._go_on(running, message["stage"])
+                running.done_ms = message["done_ms"]
+                running.total_ms = message["total_ms"]
 
     def _go_on(self, running: _Running, stage: Stage | None) -> None:
         """To another stage, or to the end."""
@@ -471,10 +481,10 @@ class Dispatcher:
         code = None if error is None else error.code
         log.info(Event("job_ended", job=job.id, outcome=outcome, code=code, took_s=took_s))
 
-    def _mourn(self, running: _Running, how: str) -> None:
-        """Raises StorageError."""
+    def _mourn(self, running: _Running, how: str) -> Literal["first"] | None:
+        """Where in the queue the job is to wait for another worker. Raises StorageError."""
         if running.is_unwanted or self._is_stopped.is_set():
-            return
+            return None
         job = replace(running.job, num_deaths=running.job.num_deaths + 1)
         self.metrics.workers_lost.inc()
         log.error(Event("worker_lost", job=job.id, how=how, deaths=job.num_deaths))
@@ -482,10 +492,9 @@ class Dispatcher:
             detail = f"{job.file}: the worker ended {job.num_deaths} times on it, last by {how}"
             running.job = job
             self._finish(running, JobError(code="meld_error", detail=detail))
-            return
+            return None
         self._store.update(job)
-        with self._changed:
-            self._waiting.appendleft(job.id)
+        return "first"
 
     # ------------------------------------------------------------------ the thread that erases
 

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from pipeline.errors import StorageError
+from serving import dispatch
 from serving.dispatch import Dispatcher
 from serving.jobs import Job, JobStore
 from serving.problems import Busy
@@ -189,6 +191,28 @@ def test_what_is_being_written_counts_as_waiting(
 
     monkeypatch.setattr(store, "accept", accept_slowly)
     submit(dispatcher, store, seconds=9)
+
+
+@pytest.mark.parametrize("plan", [[DIES], [DONE]])
+def test_a_disk_that_refuses_once_costs_a_job_time_and_nothing_else(
+    dispatcher: Dispatcher,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    plan: list[list[dict[str, Any]]],
+) -> None:
+    monkeypatch.setattr(dispatch, "_SECONDS_AFTER_A_BAD_DISK", 0.01)
+    update = store.update
+
+    def refuse(job: Any) -> None:
+        monkeypatch.setattr(store, "update", update)
+        raise StorageError("no space left on device")
+
+    monkeypatch.setattr(store, "update", refuse)
+    StandIn.plan = list(plan)
+    job_id = submit(dispatcher, store)
+    assert await_end(dispatcher, job_id) == "succeeded"
+    assert StandIn.worked_on == [job_id, job_id]
+    assert await_end(dispatcher, submit(dispatcher, store)) == "succeeded"
 
 
 # ------------------------------------------------------------------------------- what is erased
