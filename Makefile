@@ -46,11 +46,12 @@ coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's a
 test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-check: $(READY) ## format, lint, types, layout
+check: $(READY) ## format, lint, types, layout, the recipes of containers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tests/layout.py
+	$(BIN)/python tests/recipes.py
 
 bench: $(READY) ## ratios against the floor and against the tutorial way
 	$(BIN)/python -m bench

@@ -54,6 +54,7 @@ from serving.problems import (
     rebuild_error,
 )
 from serving.process import WorkerReady
+from serving.sagemaker import SageMaker
 from serving.schemas import JobView, Key, ModelView, StatusView, Words, WordsRead, view_job
 from serving.upload import Upload, check_space, receive_upload
 
@@ -119,7 +120,7 @@ def create_app(parts: Parts) -> ASGIApp:
     _add_jobs(app)
     _add_rest(app)
     _add_page(app)
-    return Admission(
+    admission = Admission(
         app,
         keys=parts.keys,
         dispatcher=parts.dispatcher,
@@ -128,6 +129,7 @@ def create_app(parts: Parts) -> ASGIApp:
         headers=HEADERS,
         routes=app.routes,
     )
+    return SageMaker(admission) if parts.config.sagemaker else admission
 
 
 # Async, as whatever waits for nothing: the threads that others are answered by may all be waiting.

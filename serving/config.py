@@ -85,6 +85,7 @@ class ServeConfig:
                  English one, where it is installed
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
                  one object a line, those included
+    sagemaker:   Amazon SageMaker's addresses are answered too; it sends no key
     limits:      what clients may ask for
     """
 
@@ -101,6 +102,7 @@ class ServeConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     asr: str | None = None
     log: Literal["plain", "json"] = "plain"
+    sagemaker: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class ServeConfig:
             raise UsageError(f"--workers {self.workers}: 1 or more")
         if self.key_file is not None and self.without_key:
             raise UsageError("--key-file and --without-key: leave one of the two out")
+        if self.key_file is not None and self.sagemaker:
+            raise UsageError("key_file and sagemaker: SageMaker sends no key; leave one out")
         if self.key_file is None and not self.without_key and not self.is_private:
             raise UsageError(
                 f"--host {self.host} can be reached from other machines: name a --key-file, or say "

@@ -27,6 +27,7 @@ from serving.config import ServeConfig
 from serving.connections import limited_protocol
 from serving.dispatch import SECONDS_TO_LOAD, Dispatcher
 from serving.jobs import JobStore
+from serving.probe import announced
 from serving.process import WorkerEnded, WorkerProcess, WorkerReady
 
 log = logging.getLogger(__name__)
@@ -100,8 +101,10 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
             service.dispatcher,
         )
         listener.listen(_MOST_WAITING_CONNECTIONS)
-        on_listening(f"http://{shown}:{port}", service.ready)
-        asyncio.run(server.serve(sockets=[listener]))
+        address = f"http://{shown}:{port}"
+        with announced(config.data_dir, address):
+            on_listening(address, service.ready)
+            asyncio.run(server.serve(sockets=[listener]))
 
 
 def check(config: ServeConfig) -> WorkerReady:
