@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,8 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.routing import Match
+from starlette.types import ASGIApp, Scope
 
 from pipeline.decode.measure import MediaLength
 from pipeline.decode.process import Decoder
@@ -599,6 +601,14 @@ def _add_page(app: FastAPI) -> None:
         return Response(content, media_type=media_type)
 
 
+def _methods_at(app: FastAPI, scope: Scope) -> list[str]:
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
 def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(MeldError)
     async def of_ours(request: Request, error: MeldError) -> JSONResponse:
@@ -613,7 +623,10 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         problem = make_problem(error.status_code, code_of(UsageError), error.detail)
-        return answer_problem(problem, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette tells one route's alone
+            headers["Allow"] = ", ".join(_methods_at(app, request.scope))
+        return answer_problem(problem, headers)
 
     @app.exception_handler(Exception)
     async def of_bugs(request: Request, error: Exception) -> JSONResponse:

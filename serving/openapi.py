@@ -76,6 +76,7 @@ UPLOAD: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["media"],
+                    "not": {"required": ["text", "subtitles"]},  # words come from one place
                     "additionalProperties": False,
                     "properties": {
                         "media": _BINARY,

@@ -66,7 +66,7 @@ async def burst(setting: Setting) -> list[Figure]:
                     job = json.loads(wire.received.partition(b"\r\n\r\n")[2])["id"]
                     await await_end(server.port, job)
                     await ask(server.port, f"/v1/jobs/{job}", method="DELETE")
-        grown_kb, refused = await _refuse_all(server, requests, probe)
+        grown_kb, cpu_ms, refused = await _refuse_all(server, requests, probe)
     refusals_s = [wire.first_s or 0 for wire in wires if wire.is_refusal]
     ready_s = [wire.first_s or math.inf for wire in probes]
     accepted = sum(wire.status == 202 for wire in wires)
@@ -82,11 +82,15 @@ async def burst(setting: Setting) -> list[Figure]:
         exactly("answered otherwise, or cut off", len(wires) - accepted - len(refusals_s), 0),
         told("more that were refused, while the queue was full", refused),
         at_most("server grew for each of them", grown_kb, 1, "kB"),
+        told("server's CPU time for each, probes included", cpu_ms, "ms"),
     ]
 
 
-async def _refuse_all(server: Server, requests: list[bytes], probe: bytes) -> tuple[float, int]:
-    """Kilobytes that the server grows by for each refused upload, and of how many."""
+async def _refuse_all(
+    server: Server, requests: list[bytes], probe: bytes
+) -> tuple[float, float, int]:
+    """Kilobytes that the server grows by for each refused upload, milliseconds of its CPU, and of
+    how many."""
     slow = head("POST", "/v1/jobs", {"Content-Type": "video/mp4", "Content-Length": "100000"})
     held = []
     for _ in range(QUEUE):
@@ -95,14 +99,16 @@ async def _refuse_all(server: Server, requests: list[bytes], probe: bytes) -> tu
         held.append(writer)
     await asyncio.sleep(0.3)
     many_at_once(server.port, requests, probe)
-    before = server.costs().rss
+    before = server.costs()
     refused = 0
     for _ in range(_BURSTS_REFUSED):
         refused += sum(w.is_refusal for w in many_at_once(server.port, requests, probe).wires)
-    grown = server.costs().rss - before
+    after = server.costs()
     for writer in held:
         writer.close()
-    return grown / 1000 / max(refused, 1), refused
+    refused = max(refused, 1)
+    grown_kb, cpu_ms = (after.rss - before.rss) / 1000, 1000 * (after.cpu_s - before.cpu_s)
+    return grown_kb / refused, cpu_ms / refused, refused
 
 
 async def clients(setting: Setting) -> list[Figure]:

@@ -27,7 +27,7 @@ _ENDED = ("succeeded", "failed")
 async def crashes(setting: Setting) -> list[Figure]:
     """Server or worker are killed in the middle of jobs, at random moments; jobs are sent on."""
     rng = random.Random(setting.seed)
-    film = make_film(setting.work, setting.clips, minutes=2, cue_ms=250)
+    film = make_film(setting.work, setting.clips, minutes=2, cue_ms=500)
     unbroken = predict_alone(film, setting)
     data = setting.work / "crashes"
     keys: dict[str, str | None] = {}  # the client's word for an upload -> the job

@@ -21,8 +21,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """descriptors, connections: of the server; worker_rss: and of all that it started"""
+    """Of the server; worker_rss: of its worker and all that this started"""
 
+    cpu_s: float
     rss: int
     worker_rss: int
     descriptors: int
@@ -40,7 +41,9 @@ class Server:
     def costs(self) -> Costs:
         worker = self.worker()
         family = [] if worker is None else [worker, *worker.children(recursive=True)]
+        cpu = self._seen.cpu_times()
         return Costs(
+            cpu_s=cpu.user + cpu.system,
             rss=self._seen.memory_info().rss,
             worker_rss=sum(_rss(each) for each in family),
             descriptors=self._seen.num_fds(),

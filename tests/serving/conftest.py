@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,9 +81,14 @@ def address(service: "Service") -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        # Whatever a client of a test left behind is over by now, or something outlives its client.
+        deadline = time.monotonic() + 10
+        while (open_ones := list(server.server_state.tasks)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+        assert not open_ones
 
 
 @pytest.fixture(scope="session")

@@ -201,6 +201,19 @@ def test_a_bug_is_a_problem_too(service: "Service", monkeypatch: pytest.MonkeyPa
     assert "secret" not in answer.text
 
 
+def test_a_method_that_an_address_has_not_is_told_those_that_it_has(client: "TestClient") -> None:
+    answer = client.put(f"/v1/jobs/{'0' * 32}")
+    assert problem(answer)[0] == 405
+    assert answer.headers["allow"] == "DELETE, GET"
+    assert client.put("/v1/jobs").headers["allow"] == "POST"
+
+
+def test_openapi_says_that_words_come_from_one_place(client: "TestClient") -> None:
+    described = client.get("/v1/openapi.json").json()["paths"]["/v1/jobs"]["post"]
+    form = described["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["not"] == {"required": ["text", "subtitles"]}
+
+
 def test_it_is_alive_and_ready(client: "TestClient") -> None:
     assert client.get("/livez").status_code == 200
     assert client.get("/readyz").status_code == 200
