@@ -152,7 +152,7 @@ class Admission:
                 status=status,
                 problem=note.problem,
                 ms=round(took_s * 1000, 1),
-                id=note.id,
+                request=note.id,
             )
         )
 

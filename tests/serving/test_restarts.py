@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ NUM_CUES = 480
 
 
 class Server:
-    """A `meld serve` that listens."""
+    """A `meld serve` that listens. log: what it says after that, whole once it has ended"""
 
     def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
         self.process = process
         self.address = address
+        self.log: list[str] = []
 
     def ask(self, path: str, body: bytes | None = None, **headers: str) -> Any:
         """JSON; None where the answer is empty."""
@@ -70,14 +72,24 @@ def serving(data: Path, *options: object) -> Iterator[Server]:
         [*command, *map(str, options)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
+    reader: threading.Thread | None = None
     try:
         line = process.stderr.readline()
-        assert "listens on" in line, line + process.stderr.read()
-        yield Server(process, line.partition("listens on ")[2].partition(";")[0])
+        if "json" in options:
+            address = json.loads(line)["address"]
+        else:
+            assert "listens on" in line, line + process.stderr.read()
+            address = line.partition("listens on ")[2].partition(";")[0]
+        server = Server(process, address)
+        reader = threading.Thread(target=server.log.extend, args=[process.stderr])
+        reader.start()  # a pipe that nobody reads would stop who writes
+        yield server
     finally:
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
+        if reader is not None:
+            reader.join()
         process.stderr.close()
 
 
@@ -173,7 +185,7 @@ def test_two_workers_share_the_cores_and_one_that_is_killed_leaves_the_other_at_
     long_clip: tuple[Path, str], tmp_path: Path
 ) -> None:
     body, headers = form(*long_clip)
-    with serving(tmp_path / "data", "--workers", 2) as server:
+    with serving(tmp_path / "data", "--workers", 2, "--log", "json") as server:
         first, second = (server.ask("/v1/jobs", body, **headers) for _ in range(2))
         paths = [f"/v1/jobs/{job['id']}" for job in (first, second)]
         for path in paths:
@@ -190,6 +202,16 @@ def test_two_workers_share_the_cores_and_one_that_is_killed_leaves_the_other_at_
         while len(server.workers()) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(server.workers()) == 2
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+    log = [json.loads(line) for line in server.log]
+    lost = {each["job"] for each in log if each["event"] == "worker_lost"}
+    assert len(lost) == 1
+    ended = [each for each in log if each["event"] == "job_ended"]
+    assert {each["job"]: each["outcome"] for each in ended} == {
+        first["id"]: "succeeded",
+        second["id"]: "succeeded",
+    }
 
 
 def test_a_folder_has_one_service(tmp_path: Path, meld: Meld) -> None:
