@@ -16,6 +16,8 @@ import typer
 from typer.models import CommandInfo
 
 from console.commands.config import app as config_commands
+from console.commands.listen import EPILOG as LISTEN_EPILOG
+from console.commands.listen import listen
 from console.commands.serve import EPILOG as SERVE_EPILOG
 from console.commands.serve import serve
 from console.edge import needs_extra, reports_errors, tell
@@ -1034,6 +1036,7 @@ def _name(command: CommandInfo) -> str:
 
 _GROUP_OF = {name: title for title, names in GROUPS.items() for name in names}
 app.command(epilog=SERVE_EPILOG)(serve)
+app.command(epilog=LISTEN_EPILOG)(listen)
 app.add_typer(config_commands, rich_help_panel=_GROUP_OF["config"])
 for each in app.registered_commands:
     each.rich_help_panel = _GROUP_OF.get(_name(each))

@@ -2,7 +2,7 @@
 
 # Title -> commands, in the order of `meld --help`.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "See it work": ("demo", "predict", "serve"),
+    "See it work": ("demo", "predict", "serve", "listen"),
     "Get and check clips": ("download", "doctor", "sample"),
     "Make features and train": ("extract", "info", "train-fusion", "finetune"),
     "Measure and compare": ("evaluate", "compare", "crossval", "ablate", "report"),

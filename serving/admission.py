@@ -41,7 +41,7 @@ COOKIE = "meld-session"
 PLACE = "meld.place"  # in the scope: the queue's place that an upload holds
 JOBS, PREDICT = "/v1/jobs", "/v1/predict"
 # Without a key: whether it is alive, and the page, on which a key is entered.
-_OPEN = ("/livez", "/readyz", "/", "/v1/session")
+_OPEN = ("/livez", "/readyz", "/", "/live", "/v1/session")
 _OPEN_BELOW = "/page/"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _METHODS = (*_SAFE, "POST", "PUT", "PATCH", "DELETE")
@@ -111,7 +111,7 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._pass_socket_on(scope, receive, send)
             return
         note = RequestNote(id=choose_request_id(Headers(scope=scope).get("x-request-id")))
         noted = REQUEST.set(note)
@@ -136,6 +136,17 @@ class Admission:
         finally:
             self._note(scope, note, told[0], time.monotonic() - began_s)
             REQUEST.reset(noted)
+
+    async def _pass_socket_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A page of another site may open no WebSocket: browsers let it, and do not ask. It has no
+        key, which its address would show: `serving.live` looks at its ticket."""
+        if scope["type"] == "websocket":
+            try:
+                self._check_origin(scope["type"], Headers(scope=scope))
+            except MeldError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
     def _note(self, scope: Scope, note: RequestNote, status: int, took_s: float) -> None:
         if note.problem is not None:

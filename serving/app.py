@@ -30,6 +30,7 @@ from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, pr
 from serving.config import Limits, ServeConfig
 from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
 from serving.jobs import Incoming, Job, JobStore, JobWords
+from serving.live import add_live
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import (
     ACCEPTED,
@@ -44,7 +45,7 @@ from serving.openapi import (
     describe,
     problems,
 )
-from serving.page import POLICY, page_file, render_start
+from serving.page import POLICY, page_file, render_live, render_start
 from serving.problems import (
     Busy,
     NoSuchJob,
@@ -122,6 +123,7 @@ def create_app(parts: Parts) -> ASGIApp:
     _add_jobs(app)
     _add_rest(app)
     _add_page(app)
+    add_live(app, parts.dispatcher, parts.config.live)
     admission = Admission(
         app,
         keys=parts.keys,
@@ -588,6 +590,19 @@ def _add_page(app: FastAPI) -> None:
             model=ready.model,
             notice=ready.notice,
             limits=parts.config.limits,
+            needs_key=parts.keys.is_needed,
+        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/live", response_class=HTMLResponse, include_in_schema=False)
+    async def get_live_page(parts: WithParts) -> HTMLResponse:
+        ready = parts.dispatcher.ready
+        assert ready is not None
+        page = render_live(
+            model=ready.model,
+            notice=ready.notice,
+            limits=parts.config.limits,
+            live=parts.config.live,
             needs_key=parts.keys.is_needed,
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})

@@ -65,6 +65,29 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiveLimits:
+    """What live sessions may ask for.
+
+    sessions:  how many may be open at one time
+    ticket_s:  seconds for which a ticket opens one
+    idle_s:    seconds for which a session may send nothing
+    session_s: seconds that one may last
+    lag_s:     seconds that answers may be behind, and that sound may come before it is heard
+    """
+
+    sessions: int = 50
+    ticket_s: float = 30.0
+    idle_s: float = 30.0
+    session_s: float = 3600.0
+    lag_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise UsageError(f"live.{name} must be above 0, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Where the service listens, with what, and for whom.
 
@@ -87,6 +110,7 @@ class ServeConfig:
                  one object a line, those included
     sagemaker:   Amazon SageMaker's addresses are answered too; it sends no key
     limits:      what clients may ask for
+    live:        what live sessions may ask for
     """
 
     model: Path | None = None
@@ -104,6 +128,7 @@ class ServeConfig:
     log: Literal["plain", "json"] = "plain"
     sagemaker: bool = False
     limits: Limits = field(default_factory=Limits)
+    live: LiveLimits = field(default_factory=LiveLimits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

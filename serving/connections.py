@@ -34,6 +34,7 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
         _head_due: asyncio.TimerHandle | None = None
         _read_due: asyncio.TimerHandle | None = None
         _is_in_request = False
+        _is_upgraded = False
         _num_head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -42,7 +43,7 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.transport.is_closing():
+            if self._is_upgraded or self.transport.is_closing():
                 return
             is_idle = self.cycle is None or self.cycle.response_complete
             if not self._is_in_request and is_idle:  # ends of lines, which begin no request
@@ -73,6 +74,12 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
         def on_message_complete(self) -> None:
             self._is_in_request = False
             super().on_message_complete()
+
+        def handle_websocket_upgrade(self) -> None:
+            """From here on it is a socket's, which has limits of its own."""
+            self._is_upgraded = True
+            self._head_due = _cancel(self._head_due)
+            super().handle_websocket_upgrade()
 
         def pause_writing(self) -> None:
             super().pause_writing()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -62,12 +63,14 @@ class _Seat:
     """A worker's place: whoever sits there, or is loaded for it, and the job that is worked on.
 
     num_words: requests for words alone that were given to it and are not answered
+    num_live: the same for those of live sessions
     """
 
     worker: WorkerProcess | None = None
     is_ready: bool = False
     running: _Running | None = None
     num_words: int = 0
+    num_live: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +312,26 @@ class Dispatcher:
             if seat.running is not None and seat.running.job.id == job_id:
                 return seat
         return None
+
+    def ask_live(self, request: Mapping[str, Any]) -> "Future[Any]":
+        """What somebody says who speaks now (`LiveWork`). Raises Busy where there is no worker yet;
+        the future raises MeldError, and WorkerEnded."""
+        with self._changed:
+            ready = [seat for seat in self._seats if seat.is_ready]
+            if not ready:
+                raise Busy("the model is being loaded; try again soon", 5)
+            seat = min(ready, key=lambda seat: (seat.num_live, seat.running is not None))
+            worker = seat.worker
+            assert worker is not None
+            seat.num_live += 1
+
+        def give_back(_: "Future[Any]") -> None:
+            with self._changed:
+                seat.num_live -= 1
+
+        asked = worker.ask_live(request)
+        asked.add_done_callback(give_back)
+        return asked
 
     def _check_open(self) -> None:
         if self._is_draining:

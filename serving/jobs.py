@@ -25,6 +25,7 @@ from typing import Literal
 from pipeline.errors import StorageError, UsageError
 from pipeline.settings import build_config
 from pipeline.system.files import sync, write_whole
+from serving.live_turns import HEARINGS, Hearing
 from serving.problems import NoSuchJob
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -48,6 +49,7 @@ class JobWords:
     subtitles: the client's name of the file
     language: code of the language that is spoken, for who hears it; None: it is detected, by a
         recogniser that knows several
+    hearing: how it is cut where it is heard: as by `meld predict`, or as live
 
     Raises UsageError.
     """
@@ -56,6 +58,7 @@ class JobWords:
     subtitles: str | None = None
     no_text: bool = False
     language: str | None = None
+    hearing: Hearing = "thorough"
     start_s: float | None = None
     end_s: float | None = None
 
@@ -68,6 +71,14 @@ class JobWords:
         if self.language is not None and known:
             raise UsageError(
                 f"language is that of what is heard, and with {known[0]} no word is; leave one of "
+                "the two out"
+            )
+        if self.hearing not in HEARINGS:
+            raise UsageError(f"hearing is one of {', '.join(HEARINGS)}")
+        given = "text" if self.text is not None else "subtitles" if self.subtitles else None
+        if given is not None and self.hearing != "thorough":
+            raise UsageError(
+                f"hearing says how media are heard, and {given} what is said in them; leave one of "
                 "the two out"
             )
         for name in ("start_s", "end_s"):

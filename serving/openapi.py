@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from serving.live_turns import HEARINGS
 from serving.problems import MEDIA_TYPE, make_problem
 from serving.schemas import Problem
 
@@ -28,6 +29,13 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
         "type": "string",
         "description": "the words of the whole file, which is one utterance then",
         "examples": ["I am so happy for you!"],
+    },
+    "hearing": {
+        "type": "string",
+        "enum": list(HEARINGS),
+        "description": "how it is cut into utterances where it is heard: as by meld predict, or as "
+        "in a live session",
+        "default": "thorough",
     },
     "no_text": {
         "type": "boolean",
@@ -240,6 +248,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             tags=[
                 {"name": "jobs", "description": "Media of any length, which is waited for."},
                 {"name": "at once", "description": "Short clips, and words alone."},
+                {"name": "live", "description": "Who speaks now: a WebSocket, /v1/live."},
                 {"name": "the service", "description": "What it is, and how it is."},
             ],
         )

@@ -1,12 +1,13 @@
-"""The page at `/`: its markup from a template, its script and style as files of their own, so that
-its policy can forbid every other script."""
+"""The pages at `/` and `/live`: their markup from templates, their scripts and style as files of
+their own, so that their policy can forbid every other script."""
 
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 from pipeline.html.page import page_environment
-from serving.config import Limits
+from pipeline.schema import MEDIA
+from serving.config import Limits, LiveLimits
 
 _PACKAGE, _FOLDER = "serving", "page_parts"
 POLICY = (
@@ -16,6 +17,10 @@ POLICY = (
 # Name -> package, folder, file, type.
 _FILES: Mapping[str, tuple[str, str, str, str]] = {
     "start.js": (_PACKAGE, _FOLDER, "start.js", "text/javascript"),
+    "shown.js": (_PACKAGE, _FOLDER, "shown.js", "text/javascript"),
+    "live.js": (_PACKAGE, _FOLDER, "live.js", "text/javascript"),
+    "live-sound.js": (_PACKAGE, _FOLDER, "live-sound.js", "text/javascript"),
+    "resample.js": (_PACKAGE, _FOLDER, "resample.js", "text/javascript"),
     "start.css": (_PACKAGE, _FOLDER, "start.css", "text/css"),
     "style.css": ("pipeline.html", "page_frame", "style.css", "text/css"),
 }
@@ -30,6 +35,20 @@ def render_start(*, model: Mapping[str, Any], notice: str, limits: Limits, needs
         most_bytes=limits.max_bytes,
         most_mib=limits.max_bytes // 2**20,
         longest=_duration(limits.max_media_s / 3600),
+        needs_key=needs_key,
+    )
+
+
+def render_live(
+    *, model: Mapping[str, Any], notice: str, limits: Limits, live: LiveLimits, needs_key: bool
+) -> str:
+    environment = page_environment(_PACKAGE, _FOLDER)
+    return environment.get_template("live.html.jinja").render(
+        model=model,
+        notice=notice,
+        kept=_duration(limits.retention_hours),
+        longest=_duration(live.session_s / 3600),
+        sees=any(name in MEDIA for name in model["modalities"]),
         needs_key=needs_key,
     )
 

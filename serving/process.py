@@ -40,7 +40,8 @@ class WorkerReady:
 
 
 class WorkerProcess:
-    """Started at once; what it says comes by `next`, and words that it read by their future."""
+    """Started at once; what it says comes by `next`, and what it was asked beside its job by a
+    future."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class WorkerProcess:
         self._on_end = on_end
         self._messages: queue.Queue[Message | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._words: dict[int, Future[list[dict[str, Any]]]] = {}
+        self._asked: dict[int, Future[Any]] = {}  # words and live requests that wait
         self._num_asked = 0
         self._has_ended = False
         paths = os.pathsep.join([str(_ROOT), *(entry for entry in sys.path if entry)])
@@ -115,8 +116,24 @@ class WorkerProcess:
                 return future
             self._num_asked += 1
             number = self._num_asked
-            self._words[number] = future
+            self._asked[number] = future
         self._send({"do": "words", "number": number, "turns": list(turns)})
+        return future
+
+    def ask_live(self, request: Mapping[str, Any]) -> "Future[Any]":
+        """request: as `LiveWork` takes it. The future has its answer, or raises MeldError, or
+        WorkerEnded."""
+        future: Future[Any] = Future()
+        # Who waited for it may be gone: it is answered all the same.
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            if self._has_ended:
+                future.set_exception(WorkerEnded(self._how()))
+                return future
+            self._num_asked += 1
+            number = self._num_asked
+            self._asked[number] = future
+        self._send({"do": "live", "number": number, **request})
         return future
 
     def next(self, timeout_s: float) -> Message:
@@ -149,15 +166,15 @@ class WorkerProcess:
             if not line.endswith(b"\n"):  # it ended in the middle of a word
                 break
             message = json.loads(line)
-            if message["is"] == "words":
-                self._answer_words(message)
+            if message["is"] in ("words", "live"):
+                self._answer(message)
             else:
                 self._messages.put(message)
         self._process.wait()
         with self._lock:
             self._has_ended = True
-            waiting = list(self._words.values())
-            self._words.clear()
+            waiting = list(self._asked.values())
+            self._asked.clear()
         for future in waiting:
             future.set_exception(WorkerEnded(self._how()))
         self._messages.put(None)
@@ -167,14 +184,14 @@ class WorkerProcess:
                     pipe.close()
         self._on_end()
 
-    def _answer_words(self, message: Message) -> None:
+    def _answer(self, message: Message) -> None:
         with self._lock:
-            future = self._words.pop(message["number"])
+            future = self._asked.pop(message["number"])
         if "problem" in message:
             problem = message["problem"]
             future.set_exception(rebuild_error(problem["code"], problem["detail"]))
         else:
-            future.set_result(message["utterances"])
+            future.set_result(message["utterances" if message["is"] == "words" else "answer"])
 
     def _how(self) -> str:
         status = self._process.wait()

@@ -122,6 +122,18 @@ class StatusView(BaseModel):
     status: Literal["alive", "ready", "not ready"]
 
 
+class TicketView(BaseModel):
+    """Opens one live session."""
+
+    ticket: str = Field(description="good once")
+    expires_in_s: float = Field(description="from now on")
+    address: str = Field(description="of the WebSocket", examples=["/v1/live"])
+    protocols: list[str] = Field(
+        description="subprotocols that it is to offer, with the ticket in the place of TICKET",
+        examples=[["meld.live.v1", "meld.ticket.TICKET"]],
+    )
+
+
 class Key(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+import websockets  # noqa: F401 (without it uvicorn refuses every socket, and only its log tells)
 from starlette.types import ASGIApp
 
 from pipeline.decode.process import DecoderProcess
@@ -27,6 +28,7 @@ from serving.config import ServeConfig
 from serving.connections import limited_protocol
 from serving.dispatch import SECONDS_TO_LOAD, Dispatcher
 from serving.jobs import JobStore
+from serving.live import SOCKET_SETTINGS
 from serving.probe import announced
 from serving.process import WorkerEnded, WorkerProcess, WorkerReady
 
@@ -90,7 +92,7 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
                 http=limited_protocol(
                     header_s=config.limits.header_s, unread_s=config.limits.unread_s
                 ),
-                ws="none",
+                **SOCKET_SETTINGS,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

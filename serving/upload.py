@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
@@ -20,13 +20,14 @@ from pipeline.system.one_line import one_line
 from serving.admission import check_kind
 from serving.config import Limits
 from serving.jobs import JobFolder, JobWords
+from serving.live_turns import Hearing
 from serving.problems import DiskFull, TooLarge
 
 _MOST_NAME_CHARS = 200
 _UNKNOWN = "application/octet-stream"
 # What stays free on the disk for results and for others.
 _SPARE_BYTES = 256 * 2**20
-_OPTIONS = ("text", "no_text", "language", "start", "end")
+_OPTIONS = ("text", "no_text", "language", "hearing", "start", "end")
 _FILES = ("media", "subtitles")
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
@@ -231,6 +232,7 @@ def _read_words(values: Mapping[str, str], *, subtitles: str | None = None) -> J
         subtitles=subtitles,
         no_text=_yes_or_no(values.get("no_text", "")),
         language=values.get("language") or None,
+        hearing=cast(Hearing, values.get("hearing") or "thorough"),  # which it looks at
         start_s=_seconds(values, "start"),
         end_s=_seconds(values, "end"),
     )

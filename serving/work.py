@@ -26,7 +26,6 @@ from fusion.inference.load import ModelChoice
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig, describe_model
 from fusion.inference.recogniser import BUNDLED_RECOGNISER, find_recogniser, load_recogniser
-from fusion.inference.speech import SpeechConfig
 from fusion.inference.timeline import NOTICE, Timeline, describe_utterance
 from fusion.inference.words import Turn, predict_words
 from fusion.prediction.formats import FORMATS, write_as
@@ -36,6 +35,8 @@ from pipeline.errors import MeldError, StorageError, WeightsMissing
 from pipeline.settings import build_config
 from pipeline.system.files import write_whole
 from serving.jobs import Job, JobFolder
+from serving.live_turns import HEARINGS
+from serving.live_work import LiveAnswers, LiveWork
 from serving.problems import code_of
 
 # Relative to the page, which stands beside it.
@@ -110,6 +111,8 @@ class _Worker:
                 case "words":
                     self._words.put(request)
                     self._jobs.put(None)
+                case "live":
+                    self._live.take(request)
                 case "cancel":
                     self._unwanted = request["folder"]
         os._exit(0)  # the server has ended, and whoever comes next takes the job
@@ -120,6 +123,8 @@ class _Worker:
         self._recogniser = choice.recogniser
         recogniser = choice.describe_recogniser()
         self._predictor = predictor = choice.model.load()
+        live = LiveAnswers(predictor, recogniser=self._recogniser)
+        self._live = LiveWork(live, self.tell)
         run = choice.model.run if choice.model.run is not None else bundled_run()
         model = describe_model(self._predictor).to_dict()
         self.tell(
@@ -271,7 +276,7 @@ def words_of(folder: JobFolder, job: Job) -> WordsConfig:
         subtitles=None if words.subtitles is None else folder.subtitles,
         text=words.text,
         no_text=words.no_text,
-        speech=SpeechConfig(language=words.language),
+        speech=replace(HEARINGS[words.hearing], language=words.language),
         start_s=words.start_s,
         end_s=words.end_s,
     )

@@ -19,7 +19,7 @@ Meld = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
-    *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict", "serve"),
+    *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict", "serve", "listen"),
     *("config show", "config keys"),
 )
 

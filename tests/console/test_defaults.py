@@ -32,6 +32,7 @@ CONFIGS = {
     "crossval": "fusion.experiments.crossval.CrossvalConfig",
     "ablate": "fusion.experiments.ablation.AblateConfig",
     "serve": "serving.config.ServeConfig",
+    "listen": "serving.config.ServeConfig",
     "demo": "fusion.experiments.demo.DemoConfig",
 }
 WITHOUT_CONFIG = {"info", "config"}

@@ -67,12 +67,13 @@ def address(service: "Service") -> Iterator[str]:
     import uvicorn
 
     from serving.connections import limited_protocol
+    from serving.live import SOCKET_SETTINGS
 
     config = uvicorn.Config(
         service.app,
         http=limited_protocol(header_s=1, unread_s=5),
         lifespan="off",
-        ws="none",
+        **SOCKET_SETTINGS,
         log_config=None,
         timeout_graceful_shutdown=2,  # as the service itself: a request that is held open ends
     )

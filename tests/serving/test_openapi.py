@@ -45,6 +45,7 @@ def test_every_address_is_there(described: dict[str, Any]) -> None:
         "/v1/jobs/{job_id}",
         *(f"/v1/jobs/{{job_id}}/{part}" for part in ("timeline", "events", "media")),
         *("/v1/predict", "/v1/text", "/v1/model", "/v1/session"),
+        "/v1/live/tickets",
         *("/livez", "/readyz", "/metrics"),
     }
 

@@ -1,0 +1,116 @@
+"""`meld listen`: the page that hears and sees who speaks now."""
+
+import urllib.request
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from console.edge import needs_extra, reports_errors
+from console.options import ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
+from console.printing import say
+from console.settings import read_settings
+from pipeline.errors import StorageError, UsageError
+from pipeline.options import given
+
+if TYPE_CHECKING:
+    from serving.process import WorkerReady
+
+EPILOG = (
+    "Examples: `meld listen`   `meld listen --model runs/all`   "
+    "`meld listen --service https://meld.example.org`"
+)
+_PAGE = "/live"
+_SECONDS_TO_ANSWER = 10.0
+
+
+@reports_errors
+def listen(
+    service: Annotated[
+        str | None,
+        typer.Option(help="Address of a service that runs; without it, one is started here."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="To listen on; 0 takes a free one.  [default: 8000]")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recordings that are sent to be kept.  [default: serve-data]"),
+    ] = None,
+    weights_dir: WeightsDir = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+    ] = None,
+    device: DeviceOption = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(
+            help="Of the encoders' arithmetic; auto is what the model was trained with.  "
+            "[default: auto]"
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the page's address, and open nothing.")
+    ] = False,
+) -> None:
+    """Say what is felt while you speak: opens a page with the microphone and the camera.
+
+    Nothing of it is kept, unless you ask for it on the page. Ctrl-C ends a service that was
+    started here.
+    """
+    options = given(
+        model=model,
+        port=port,
+        data_dir=data_dir,
+        weights_dir=weights_dir,
+        encoders=encoders,
+        device=device,
+        precision=precision,
+    )
+    if service is not None:
+        if options or config is not None:
+            raise UsageError(
+                f"--service {service} runs already, with settings of its own; leave the other "
+                "options out"
+            )
+        _show(_find(service), no_browser)
+        return
+    from serving.config import ServeConfig
+
+    serve_config = read_settings(config, options).build(ServeConfig)
+    with needs_extra("serve"):
+        from serving.serve import serve
+
+    def tell(address: str, ready: "WorkerReady") -> None:
+        say(f"{ready.model['name']} listens; Ctrl-C ends it")
+        _show(address, no_browser)
+
+    serve(serve_config, tell)
+
+
+def _find(service: str) -> str:
+    """Its address without an end. Raises UsageError, StorageError where nobody answers there."""
+    address = service.rstrip("/").removesuffix(_PAGE)
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(f"--service {service}: an address, such as http://localhost:8000")
+    try:
+        with urllib.request.urlopen(f"{address}/livez", timeout=_SECONDS_TO_ANSWER):
+            return address
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise StorageError(f"{address}: no service answers there ({reason})") from error
+
+
+def _show(address: str, no_browser: bool) -> None:
+    page = f"{address}{_PAGE}"
+    if no_browser or not webbrowser.open(page):
+        say(f"Open {page} in a browser")
+    else:
+        say(f"{page} is opened in a browser")

@@ -1,0 +1,222 @@
+"use strict";
+const PICTURE_EVERY_MS = 333;
+const PICTURE_SIDE = 320;
+const WAITING_BYTES = 64 * 1024;       // that are not sent yet: pictures wait for better times
+const MOST_WAITING_BYTES = 320 * 1024; // ten seconds of sound
+let now = null;       // what is going on: see begin()
+let recording = null; // the last one, if it is to be kept
+
+document.addEventListener("key-entered", () => part("start").focus());
+
+function secondsOf(ms) { return `${Math.round(ms / 1000)} s`; }
+
+// ---------------------------------------------------------------------------------- it begins
+
+part("live-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  begin().catch((error) => { tell("live-told", wordsOf(error)); end(); });
+});
+
+function wordsOf(error) {
+  if (error.name === "NotAllowedError") { return "The browser was not allowed to use the microphone or the camera."; }
+  if (error.name === "NotFoundError") { return "There is no microphone, or no camera: leave the camera out, or plug one in."; }
+  return error.message;
+}
+
+async function begin() {
+  tell("live-told", "");
+  tell("now", "");
+  part("start").disabled = true;
+  part("kept").hidden = true;
+  part("utterances").hidden = true;
+  part("utterances").tBodies[0].replaceChildren();
+  recording = null;
+  now = { samples: 0, provisional: new Map() };
+  if (!navigator.mediaDevices) {
+    throw new Error("Browsers give the microphone to pages of https and of this machine alone.");
+  }
+  tell("state", "Waiting for the service");
+  const socket = await connect();
+  now.socket = socket;
+  tell("state", "Asking for the microphone");
+  const withCamera = part("camera").checked;
+  now.media = await navigator.mediaDevices.getUserMedia({
+    // As it is: what makes a voice pleasant changes what is heard in it.
+    audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
+    video: withCamera ? { width: { ideal: 640 }, height: { ideal: 480 } } : false,
+  });
+  await listen(now.media, socket);
+  if (withCamera) { await look(now.media, socket); }
+  if (part("keep").checked) { record(now.media); }
+  part("stop").hidden = false;
+  part("stop").focus();
+  part("start").hidden = true;
+  tell("state", "Listening");
+}
+
+// Resolves when the service has told what holds.
+async function connect() {
+  const answer = await fetch("/v1/live/tickets", { method: "POST" }).catch(() => null);
+  if (answer === null) { throw new Error("The service does not answer."); }
+  if (answer.status === 401) { part("key-form").hidden = false; part("key").focus(); }
+  if (!answer.ok) { throw new Error(await problemOf(answer)); }
+  const { ticket } = await answer.json();
+  const address = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`;
+  const socket = new WebSocket(address, ["meld.live.v1", `meld.ticket.${ticket}`]);
+  return new Promise((done, failed) => {
+    socket.addEventListener("message", (event) => {
+      const told = JSON.parse(event.data);
+      if (told.type === "session.created") { socket.send(JSON.stringify({ type: "session.update" })); }
+      if (told.type === "session.updated") { done(socket); }
+      show(told);
+    });
+    socket.addEventListener("close", () => {
+      failed(new Error("The service did not let this page in, or the connection was lost."));
+      if (now !== null && now.socket === socket) {
+        if (!now.isClosed) { tell("live-told", "The connection was lost."); }
+        end();
+      }
+    });
+  });
+}
+
+async function listen(media, socket) {
+  const sound = new AudioContext();
+  now.sound = sound;
+  await sound.audioWorklet.addModule("/page/live-sound.js");
+  const source = sound.createMediaStreamSource(media);
+  const worklet = new AudioWorkletNode(sound, "live-sound", { numberOfOutputs: 0 });
+  now.worklet = worklet;
+  worklet.port.onmessage = ({ data }) => {
+    if (data === null) {  // that was all of it
+      if (socket.readyState === WebSocket.OPEN) { socket.send(JSON.stringify({ type: "session.close" })); }
+      return;
+    }
+    if (socket.readyState !== WebSocket.OPEN) { return; }
+    if (socket.bufferedAmount > MOST_WAITING_BYTES) {
+      tell("live-told", "The connection is too slow for the sound; it was ended.");
+      socket.close();
+      return;
+    }
+    socket.send(data.content);
+    now.samples += data.samples;
+    part("level").value = data.loudest;
+  };
+  source.connect(worklet);
+}
+
+async function look(media, socket) {
+  const seen = part("seen");
+  seen.srcObject = media;
+  seen.hidden = false;
+  await seen.play();
+  const canvas = document.createElement("canvas");
+  const scale = Math.min(1, PICTURE_SIDE / Math.max(seen.videoWidth, seen.videoHeight));
+  canvas.width = Math.round(seen.videoWidth * scale);
+  canvas.height = Math.round(seen.videoHeight * scale);
+  const surface = canvas.getContext("2d");
+  now.camera = setInterval(() => {
+    if (socket.bufferedAmount > WAITING_BYTES || now === null) { return; }
+    const atMs = Math.round(now.samples / 16);
+    surface.drawImage(seen, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob(async (jpeg) => {
+      const content = new Uint8Array(5 + jpeg.size);
+      content[0] = 2;
+      new DataView(content.buffer).setUint32(1, atMs, true);
+      content.set(new Uint8Array(await jpeg.arrayBuffer()), 5);
+      if (now !== null && !now.isClosed && socket.readyState === WebSocket.OPEN) { socket.send(content); }
+    }, "image/jpeg", 0.8);
+  }, PICTURE_EVERY_MS);
+}
+
+// Whole, and not in pieces: a part of what a recorder gives cannot be played.
+function record(media) {
+  const recorder = new MediaRecorder(media);
+  const parts = [];
+  recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
+  recorder.addEventListener("stop", () => {
+    recording = new Blob(parts, { type: recorder.mimeType });
+    part("kept").hidden = recording.size === 0;
+  });
+  recorder.start();
+  now.recorder = recorder;
+}
+
+// ------------------------------------------------------------------------------ what is told
+
+function show(told) {
+  if (told.type === "session.created") { now.provisionalMs = told.provisional_every_ms; }
+  if (told.type === "utterance.start") { tell("now", "Somebody speaks"); }
+  if (told.type === "measurement.result" && !told.final && told.utterance.emotion) {
+    tell("now", `So far, from ${sensesOf(told.utterance)}: ${feltIn(told.utterance)}`);
+  }
+  if (told.type === "measurement.result" && told.final) { addUtterance(told.utterance); }
+  if (told.type === "utterance.end") { tell("now", told.utterances.length ? "" : "No words were heard in that"); }
+  if (told.type === "error") { tell("live-told", told.detail); }
+  if (told.type === "session.closed") {
+    now.isClosed = true;
+    const { received, produced } = told;
+    const pictures = received.pictures ? `, ${received.pictures} pictures` : "";
+    tell("state", `Ended: ${secondsOf(received.audio_ms)} of sound${pictures}, ${produced.utterances} utterances.`);
+    tell("now", "");
+  }
+}
+
+function sensesOf(utterance) {
+  const names = { video: "face", audio: "voice", text: "words" };
+  return Object.entries(utterance.modalities)
+    .filter(([, its]) => its.present).map(([name]) => names[name] ?? name).join(" and ");
+}
+
+// ------------------------------------------------------------------------------------ it ends
+
+part("stop").addEventListener("click", () => {
+  part("stop").disabled = true;
+  tell("state", "Answering what was said last");
+  clearInterval(now.camera);
+  now.worklet.port.postMessage(null);
+});
+
+function end() {
+  if (now === null) { return; }
+  clearInterval(now.camera);
+  if (now.recorder?.state === "recording") { now.recorder.stop(); }
+  now.media?.getTracks().forEach((track) => track.stop());
+  now.sound?.close();
+  if (now.socket?.readyState === WebSocket.OPEN) { now.socket.close(); }
+  if (!now.isClosed) { tell("state", ""); }
+  now = null;
+  part("seen").hidden = true;
+  part("seen").srcObject = null;
+  part("level").value = 0;
+  part("stop").hidden = true;
+  part("stop").disabled = false;
+  part("start").hidden = false;
+  part("start").disabled = false;
+  part("start").focus();
+}
+
+// ------------------------------------------------------------------------------------ keeping
+
+part("send-kept").addEventListener("click", async () => {
+  part("send-kept").disabled = true;
+  tell("kept-told", "");
+  const ending = recording.type.includes("mp4") ? "mp4" : "webm";
+  const response = await fetch(`/v1/jobs?filename=recording.${ending}&hearing=prompt`, {
+    method: "POST",
+    headers: { "Content-Type": recording.type.split(";")[0] },
+    body: recording,
+  }).catch(() => null);
+  part("send-kept").disabled = false;
+  if (response === null) { tell("kept-told", "The service does not answer."); return; }
+  if (!response.ok) { tell("kept-told", await problemOf(response)); return; }
+  location.assign(`/#${(await response.json()).id}`);
+});
+
+part("drop-kept").addEventListener("click", () => {
+  recording = null;
+  part("kept").hidden = true;
+  part("start").focus();
+});
+
+checkKey();
