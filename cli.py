@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.models import CommandInfo
 
+from console.arguments import Command
 from console.commands.config import app as config_commands
 from console.commands.listen import EPILOG as LISTEN_EPILOG
 from console.commands.listen import listen
@@ -116,10 +117,12 @@ def start(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the versions of meld and of what decides values."),
+        typer.Option(
+            "--version", help="Print the versions of meld and of the libraries that decide values."
+        ),
     ] = False,
 ) -> None:
-    """Say what is felt in a video, and train the models that do, on MELD or on your own clips."""
+    """Recognise emotions in videos, and train the models that do, on MELD or on your own clips."""
     if version:
         from console.show.version import show_version
 
@@ -132,20 +135,23 @@ def start(
 @app.command(epilog="Example: `meld sample --out data --dialogues 80 --seed 1`")
 @reports_errors
 def sample(
-    out: Annotated[Path, typer.Option(help="Folder to make the corpus in.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the corpus to.")],
     dialogues: Annotated[
-        int | None, typer.Option(help="How many dialogues, 3 to 8 clips each.  [default: 78]")
+        int | None, typer.Option(help="Number of dialogues, of 3 to 8 clips each.  [default: 78]")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Same seed, same corpus, to the byte.  [default: 0]")
+        int | None,
+        typer.Option(help="Random seed; the same seed gives the same bytes.  [default: 0]"),
     ] = None,
     corrupt: Annotated[
-        bool, typer.Option("--corrupt", help="Plant the defects of the real corpus.")
+        bool, typer.Option("--corrupt", help="Plant the kinds of defects that the real corpus has.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes.  [default: all cores]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes.  [default: one per core]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate a small corpus in MELD's shape: spoken text, talking faces, real H.264 and AAC."""
+    """Generate a small corpus in MELD's format: spoken sentences and drawn faces, H.264 and AAC."""
     from console.show.sample import show_sample
     from pipeline.settings import build_config
 
@@ -166,18 +172,18 @@ def sample(
 @reports_errors
 def download(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for CSVs and clips.  [default: data]")
+        Path | None, typer.Option(help="Folder to write CSVs and clips to.  [default: data]")
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Another address of MELD.Raw.tar.gz.  [default: the public ones]"),
+        typer.Option(help="Another URL of MELD.Raw.tar.gz.  [default: the public ones]"),
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            help="The archive, or a folder with it or with what it unpacks to, Kaggle's copy "
-            "included; an unpacked folder is linked, not copied.",
+            help="Use a copy instead of downloading: the archive, or a folder that holds it or "
+            "its unpacked content (Kaggle's copy too). An unpacked folder is linked, not copied.",
         ),
     ] = None,
     splits: Annotated[
@@ -185,19 +191,19 @@ def download(
         typer.Option(help="Comma-separated subset of train,dev,test.  [default: all three]"),
     ] = None,
     keep_archive: Annotated[
-        bool, typer.Option("--keep-archive", help="Leave the fetched archive in --out.")
+        bool, typer.Option("--keep-archive", help="Keep the downloaded archive in --out.")
     ] = False,
     sha256: Annotated[
         str | None,
-        typer.Option(help="Checksum of another archive than the published one."),
+        typer.Option(help="SHA-256 of the archive, if it is not the published one."),
     ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Get MELD's clips and annotations: fetch, verify and unpack 10.9 GB, or use a copy.
+    """Get MELD's clips and annotations: download, verify and unpack 10.9 GB, or use a copy.
 
-    Stopped at any time, the same command goes on. Needs some 23 GB of disk until it is done, 12 GB
-    after.
+    A stopped download is resumed by the same command. It needs some 23 GB of disk while it runs and
+    12 GB afterwards.
     """
     options = given(
         out=out,
@@ -227,7 +233,9 @@ def download(
 )
 @reports_errors
 def extract(
-    split: Annotated[SplitChoice, typer.Option(help="Which split; all takes every CSV there is.")],
+    split: Annotated[
+        SplitChoice, typer.Option(help="Split to extract; all takes every split that has a CSV.")
+    ],
     data: Corpus = None,
     features: Features = None,
     modalities: ModalityNames = None,
@@ -252,13 +260,13 @@ def extract(
     context: Annotated[
         int | None,
         typer.Option(
-            help="Previous utterances of the dialogue, with their speakers, that the text encoder "
-            "reads before each.  [default: 0]"
+            help="Number of previous utterances of the dialogue, with their speakers, that the "
+            "text encoder reads before each utterance.  [default: 0]"
         ),
     ] = None,
     num_frames: Annotated[
         int | None,
-        typer.Option(help="Pictures of a clip that the video encoder sees.  [default: 16]"),
+        typer.Option(help="Number of frames of a clip that the video encoder sees.  [default: 16]"),
     ] = None,
     test_clips: Annotated[
         TestClipsChoice | None,
@@ -270,32 +278,37 @@ def extract(
     encoders: Annotated[
         Path | None,
         typer.Option(
-            help="A fine-tuned run, whose own encoders, precision and decode settings are taken; "
-            "other ones beside it are refused."
+            help="Fine-tuned run whose encoders, precision and decode settings are used; settings "
+            "that contradict them are refused."
         ),
     ] = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
-        typer.Option(help="auto is bfloat16 where the machine has it.  [default: auto]"),
+        typer.Option(
+            help="Precision of the encoders; auto uses bfloat16 if the hardware supports it.  "
+            "[default: auto]"
+        ),
     ] = None,
     workers: Cores = None,
     address: ClusterAddress = None,
     config: ConfigFile = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything, say what would be done, do nothing."),
+        typer.Option(
+            "--dry-run", help="Check everything and print what would be done, without doing it."
+        ),
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Extract every row anew, and replace the caches."),
+        typer.Option("--overwrite", help="Extract every row again and replace the caches."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the encoders once over a split and cache raw and 128-d embeddings.
 
-    Killed at any time, the same command goes on where it stopped. Exit status 3: finished, but
-    some clips had failures (see `meld info`).
+    A killed extraction is resumed by the same command. Exit status 3: finished, but some clips had
+    failures (`meld info CACHE --failures` lists them).
     """
     chosen = given(
         text=text,
@@ -344,30 +357,34 @@ def extract(
 def doctor(
     data: Corpus = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode everything, instead of reading headers.")
+        bool, typer.Option("--deep", help="Decode every clip instead of reading headers only.")
     ] = False,
     test_clips: Annotated[
         TestClipsChoice | None,
         typer.Option(
-            help="132 of MELD's test clips exist twice: fixed looks at the corrected cuts, legacy "
-            "at the plain names.  [default: fixed]"
+            help="132 of MELD's test clips exist twice: fixed checks the corrected cuts, legacy "
+            "the plain names.  [default: fixed]"
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="The page to write.  [default: doctor.html]")
+        Path | None, typer.Option(help="HTML file to write.  [default: doctor.html]")
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="Where caches would go; only its disk counts.  [default: features]"),
+        typer.Option(
+            help="Folder where caches would be written; its free disk space is checked.  "
+            "[default: features]"
+        ),
     ] = None,
     weights_dir: WeightsDir = None,
     workers: Cores = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a corpus and this machine: what is missing, broken, mis-cut, and is it known?
+    """Check a corpus and this machine: what is missing, broken or mis-cut, and is it known?
 
-    Exit status 0: nothing, or only what is published about MELD. 3: something is new. Writes a
-    page with frames of the odd clips; changes nothing else and downloads nothing.
+    Exit status 0: no defects, or only those that are published about MELD. 3: there are new ones.
+    It writes a page with frames of the clips that have findings, changes nothing else and downloads
+    nothing.
     """
     from console.show.doctor import show_checkup, show_machine
     from pipeline.doctor.examine import DoctorConfig, examine, look_around
@@ -398,28 +415,54 @@ def doctor(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-@app.command(epilog="Example: `meld info features/train.h5 --verify`")
+@app.command(
+    epilog="Examples: `meld info features/train.h5 --verify`   "
+    "`meld info features/train.h5 --failures`   `meld info runs/first`"
+)
 @reports_errors
 def info(
-    file: Annotated[Path, typer.Argument(help="A feature cache.")],
+    file: Annotated[Path, typer.Argument(help="A feature cache, or the folder of a trained run.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check the checksum of every chunk.")
+        bool, typer.Option("--verify", help="Verify the checksum of every chunk.")
     ] = False,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus to compare clips with, by name, size and time.  [default: data, if there]"
+            help="Corpus whose clips are compared with the cache by name, size and time.  "
+            "[default: data, if it exists]"
         ),
     ] = None,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List every failure with its clip and reason.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a cache holds (rows, presence, failures, recipe, labels) and what is stale."""
+    """Show what a cache holds and which rows are stale, or what a run was trained with.
+
+    Of a cache: rows, presence, failures, recipe and labels. Of a run: its settings, its best epoch,
+    its evaluations and the commands that make it again.
+    """
+    if file.is_dir():
+        if (file / "train.h5").is_file():
+            raise UsageError(f"{file}: a folder of caches; name one: {file / 'train.h5'}")
+        if verify or failures or data is not None:
+            raise UsageError(f"{file} is a folder; --verify, --failures and --data need a cache")
+        from console.show.run import show_run
+        from fusion.reporting.run_info import describe_run
+
+        show_run(describe_run(file), as_json)
+        return
     from console.show.info import show_info
     from pipeline.cache.info import describe
     from pipeline.errors import CacheCorrupt
 
     described = describe(file, check=verify, data=data or _default_corpus())
-    show_info(described, as_json)
+    if data is not None and described.stale is None:
+        raise UsageError(
+            f"--data {data}: {file} was made without reading clips, so there are none to compare; "
+            "leave the option out"
+        )
+    show_info(described, as_json, failures=failures)
     if described.damaged:
         raise CacheCorrupt(
             f"{file}: checksums do not hold in {', '.join(described.damaged)}; "
@@ -444,8 +487,8 @@ def train_fusion(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Go on from this run, with its model, on features made as its own were, say those "
-            "of a fine-tuned run's encoders; it is kept where nothing is better on dev."
+            help="Warm start: train on from this run, on features made with the same recipe. The "
+            "run is kept as it is if no epoch is better on dev."
         ),
     ] = None,
     out: Annotated[
@@ -455,11 +498,11 @@ def train_fusion(
     epochs: MostEpochs = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows of a step.  [default: 256, or less where train has few rows]"),
+        typer.Option(help="Batch size in rows.  [default: 256, or less if train has few rows]"),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="AdamW's, at its highest.  [default: 0.001; 0.0003 with --start]"),
+        typer.Option(help="Peak learning rate of AdamW.  [default: 0.001; 0.0003 with --start]"),
     ] = None,
     dev_share: DevShare = None,
     device: DeviceOption = None,
@@ -467,10 +510,10 @@ def train_fusion(
     overwrite: OverwriteRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a fusion model on the cached features; dev chooses the epoch.
+    """Train a fusion model on cached features; the epoch is chosen on dev.
 
-    Without a dev cache a share of train's dialogues is dev: the same ones for every seed, and the
-    run remembers which.
+    Without a dev cache, a share of train's dialogues is held out as dev. They are the same for
+    every seed, and the run records them.
     """
     options = given(
         features=features,
@@ -511,11 +554,13 @@ def train_fusion(
 def finetune(
     end_to_end: Annotated[
         bool,
-        typer.Option("--end-to-end", help="Required: encoders and fusion model learn together."),
+        typer.Option(
+            "--end-to-end", help="Required: the encoders and the fusion model are trained together."
+        ),
     ] = False,
     run: Annotated[
         Path | None,
-        typer.Option(help="Trained fusion run to start from.  [default: train one first]"),
+        typer.Option(help="Trained run to start from.  [default: train one first]"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the CSVs and clips.  [default: data]")
@@ -524,18 +569,22 @@ def finetune(
     modalities: ModalityNames = None,
     unfreeze: Annotated[
         str | None,
-        typer.Option(help="Modalities whose encoders learn, comma-separated.  [default: all]"),
+        typer.Option(
+            help="Modalities whose encoders are trained, comma-separated.  [default: all]"
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.  [default: 3]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs.  [default: 3]")
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows of a step, all workers together.  [default: 32]"),
+        typer.Option(help="Batch size in rows, over all workers.  [default: 32]"),
     ] = None,
     learning_rate: Annotated[
         str | None,
         typer.Option(
-            help="Of text, video, audio or heads, as in text=1e-5,heads=1e-4.  "
-            "[default: text=3e-05,video=0.0001,audio=0.001,heads=0.0003]"
+            help="Peak learning rates of text, video, audio and heads, such as "
+            "text=1e-5,heads=1e-4.  [default: text=3e-05,video=0.0001,audio=0.001,heads=0.0003]"
         ),
     ] = None,
     out: Annotated[
@@ -546,32 +595,38 @@ def finetune(
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
-        typer.Option(help="Of the encoders' arithmetic; weights are float32.  [default: auto]"),
+        typer.Option(
+            help="Precision that the encoders compute in; weights stay float32.  [default: auto]"
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers, one GPU each if any.  [default: 1]")
+        int | None,
+        typer.Option(
+            help="Number of Ray Train workers, with one GPU each if there are GPUs.  [default: 1]"
+        ),
     ] = None,
     address: ClusterAddress = None,
     weights_dir: WeightsDir = None,
     encoders: Annotated[
         Path | None,
         typer.Option(
-            help="Fine-tuned run whose encoders made the features.  [default: the one that they "
-            "recorded]"
+            help="Fine-tuned run whose encoders made the features.  [default: the one recorded in "
+            "them]"
         ),
     ] = None,
     config: ConfigFile = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")
+        bool, typer.Option("--resume", help="Resume the unfinished run in --out.")
     ] = False,
     overwrite: OverwriteRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Unfreeze the encoders behind a trained fusion model, and train all of it on raw clips.
+    """Unfreeze the encoders of a trained run and train encoders and fusion together on raw clips.
 
     Before step 1 the logits on raw input are compared with those on the cache. The new run owns
     its encoders: `meld evaluate` measures it on raw clips, `meld extract --encoders` makes
-    features with them. Killed at any time, --resume goes on and ends with the same weights.
+    features with them. A killed fine-tuning is resumed with --resume and ends with the same
+    weights.
     """
     if not end_to_end:
         raise UsageError("finetune trains encoders and fusion together: say --end-to-end")
@@ -626,22 +681,22 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus to measure a fine-tuned run on.  [default: that it was tuned on]"
+            help="Corpus to measure a fine-tuned run on.  [default: the one it was fine-tuned on]"
         ),
     ] = None,
     errors: Annotated[
         bool,
-        typer.Option("--errors", help="Show where it is wrong as well (the JSON always has it)."),
+        typer.Option("--errors", help="Show an error analysis as well (--json always has it)."),
     ] = False,
     predictions: Annotated[
         Path | None,
         typer.Option(
-            help="File for what the run says of every row: a table that ends in .csv or .parquet."
+            help="File to write the predictions of every row to; it ends in .csv or .parquet."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run on a split, the majority baseline beside it; writes JSON and plots there.
+    """Measure a run on a split beside the majority baseline; write JSON and plots into the run.
 
     A fine-tuned run is measured on raw clips, with its own encoders.
     """
@@ -669,13 +724,13 @@ def predict(
     media: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.")],
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
     ] = None,
     subtitles: Annotated[
         Path | None,
         typer.Option(
-            help="File with .srt, .vtt or .ass subtitles.  [default: those beside the file, under "
-            "its name, or else a track inside the file]"
+            help="Subtitle file: .srt, .vtt or .ass.  [default: one beside the media file with "
+            "its name, else a subtitle track in it]"
         ),
     ] = None,
     transcript: Annotated[
@@ -684,75 +739,78 @@ def predict(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="The words of the whole file, which is one utterance then."),
+        typer.Option(help="The words of the whole file, which is then one utterance."),
     ] = None,
     asr: Annotated[
         str | None,
         typer.Option(
-            help="Speech recogniser that hears the file: tiny.en (English), or the folder of a "
-            "Whisper model in CTranslate2's form.  [default: tiny.en, where nothing else says what "
-            "is said]"
+            help="Recognise the speech with this model: tiny.en (English), or the folder of a "
+            "Whisper model in CTranslate2 format.  [default: tiny.en, if no words are given or "
+            "found]"
         ),
     ] = None,
     no_text: Annotated[
-        bool, typer.Option("--no-text", help="Let the model see and hear, and read nothing.")
+        bool, typer.Option("--no-text", help="Give the model video and audio only, without words.")
     ] = False,
-    start: Annotated[float | None, typer.Option(help="Seconds of the file to begin at.")] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds of the file to end at.")] = None,
+    start: Annotated[float | None, typer.Option(help="Start time in the file, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="End time in the file, in seconds.")] = None,
     formats: Annotated[
         str | None,
         typer.Option(
-            "--format", help="What is written: some of json,csv,srt,vtt,html.  [default: json]"
+            "--format",
+            help="Formats to write, comma-separated: json, csv, srt, vtt, html.  [default: json]",
         ),
     ] = None,
     embed: Annotated[
         bool,
         typer.Option(
             "--embed",
-            help="Put the video into the html page, up to 200 MiB.  [default: the page plays the "
+            help="Embed the video in the html page, up to 200 MiB.  [default: the page plays the "
             "file from where it is]",
         ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of what is written, as FILE.meld.FORMAT; - is stdout, for one file and "
-            "one format.  [default: predictions]"
+            help="Folder to write FILE.meld.FORMAT to; - is stdout, for one file and one format.  "
+            "[default: predictions]"
         ),
     ] = None,
     weights_dir: WeightsDir = None,
     encoders: Annotated[
         Path | None,
-        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+        typer.Option(
+            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
+        ),
     ] = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
         typer.Option(
-            help="Of the encoders' arithmetic; auto is what the model was trained with, and only "
-            "that gives what meld evaluate gives.  [default: auto]"
+            help="Precision that the encoders compute in; auto is that of the training, and only "
+            "that gives the same probabilities as meld evaluate.  [default: auto]"
         ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="CPU cores, and files at one time, where there are 32 or more files; fewer are "
-            "predicted one after the other.  [default: all cores]"
+            help="Number of CPU cores, and of files predicted in parallel, if there are 32 files "
+            "or more; fewer are predicted one after another.  [default: all cores]"
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster to predict on, however few files there are: auto or host:port.  "
-            "[default: this machine]"
+            help="Existing Ray cluster to predict on, for any number of files: auto or host:port. "
+            " [default: this machine]"
         ),
     ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is felt in a video, utterance by utterance: seven emotions, three sentiments.
+    """Recognise emotions in media files, utterance by utterance: seven emotions, three sentiments.
 
-    A killed prediction goes on where it stopped, and ends with the same numbers.
+    A killed prediction is resumed by the same command and ends with the same numbers.
     """
     options = given(
         media=tuple(media),
@@ -785,7 +843,7 @@ def predict(
         report = predict_files(
             predict_config,
             on_progress=lambda path, done_ms, total_ms: advance(
-                done_ms // 1000, total_ms // 1000, told=f"s of {path.name}"
+                done_ms // 1000, total_ms // 1000, told=f"seconds of {path.name}"
             ),
             on_files=lambda done, total: advance(done, total, told="files"),
         )
@@ -802,7 +860,9 @@ def predict(
 @reports_errors
 def compare(
     run_a: TrainedRun,
-    run_b: Annotated[Path, typer.Argument(help="Folder of another, measured against the first.")],
+    run_b: Annotated[
+        Path, typer.Argument(help="Folder of another trained run, compared with the first.")
+    ],
     split: MeasuredOn = EvaluationSplit.test,
     features_a: Annotated[
         Path | None, typer.Option(help="Caches to measure A on.  [default: the run's own]")
@@ -811,14 +871,17 @@ def compare(
         Path | None, typer.Option(help="Caches to measure B on.  [default: the run's own]")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Redrawn sets of dialogues.  [default: 2000]")
+        int | None, typer.Option(help="Number of bootstrap samples.  [default: 2000]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the redrawn sets.  [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the bootstrap.  [default: 0]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether one of two runs is better: paired bootstrap over the dialogues of a split.
+    """Compare two runs with a paired bootstrap over the dialogues of a split.
 
-    The runs may differ in everything but the rows. On test this is a test evaluation of both.
+    The runs must be measured on the same rows; all else may differ. On test, this counts as a test
+    evaluation of both.
     """
     from console.show.comparison import show_comparison
     from fusion.experiments.compare import CompareConfig
@@ -849,21 +912,22 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
     split: MeasuredOn = EvaluationSplit.test,
     out: Annotated[
-        Path | None, typer.Option(help="The page to write.  [default: report.html]")
+        Path | None, typer.Option(help="HTML file to write.  [default: report.html]")
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus folder: a frame of each clip that is shown goes into the page; a "
-            "fine-tuned run is measured on it."
+            help="Corpus folder, for a frame of each clip that the page shows; fine-tuned runs "
+            "are measured on it."
         ),
     ] = None,
     ablation: Annotated[
-        Path | None, typer.Option(help="JSON of meld ablate, shown as a table.", dir_okay=False)
+        Path | None,
+        typer.Option(help="ablation.json of meld ablate, to show as a table.", dir_okay=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure runs and write one HTML page about them, which needs no network to be read."""
+    """Measure runs and write one self-contained HTML page about them."""
     from console.show.page import show_page
     from fusion.reporting.html import HtmlReportConfig, write_html_report
     from pipeline.settings import build_config
@@ -886,31 +950,36 @@ def crossval(
     folds: Annotated[
         int | None,
         typer.Option(
-            help="Parts that the groups are dealt to; as many as there are groups leave one out "
-            "at a time.  [default: 5]"
+            help="Number of folds; as many as there are groups is leave-one-out.  [default: 5]"
         ),
     ] = None,
     group: Annotated[
         GroupChoice | None,
-        typer.Option(help="What stays whole: a dialogue or a speaker.  [default: dialogue]"),
+        typer.Option(
+            help="Group that stays in one fold: dialogue or speaker.  [default: dialogue]"
+        ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings per fold.  [default: 5]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds, each trained on every fold.  [default: 5]")
+    ] = None,
     modalities: ModalityNames = None,
     input_kind: InputKindOption = None,
     fusion: FusionOption = None,
     context: ContextOption = None,
     future: FutureOption = False,
-    seed: Annotated[int | None, typer.Option(help="Of the folds.  [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the folds.  [default: 0]")
+    ] = None,
     epochs: MostEpochs = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.  [default: none]")] = None,
     device: DeviceOption = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cross-validate on train, and dev if there is one: folds x seeds, all trained together.
+    """Cross-validate on train and, if it exists, dev: folds x seeds, trained as one batched model.
 
-    Every row is measured by trainings that saw nothing of its dialogue, or, with --group speaker,
-    nothing that its speaker says. Test is not read.
+    Every row is predicted by models that were trained without its dialogue or, with --group
+    speaker, without what its speaker says. Test is not read.
     """
     options = given(
         features=features,
@@ -957,13 +1026,17 @@ def ablate(
     input_kind: InputKindOption = None,
     split: Annotated[
         MeasuredSplit | None,
-        typer.Option(help="What is measured on; test counts as one look.  [default: dev]"),
+        typer.Option(
+            help="Split to measure on; test counts as one test evaluation.  [default: dev]"
+        ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings per cell.  [default: 5]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds per cell of the table.  [default: 5]")
+    ] = None,
     epochs: MostEpochs = None,
     dev_share: DevShare = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results.  [default: runs/ablation]")
+        Path | None, typer.Option(help="Folder to write the results to.  [default: runs/ablation]")
     ] = None,
     device: DeviceOption = None,
     config: ConfigFile = None,
@@ -971,7 +1044,7 @@ def ablate(
 ) -> None:
     """Train every subset of modalities with every fusion type: one table and one plot.
 
-    Stopped at any time, the same command goes on where it was.
+    A stopped ablation is resumed by the same command.
     """
     names = None if fusion is None else tuple(part.strip() for part in fusion.split(","))
     options = given(
@@ -1006,17 +1079,19 @@ def ablate(
 @app.command(epilog="Example: `meld demo --out demo`")
 @reports_errors
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path(
+        "demo"
+    ),
     seed: Seed = None,
     dialogues: Annotated[
-        int | None, typer.Option(help="Size of the generated corpus.  [default: 44]")
+        int | None, typer.Option(help="Number of dialogues in the generated corpus.  [default: 44]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole main job on a generated corpus and show what fusion gains.
+    """Run the whole pipeline on a generated corpus and show what fusion gains.
 
-    No download: text goes through the bundled encoder, video through random weights (asked for
-    by name, and marked in every output).
+    Nothing is downloaded: text is encoded by the bundled encoder, video with random weights, which
+    are marked in every output.
     """
     from console.show.demo import show_demo
     from pipeline.settings import build_config
@@ -1039,6 +1114,7 @@ app.command(epilog=SERVE_EPILOG)(serve)
 app.command(epilog=LISTEN_EPILOG)(listen)
 app.add_typer(config_commands, rich_help_panel=_GROUP_OF["config"])
 for each in app.registered_commands:
+    each.cls = Command
     each.rich_help_panel = _GROUP_OF.get(_name(each))
 app.registered_commands.sort(key=lambda each: [*_GROUP_OF].index(_name(each)))
 

@@ -7,12 +7,12 @@
     report = meld.evaluate(trained.run, "test")
     print(report.emotion.model.weighted_f1, report.emotion.weighted_f1_interval)
 
-A keyword argument is named as the command's option, `-` being `_`; one that is left out has the
-command's default. `config` takes what a settings file holds: its path, or a mapping such as
-`{"fit": {"learning_rate": 3e-4}}`; an argument wins over it.
+Keyword arguments have the names of the command's options, with `_` for `-`, and the command's
+defaults. `config` takes the path of a settings file, or a mapping such as `{"fit":
+{"learning_rate": 3e-4}}`; arguments override it.
 
-Every error is a `MeldError`, by whose subclass a caller tells a wrong argument (`UsageError`) from
-bad input (`InputError`), the disk (`StorageError`) and things that do not belong together
+Every error is a `MeldError`. Its subclasses tell a wrong argument (`UsageError`), bad input
+(`InputError`), a failed read or write (`StorageError`) and things that do not match
 (`MismatchError`).
 
 Importing this module imports nothing heavy. Extraction starts Ray unless it runs in the process
@@ -135,7 +135,7 @@ def extract(
     `<features>/<split>.h5`. What an earlier call finished is kept.
 
     weights: "pretrained", "random", or of each modality: {"video": "random"}
-    encoders: a fine-tuned run whose encoders are taken
+    encoders: a fine-tuned run whose encoders are used
 
     A clip that cannot be read is no error: `report.num_failures` counts them, and each split's
     `failures` say why.
@@ -197,12 +197,12 @@ def train_fusion(
     overwrite: bool = False,
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
 ) -> "TrainResult":
-    """Trains a fusion model on the caches of train; dev chooses the epoch, test is not read.
+    """Trains a fusion model on the train cache; the epoch is chosen on dev, and test is not read.
 
     out: the run's folder; None makes a new one under runs/
-    start: a trained run to go on from
-    dev_share: this share of train's dialogues chooses the epoch in place of dev, and is not learned
-        from; None is 0.1 where there is no dev cache (`result.dev.set_aside` says which they are)
+    start: a trained run to continue from (warm start)
+    dev_share: share of train's dialogues that is held out as dev; None is 0.1 if there is no dev
+        cache (`result.dev.set_aside` lists them)
 
     Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run) or
     RecipeMismatch.
@@ -264,7 +264,7 @@ def finetune(
     learning_rate: of text, video, audio or heads: {"text": 1e-5}
     dev_share: as in `train_fusion`, of that first run
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
-    say: is told in a line what takes long
+    say: called with a line of text about each long step
 
     Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run),
     RecipeMismatch, ParityError or WeightsMissing.
@@ -313,7 +313,7 @@ def evaluate(
 
     features: None takes those that the run was trained on
     data: corpus to measure a fine-tuned run on, by its own encoders
-    predictions: a .csv or .parquet file that gets what the run says of every row
+    predictions: a .csv or .parquet file to write the predictions of every row to
 
     A test evaluation is counted in the run (`report.test_evaluations`).
 
@@ -347,7 +347,7 @@ def load(
         for utterance in model.predict("talk.mp4", subtitles="talk.srt"):
             print(utterance.spoken.text, utterance.prediction.emotion.label)
 
-    model: None takes `meld-text`, which comes with this program and reads words alone
+    model: None takes the bundled `meld-text`, which uses text alone
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
     precision: what encoders compute in that can; "auto" is that of the features which the run was
         trained on, and only that gives the probabilities of `evaluate`
@@ -360,7 +360,7 @@ def load(
 
 
 class Model:
-    """What `load` gives. It is read once; predicting is repeatable and keeps nothing.
+    """A loaded run. Its files are read once; predictions are repeatable and leave no state.
 
     name: of the run; modalities: those that it takes
     """
@@ -402,19 +402,19 @@ class Model:
         start: float | None = None,
         end: float | None = None,
     ) -> "Iterator[PredictedUtterance]":
-        """The utterances of a media file, each as soon as what is said of it can change no more.
+        """Yields the predicted utterances of a media file, each as soon as its prediction is final.
 
         subtitles, transcript, text: where the words come from; `text` makes the whole file one
             utterance; None of them takes subtitles that lie beside the file under its name, or
             else a track inside it
         asr: the speech recogniser that hears the file, as `meld predict --asr`; "tiny.en" where
             nothing else says what is said
-        no_text: the model sees and hears, and reads nothing
+        no_text: the model gets video and audio, and no words
         start, end: seconds of the file
 
-        What is wrong with the file or the words is raised before the first utterance: InputError,
-        UsageError or StorageError. An utterance of which nothing can be said has no `prediction`
-        and an `error`.
+        Errors of the file or the words are raised before the first utterance: InputError,
+        UsageError or StorageError. An utterance that cannot be predicted has an `error` and no
+        `prediction`.
         """
         from fusion.inference.predict_media import predict_media
 
@@ -443,7 +443,7 @@ class Model:
         end: float | None = None,
         on_progress: Callable[[int, int], None] = lambda done_ms, total_ms: None,
     ) -> "Timeline":
-        """The same, whole: with the media's length, where the words came from and a summary;
+        """The same as one object, with the media's length, the source of the words and a summary;
         `timeline.to_dict()` is what `meld predict --format json` writes.
 
         Arguments and errors as in `predict`.

@@ -1,6 +1,6 @@
-"""Where a command meets the person who typed it: log lines, errors as one line and an exit status.
+"""The edge between a command and its user: log lines, and errors as one line and an exit status.
 
-Anything that is no `MeldError` is a bug and keeps its traceback.
+Any exception other than `MeldError` is a bug and keeps its traceback.
 """
 
 import errno
@@ -18,26 +18,27 @@ from pipeline.errors import MeldError, StorageError, UsageError
 from pipeline.system.one_line import one_line
 
 EXIT_INTERRUPTED = 130
-# What is wrong with a path that was typed, whoever is the first to touch it.
+# Errors of a path that the user typed, raised by whatever code opens it first.
 _PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-# Whose log lines --verbose shows: those of other libraries are theirs.
+# Packages whose log lines --verbose shows; other libraries' lines are not shown.
 _OURS = ("pipeline", "fusion", "serving", "console", "meld")
 
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show on stderr what is decided and done on the way."),
+    typer.Option("--verbose", "-v", help="Show log lines on stderr: what is decided and done."),
 ]
 
 
 def tell(line: str) -> None:
-    """What went wrong, on stderr. Where that cannot be written, the exit status is all there is."""
+    """Prints a line on stderr. If stderr cannot be written, only the exit status tells the
+    error."""
     with suppress(OSError):
         print(line, file=sys.stderr)
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with --verbose, which every command has, and with errors reported: ours are one
-    line and their exit status."""
+    """Decorates a command: adds --verbose, and reports a `MeldError` as one line and its exit
+    status."""
 
     @functools.wraps(command)
     def run(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
@@ -55,8 +56,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             tell(
-                "meld: interrupted (a download, an extraction, an ablation and a prediction go on "
-                "where they stopped, a fine-tuning with --resume)"
+                "meld: interrupted (the same command resumes a download, an extraction, an "
+                "ablation or a prediction; --resume resumes a fine-tuning)"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
@@ -73,7 +74,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class _ToStderr(logging.Handler):
-    """To sys.stderr as it is when the line comes: a progress bar puts its own in between."""
+    """Writes to the current sys.stderr of each line, because a progress bar replaces it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(self.format(record))
@@ -100,7 +101,8 @@ def log_as(formatter: logging.Formatter) -> None:
 
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Around the imports of an optional part: what is missing, and the command that gets it."""
+    """Context for the imports of an optional part; a missing package is a UsageError that names the
+    command to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

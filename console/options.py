@@ -1,8 +1,8 @@
 """The choices of options, and the options that several commands share.
 
-An option that one command alone has stands with that command in cli.py. Defaults live in the
-configs, so an option that was not typed is None, and what its help says of a default is written
-out by hand.
+An option of a single command is declared with that command in cli.py. Defaults are set in the
+configs, so an option that was not typed is None, and the default in its help text is written by
+hand (tests/console/test_defaults.py compares them).
 """
 
 from enum import StrEnum
@@ -76,18 +76,18 @@ class InputChoice(StrEnum):
 
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout; progress and logs on stderr.")
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout; progress and logs go to stderr."),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help="TOML file with settings; the command line wins.", dir_okay=False
-    ),
+    typer.Option("--config", help="TOML file with settings; options override it.", dir_okay=False),
 ]
 
 # What is read: a corpus, caches, a run, weights.
 Corpus = Annotated[
-    Path | None, typer.Option(help="Folder with the CSVs and split folders.  [default: data]")
+    Path | None,
+    typer.Option(help="Corpus: folder with the CSVs and the folders of clips.  [default: data]"),
 ]
 Features = Annotated[
     Path | None, typer.Option(help="Folder of the feature caches.  [default: features]")
@@ -97,54 +97,70 @@ FeaturesOfRun = Annotated[
 ]
 TrainedRun = Annotated[Path, typer.Argument(help="Folder of a trained run.")]
 WeightsDir = Annotated[
-    Path | None, typer.Option(help="Folder with weights, looked at before the usual caches.")
+    Path | None,
+    typer.Option(
+        help="Folder that is searched for pretrained weights before the libraries' caches."
+    ),
 ]
-MeasuredOn = Annotated[EvaluationSplit, typer.Option(help="Which split.")]
+MeasuredOn = Annotated[EvaluationSplit, typer.Option(help="Split to measure on.")]
 ModalityNames = Annotated[
     str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
 ]
 
 # The machine that does the work.
 DeviceOption = Annotated[
-    Device | None, typer.Option(help="auto is a GPU where there is one.  [default: auto]")
+    Device | None, typer.Option(help="auto uses a GPU if there is one.  [default: auto]")
 ]
-Cores = Annotated[int | None, typer.Option(help="CPU cores.  [default: all]")]
+Cores = Annotated[int | None, typer.Option(help="Number of CPU cores to use.  [default: all]")]
 ClusterAddress = Annotated[
     str | None,
     typer.Option(
-        help="Existing Ray cluster, as auto or host:port. What --device and --precision leave open "
-        "is decided where the work runs."
+        help="Existing Ray cluster to run on: auto or host:port. A --device or --precision of "
+        "auto is then decided by the cluster's machines."
     ),
 ]
 
 # A training, and the run it leaves.
 InputKindOption = Annotated[
     InputChoice | None,
-    typer.Option("--input", help="Raw features or 128-d embeddings.  [default: raw]"),
+    typer.Option(
+        "--input", help="Input of the model: raw features or 128-d embeddings.  [default: raw]"
+    ),
 ]
 FusionOption = Annotated[
-    FusionChoice | None, typer.Option("--fusion", help="How modalities meet.  [default: late]")
+    FusionChoice | None,
+    typer.Option("--fusion", help="Fusion type: how the modalities are combined.  [default: late]"),
 ]
 ContextOption = Annotated[
     ContextChoice | None,
     typer.Option(
         "--context",
-        help="dialogue: each utterance sees the features of those said before it.  [default: none]",
+        help="dialogue: the model sees the features of the dialogue's earlier utterances as well.  "
+        "[default: none]",
     ),
 ]
 FutureOption = Annotated[
-    bool, typer.Option("--future", help="With --context dialogue: those said after it as well.")
+    bool,
+    typer.Option(
+        "--future", help="With --context dialogue: the model sees the later utterances as well."
+    ),
 ]
 DevShare = Annotated[
     float | None,
     typer.Option(
         "--dev-share",
-        help="Share of train's dialogues, above 0 and below 1, that chooses the epoch in place of "
-        "dev and is not learned from.  [default: 0.1 where there is no dev cache, else none]",
+        help="Share of train's dialogues (above 0, below 1) that is held out as dev: it chooses "
+        "the epoch and is not trained on.  [default: 0.1 if there is no dev cache, else none]",
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Decides everything that is random.  [default: 0]")]
-MostEpochs = Annotated[int | None, typer.Option(help="At most so many.  [default: 20]")]
+Seed = Annotated[
+    int | None, typer.Option(help="Random seed; decides everything that is random.  [default: 0]")
+]
+MostEpochs = Annotated[int | None, typer.Option(help="Maximum number of epochs.  [default: 20]")]
 OverwriteRun = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the run in --out; any other folder is refused.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the run that is in --out; a folder that is not a run is refused.",
+    ),
 ]

@@ -1,4 +1,4 @@
-"""The ways to print: results on stdout, as JSON or through rich, and lines on the way on stderr.
+"""Printing: results go to stdout, as JSON or through rich; lines about progress go to stderr.
 
 Only cli.py and console/ print.
 """

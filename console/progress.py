@@ -1,5 +1,5 @@
-"""How far long work is: a bar on stderr where that is a terminal, else a line now and then with
-the time that is left. A bar is gone when its work is done.
+"""Progress of long work: a bar on stderr if that is a terminal, else a line now and then with the
+remaining time. A bar is removed when the work is done.
 """
 
 import sys
@@ -13,15 +13,15 @@ from console.printing import say
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
-# Where no bar is shown: often at first, when one wants to know whether it works at all, and no
-# more than every few minutes in a log of hours.
+# Intervals of the lines: short at first, to show that it works, and a few minutes in a log of
+# hours.
 _FIRST_LINE_S, _MOST_S_BETWEEN = 10.0, 300.0
 _SHARE_BETWEEN = 0.1  # of the time that has passed
 
 
 @contextmanager
 def progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
-    """Around long work that is counted in pieces.
+    """Context of long work that is counted in pieces.
 
     Yields advance(done, total), advance(done, total, count) with a count of `note`, or
     advance(done, total, told="anything").
@@ -59,7 +59,7 @@ def progress(what: str, note: str = "") -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def byte_progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Around long reading and writing: bytes, rate and time left.
+    """Context of long reading and writing; shows bytes, rate and remaining time.
 
     Yields advance(stage, bytes done, bytes in all).
     """
@@ -98,7 +98,8 @@ def byte_progress() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 class _Lines:
-    """When a line is due, and what is left. Counting back, or to another total, is a new stage."""
+    """Decides when a line is due, and estimates the remaining time. A smaller count, or another
+    total, begins a new stage."""
 
     def __init__(self) -> None:
         now_s = time.monotonic()

@@ -1,5 +1,5 @@
-"""A command's options and settings file -> its config; `meld config show` stops it there, to tell
-where each setting comes from."""
+"""Builds a command's config from its options and settings file. `meld config show` stops the
+command at that point and shows where each setting comes from."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from pipeline.settings import build_config, describe_config, flatten, list_keys,
 log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
-# "run": taken over from the run that a command goes on from.
+# "run": inherited from the run that a command continues from.
 Origin = Literal["option", "file", "run", "default"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What was said of a command's settings, nothing of it checked yet.
+    """The settings that a command was given, not yet checked.
 
     in_file, by_options: settings by key, tables within; options win
     not_in_files: keys that a settings file may not have
@@ -82,7 +82,7 @@ class Setting:
 
 
 class SettingsResolved(BaseException):
-    """No error: it ends a command whose settings alone are wanted."""
+    """Not an error: raised to end a command when only its settings are wanted."""
 
     def __init__(self, kind: type, config: Any, said: Said) -> None:
         super().__init__(kind.__name__)

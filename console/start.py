@@ -1,4 +1,4 @@
-"""What `meld` says to someone who comes for the first time, and how it groups its commands."""
+"""The text that `meld` alone prints, and the groups of commands in its help."""
 
 # Title -> commands, in the order of `meld --help`.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -10,11 +10,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 FIRST_STEPS = """\
-meld says what is felt in a video, utterance by utterance, and trains the models that do,
+meld recognises the emotions in a video, utterance by utterance, and trains models for it,
 on MELD or on clips of your own.
 
-  meld predict talk.mp4        your video: emotions over time, by a small model that comes along
-  meld demo                    no video: the whole way on a generated corpus, in minutes
+  meld predict talk.mp4        your video: emotions over time, by the small bundled model
+  meld demo                    no video: the whole pipeline on a generated corpus, in minutes
   meld doctor --data FOLDER    your own clips and CSV: what is right, what is missing, what is next
   meld download                the real MELD: 10.9 GB, 23 GB of disk until it is unpacked
 

@@ -1,4 +1,4 @@
-"""Decoded clips to features: the encoders joined, and the same under inference mode."""
+"""Encodes decoded clips into features."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -84,7 +84,9 @@ def _tell_what_is_not_read(
     if item is None:
         if not clip.has(modality):
             return []
-        nothing = ClipError("nothing_to_encode", f"nothing in its {modality} that is to be encoded")
+        nothing = ClipError(
+            "nothing_to_encode", f"its {modality} holds nothing that can be encoded"
+        )
         return [_failure(clip, modality, nothing)]
     left_out = encoder.preparation.shortfall(item)
     return [] if left_out is None else [_failure(clip, modality, left_out, lost=False)]

@@ -65,7 +65,7 @@ class WeightsMissing(MismatchError):
 
 
 class ClipError(Exception):
-    """One modality of one clip could not be had.
+    """One modality of one clip could not be read.
 
     `code` is a stable word for tables ("missing_file", "no_audio"); the message is for people.
     """

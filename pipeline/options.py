@@ -49,7 +49,7 @@ def merge_with_file(
     for name in always_given:
         if name in settings:
             raise UsageError(
-                f"--config: {name} = {settings[name]}: an option says it; leave it out"
+                f"--config: {name} = {settings[name]}: an option sets it; leave it out of the file"
             )
     for name in tables:
         if not isinstance(settings.get(name, {}), dict):

@@ -1,4 +1,4 @@
-"""What decides the values in a feature cache, and the fingerprint that stands for it.
+"""The recipe: everything that decides the values in a feature cache, and its fingerprint.
 
 Workers, device, batch size and paths are not in here: they must not change what is stored
 (beyond float rounding, see README). Everything else that can change a number is.
@@ -90,7 +90,10 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         if self.context < 0 or (self.context and self.modality in MEDIA):
-            raise ValueError(f"context is 0 or more utterances, and of text alone: {self.context}")
+            raise ValueError(
+                "context must be 0 or more utterances, and only a text encoder has one: "
+                f"{self.context}"
+            )
 
     @property
     def is_random(self) -> bool:

@@ -1,4 +1,5 @@
-"""A mapping, as read from a TOML file, to a frozen config; every mistake is named."""
+"""Builds frozen configs from mappings, as read from TOML files; every mistake is named in an
+error."""
 
 import dataclasses
 import difflib
@@ -39,7 +40,7 @@ def build_config(kind: type[Config], values: Mapping[str, Any], *, table: str = 
 
 
 def describe_config(config: Any) -> dict[str, Any]:
-    """The other way: what `json.dumps` and `build_config` take."""
+    """The inverse: a mapping that `json.dumps` and `build_config` take."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 

@@ -80,6 +80,37 @@ def test_a_mistyped_word_names_the_nearest(
     assert "meld" in finished.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train-fusion", "--dropout", "0.3"), "dropout = ... under [model]"),
+        (("train-fusion", "--weight-decay=0.1"), "weight_decay = ... under [fit]"),
+        (("train-fusion", "--fit.patience", "3"), "patience = ... under [fit]"),
+        (("train-fusion", "--label-smothing", "0"), "label_smoothing = ... under [fit.loss]"),
+        (("extract", "--channel", "downmix"), "channel = ... into a file for --config"),
+        (("predict", "x.mp4", "--threshold", "0.4"), "threshold = ... under [words.speech.voice]"),
+        (("config", "show", "finetune", "--flip", "0"), "flip = ... under [tune.augment]"),
+    ],
+)
+def test_a_setting_typed_as_an_option_names_its_key_in_the_settings_file(
+    meld: Meld, arguments: tuple[str, ...], told: str
+) -> None:
+    finished = meld(*arguments)
+    command = arguments[2] if arguments[0] == "config" else arguments[0]
+    text = " ".join(finished.err.replace("│", " ").split())
+    assert finished.status == 2
+    assert "No such option: --" in text
+    assert told in text
+    assert f"meld config keys {command}" in text
+
+
+def test_an_option_that_is_no_setting_either_names_no_key(meld: Meld) -> None:
+    for arguments in (("train-fusion", "--zzz"), ("evaluate", "run", "--dropout", "0.3")):
+        finished = meld(*arguments)
+        assert finished.status == 2
+        assert "TOML" not in finished.err
+
+
 @pytest.mark.parametrize("verbose", [(), ("-v",), ("--verbose",)])
 def test_log_lines_are_shown_where_they_are_asked_for(
     meld: Meld, tmp_path: Path, verbose: tuple[str, ...]
@@ -124,6 +155,35 @@ def test_info_tells_rows_presence_recipe_and_random_weights(meld: Meld, features
     assert told["random_weights"] == ["video"]
     assert told["damaged"] == []
     assert "video: RANDOM WEIGHTS" in meld("info", features / "train.h5").out
+
+
+def test_info_of_a_run_tells_its_settings_its_best_epoch_and_the_commands_that_make_it_again(
+    meld: Meld, run: Path
+) -> None:
+    finished = meld("info", run, "--json")
+    assert finished.status == 0, finished.err
+    told = finished.json
+    assert told["settings"]["fit.epochs"] == 2
+    assert "fit.learning_rate" not in told["settings"]  # the default
+    assert told["best"]["epoch"] in (1, 2)
+    assert len(told["epochs"]) == 2
+    extract, train = told["commands"]
+    assert extract.startswith("meld extract --split all")
+    assert f"--out {run}" in train
+    assert told["settings_files"]["train.toml"] == "[fit]\nepochs = 2"
+    shown = meld("info", run).out
+    assert "fit.epochs = 2" in shown
+    assert train in shown
+
+
+def test_info_of_a_folder_of_caches_names_one_and_options_of_caches_are_refused_for_a_run(
+    meld: Meld, features: Path, run: Path
+) -> None:
+    of_caches = meld("info", features)
+    assert of_caches.status == 2
+    assert f"name one: {features / 'train.h5'}" in of_caches.err
+    assert meld("info", run, "--verify").status == 2
+    assert meld("info", features.parent / "nothing").status == 5
 
 
 def test_a_flipped_bit_is_found_and_named(meld: Meld, features: Path, tmp_path: Path) -> None:
@@ -270,8 +330,16 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         (("extract", "--split", "dev", "--modalities", "smell"), 2, "--modalities smell"),
         (("extract", "--split", "dev", "--weights", "audio=random"), 2, "--weights audio=random"),
         (("extract", "--split", "dev", "--config", "no.toml"), 2, "no.toml"),
-        (("extract", "--split", "dev", "--video", "foo"), 2, "--video foo: known are r3d_18"),
-        (("extract", "--split", "dev", "--audio", "foo"), 2, "--audio foo: known are spectrogram"),
+        (
+            ("extract", "--split", "dev", "--video", "foo"),
+            2,
+            "--video foo: unknown; known are r3d_18",
+        ),
+        (
+            ("extract", "--split", "dev", "--audio", "foo"),
+            2,
+            "--audio foo: unknown; known are spec",
+        ),
         (("info", "no.h5"), 5, "no.h5: no such file"),
         (("train-fusion", "--features", "nowhere"), 4, "meld extract --split train"),
         (("evaluate", "nowhere"), 4, "nowhere is no trained run (no such folder)"),
@@ -349,6 +417,32 @@ def test_a_settings_table_that_is_none_is_named(
             ("predict", "talk.mp4", "--text", "So kind!"),
             "[words.speech]\njoin_ms = 1000",
             "words.speech says how a file is heard, and --text says what is said in it",
+        ),
+        (
+            ("predict", "talk.mp4", "--no-text"),
+            "[words.speech.cutting]\npause_ms = 900",
+            "words.speech.cutting.pause_ms = 900: with --no-text nothing is recognised",
+        ),
+        (
+            ("ablate", "--fusion", "early"),
+            "[model]\nprojection = 64",
+            "model.projection = 64: early fusion projects nothing",
+        ),
+        (
+            ("ablate", "--modalities", "audio"),
+            "[fit]\nmodality_dropout = 0.3",
+            "fit.modality_dropout = 0.3: audio is the only modality",
+        ),
+        (("train-fusion",), "overwrite = true", "--overwrite replaces the run in --out, and"),
+        (
+            ("finetune", "--end-to-end", "--overwrite"),
+            "seed = 1",
+            "--overwrite replaces the run in --out, and without --out",
+        ),
+        (
+            ("download", "--from", "somewhere"),
+            "[patience]\nattempts = 9",
+            "patience is for servers, and with --from nothing is fetched",
         ),
     ],
 )

@@ -316,6 +316,20 @@ def test_subtitles_beside_a_file_are_found_and_named(
     assert file["timeline"]["utterances"][0]["text"] == "Hello there!"
 
 
+def test_settings_of_hearing_are_refused_where_every_file_has_subtitles(
+    meld: Meld, train: Train, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "a.mp4", num_frames=24, sound=tone([440]))
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:00,500\nHello!\n")
+    settings = tmp_path / "heard.toml"
+    settings.write_text("[words.speech]\njoin_ms = 1000\n")
+    arguments = ("predict", tmp_path, "--model", train(), "--config", settings)
+    refused = meld(*arguments, "--out", tmp_path / "out")
+    assert refused.status == 2
+    assert "the words of a.mp4 are from a.srt; leave words.speech out" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_bad_file_of_several_is_told_and_the_others_are_done(
     meld: Meld, train: Train, tmp_path: Path
 ) -> None:
@@ -352,7 +366,10 @@ def test_a_file_that_crashes_its_decoder_is_told_and_what_was_done_of_it_is_kept
         done = meld("predict", folder, *arguments, "--json")
         assert done.status == 3
         [line] = [each for each in done.err.splitlines() if each.startswith("meld: ")]
-        assert "bad.mp4: reading it ended the decoder (SIGABRT) after 1.9 s of it" in line
+        assert (
+            "bad.mp4: the decoder process ended while it read this file (SIGABRT) after 1.9 s of it"
+            in line
+        )
         assert [each["timeline"] is not None for each in done.json["files"]] == [False, True]
         alone = meld("predict", folder / "bad.mp4", *arguments)
         assert (alone.status, alone.out, alone.err.count("meld: ")) == (4, "", 1)
@@ -374,7 +391,7 @@ def clip(tmp_path: Path) -> Path:
 def test_a_model_in_python_speaks_of_arguments(train: Train, clip: Path) -> None:
     model = face.load(train(modalities=("text",)))
     assert model.modalities == ("text",)
-    with pytest.raises(face.InputError, match="none lies between"):
+    with pytest.raises(face.InputError, match="of its 1 utterances lies between"):
         model.predict(clip, text="Hi", start=5.0)
     with pytest.raises(face.UsageError, match=r"end 1\.0 must be after start 2\.0"):
         model.predict(clip, text="Hi", start=2.0, end=1.0)
@@ -413,7 +430,7 @@ def test_where_nobody_speaks_there_is_no_utterance_and_it_is_told(
     done = meld("predict", clip, "--model", train(), "--out", tmp_path / "out", "--json")
     assert done.status == 0
     assert done.json["files"][0]["timeline"]["utterances"] == []
-    assert "nobody is heard to speak in it" in done.err
+    assert "no speech was found in it" in done.err
 
 
 class Ears:

@@ -127,7 +127,7 @@ def _folder(desk: Desk) -> Path:
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n"
 BAD_MEDIA: dict[str, tuple[Callable[[Desk], Path], str]] = {
     "no such file": (lambda desk: desk.folder / "none.mp4", "no such file or folder"),
-    "a folder without media": (_folder, "a folder without a media file in it"),
+    "a folder without media": (_folder, "the folder holds no media file"),
     "a text": (lambda desk: desk.file("bad.mp4", "Dear diary"), "not MP4"),
     "a web page": (lambda desk: desk.file("bad.mp4", "<html>404"), "a web page"),
     "a playlist of this machine's files": (
@@ -251,7 +251,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "no sound and no words": (
         4,
         lambda desk: [write_clip(desk.folder / "mute.mp4", num_frames=24)],
-        "nothing can be heard in it (the file has no sound)",
+        "its sound cannot be used (the file has no sound)",
     ),
     "broken subtitles": (
         4,
@@ -266,7 +266,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "subtitles in which nothing is said": (
         4,
         lambda desk: [desk.clip, "--subtitles", desk.file("a.srt", SRT.replace("Hello!", "♪"))],
-        "1 cues, and none in which something is said",
+        "1 cues, none with spoken words",
     ),
     "subtitles of another film": (
         4,
@@ -275,7 +275,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
             "--subtitles",
             desk.file("a.srt", SRT.replace("00:00:", "00:10:")),
         ],
-        "of 1 utterances (a.srt) none lies between 0.0 s and 1.0 s of it",
+        "none of its 1 utterances (a.srt) lies between 0.0 s and 1.0 s of it",
     ),
     "subtitles beside the file that are a picture": (
         4,
@@ -285,7 +285,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "subtitles that are a folder": (
         4,
         lambda desk: [desk.clip, "--subtitles", desk.folder],
-        "no regular file",
+        "not a regular file",
     ),
     "no such subtitles": (
         4,
@@ -329,7 +329,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "no words for a model of words": (
         2,
         lambda desk: [desk.clip, "--no-text"],
-        "meld-text reads words alone",
+        "meld-text reads text alone",
     ),
     "a recogniser and no words": (
         2,
@@ -349,7 +349,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "two files of one name": (
         2,
         lambda desk: [desk.clip, _copy_in_folder(desk)],
-        "clip.mp4 stands in several folders",
+        "clip.mp4 occurs in several folders",
     ),
     "an unknown format": (
         2,
@@ -360,7 +360,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "a start past the end": (
         4,
         lambda desk: [desk.clip, *WORDS, "--start", "5"],
-        "none lies between 5.0 s and 1.0 s of it",
+        "none of its 1 utterances lies between 5.0 s and 1.0 s of it",
     ),
     "an end before the start": (
         2,
@@ -499,7 +499,7 @@ CUES: dict[str, tuple[str | bytes, list[tuple[int, int, str]], str]] = {
     "before the start": (
         "1\n-00:00:00,500 --> 00:00:00,400\nOne\n",
         [(0, 400, "One")],
-        "1 times lie before the file's start; cut there",
+        "1 times lie before the file's start and are cut there",
     ),
     "past the end": (
         SRT + "\n2\n00:00:09,000 --> 00:00:09,900\nBye\n",
@@ -509,7 +509,7 @@ CUES: dict[str, tuple[str | bytes, list[tuple[int, int, str]], str]] = {
     "backwards": (
         SRT + "\n2\n00:00:00,950 --> 00:00:00,920\nBye\n",
         [(0, 900, "Hello!")],
-        "over before they start",
+        "end before start",
     ),
     "empty": (
         SRT + "\n2\n00:00:00,910 --> 00:00:00,950\n\n",

@@ -1,1 +1,1 @@
-"""Groups of commands that have a file of their own; all others stand in cli.py."""
+"""Groups of commands that have a file of their own; all other commands are in cli.py."""

@@ -1,22 +1,14 @@
 """`meld config`: which settings a command has, and which it would run with."""
 
-import difflib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from console.arguments import resolve
 from console.edge import reports_errors
 from console.options import AsJson
-from console.settings import SettingsResolved, find_origins, only_settings
-from pipeline.errors import UsageError
+from console.settings import find_origins
 from pipeline.settings import list_keys
-
-# What a command cannot do without, and what stands in for it here: none of it decides a setting.
-_STAND_INS = {
-    "extract": ("split", ["--split", "all"]),
-    "finetune": ("end_to_end", ["--end-to-end"]),
-    "predict": ("media", ["MEDIA"]),
-}
 
 Command = Annotated[str, typer.Argument(help="Name of a command that has --config.")]
 
@@ -40,13 +32,13 @@ app = typer.Typer(
 def show(context: typer.Context, command: Command, as_json: AsJson = False) -> None:
     """Print the settings that a command would run with, and where each comes from.
 
-    The command's own options and --config follow its name. What is printed is a settings file:
-    a value is the config's default, or comes from the file, from an option, or from the run that
-    the command goes on from. Nothing is run.
+    The command's own options and --config follow its name. The output is a settings file. A value
+    is the config's default, or comes from the file, from an option, or from the run that the
+    command continues from. The command is not run.
     """
     from console.show.settings import show_settings
 
-    found, was_whole = _resolve(context, command, context.args)
+    found, was_whole = resolve(context, command, context.args)
     typed = found.said.by_options if was_whole else {}
     settings = [
         each
@@ -63,48 +55,9 @@ def show(context: typer.Context, command: Command, as_json: AsJson = False) -> N
 )
 @reports_errors
 def keys(context: typer.Context, command: Command, as_json: AsJson = False) -> None:
-    """List every key of a command's settings file: its type, its default, what it means."""
+    """List every key of a command's settings file with its type, default and meaning."""
     from console.show.settings import show_keys
 
-    found, _ = _resolve(context, command, [])
+    found, _ = resolve(context, command, [])
     listed = [each for each in list_keys(found.kind) if each.name not in found.said.not_in_files]
     show_keys(command, listed, as_json=as_json)
-
-
-def _resolve(
-    context: typer.Context, name: str, arguments: list[str]
-) -> tuple[SettingsResolved, bool]:
-    """What `meld NAME ARGUMENTS` comes to as settings, by the command's own code; and whether
-    nothing had to stand in for an argument that it cannot do without.
-
-    Raises UsageError for a command that is none or has no settings file; mistakes in `arguments`
-    are told as the command tells them.
-    """
-    group: Any = context.find_root().command
-    configurable = [
-        each
-        for each, command in group.commands.items()
-        if any(parameter.name == "config" for parameter in command.params)
-    ]
-    if name in group.commands and name not in configurable:
-        raise UsageError(
-            f"meld {name} has no settings file; its options are all there is: meld {name} --help"
-        )
-    if name not in configurable:
-        near = difflib.get_close_matches(name, configurable, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(configurable)}"
-        raise UsageError(f"{name} is no command with a settings file; {hint}")
-    command = group.commands[name]
-    root = context.find_root()
-    typed = len(arguments)
-    if name in _STAND_INS:
-        parameter, stand_in = _STAND_INS[name]
-        parsed = command.make_context(name, [*arguments], parent=root, resilient_parsing=True)
-        if not parsed.params.get(parameter):
-            arguments = [*arguments, *stand_in]
-    try:
-        with only_settings(), command.make_context(name, [*arguments], parent=root) as own:
-            command.invoke(own)
-    except SettingsResolved as found:
-        return found, len(arguments) == typed
-    raise AssertionError(f"meld {name} has --config and builds no config")

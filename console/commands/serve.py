@@ -28,7 +28,7 @@ EPILOG = (
 def serve(
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
     ] = None,
     host: Annotated[
         str | None,
@@ -63,13 +63,15 @@ def serve(
     weights_dir: WeightsDir = None,
     encoders: Annotated[
         Path | None,
-        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+        typer.Option(
+            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
+        ),
     ] = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
         typer.Option(
-            help="Of the encoders' arithmetic; auto is what the model was trained with.  "
+            help="Precision that the encoders compute in; auto is that of the training.  "
             "[default: auto]"
         ),
     ] = None,

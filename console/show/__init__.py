@@ -1,1 +1,1 @@
-"""What each command found, as it is printed: tables and a few lines, or one JSON object."""
+"""Prints the result of each command: tables and a few lines, or one JSON object."""

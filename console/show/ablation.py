@@ -19,14 +19,13 @@ def show_ablation(result: AblationReport, as_json: bool) -> None:
         print_json(result.to_dict())
         return
     print_rich(render_ablation(result))
-    print(
-        f"{result.out}: ablation.json and ablation.png; {result.reused} cells stood there already"
-    )
+    print(f"{result.out}: ablation.json and ablation.png; {result.reused} cells were reused")
 
 
 def render_ablation(report: AblationReport) -> RenderableType:
     table = Table(
-        title=f"weighted F1 on {report.split}, {report.seeds} seeds: mean [95 % interval] ± seeds",
+        title=f"weighted F1 on {report.split}, {report.seeds} seeds: "
+        "mean [95 % interval] ± std over seeds",
         title_justify="left",
     )
     for column in ("modalities", "fusion", "emotion", "sentiment"):
@@ -50,7 +49,7 @@ def render_ablation(report: AblationReport) -> RenderableType:
     if report.set_aside is not None:
         lines.append(str(report.set_aside))
     if report.split == "dev":
-        lines.append("dev also chose the epochs, which flatters every row alike")
+        lines.append("the epochs were chosen on dev too, so all these scores are optimistic")
     else:
         lines.append(describe_evaluations(report.test_evaluations, f"{report.out}"))
     return Group(table, *map(Text, lines))  # a path may hold [brackets], which are no markup

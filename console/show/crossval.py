@@ -62,8 +62,8 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
     if by_speaker:
         lines.append(
             "every row is predicted by trainings that learned from nothing its speaker says, "
-            "though from what others say in the same dialogues; the interval says how far other "
-            "dialogues would move the mean"
+            "though from what others say in the same dialogues; the interval is a bootstrap of the "
+            "mean over dialogues"
         )
         if report.text_context:
             lines.append(
@@ -72,7 +72,7 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
             )
     else:
         lines.append(
-            "every row is predicted by trainings that saw nothing of its dialogue; the interval "
-            "says how far other dialogues would move the mean"
+            "every row is predicted by trainings that saw nothing of its dialogue; the interval is "
+            "a bootstrap of the mean over dialogues"
         )
     return Group(table, *lines)

@@ -34,7 +34,7 @@ def render_demo(report: DemoReport) -> RenderableType:
         )
     lines = [
         f"Fusion gains {100 * report.gain:+.1f} points of emotion weighted F1 over the best single "
-        f"modality ({report.best_single.name}); the modalities meet by {FUSED.fusion}.",
+        f"modality ({report.best_single.name}); the fusion type is {FUSED.fusion}.",
         f"{report.clips} generated clips in {report.out / 'data'}, features in "
         f"{report.out / 'features'}, models in {report.out / 'runs'}, plot: {report.plot}",
         f"One clip of test as `meld predict` sees it: {report.prediction.emotion.label} "

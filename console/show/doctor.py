@@ -141,8 +141,8 @@ def _notes(report: DoctorReport) -> Iterator[str]:
         if split.facts is not None and split.facts.meld is None:
             rows = PUBLISHED[split.split].rows
             yield (
-                f"{split.split}: not the rows of MELD's {split.split} ({rows:,}): "
-                "nothing published applies"
+                f"{split.split}: these are not the {rows:,} rows of MELD's {split.split}, so every "
+                "finding counts as new"
             )
 
 

@@ -23,7 +23,7 @@ from fusion.evaluation.report import (
 from fusion.evaluation.slices import Slice
 from fusion.evaluation.test_evaluations import describe_evaluations
 
-_BOUNDS = "[low, high]: 95 % interval, dialogues redrawn"
+_BOUNDS = "[low, high]: 95 % interval, bootstrap over dialogues"
 
 
 def show_evaluation(report: EvalReport, run: Path, as_json: bool, *, errors: bool) -> None:
@@ -37,7 +37,7 @@ def show_evaluation(report: EvalReport, run: Path, as_json: bool, *, errors: boo
 
 
 def render_report(report: EvalReport) -> RenderableType:
-    """Both heads beside the majority baseline, their classes, and where they are confused."""
+    """Scores of both heads beside the majority baseline, per class, and the confusion matrices."""
     head = Text(f"{report.run} on {report.split}: {report.rows} rows; {describe_presence(report)}")
     heads = [("emotion", report.emotion), ("sentiment", report.sentiment)]
     tables = [
@@ -92,13 +92,15 @@ def _with_bounds(value: float | None, interval: Interval | None) -> Text:
 
 
 def _trust_tables(report: EvalReport) -> list[Table]:
-    """How far probabilities can be believed, what decoding together changes, what is left when
-    modalities are missing; each only where it was measured and has something to say."""
+    """Tables of calibration, of joint decoding and of the subsets of modalities; each only if it
+    was measured and applies."""
     tables = []
     if report.calibration is not None and report.joint is not None:
         table = _calibration_table(report.calibration, report.joint)
         if report.split == "dev":
-            table.caption = f"{table.caption}; both were fitted on these rows, which flatters them"
+            table.caption = (
+                f"{table.caption}; both were fitted on these rows, so these figures are optimistic"
+            )
         tables.append(table)
     if len(report.subsets) > 1:
         tables.append(_subsets_table(report.subsets))
@@ -134,7 +136,7 @@ def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
 
 
 def _subsets_table(subsets: Sequence[SubsetScores]) -> Table:
-    table = Table(title="when only these are there", title_justify="left")
+    table = Table(title="with these modalities only", title_justify="left")
     table.add_column("")
     for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows seen"):
         table.add_column(column, justify="right")
@@ -200,7 +202,7 @@ def render_errors(analysis: ErrorAnalysis) -> RenderableType:
 
 
 def _mistakes_table(mistakes: Sequence[Mistake]) -> Table:
-    title = f"the {len(mistakes)} wrong emotions that it was surest of"
+    title = f"the {len(mistakes)} most confident wrong emotions"
     table = Table(title=title, title_justify="left")
     for column in ("clip", "speaker", "text", "true", "predicted"):
         table.add_column(column)

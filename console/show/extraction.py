@@ -7,6 +7,8 @@ from console.show.recipe import print_random, print_test_clips
 from pipeline.cache.info import count_failures
 from pipeline.extract.extract import ExtractPlan, ExtractReport
 
+_SHOWN = 5  # failures; the cache has all
+
 
 def show_plan(plan: ExtractPlan, as_json: bool) -> None:
     if as_json:
@@ -39,6 +41,11 @@ def show_extraction(report: ExtractReport, as_json: bool) -> None:
     failures = [failure for split in report.splits for failure in split.failures]
     for reason, count in count_failures(failures).items():
         print(f"  {count} x {reason}")
+    for failure in failures[:_SHOWN]:
+        print(f"    {failure.key}: {failure.modality}: {failure.message}")
+    for split in report.splits:
+        if split.failures:
+            print(f"  meld info {split.path} --failures lists all of {split.split}")
     print_random(report.recipe.random_modalities)
     print_test_clips(report.recipe.test_clips)
     if report.explained_variance is None:

@@ -8,7 +8,8 @@ from pipeline.recipe import CHANNEL_RULES
 _SHOWN = 3
 
 
-def show_info(described: CacheInfo, as_json: bool) -> None:
+def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) -> None:
+    """failures: every one with its clip, and not the first of each reason alone"""
     if as_json:
         print_json(described.to_dict())
         return
@@ -36,7 +37,12 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     print(f"  failures: {sum(described.failures.values())} in {described.rows_with_failures} rows")
     for reason, count in described.failures.items():
-        print(f"    {count} x {reason}; first {described.first_failures[reason]}")
+        first = "" if failures else f"; first {described.first_failures[reason]}"
+        print(f"    {count} x {reason}{first}")
+    for failure in described.ledger if failures else ():
+        print(f"    {failure.key}: {failure.modality}: {failure.message} ({failure.code})")
+    if not failures and len(described.ledger) > len(described.failures):
+        print(f"    meld info {described.path} --failures lists all")
     if described.stale is not None:
         _show_stale(described.stale, described.rows)
     print_random(described.recipe.random_modalities)
@@ -46,8 +52,8 @@ def show_info(described: CacheInfo, as_json: bool) -> None:
 
 def _show_stale(stale: StaleRows, rows: int) -> None:
     kinds = {
-        "clip appeared": stale.appeared,
-        "clip went": stale.went,
+        "clip added": stale.appeared,
+        "clip removed": stale.went,
         "clip changed": stale.changed,
         "clip has another time or name, its bytes may be the same": stale.touched,
     }

@@ -1,4 +1,4 @@
-"""What is felt in media files, for the terminal (`meld predict`)."""
+"""Predictions of media files, for the terminal (`meld predict`)."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,7 +15,7 @@ from fusion.prediction.predict_files import PredictConfig, PredictReport
 from fusion.prediction.timeline_files import brief_clock, clock
 from pipeline.system.one_line import one_line
 
-# By sign, as the page has it: colour is never all that tells them.
+# Colour by sentiment, as on the page; the label is always printed as well.
 _STYLES = {"positive": "green", "negative": "red", "neutral": ""}
 _MOST_ROWS = 200
 
@@ -42,7 +42,7 @@ def show_predictions(report: PredictReport, config: PredictConfig, as_json: bool
 
 
 def tell_failures(report: PredictReport) -> None:
-    """On stderr, as the result may be piped: files that have no timeline, and what is noted."""
+    """Prints files without a timeline, and notes, on stderr, because stdout may be piped."""
     for result in report.files:
         name = one_line(str(result.path))
         if result.error is not None:
@@ -65,7 +65,7 @@ def _tell_of_utterances(name: str, result: FileResult) -> None:
 
 
 def render_timeline(timeline: Timeline) -> RenderableType:
-    """Every utterance, up to 200 of them, and what is felt in all."""
+    """A table of up to 200 utterances, and the summary."""
     if not timeline.utterances:
         return Text(f"{_title(timeline)}: no utterance")
     table = Table(title=Text(_title(timeline), style="table.title"), title_justify="left")
@@ -77,7 +77,7 @@ def render_timeline(timeline: Timeline) -> RenderableType:
     for each in timeline.utterances[:_MOST_ROWS]:
         table.add_row(*_row(each, named))
     rows_left = len(timeline.utterances) - _MOST_ROWS
-    notes = [Text(f"and {rows_left} more in what is written")] if rows_left > 0 else []
+    notes = [Text(f"and {rows_left} more in the written files")] if rows_left > 0 else []
     return Group(table, *notes, _summary(timeline))
 
 

@@ -1,4 +1,4 @@
-"""What must always be said of features: untrained encoders, and which test clips."""
+"""Lines that every output about features needs: random weights, and which test clips were read."""
 
 
 def print_test_clips(test_clips: str | None) -> None:

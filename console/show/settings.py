@@ -42,7 +42,7 @@ def show_keys(command: str, keys: Sequence[Key], *, as_json: bool = False) -> No
 
 
 def _settings_file(command: str, settings: Sequence[Setting], said: Said) -> Iterator[str]:
-    """TOML that --config takes: what is not set, and what an option alone can say, is a comment."""
+    """TOML for --config. Unset keys, and those that only an option can set, are comments."""
     yield f"# {command}"
     for table, inside in groupby(settings, key=lambda each: _split(each.name)[0]):
         if table:

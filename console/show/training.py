@@ -20,7 +20,7 @@ def show_training(result: TrainResult, as_json: bool) -> None:
 def _next(result: TrainResult) -> str:
     if result.has_test:
         return f"meld evaluate {result.run}"
-    return "meld crossval (no test cache, and dev chose the epoch: these scores flatter)"
+    return "meld crossval (no test cache, and dev chose the epoch: these scores are optimistic)"
 
 
 def show_finetuning(result: FinetuneResult, as_json: bool) -> None:

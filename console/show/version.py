@@ -1,4 +1,4 @@
-"""`meld --version`: this program's, and those of what decides feature values and predictions."""
+"""`meld --version`: the versions of this program and of the libraries that decide values."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -109,8 +109,8 @@ def _check_features(data: FusionData, path: Path) -> None:
     for modality, values in data.features.items():
         if 0 in values.shape[1:]:
             raise CacheCorrupt(
-                f"{path}: {modality} features of {list(values.shape[1:])} [layers, dim] hold "
-                "nothing; extract the split again"
+                f"{path}: {modality} features of {list(values.shape[1:])} [layers, dim] are empty; "
+                "extract the split again"
             )
     for column, modality in enumerate(data.modalities):
         if modality in data.features:

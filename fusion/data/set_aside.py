@@ -103,9 +103,9 @@ def choose_dialogues(train: FusionData, share: float) -> SetAside:
     if labelled.sum() < 2:
         raise InputError(
             f"train has {len(dialogues)} dialogue{'s' if len(dialogues) != 1 else ''}, "
-            f"{'one' if labelled.any() else 'none'} with labels, and there is no dev: what chooses "
-            "the epoch must be another dialogue than what is learned from; number the parts of the "
-            "recording as dialogues (Dialogue_ID) and extract again, or extract a dev split"
+            f"{'one' if labelled.any() else 'none'} with labels, and there is no dev: the epoch "
+            "must be chosen on other dialogues than those that are trained on; number the parts of "
+            "the recording as dialogues (Dialogue_ID) and extract again, or extract a dev split"
         )
     counts, candidates = counts[labelled], dialogues[labelled]
     wanted = min(max(1, round(share * len(candidates))), len(candidates) - 1)

@@ -1,1 +1,1 @@
-"""What a run is worth: scores, intervals, calibration, leakage, errors."""
+"""Evaluation of runs: scores, intervals, calibration, leakage, error analysis."""

@@ -1,17 +1,17 @@
-"""How far a score would move with other dialogues: the 95 % percentile bootstrap.
+"""Confidence intervals over dialogues: the 95 % percentile bootstrap.
 
-Whole dialogues are drawn, with replacement, as many as there are: utterances of one dialogue are
-said in one situation by the same people and are not independent, so drawing rows would give
-intervals that are too narrow. A score of a drawn set needs only the sum of its dialogues'
+A sample draws as many whole dialogues as there are, with replacement: the utterances of a dialogue
+come from one situation and the same people and are not independent, so sampling rows would give
+intervals that are too narrow. The score of a sample needs only the sum of its dialogues'
 confusions, so all samples are one matrix product.
 
-Of few dialogues the plain percentiles are too narrow as well: with 10, two equally good models
-differ "significantly" in 10 % of trials instead of 5. So the percentiles are moved outwards as
-Hesterberg proposes (2015, "What Teachers Should Know about the Bootstrap", expanded percentile
-interval), which for MELD's 280 test dialogues is next to nothing.
+For few dialogues the plain percentiles are too narrow as well: with 10, two equally good models
+differ "significantly" in 10 % of trials instead of 5. So the percentiles are widened as Hesterberg
+proposes (2015, "What Teachers Should Know about the Bootstrap", expanded percentile
+interval), which changes almost nothing for MELD's 280 test dialogues.
 
-An interval says nothing about other seeds of training or other corpora, only about which
-dialogues the split happens to hold.
+An interval covers the choice of the split's dialogues only, not other training seeds or other
+corpora.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _TAIL = 0.025  # on each side
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value measured on all rows, and between which bounds 95 % of the samples lie."""
+    """A value measured on all rows, with its 95 % bootstrap bounds."""
 
     value: float
     low: float
@@ -100,9 +100,9 @@ def interval(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Of one set of predictions. true, predicted, dialogue: [rows].
+    """The interval of a score of one set of predictions. true, predicted, dialogue: [rows].
 
-    None where fewer than two dialogues have labels: one dialogue says nothing about others.
+    None where fewer than two dialogues have labels.
     """
     return mean_interval(
         true,
@@ -125,7 +125,7 @@ def mean_interval(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Of the mean score of several trainings. predicted: [trainings, rows].
+    """The interval of the mean score of several trainings. predicted: [trainings, rows].
 
     A sample holds the same dialogues for every training. None as in `interval`.
     """
@@ -147,7 +147,7 @@ def difference_interval(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Of score(b) - score(a), paired: both are measured on the same drawn dialogues.
+    """The interval of score(b) - score(a), paired: both are measured on the same samples.
 
     a, b: [rows], or [trainings, rows] for the difference of means. None as in `interval`.
     """

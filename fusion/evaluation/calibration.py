@@ -1,4 +1,4 @@
-"""How far a head's probabilities can be believed, and one temperature that repairs most of it.
+"""Calibration of a head's probabilities, and the temperature that improves it.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks": logits are divided by one temperature,
 fitted on held-out rows; which class comes first never changes. A threshold per class would change
@@ -48,7 +48,7 @@ class Reliability:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCalibration:
-    """One head on its labelled rows, with its logits as they are and through the temperature.
+    """Calibration of one head on its labelled rows, before and after temperature scaling.
 
     `temperature.fitted` False: dev allowed no fit, so `before` and `after` are the same.
     """
@@ -60,10 +60,10 @@ class HeadCalibration:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> Temperature:
-    """The temperature under which the labels of dev are likeliest.
+    """The temperature that maximises the likelihood of dev's labels.
 
-    Stays 1, and says so with `rows=0`, on fewer than MIN_ROWS labelled rows, or where every first
-    choice is right: the likelihood then rises without end as the temperature falls to 0.
+    It stays 1, with `rows=0`, for fewer than MIN_ROWS labelled rows, or if every first choice is
+    right: the likelihood then grows without bound as the temperature approaches 0.
     """
     logits, labels = _labelled(logits, labels)
     if len(labels) < MIN_ROWS or (logits.argmax(axis=1) == labels).all():

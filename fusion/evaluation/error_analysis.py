@@ -1,7 +1,7 @@
-"""Where a run is wrong: scores by class, speaker, length, emotion shift, position and presence.
+"""Error analysis of a run: scores by class, speaker, length, emotion shift, position and presence.
 
-Slices of one table never overlap. Most are small: a slice of 30 rows moves by ten points through
-chance alone, so read the number of rows first.
+Slices of one table do not overlap. Most are small: the score of 30 rows varies by ten points by
+chance, so look at the number of rows first.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ _POSITIONS = ((1, 1), (2, 3), (4, 7), (8, None))  # in the dialogue, counted fro
 
 @dataclass(frozen=True, kw_only=True)
 class SliceTable:
-    """note: what must be known to read it; empty where the title says all."""
+    """note: explanation of the table; empty where the title suffices."""
 
     title: str
     slices: tuple[Slice, ...]
@@ -86,8 +86,8 @@ def analyse_errors(predictions: Predictions) -> ErrorAnalysis:
 
 
 def slice_by_emotion(predictions: Predictions) -> SliceTable:
-    """Rows of one true emotion. Within such a slice precision is 1 whatever the model does, and
-    F1 flatters: the emotion F1 shown is the class's over all rows, a sentiment F1 is left out."""
+    """Rows of one true emotion. Within such a slice precision is always 1 and F1 too high, so the
+    emotion F1 shown is that of the class over all rows, and a sentiment F1 is left out."""
     true, predicted = predictions.emotion, predictions.predicted_emotion
     labelled = true != UNLABELLED
     classes = score(EMOTIONS, true[labelled], predicted[labelled]).classes
@@ -106,7 +106,8 @@ def slice_by_emotion(predictions: Predictions) -> SliceTable:
 
 
 def slice_by_speaker(predictions: Predictions) -> SliceTable:
-    """The commonest, and all others as one slice; at equal numbers whoever speaks first."""
+    """The most frequent speakers, and all others as one slice; ties go to the one who speaks
+    first."""
     speakers = np.array([name or "(nobody named)" for name in predictions.speaker], dtype=object)
     counts = Counter(speakers.tolist())
     common = [name for name, _ in counts.most_common(SPEAKERS)]
@@ -118,7 +119,7 @@ def slice_by_speaker(predictions: Predictions) -> SliceTable:
 
 
 def slice_by_length(predictions: Predictions) -> SliceTable:
-    """In words, as white space parts them."""
+    """By number of words, separated by white space."""
     words = np.array([len(text.split()) for text in predictions.text], dtype=np.int64)
     return SliceTable(
         title="by length in words", slices=_measure_each(predictions, _bins(words, _LENGTHS))
@@ -126,8 +127,8 @@ def slice_by_length(predictions: Predictions) -> SliceTable:
 
 
 def slice_by_shift(predictions: Predictions) -> SliceTable:
-    """Against the utterance before it in its dialogue that has an emotion, by whomever it is
-    said; rows without an emotion are in no slice."""
+    """Compared with the previous utterance of the dialogue that has an emotion, of any speaker;
+    rows without an emotion are in no slice."""
     shift = np.full(len(predictions), "", dtype=object)
     for rows in _rows_of_dialogues(predictions):
         before = UNLABELLED

@@ -1,4 +1,4 @@
-"""`meld evaluate`: a trained run measured on one split; nothing is chosen here."""
+"""`meld evaluate`: measures a trained run on one split; nothing is fitted or chosen here."""
 
 import hashlib
 import logging
@@ -41,7 +41,7 @@ class EvaluateConfig:
     measures on raw clips, of which its own encoders make features in <run>/features.
 
     data: where those clips are; None takes the corpus it was fine-tuned on
-    predictions: a .csv or .parquet file that gets what the run says of every row
+    predictions: a .csv or .parquet file to write the predictions of every row to
     """
 
     run: Path
@@ -64,8 +64,8 @@ def evaluate(
 ) -> EvalReport:
     """Modalities, input kind and labels are the run's own.
 
-    Writes `evaluation-<split>.json` and, if `draw`, plots into the run, and of test that it was
-    looked at.
+    Writes `evaluation-<split>.json` and, if `draw`, plots into the run; for test, it records a test
+    evaluation.
     Raises RecipeMismatch where the features were not made as those that the run was trained on.
     """
     if config.predictions is not None:
@@ -82,13 +82,13 @@ def evaluate(
         from fusion.evaluation.plots import plot_report  # matplotlib takes seconds to load
 
         plot_report(report, config.run)
-    log.info("measured %s on %d rows of %s", report.run, report.rows, report.split)
+    log.info("%s: written: evaluation-%s.json and plots", config.run, config.split)
     return report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run on a split: what it predicts from each subset of its modalities, and the scores."""
+    """Predictions of a run on a split from each subset of its modalities, and the scores."""
 
     checkpoint: Checkpoint
     by_subset: SubsetPredictions
@@ -100,12 +100,14 @@ def measure_split(
 ) -> Measured:
     """A test evaluation is recorded before anything is returned.
 
-    command: on whose behalf. Raises as `evaluate`.
+    command: name of the command, for the record. Raises as `evaluate`.
     """
     checkpoint, data = open_split(config, on_progress)
     by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
     predictions = by_subset[data.modalities]
     num_evaluations = record_evaluation(config.run, command) if config.split == "test" else 0
+    if config.split == "test":
+        log.info("%s: test evaluation %d is recorded", config.run, num_evaluations)
     report = replace(
         report_subsets(checkpoint, by_subset),
         test_evaluations=num_evaluations,
@@ -118,17 +120,27 @@ def measure_split(
 def open_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[Checkpoint, FusionData]:
-    """A run and a split's features, made as those that it was trained on."""
+    """A run and the features of a split, checked against the recipe that it was trained on."""
     checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
+    features = _features(config, checkpoint, on_progress)
+    log.info("%s: features from %s", config.run, features)
     data = load_part(
-        _features(config, checkpoint, on_progress),
+        features,
         config.split,
         checkpoint.set_aside,
         modalities=dims.names,
         input=dims.input,
     )
     _check_made_alike(config, checkpoint, data)
+    log.info(
+        "%s: %s of %d rows of %s, recipe %s, on the CPU",
+        config.run,
+        ", ".join(dims.names),
+        len(data),
+        config.split,
+        data.recipe.fingerprint[:12],
+    )
     return checkpoint, data
 
 
@@ -157,6 +169,7 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
         checkpoint.data is None or data.resolve() != checkpoint.data.resolve()
     ):  # the same annotations may be of other clips
         features /= hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
+    log.info("%s: its own encoders make features of the clips in %s", config.run, data)
     request = EncoderRequest(run=config.run)
     extract(
         ExtractConfig(
@@ -192,8 +205,8 @@ def report_subsets(checkpoint: Checkpoint, by_subset: SubsetPredictions) -> Eval
 
 
 def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
-    """What predictions are worth. The headline scores are those of each head's own first choice,
-    decoded together or not: on MELD's transcripts neither is better (LOG.md)."""
+    """The report of predictions. The main scores are those of each head's most probable class;
+    joint decoding is reported beside them: on MELD's transcripts neither is better (LOG.md)."""
     decoding = checkpoint.decoding
     return EvalReport(
         run=predictions.run,
@@ -232,7 +245,7 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
 
 
 def _why_not(head: Head, train_counts: Sequence[int], predictions: Predictions) -> str:
-    """Why there is no score of a head; empty where a row says otherwise."""
+    """Reason why a head has no score; empty where it has one."""
     if head in predictions.untrained:
         if not any(train_counts):
             return f"the head is untrained, as no row of train had a label of {head}"
@@ -243,7 +256,7 @@ def _why_not(head: Head, train_counts: Sequence[int], predictions: Predictions) 
 
 
 def _calibrated(decoding: Decoding | None, predictions: Predictions) -> Predictions:
-    """The same first choices, with probabilities that can be believed."""
+    """The same predictions with calibrated probabilities."""
     if decoding is None:
         return predictions
     return replace(

@@ -1,4 +1,4 @@
-"""Choosing both heads' labels together: fitted on dev, scored against each head's first choice."""
+"""Joint decoding of both heads: fitted on dev, compared with each head's most probable class."""
 
 import math
 from collections.abc import Collection
@@ -20,9 +20,9 @@ _WEIGHTS = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 def allowed_pairs(emotion: Labels, sentiment: Labels, untrained: Collection[Head] = ()) -> Pairs:
     """The pairs that occur in train's labels, int64 [rows] each, UNLABELLED = none.
 
-    Only rows with both labels tell; `untrained`: heads that never learned, whose word must not
-    bind the other's. A class that no such row has may stand beside every class of
-    the other head: nothing is known of it. Where no row has both, all pairs are allowed.
+    Only rows with both labels count. `untrained`: heads without training, which must not restrict
+    the other. A class without such rows is allowed with every class of the other head. If no row
+    has both labels, all pairs are allowed.
     """
     both = (emotion != UNLABELLED) & (sentiment != UNLABELLED) & (not untrained)
     occurs = np.zeros((len(EMOTIONS), len(SENTIMENTS)), np.bool_)
@@ -35,7 +35,7 @@ def allowed_pairs(emotion: Labels, sentiment: Labels, untrained: Collection[Head
 
 
 def fit_decoding(dev: Predictions, allowed: Pairs) -> Decoding:
-    """Temperatures by likelihood, then the weight by the score that dev chooses by.
+    """Fits the temperatures by likelihood, then the weight by the selection score on dev.
 
     Of weights that score the same, the one closest to 1 is taken.
     """
@@ -49,7 +49,7 @@ def fit_decoding(dev: Predictions, allowed: Pairs) -> Decoding:
 
 
 def score_joint(decoding: Decoding, predictions: Predictions) -> JointScores:
-    """What decoding together changes."""
+    """Scores of joint decoding beside those of each head alone."""
     own = JointLabels(
         emotion=predictions.predicted_emotion, sentiment=predictions.predicted_sentiment
     )

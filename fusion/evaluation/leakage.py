@@ -1,9 +1,9 @@
-"""What of a measured split the run could have read in train, and what it is worth without that.
+"""Text overlap between train and a measured split, and the scores without the overlapping rows.
 
 Two texts are the same if they are equal after casefolding and with runs of white space taken as
-one space; punctuation counts, and a row without text is never "seen". In a corpus of talk a short
-text is seen often ("What?") without anybody having copied it; a whole dialogue whose texts stand
-in the same order within one dialogue of train is another matter, and is named.
+one space; punctuation counts, and a row without text is never "seen". In spoken dialogue short
+texts ("What?") recur without having been copied. A whole dialogue whose texts occur in the same
+order within one dialogue of train is a copy, and is named.
 """
 
 from collections import defaultdict
@@ -53,10 +53,10 @@ class NotChecked:
 
 
 def check_leakage(checkpoint: Checkpoint, predictions: Predictions) -> Leakage | NotChecked:
-    """Against the train cache of the folder that the run was trained from.
+    """Compares a split with the train cache of the folder that the run was trained from.
 
-    That cache may be gone by now, or have become another; a run can be measured all the same, so
-    this is said and not raised.
+    That cache may be missing or have changed since; a run can be measured all the same, so this is
+    reported and not raised.
     """
     try:
         keys, texts = read_train_texts(checkpoint)
@@ -68,7 +68,7 @@ def check_leakage(checkpoint: Checkpoint, predictions: Predictions) -> Leakage |
 def read_train_texts(checkpoint: Checkpoint) -> tuple[list[ClipKey], list[str]]:
     """Key and text of each row that the run was trained on.
 
-    Raises InputError, StorageError or MismatchError where they are no longer to be had.
+    Raises InputError, StorageError or MismatchError where they are no longer available.
     """
     path = require_cache(_trained_from(checkpoint), "train")
     cache = read_cache(path, modalities=(), want=())
@@ -134,7 +134,7 @@ def _dialogues(keys: Sequence[ClipKey], texts: Sequence[str]) -> dict[str, list[
 def find_copied(
     measured: Mapping[str, Sequence[str]], train: Mapping[str, Sequence[str]]
 ) -> Iterator[CopiedDialogue]:
-    """Dialogues of two utterances or more that stand, whole and in order, within one of train."""
+    """Dialogues of two utterances or more that occur whole and in order within one of train."""
     places: dict[str, list[tuple[str, int]]] = defaultdict(list)  # a text -> where train says it
     for name, texts in train.items():
         for position, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What a run is worth with each choice of its modalities visible."""
+"""Scores of a run with each subset of its modalities."""
 
 from fusion.evaluation.calibration import calibrate
 from fusion.evaluation.report import SubsetScores

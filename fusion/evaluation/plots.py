@@ -1,7 +1,6 @@
 """Plots of measured runs and of experiments.
 
-They are drawn on figures of their own (no pyplot), so nothing global is touched and no display
-is needed.
+They are drawn without pyplot, so there is no global state and no display is needed.
 """
 
 import io
@@ -109,7 +108,7 @@ def plot_gain(
 
 
 def _draw_nothing(axis: Axes, name: str, head: HeadReport) -> None:
-    """Bars of height 0 would be taken for scores."""
+    """Marks missing values; bars of height 0 would be read as scores."""
     axis.axis("off")
     axis.set_title(f"{name}: not measured")
     axis.text(0.5, 0.5, head.not_measured, ha="center", va="center", wrap=True, size=9)

@@ -1,4 +1,4 @@
-"""What a run says of every row of a split, as a table for people's own analysis of its errors."""
+"""The predictions of a run for every row of a split, as a table for further analysis."""
 
 import io
 from pathlib import Path
@@ -19,22 +19,24 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def check_predictions_file(path: Path) -> None:
-    """Before minutes of measuring. Raises UsageError or StorageError where `path` is no table that
-    can be written, or is something else that is there already."""
+    """Checks the path before minutes of measuring. Raises UsageError or StorageError where `path`
+    is not a table that can be written, or holds another kind of file."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--predictions {path}: a file that ends in {' or '.join(SUFFIXES)}")
     if path.exists() and not path.is_file():
-        raise StorageError(f"cannot write {path}: no regular file; --predictions takes one")
+        raise StorageError(f"cannot write {path}: not a regular file; --predictions takes one")
     if path.is_file() and not _is_ours(path):
-        raise UsageError(f"{path} is another kind of table, and stays; name another --predictions")
+        raise UsageError(
+            f"{path} is another kind of table and is left as it is; name another --predictions"
+        )
 
 
 def write_predictions(path: Path, checkpoint: Checkpoint, predictions: Predictions) -> None:
     """One row a row of the split, in its order; an absent label is an empty cell.
 
     Probabilities are calibrated by the run's temperatures, and the predicted labels are each head's
-    own first choice, which the scores count; `joint_*` are both heads' labels chosen together,
-    where the run does that. A head that never learned has no such columns.
+    most probable class, which the scores count; `joint_*` are the labels of joint decoding, if the
+    run has it. An untrained head has no such columns.
 
     Raises StorageError.
     """

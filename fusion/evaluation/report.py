@@ -1,4 +1,4 @@
-"""What was measured of a run on a split, as values: what `evaluation-<split>.json` holds."""
+"""The result of an evaluation, as values: the content of `evaluation-<split>.json`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,8 @@ from pipeline.system.json_values import to_values
 class HeadReport:
     """One head's scores over its labelled rows.
 
-    majority: the same numbers for always saying `majority_label`, the commonest in train; None
-        where train has no such label
+    majority: the same scores for always predicting `majority_label`, the most frequent in train;
+        None where train has no such label
     intervals: of the model's scores, over dialogues; None where there are fewer than two
     not_measured: why there is no score, empty where there is one; `rows` is 0 then
     """
@@ -37,7 +37,7 @@ class HeadReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityPresence:
-    """In how many rows a modality was there; `random_weights`: its encoder was never trained."""
+    """Number of rows that have a modality; `random_weights`: its encoder was never trained."""
 
     modality: Modality
     rows: int
@@ -46,7 +46,7 @@ class ModalityPresence:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How far each head's probabilities can be believed; None for one without labelled rows."""
+    """Calibration of each head; None for one without labelled rows."""
 
     emotion: HeadCalibration | None
     sentiment: HeadCalibration | None
@@ -54,10 +54,10 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class JointScores:
-    """Both heads decoded together, against each head's own first choice; both have learned.
+    """Joint decoding compared with each head's most probable class; both heads are trained.
 
-    contradictions: share of rows whose two first choices never occur together in train; decoded
-                    together none is left
+    contradictions: share of rows whose two most probable classes never occur together in train;
+                    joint decoding leaves none
     rows_changed:   rows in which at least one label became another
     *_f1, *_f1_joint: weighted F1 of the first choices and of the joint ones; None without labels
     """
@@ -76,7 +76,7 @@ class JointScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetScores:
-    """The run when nothing but `modalities` may be seen.
+    """Scores of the run with `modalities` alone.
 
     rows:      all rows of the split, so that subsets are comparable
     rows_seen: those of them in which one of `modalities` is present
@@ -101,8 +101,8 @@ class EvalReport:
     calibration, joint: None for a run without a `Decoding`; joint also where a head never learned
     subsets:            every choice of the run's modalities; empty where it was not measured
     test_evaluations: of this run, this time included; 0 for other splits
-    leakage:    what of it stands in train; None for train itself
-    errors:     where the run is wrong. Training's own reports have neither of the two
+    leakage:    overlap with train; None for train itself
+    errors:     error analysis. The reports of a training have neither of the two
     set_aside:  the dialogues of train that are the run's dev; None where dev had a cache
     """
 
@@ -132,7 +132,8 @@ class EvalReport:
 
     @property
     def score(self) -> float | None:
-        """What dev chooses by: `selection_score` of the two weighted F1s; None without any."""
+        """The selection score on dev: `selection_score` of the two weighted F1s; None without
+        any."""
         f1s = [head.model.weighted_f1 for _, head in self.heads]
         measured = [f1 for f1 in f1s if f1 is not None]
         return selection_score(measured) if measured else None
@@ -152,8 +153,8 @@ def describe_presence(report: EvalReport) -> str:
 
 
 def describe_measured(report: EvalReport) -> tuple[str, ...]:
-    """What must be known to read the scores: which rows dev is where it had no cache, heads without
-    a score, and what macro F1 is a mean over."""
+    """Remarks on the scores: which rows dev consists of where it had no cache, heads without a
+    score, and the classes that macro F1 is a mean over."""
     told = [] if report.set_aside is None else [str(report.set_aside)]
     for name, head in report.heads:
         if head.not_measured:

@@ -29,7 +29,7 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one set of predictions is worth; a score is None where there is no row to measure on.
+    """Scores of one set of predictions; a score is None where there is no row to measure.
 
     macro_f1:      plain mean of F1 over the classes that occur in truth or prediction
     macro_classes: how many classes those are
@@ -97,7 +97,7 @@ def value_of(scoring: Scoring, counts: NDArray[np.generic]) -> float | None:
 
 
 def describe_macro(head: str, counted: Sequence[int], num_classes: int) -> str:
-    """What macro F1 is a mean over, where that is fewer than all classes; else nothing.
+    """Describes the classes that macro F1 is a mean over, if they are not all; else "".
 
     counted: of each set of predictions, how many classes; 0 for one without rows
     """
@@ -121,7 +121,7 @@ def weighted_f1(true: Labels, predicted: Labels) -> float | None:
 
 
 def selection_score(weighted_f1s: Sequence[float]) -> float:
-    """What dev chooses by: the mean over the heads that learn and have labels in dev.
+    """The selection score on dev: the mean over the heads that are trained and have labels in dev.
 
     0 where there is none; training refuses such a dev (`check_choosable`).
     """

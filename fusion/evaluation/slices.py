@@ -1,4 +1,4 @@
-"""What a run is worth on some of the rows."""
+"""Scores of a run on a subset of the rows."""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,9 @@
-"""How often test was evaluated with a run: `test-evaluations.jsonl` in the run's folder.
+"""Counts the test evaluations of a run: `test-evaluations.jsonl` in its folder.
 
-Whoever evaluates on test, changes something and evaluates again has begun to choose on test, and
-its numbers turn into hopes. A program cannot forbid that, but it can count. An evaluation is
-recorded before its numbers are shown, one line each, and nothing here takes one away. Training
-again into the same folder (`--overwrite`) keeps the file: the person who chooses is the same.
+Evaluating on test, changing something and evaluating again means choosing on test, which makes the
+test scores optimistic. A program cannot forbid that, but it can count. An evaluation is recorded
+before its scores are shown, one line each, and records are never removed. Training again into the
+same folder (`--overwrite`) keeps the file, because the same person chooses.
 """
 
 import fcntl
@@ -18,10 +18,10 @@ RECORD = "test-evaluations.jsonl"
 
 
 def record_evaluation(run: Path, command: str) -> int:
-    """Adds a line, on disk when this returns; how many there are now, this one included.
+    """Adds a line, which is on disk when this returns, and returns the number of lines.
 
-    Raises StorageError where the run's folder cannot be written: an evaluation that is not counted
-    is not shown.
+    Raises StorageError where the run's folder cannot be written: an evaluation that cannot be
+    counted is not shown.
     """
     path = run / RECORD
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command})
@@ -36,9 +36,7 @@ def record_evaluation(run: Path, command: str) -> int:
             os.fsync(file.fileno())
         _sync_folder(run)
     except OSError as error:
-        raise StorageError(
-            f"cannot write down in {path} that test is evaluated: {error}"
-        ) from error
+        raise StorageError(f"cannot record the test evaluation in {path}: {error}") from error
     return count_evaluations(run)
 
 

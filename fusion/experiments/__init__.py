@@ -1,1 +1,2 @@
-"""Many trainings compared: cross-validation, ablation, two runs, the demo."""
+"""Experiments with several trainings: cross-validation, ablation, comparison of two runs, the
+demo."""

@@ -1,6 +1,6 @@
 """`meld ablate`: every subset of modalities x every fusion type x seeds, as one table and a plot.
 
-Each cell of the table is a file that appears whole, so a run that was stopped goes on where it was.
+Each cell of the table is a file that is written atomically, so a stopped ablation is resumed.
 """
 
 import hashlib
@@ -27,7 +27,13 @@ from fusion.model.fusion import InputKind, ModelConfig
 from fusion.model.joins import JOINS, FusionType
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import Parts, load_parts
-from fusion.training.train import build_model, check_modalities, choose_device
+from fusion.training.train import (
+    build_model,
+    check_modalities,
+    check_modality_dropout,
+    check_projection,
+    choose_device,
+)
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
@@ -49,16 +55,16 @@ class AblateConfig:
     """Which models to train, and what they are measured on.
 
     features: folder of the feature caches
-    modalities: whose subsets are trained; None takes all that the caches have
-    fusions: None takes all; model.fusion, which they replace, is not for choosing
+    modalities: modalities whose subsets are trained; None takes all that the caches have
+    fusions: fusion types; None takes all five. They replace model.fusion, which is refused
     input: raw features, or their 128-d embeddings
-    split: what is measured on. dev also chose the epochs, which flatters all cells alike; each
-        run that measures on test counts as one look, written down in `out`
-    seeds: trainings of each subset with each fusion
-    dev_share: this share of train's dialogues chooses the epoch, and is not learned from; None
-        takes the dev cache or, where there is none, 0.1
-    out: folder of the results
-    device: "auto" takes a GPU where there is one
+    split: split to measure on. dev also chooses the epochs, which makes all cells optimistic alike;
+        each run that measures on test is recorded in `out` as one test evaluation
+    seeds: number of seeds of each cell
+    dev_share: share of train's dialogues that is held out as dev: it chooses the epoch and is not
+        trained on; None takes the dev cache or, where there is none, 0.1
+    out: folder to write the results to
+    device: "auto" uses a GPU if there is one
     """
 
     features: Path = Path("features")
@@ -97,6 +103,9 @@ class AblateConfig:
         config = build_config(cls, values)
         if "fusion" in values.get("model", {}):
             raise UsageError(f"settings: {_NO_SINGLE_FUSION}")
+        check_projection(config.fusions or tuple(JOINS), config.model)
+        if config.modalities is not None:
+            check_modality_dropout(config.modalities, config.fit.modality_dropout)
         return config
 
 
@@ -173,7 +182,8 @@ def read_ablation(path: Path) -> StoredAblation:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationReport:
-    """cells: subset by subset, the smallest first. reused: so many stood there already.
+    """cells: subset by subset, the smallest first. reused: number of cells that an earlier run
+    computed.
 
     set_aside: the dialogues of train that are dev; None where dev has a cache
     """
@@ -273,8 +283,8 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
 
 
 def _load(config: AblateConfig) -> tuple[Parts, FusionData]:
-    """What is learned from and chooses, and what is measured on; of heads that learn nothing
-    nothing is measured, so their labels are taken away."""
+    """The rows to train on, to choose the epoch on and to measure on; labels of untrained heads are
+    removed, so that they are not measured."""
     parts = load_parts(
         config.features,
         modalities=config.modalities,
@@ -283,6 +293,7 @@ def _load(config: AblateConfig) -> tuple[Parts, FusionData]:
         loss=config.fit.loss,
     )
     train = parts.train
+    check_modality_dropout(train.modalities, config.fit.modality_dropout)
     if config.split == "dev":
         return parts, parts.dev
     test = load_split(config.features, "test", modalities=train.modalities, input=config.input)
@@ -327,7 +338,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _read_cell(path: Path, subset: tuple[Modality, ...], fusion: FusionType) -> Cell | None:
-    """None where it is still to be made."""
+    """None where it is not computed yet."""
     try:
         cell = Cell.from_dict(json.loads(path.read_bytes()))
         if (cell.modalities, cell.fusion) != (subset, fusion):

@@ -1,9 +1,9 @@
-"""`meld compare`: two runs on the same rows, and whether one is better.
+"""`meld compare`: compares two runs on the same rows.
 
-The runs may be of other modalities, other encoders, other recipes: only the rows have to be the
-same, and they are matched by key. The difference is measured on the same redrawn dialogues for
-both (paired bootstrap): what is hard for one is mostly hard for the other, so that a difference
-can be found that two intervals side by side would hide.
+The runs may differ in modalities, encoders and recipes; the rows must be the same and are matched
+by key. The difference is measured on the same samples of dialogues for both (paired bootstrap):
+rows that are hard for one run are mostly hard for the other, so this finds differences that two
+separate intervals would hide.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class HeadComparison:
         if self.not_measured:
             return f"not compared: {self.not_measured}"
         if self.difference is None:
-            return "cannot be told: fewer than two dialogues have labels"
+            return "not decided: fewer than two dialogues have labels"
         if self.difference.holds_zero:
             return "no difference found: the interval holds 0"
         return f"{'B' if self.difference.low > 0 else 'A'} is better: the interval leaves out 0"

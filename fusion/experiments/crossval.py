@@ -1,8 +1,9 @@
-"""`meld crossval`: folds of dialogues or speakers x seeds, all trained together; test stays sealed.
+"""`meld crossval`: folds of dialogues or speakers x seeds, trained as one batched model; test is
+not read.
 
 caches of train (and dev) -> rows in folds, whole groups: dialogues, or speakers
-    │ per fold and seed: one training without the fold; a part of its own dialogues chooses
-    │ the epoch, so that nothing is ever chosen on the rows it is measured on
+    │ per fold and seed: one training without the fold; some of its own dialogues choose
+    │ the epoch, so that nothing is chosen on the measured rows
     │ all folds x seeds side by side as one batched model
     └ per seed: every row predicted once, by the training that did not see its group
 """
@@ -35,7 +36,13 @@ from fusion.labels import UNLABELLED, Head, Labels
 from fusion.model.fusion import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import find_untrained
-from fusion.training.train import build_model, check_counts, check_modalities, choose_device
+from fusion.training.train import (
+    build_model,
+    check_modalities,
+    check_modality_dropout,
+    check_projection,
+    choose_device,
+)
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality, Split
@@ -61,18 +68,17 @@ class CrossvalConfig:
     """What to cross-validate, and how.
 
     features: folder of the feature caches
-    modalities: None takes all that the caches have
+    modalities: modalities that the models get; None takes all that the caches have
     input: raw features, or their 128-d embeddings
-    splits: whose rows are pooled; None takes train, and dev where it has a cache. Test is never
-        among them
-    group: what stays whole. With "speaker" a training sees nothing that the speakers who are
-        measured say, but what others say in the same dialogues; as many folds as there are
-        speakers leave one out at a time
-    folds: parts that the groups are dealt to, each measured once
-    seeds: trainings of each fold
-    seed: of the folds; trainings take the seeds 0, 1, ...
-    out:  where the JSON goes; None writes none
-    device: "auto" takes a GPU where there is one
+    splits: splits whose rows are pooled; None takes train and, if it has a cache, dev. Test is
+        never among them
+    group: group that stays in one fold. With "speaker", models are trained without what the
+        measured speakers say, but with what others say in the same dialogues
+    folds: number of folds, each measured once; as many as there are groups is leave-one-out
+    seeds: number of seeds, each trained on every fold
+    seed: random seed of the folds; trainings take the seeds 0, 1, ...
+    out:  JSON file to write; None writes none
+    device: "auto" uses a GPU if there is one
     """
 
     features: Path = Path("features")
@@ -111,7 +117,9 @@ class CrossvalConfig:
     def from_mapping(cls, values: Mapping[str, Any]) -> "CrossvalConfig":
         """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError."""
         config = build_config(cls, values)
-        check_counts(config.modalities, config.model, config.fit)
+        check_projection((config.model.fusion,), config.model)
+        if config.modalities is not None:
+            check_modality_dropout(config.modalities, config.fit.modality_dropout)
         return config
 
 
@@ -157,7 +165,7 @@ class CrossvalReport:
     splits: those whose rows were pooled
     groups: how many dialogues or speakers were dealt to the folds
     speakers_by_fold: who was measured in each; empty where dialogues were dealt
-    text_context: how many previous utterances stand in the features of each
+    text_context: number of previous utterances in the text features of each
     """
 
     rows: int
@@ -199,6 +207,13 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
     if config.out is not None:
         check_out(config.out, begins=json_bytes({"format": FORMAT})[:-3])
     data = load_pooled(config)
+    check_modality_dropout(data.modalities, config.fit.modality_dropout)
+    groups = len(np.unique(_group_numbers(data, config.group)))
+    if config.folds == groups and config.seed != CrossvalConfig().seed:
+        raise UsageError(
+            f"--seed {config.seed}: {groups} folds of {groups} {config.group}s leave one out at a "
+            "time, and nothing is drawn; leave the option out"
+        )
     folds = make_folds(data, config.folds, seed=config.seed, group=config.group)
     started = time.perf_counter()
     emotion, sentiment = _predict_unseen(config, data, folds, on_progress)
@@ -208,7 +223,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         dialogues=int(data.turns.dialogue.max()) + 1,
         splits=tuple(dict.fromkeys(key.split for key in data.keys)),
         group=config.group,
-        groups=len(np.unique(_group_numbers(data, config.group))),
+        groups=groups,
         speakers_by_fold=tuple(
             tuple(sorted({data.speaker[row] for row in fold.measure})) for fold in folds
         )
@@ -236,7 +251,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
 
 
 def load_pooled(config: CrossvalConfig) -> FusionData:
-    """Raises MismatchError where the features have seen the labels of train already."""
+    """Raises MismatchError where the encoders were fine-tuned on the labels of train."""
     parts: list[FusionData] = []
     for split in _splits(config):
         wanted = parts[0].modalities if parts else config.modalities

@@ -1,4 +1,4 @@
-"""`meld demo`: the whole main job on a generated corpus, and what fusion gained.
+"""`meld demo`: the whole pipeline on a generated corpus, and the gain of fusion.
 
 sample -> extract -> train-fusion on each modality and on all, several seeds -> evaluate
        -> predict one clip, by the model that sees all

@@ -1,1 +1,1 @@
-"""Encoders and fusion trained together on raw clips."""
+"""Fine-tuning: encoders and fusion are trained together on raw clips."""

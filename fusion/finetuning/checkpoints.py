@@ -1,4 +1,5 @@
-"""An unfinished fine-tuning on disk: the last state, to go on from, and the best weights so far.
+"""Checkpoints of an unfinished fine-tuning: the last state, to resume from, and the best weights so
+far.
 
     checkpoints/settings.json      what is being trained; another training is refused
     checkpoints/step.json          how far it is, about once a second
@@ -51,7 +52,8 @@ class ProgressFolder:
         write_whole(self._settings, json.dumps(settings, indent=2, sort_keys=True).encode())
 
     def remove_leftovers(self) -> None:
-        """What a kill left of half a file; only for who holds the run. Raises StorageError."""
+        """Removes temporary files that a kill left; only for the holder of the run's lock. Raises
+        StorageError."""
         try:
             for path in (self._settings, self._last, self._best, self._step):
                 remove_temporaries(path)
@@ -103,13 +105,13 @@ class ProgressFolder:
             raise StorageError(f"{self._best}: cannot be read: {error}") from error
 
     def write_history(self, history: Sequence[EpochResult], worker: Worker) -> None:
-        """Whole each time: a resumed run must not repeat an epoch's line."""
+        """Writes the whole history, so that a resumed run does not repeat an epoch."""
         if worker.is_first:
             lines = "".join(json.dumps(asdict(result)) + "\n" for result in history)
             write_whole(self.run / HISTORY, lines.encode())
 
     def tell_step(self, step: Mapping[str, Any]) -> None:
-        """For a process that only watches; called often, it writes seldom."""
+        """Writes the progress for a watching process, at most about once a second."""
         if time.monotonic() - self._told_s > 1:
             write_whole(self._step, json.dumps(step).encode())
             self._told_s = time.monotonic()

@@ -26,7 +26,7 @@ _BATCHES_PER_BUCKET = 50
 
 
 class ClipReader(Protocol):
-    """What the decoded store is to a dataset."""
+    """The interface of a decoded store that a dataset needs."""
 
     def read(self, row: int, modalities: Collection[Modality]) -> DecodedClip: ...
 
@@ -47,7 +47,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Rows side by side; per modality only those that have it, and where in the batch they are.
+    """A batch of rows; for each modality the rows that have it, and their places in the batch.
 
     inputs: {modality: what its encoder takes}, of those that a row of the batch has
     places: {modality: int64 [rows that have it]}, for each of these
@@ -73,7 +73,7 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class SomeClips:
-    """Some rows of a store, as if there were no others."""
+    """A view of some rows of a store."""
 
     store: ClipReader
     rows: tuple[int, ...]
@@ -122,8 +122,8 @@ class ClipDataset(Dataset[RawRow]):
 
     @property
     def lost(self) -> dict[Modality, list[int]]:
-        """Rows that the cache has a modality of and that have none here, media left aside; they
-        would be trained on as zeros."""
+        """Rows whose text the cache has and the encoder finds nothing in here; they would be
+        trained on as zeros."""
         lost: dict[Modality, list[int]] = {}
         for name, items in self._prepared.items():
             there = self.data.present[:, self.data.modalities.index(name)].tolist()
@@ -134,7 +134,7 @@ class ClipDataset(Dataset[RawRow]):
 
     @property
     def lengths(self) -> list[int]:
-        """Of what each row holds beside media: what shares a batch should be alike in it."""
+        """Length of each row's text; the rows of a batch should have similar lengths."""
         total = [0] * len(self)
         for name, items in self._prepared.items():
             for row, item in enumerate(items):
@@ -199,7 +199,7 @@ class Collate:
 def shuffled_batches(
     lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Every row once, in batches of rows of like length, in another order every epoch."""
+    """Every row once, in batches of similar length, in another order in each epoch."""
     generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
     order = torch.randperm(len(lengths), generator=generator).tolist()
     bucket = batch_size * _BATCHES_PER_BUCKET
@@ -214,7 +214,7 @@ def shuffled_batches(
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every row once, short ones first, for measuring."""
+    """Every row once, short rows first, for evaluation."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return list(_chunks(order, batch_size))
 
@@ -225,5 +225,5 @@ def _chunks(rows: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def seed_of(*parts: object) -> int:
-    """One number for a purpose and a place: streams that never run into each other."""
+    """A seed for a purpose and a place, so that the random streams are independent."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

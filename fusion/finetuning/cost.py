@@ -1,4 +1,4 @@
-"""What a fine-tuning will cost, said before it is spent."""
+"""Estimates the cost of a fine-tuning before it starts."""
 
 from dataclasses import dataclass
 

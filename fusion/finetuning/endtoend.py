@@ -1,7 +1,7 @@
 """Encoders and fusion as one model: `EndToEnd(raw) == FusionModel(encode(raw))`.
 
-It has no parameter that the two do not have, so before the first step it is exactly the trained
-fusion model, only that its features are made on the spot.
+It has exactly the parameters of the two, so before the first step it is the trained fusion model
+with features that are computed from raw clips.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ TrainingPrecision = Literal["float32", "bfloat16"]
 class EndToEnd(nn.Module):
     """Raw batch -> logits, gradients through every encoder that is unfrozen.
 
-    precision: of the encoders' arithmetic; weights and fusion are float32 in either case.
-    train_batchnorm: False keeps the video net's BatchNorm at its running statistics, as small
-        batches of like clips would spoil them.
+    precision: of the encoders; weights and fusion are always float32.
+    train_batchnorm: False keeps the video net's BatchNorm at its running statistics, because small
+        batches of similar clips would disturb them.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class EndToEnd(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """AdamW's, at their highest.
+    """Peak learning rates of AdamW.
 
-    text, video, audio: of that modality's encoder
-    heads: of the fusion model behind the encoders
-    layer_decay: each layer of a transformer learns by this factor slower than the one above it
+    text, video, audio: learning rate of that modality's encoder
+    heads: learning rate of the fusion model behind the encoders
+    layer_decay: factor of the learning rate from each transformer layer to the one below it
         (Howard & Ruder 2018, arXiv 1801.06146)
     """
 
@@ -119,7 +119,8 @@ class LearningRates:
 def parameter_groups(
     model: EndToEnd, rates: LearningRates, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group; matrices decay, vectors do not.
+    """Parameter groups of AdamW: every trainable parameter is in one; matrices have weight decay,
+    vectors have none.
 
     Each group has `lr`, `weight_decay`, `name` and `params`.
     """

@@ -1,4 +1,4 @@
-"""`meld finetune --end-to-end`: the encoders behind a trained fusion model learn with it.
+"""`meld finetune --end-to-end`: trains the encoders together with a trained fusion model.
 
 a run, its cache, the raw clips -> the same model on raw input (compared before step 1)
 -> training, alone or in Ray Train workers -> a run that owns its encoders
@@ -51,7 +51,7 @@ from pipeline.system.files import write_whole
 class FinetuneResult:
     """parity: largest difference of logits before step 1; seconds: of training alone.
 
-    history: begins with epoch 0, the start; where that is the best, it is what the run holds
+    history: begins with epoch 0, the start; if that is the best, the run holds its weights
     """
 
     run: Path
@@ -86,12 +86,12 @@ def finetune(
     on_step: OnStep = lambda step: None,
     on_decoded: Callable[[int, int, int], None] = lambda *_: None,
 ) -> FinetuneResult:
-    """Runs the stage; a run that was killed goes on with `resume`.
+    """Runs the stage; a killed run is resumed with `resume`.
 
     Raises:
         UsageError, InputError, StorageError: the message says what to do.
-        RecipeMismatch: run, cache, weights and clips do not belong together.
-        ParityError: the encoders on raw input do not give what the cache holds.
+        RecipeMismatch: run, cache, weights and clips do not match.
+        ParityError: the features of raw input differ from those in the cache.
     """
     with _open(config) as job:
         return _finetune(job, Watch(say, on_decoded), on_step)

@@ -1,7 +1,7 @@
-"""What fine-tuning is asked for, and the same with everything decided.
+"""The configuration of a fine-tuning, and the same with everything resolved.
 
 FinetuneConfig   as typed: a path may be left out, device and precision may be "auto"
-FinetuneJob      whole paths, a device and a precision; what every step and every worker reads
+FinetuneJob absolute paths, a device and a precision; read by every step and every worker
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.training.run_folder import START
-from fusion.training.train import choose_device
+from fusion.training.train import check_overwrite, choose_device
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
@@ -31,26 +31,27 @@ _FREE_ON_RESUME = ("resume", "overwrite", "workers", "address", "out")
 class FinetuneConfig:
     """What to fine-tune and where.
 
-    run:        a trained fusion run; None trains one first, on `features`, in <out>/start
+    run:        trained run to start from; None trains one first, on `features`, in <out>/start
     data:       folder with the CSVs and clips
-    features:   None takes the run's own caches (or features/ where there is no run)
-    modalities: of the fusion model that is trained first; those of a given run are its own
-    unfreeze:   whose encoders learn; None unfreezes all of the run's
-    store:      where decoded clips are kept; None takes <features>/decoded
-    encoders:   the fine-tuned run whose encoders made the features; None takes that which they
-                recorded
-    dev_share:  share of train's dialogues that chooses the epoch and is not learned from, of the
-                fusion model that is trained first; what a given run set aside stays aside
-    out:        folder of the new run; None makes a name under runs/; --resume needs it
+    features:   folder of the caches; None takes the run's own (or features/ without a run)
+    modalities: modalities of the fusion model that is trained first; a given run has its own
+    unfreeze:   modalities whose encoders are trained; None takes all of the run
+    store:      folder of the decoded clips; None takes <features>/decoded
+    encoders:   fine-tuned run whose encoders made the features; None takes the one that is recorded
+                in them
+    dev_share:  share of train's dialogues that is held out as dev for the fusion model that is
+                trained first; a given run keeps the dialogues that it held out
+    out:        folder of the new run; None makes a new one under runs/; `resume` needs it
     overwrite:  replace the run in `out`
-    resume:     go on with the unfinished run in `out`
-    seed:       decides everything random in the training
-    device:     "auto" takes a GPU where there is one
-    precision:  of the encoders' arithmetic, while weights are float32; "auto" takes bfloat16 where
-                the machine has it
-    workers:    Ray Train workers, one GPU each if there is any
-    address:    existing Ray cluster, "auto" or "host:port"; None starts Ray here where it is needed
-    weights_dir: folder that is looked at for weights before the libraries' own caches
+    resume:     resume the unfinished run in `out`
+    seed:       random seed of the training
+    device:     "auto" uses a GPU if there is one
+    precision:  precision that the encoders compute in, while weights stay float32; "auto" uses
+                bfloat16 if the hardware supports it
+    workers:    number of Ray Train workers, with one GPU each if there are GPUs
+    address:    existing Ray cluster, "auto" or "host:port"; None starts Ray on this machine if
+                needed
+    weights_dir: folder that is searched for pretrained weights before the libraries' caches
     """
 
     run: Path | None = None
@@ -89,6 +90,7 @@ class FinetuneConfig:
             raise ValueError("--resume needs --out, the run to go on with")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with the run in --out, --overwrite replaces it")
+        check_overwrite(self.overwrite, self.out)
 
     @property
     def begun(self) -> Path | None:
@@ -97,8 +99,8 @@ class FinetuneConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "FinetuneConfig":
-        """From a command line and a TOML file. With `resume`, from what the run was begun with;
-        what is given beside that may not contradict it. Raises UsageError."""
+        """The config of options and a TOML file. With `resume`, the settings of the unfinished run,
+        which given ones may not contradict. Raises UsageError."""
         config = build_config(cls, values)
         run = config.begun
         if run is None:
@@ -125,7 +127,8 @@ def check_begun(config: FinetuneConfig, run: Path) -> None:
 
 
 def with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """Workers have working folders of their own, and --resume may come from elsewhere."""
+    """With absolute paths: workers have other working folders, and --resume may be called from
+    another one."""
     names = ("run", "data", "features", "store", "out", "weights_dir", "encoders")
     paths = {name: getattr(config, name) for name in names}
     return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
@@ -158,9 +161,10 @@ def choose_hardware(config: FinetuneConfig) -> Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """A `FinetuneConfig` with everything decided; fields that are not here are as there.
+    """A `FinetuneConfig` with everything resolved; other fields are as there.
 
-    settings: what the run writes down, and a --resume goes on with
+    asked_precision: the config's, "auto" where a run is resumed; `hardware` has what came of it
+    settings: the settings that the run records and that --resume uses
     """
 
     out: Path
@@ -173,6 +177,7 @@ class FinetuneJob:
     weights_dir: Path | None
     encoders: Path | None
     hardware: Hardware
+    asked_precision: Literal["auto", "float32", "bfloat16"] = field(compare=False)
     seed: int
     dev_share: float | None
     workers: int
@@ -191,6 +196,8 @@ def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJo
 
     Raises what `read_checkpoint` raises.
     """
+    # A resumed run has in its settings what "auto" came to, which nobody asked for.
+    asked_precision = "auto" if config.resume else config.precision
     features = config.features
     if config.run is None:
         features = features or Path("features")
@@ -217,6 +224,7 @@ def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJo
         weights_dir=config.weights_dir,
         encoders=config.encoders,
         hardware=hardware,
+        asked_precision=asked_precision,
         seed=config.seed,
         dev_share=config.dev_share,
         workers=config.workers,

@@ -1,8 +1,9 @@
-"""The fine-tuning loop: one step after another, alone or beside other workers.
+"""The fine-tuning loop: one step after another, in one process or in several workers.
 
-Whatever is random in a step follows from (seed, epoch, step), so a run that was killed takes up
-at its last checkpoint and does what it would have done. A batch is that of the step, whoever
-works on which part of it: the loss divides by the whole batch's weight, and gradients add up.
+Everything random in a step is drawn from (seed, epoch, step), so a killed run that is resumed at
+its last checkpoint takes the same steps as an unbroken one. The batch of a step is the same however
+it is divided among workers: the loss is divided by the weight of the whole batch, and gradients are
+summed (all-reduce).
 """
 
 import logging
@@ -41,23 +42,26 @@ log = logging.getLogger(__name__)
 class TuneConfig:
     """How to fine-tune. Defaults were chosen on MELD's dev split, see LOG.md.
 
-    epochs:           at most so many
-    batch_size:       rows of a step, all workers together
-    micro_batch_size: rows that are in memory at once; None takes the step's, or 8 with video
-    head_epochs:      so many epochs train the heads alone before the encoders join (staged
-                      unfreezing)
-    weight_decay:     AdamW's
-    warmup:           share of all steps in which learning rates rise; then they fall (cosine)
-    clip_norm:        longest gradient; a longer one is scaled to it
-    modality_dropout: chance that a present modality of a row is taken for absent, which teaches
-                      the model to do without it; a row never loses all
-    patience:         epochs without a better dev score before training stops
-    train_batchnorm:  let running statistics of BatchNorm move; with one worker alone
-    gradient_checkpointing: compute intermediate values twice, in the backward pass again, and keep
-                      few of them: slower, with much less memory
-    checkpoint_every_s: how much work a kill may cost, in seconds; 0 saves after every step
-    loader_workers:   processes that read clips ahead; 0 reads in between, which costs a CPU run
-                      nothing; None takes 4 where a GPU waits for clips, else 0
+    epochs:           maximum number of epochs
+    batch_size:       rows per step, over all workers
+    micro_batch_size: rows in memory at once (gradient accumulation); None takes the whole step, or
+                      8 with video
+    head_epochs:      number of epochs that train the heads alone before the encoders are unfrozen
+                      (staged unfreezing)
+    weight_decay:     weight decay of AdamW
+    warmup:           share of all steps in which the learning rates rise linearly; after that they
+                      fall by a cosine
+    clip_norm:        largest gradient norm; larger gradients are scaled down to it
+    modality_dropout: probability that a present modality of a row is treated as absent, so that the
+                      model learns to do without it; at least one modality of a row is kept
+    patience:         number of epochs without a better dev score after which training stops
+    train_batchnorm:  update the running statistics of BatchNorm; with a single worker only
+    gradient_checkpointing: recompute intermediate values in the backward pass instead of keeping
+                      them: slower, with much less memory
+    checkpoint_every_s: seconds between checkpoints, so the work that a kill can cost; 0 saves after
+                      every step
+    loader_workers:   processes that read clips ahead; 0 reads in the training process, which costs
+                      nothing on a CPU; None takes 4 if a GPU would wait for clips, else 0
     """
 
     epochs: int = 3
@@ -114,7 +118,7 @@ class TuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """After each step, for a progress bar. rows: trained on so far, over all epochs."""
+    """The state after a step, for a progress bar. rows: trained on so far, over all epochs."""
 
     epoch: int
     rows: int
@@ -126,7 +130,7 @@ class StepResult:
 class Tuning:
     """The state of one training, and the steps that move it.
 
-    Goes on from `progress` where that holds an unfinished training.
+    Resumes the training in `progress` if that holds an unfinished one.
     """
 
     def __init__(
@@ -161,7 +165,7 @@ class Tuning:
     def to_the_end(self, on_step: Callable[[StepResult], None]) -> None:
         """Trains the model in place and leaves it with the best epoch's weights.
 
-        Raises UsageError as soon as the loss is no longer a number.
+        Raises UsageError as soon as the loss is not finite.
         """
         with seeded(self.seed):
             self._train(on_step)
@@ -229,7 +233,7 @@ class Tuning:
     # ------------------------------------------------------------------------------- steps
 
     def do_step(self, rows: list[int], ready: Iterator[RawBatch]) -> float:
-        """One step of the whole batch `rows`, of which this worker does its part."""
+        """One step on the batch `rows`; this worker computes its share."""
         data, device = self.train.data, self.worker.device
         index = torch.tensor(rows)
         totals = self.loss.totals(data.emotion[index], data.sentiment[index])
@@ -264,7 +268,7 @@ class Tuning:
     def loss_of(
         self, output: FusionOutput, rows: Tensor, totals: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """On the CPU: a few numbers, and labels and class weights are there."""
+        """Computed on the CPU, where labels and class weights are; it is a few numbers."""
         data = self.train.data
         logits = FusionOutput(output.emotion_logits.cpu(), output.sentiment_logits.cpu())
         return self.loss(logits, data.emotion[rows], data.sentiment[rows], totals).to(

@@ -1,5 +1,5 @@
-"""What fine-tuning starts from, opened and checked: run, cache, weights, clips; and the model
-made of them, compared with the cache before anything is trained."""
+"""Opens and checks what fine-tuning starts from: run, cache, weights, clips; and builds the model,
+which is compared with the cache before training."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
 from fusion.training.parts import check_choosable, find_untrained
+from fusion.training.train import check_modality_dropout
 from pipeline.cache.format import read_cache, read_header
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.clips import locate_clips
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who wants to know. on_decoded: clips done, clips in all, failures."""
+    """Progress callbacks. on_decoded: clips done, clips in all, failures."""
 
     say: Callable[[str], None] = lambda line: None
     on_decoded: Callable[[int, int, int], None] = lambda *_: None
@@ -54,7 +55,7 @@ _PARITY_ROWS = 16
 class LiveData:
     """recipe: of features that these encoders give, in the precision of training
 
-    untrained: heads that no label reaches, here or in the start; dev has no labels of them
+    untrained: heads without labels here and in the start; their labels are removed from dev
     """
 
     job: FinetuneJob
@@ -68,7 +69,7 @@ class LiveData:
 
 
 def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
-    """Opens and checks all that is needed; decodes clips that no earlier run decoded.
+    """Opens and checks everything that is needed; decodes the clips that are not in the store yet.
 
     Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
     """
@@ -133,6 +134,12 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
         for spec in start.recipe.encoders
         if spec.modality in unfrozen
     ]
+    check_modality_dropout(names, job.tune.modality_dropout, "tune.modality_dropout")
+    if job.asked_precision == "bfloat16" and not any(entry.autocast for entry in learning):
+        raise UsageError(
+            f"--precision bfloat16: the encoders that learn ({','.join(unfrozen)}) compute in "
+            "float32 alone; leave it out, or unfreeze another"
+        )
     if not any(entry.is_layered for entry in learning):
         _refuse_settings_of_layers(job.tune, unfrozen)
     if job.tune.train_batchnorm and not any(entry.has_batchnorm for entry in learning):
@@ -158,7 +165,7 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
         raise UsageError(
             f"--dev-share {job.dev_share}: {job.run} "
             + (f"set {aside} of train aside" if aside else "learned from all of train")
-            + ", and what chose its epoch must choose here; leave it out"
+            + ", and the same dialogues must choose the epoch here; leave it out"
         )
     if job.address is not None and job.workers == 1 and not _needs_clips(start, unfrozen):
         raise UsageError(

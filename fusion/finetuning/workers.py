@@ -20,7 +20,7 @@ from pipeline.system.resources import num_cores
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Who does a part of the work. rank counts from 0; `world` is how many there are."""
+    """One of the workers of a training. rank counts from 0; `world` is their number."""
 
     device: torch.device
     rank: int = 0
@@ -31,7 +31,7 @@ class Worker:
         return self.rank == 0
 
     def add_up(self, values: Sequence[Tensor]) -> None:
-        """Replaces each value by its sum over the workers; as one message."""
+        """All-reduce: replaces each value by its sum over the workers, in one message."""
         if self.world == 1:
             return
         message = torch.cat([value.detach().flatten() for value in values])
@@ -40,7 +40,7 @@ class Worker:
             value.copy_(part.view_as(value))
 
     def gather(self, mine: Sequence[Any]) -> list[Any]:
-        """Everyone's items, at everyone's."""
+        """All-gather: the items of all workers, on every worker."""
         if self.world == 1:
             return list(mine)
         parts: list[Any] = [None] * self.world

@@ -1,4 +1,4 @@
-"""The trained model that the package carries, for whoever has none of their own."""
+"""The bundled model, which predicts where no other run is named."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""A run's folder: weights, and everything that is needed to use and to judge them.
+"""The folder of a run: weights, and what is needed to use and to evaluate them.
 
 model.safetensors   the weights
 config.json         dims, labels by name, recipe, settings; written last: a folder without it
                     is an unfinished run
-metrics.json, history.jsonl, evaluation-<split>.json, *.png   what was measured
-test-evaluations.jsonl    how often test was evaluated; outlives the run it counts
+metrics.json, history.jsonl, evaluation-<split>.json, *.png   scores and plots
+test-evaluations.jsonl    the test evaluations; kept when the run is overwritten
 """
 
 import json
@@ -42,15 +42,15 @@ class Checkpoint:
     """A trained model and where it came from.
 
     recipe, projection_hash: how the features it understands were made
-    emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source. Of a
-                run that went on from another, the other's where train has no such label
-    untrained:  heads that no label ever reached; what they say is noise
-    set_aside:  the dialogues of train that stood in for dev; None where dev had a cache
+    emotion_counts, sentiment_counts: rows per class in train; the majority baseline's source. With
+                a warm start, the start's counts where train has no such label
+    untrained:  heads that were trained without labels; their predictions are noise
+    set_aside:  the dialogues of train that were held out as dev; None where dev had a cache
     settings:   the training settings, for the record
-    features:   the folder it was trained from; None in a run that is passed on without it
+    features:   the folder of its caches; None in a run that was passed on without it
     finetuned:  modalities whose encoders were trained with it; the run then holds all its encoders
-    encoders_run: name of the fine-tuned run whose encoders made its features, as these recorded
-                it; None where they are its own or nobody's
+    encoders_run: name of the fine-tuned run whose encoders made its features, as recorded in them;
+                None where the encoders are its own or pretrained
     data:       the raw clips it was fine-tuned on, None where it was not
     decoding:   how its logits become probabilities and joint labels, fitted on dev
     """
@@ -74,7 +74,7 @@ class Checkpoint:
         if (len(self.emotion_counts), len(self.sentiment_counts)) != wanted:
             raise ValueError(f"label counts need {wanted} entries")
         if len(set(self.untrained)) == len(HEADS):
-            raise ValueError("a run of which no head learned is none")
+            raise ValueError("a run needs at least one trained head")
 
     @property
     def dims(self) -> FusionDims:
@@ -90,8 +90,8 @@ class Checkpoint:
         return self.features
 
     def to_pass_on(self) -> "Checkpoint":
-        """The same model, without the folders of the machine that it was trained on: they mean
-        nothing elsewhere, and are private."""
+        """The same model without the paths of the machine that trained it, which are private and
+        useless elsewhere."""
         settings = {name: value for name, value in self.settings.items() if name not in _PLACES}
         return replace(self, features=None, data=None, settings=settings)
 
@@ -182,7 +182,7 @@ def _settings(values: Any) -> Mapping[str, Any]:
 
 def _modalities(values: Any) -> tuple[Modality, ...]:
     if not isinstance(values, list) or any(value not in MODALITIES for value in values):
-        raise ValueError(f"{values!r} are no modalities")
+        raise ValueError(f"{values!r} are not modalities")
     return tuple(values)
 
 

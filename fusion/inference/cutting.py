@@ -1,4 +1,4 @@
-"""Where one utterance ends and the next begins: at the ends of sentences, and in pauses."""
+"""Cuts recognised speech into utterances, at the ends of sentences and in pauses."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from itertools import pairwise
 from fusion.inference.recogniser import Recognised
 from fusion.inference.voice import SpeechRegion
 
-# A recogniser may put a word so far outside the voice that it belongs to.
+# Largest distance of a recognised word from the voice that it belongs to.
 _STRAY_MS = 200
-# And the border of two words so far from the pause between them.
+# Largest distance of the border of two words from the pause between them.
 _NEAR_MS = 250
 _SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*$")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)+")
@@ -19,12 +19,12 @@ _TITLES = frozenset("mr. mrs. ms. dr. prof. st. sr. jr. vs. no. mt. gen. sen. re
 
 @dataclass(frozen=True, kw_only=True)
 class CuttingConfig:
-    """Where recognised words are cut into utterances.
+    """How recognised words are cut into utterances.
 
-    min_utterance_ms: the shortest utterance; only one that has no room, at an end of the file or
+    min_utterance_ms: least length of an utterance; only one without room, at an end of the file or
         between two others, is shorter
-    max_utterance_ms: the longest
-    pause_ms: silence between two words that ends an utterance
+    max_utterance_ms: largest length of an utterance
+    pause_ms: length of a silence between two words that ends an utterance
     """
 
     min_utterance_ms: int = 400
@@ -43,9 +43,9 @@ class CuttingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedWord:
-    """A word on the file's clock, in the voice that says it.
+    """A recognised word with its time in the file and its voice region.
 
-    region:  number of its region among those that were heard together
+    region:  number of its region among those that were recognised together
     passage: number of the passage it was recognised in
     """
 
@@ -59,7 +59,7 @@ class PlacedWord:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """An utterance to be."""
+    """The times and words of an utterance that is still being cut."""
 
     start_ms: int
     end_ms: int
@@ -67,9 +67,9 @@ class Line:
 
 
 def place_words(heard: Recognised, regions: Sequence[SpeechRegion]) -> list[PlacedWord]:
-    """Words to the regions they are said in. The detector knows better than the recogniser where
-    a voice begins and ends: words end with their region, and the first and the last of a region
-    reach its borders. What was recognised where nobody speaks is left out.
+    """Assigns words to voice regions. The detector's times are more exact than the recogniser's, so
+    words end with their region, and the first and last word of a region reach its borders. Words
+    that were recognised where there is no voice are dropped.
 
     heard: of the sound from the first region's start on
     """
@@ -104,7 +104,7 @@ def place_words(heard: Recognised, regions: Sequence[SpeechRegion]) -> list[Plac
 
 
 def _region_of(start_ms: int, end_ms: int, regions: Sequence[SpeechRegion]) -> int | None:
-    """The one in which most of this lies, or else the nearest that is near."""
+    """The region with the largest overlap, else the nearest one within `_STRAY_MS`."""
     shared_ms = [min(end_ms, region.end_ms) - max(start_ms, region.start_ms) for region in regions]
     best = max(range(len(regions)), key=shared_ms.__getitem__)
     return best if shared_ms[best] > -_STRAY_MS else None
@@ -275,8 +275,8 @@ def _cut(region: SpeechRegion, config: CuttingConfig) -> list[tuple[int, int]]:
 
 
 def lengthen(lines: Sequence[Line], min_ms: int, *, lower_ms: int, upper_ms: int) -> list[Line]:
-    """Each at least `min_ms` long, as far as there is room for it between its neighbours, and
-    between `lower_ms` and `upper_ms`: one that is too short takes of the silence on both sides."""
+    """Lengthens each to at least `min_ms`, if there is room between its neighbours and between
+    `lower_ms` and `upper_ms`: a short one is extended into the silence on both sides."""
     longer = list(lines)
     for number, line in enumerate(lines):
         missing_ms = min_ms - (line.end_ms - line.start_ms)
@@ -294,5 +294,6 @@ def lengthen(lines: Sequence[Line], min_ms: int, *, lower_ms: int, upper_ms: int
 
 
 def shorten(lines: Sequence[Line], max_ms: int) -> list[Line]:
-    """A word can be given more time than an utterance may have: its end is cut off then."""
+    """Cuts off the end of lines that are too long: a single word may be given more time than
+    that."""
     return [replace(line, end_ms=min(line.end_ms, line.start_ms + max_ms)) for line in lines]

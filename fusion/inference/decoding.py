@@ -1,7 +1,7 @@
 """Both heads decoded together: in MELD the sentiment follows from the emotion, except for surprise.
 
 The score of an emotion and a sentiment is the sum of their calibrated log-probabilities, that of
-the sentiment times a weight; the best pair among those that occur in train is what the run says.
+the sentiment times a weight; the run predicts the best pair among those that occur in train.
 Temperatures and weight come from dev, the pairs from train.
 """
 
@@ -26,7 +26,8 @@ class Decoding:
     """How a run's logits become probabilities and labels.
 
     emotion, sentiment: each head's temperature
-    sentiment_weight:   what the sentiment head's log-probability counts beside the emotion head's
+    sentiment_weight:   weight of the sentiment head's log-probability relative to the emotion
+    head's
     allowed:            [7][3], in the order of EMOTIONS and SENTIMENTS
     """
 

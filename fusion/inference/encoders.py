@@ -14,10 +14,10 @@ def find_encoders_of(
     weights_dir: Path | None = None,
     encoders: Path | None = None,
 ) -> tuple[EncoderChoice, ...]:
-    """The very encoders that made the features which `run` was trained on, one per modality.
+    """The encoders that made the features which `run` was trained on, one per modality.
 
-    Those of a fine-tuned run are its own. A run on the features of a fine-tuned run looks for that
-    one by the name it recorded: from the current folder, beside itself and beside its features.
+    Those of a fine-tuned run are its own. A run on the features of a fine-tuned run is searched for
+    that run by its recorded name: in the current folder, beside the run and beside its features.
 
     Args:
         weights_dir: a folder to look for pretrained weights in, before the libraries' own caches.

@@ -1,11 +1,12 @@
-"""The utterances of a media file that comes without words: heard, and kept as far as it was heard.
+"""Speech recognition of a media file without given words, with saved progress.
 
-Hearing an hour takes minutes, so every finished stretch is saved: a killed run goes on behind it,
-and ends with the same utterances.
+Recognising an hour takes minutes, so every finished stretch is saved: a killed run resumes after
+the last one and ends with the same utterances.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,21 +24,25 @@ from fusion.inference.speech import (
     describe_speech,
     listen,
 )
+from fusion.inference.voice import DETECTOR
 from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, InputError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 from pipeline.system.files import write_whole
 
+log = logging.getLogger(__name__)
+
 OnHeard = Callable[[int, int], None]  # milliseconds of the file heard, and in all
 
 
 class SavedStretches:
-    """What was heard of one file, with one recogniser and these settings, in a file of its own."""
+    """The recognised stretches of one file, for one recogniser and one set of settings, in a file
+    of its own."""
 
     def __init__(self, out: Path, *, media: str, speech: dict[str, Any]) -> None:
         """
-        media:  what stands for the file's bytes, and for how much of it is heard
+        media:  identifies the file's bytes and the part that is recognised
         speech: detector, recogniser and settings, as `describe_speech` has them
         """
         digest = hashlib.sha256(json.dumps([media, speech]).encode()).hexdigest()
@@ -48,7 +53,7 @@ class SavedStretches:
         return self.folder / "stretches.json"
 
     def read(self) -> list[Stretch]:
-        """Empty where nothing is saved, or what is there is damaged: it is heard anew."""
+        """Empty where nothing is saved or the file is damaged; recognition then starts again."""
         try:
             return [_stretch(values) for values in json.loads(self._file.read_bytes())]
         except (OSError, ValueError, KeyError, TypeError):
@@ -77,15 +82,15 @@ def hear(
     on_progress: OnHeard = lambda done_ms, total_ms: None,
     decoder: Decoder = HERE,
 ) -> tuple[Heard, dict[str, Any], SavedStretches | None]:
-    """A file's utterances, how they were found, and what is saved of them.
+    """A file's utterances, how they were found, and their saved progress.
 
     Args:
         asr: the recogniser, as in `find_recogniser`
-        no_text: find where somebody speaks, and recognise nothing
+        no_text: detect voices only, and recognise no words
         media: what stands for the file's bytes
-        duration_ms: of the file; what comes later is not heard
-        saved_in: a folder for what is unfinished
-        decoder: who reads the file
+        duration_ms: of the file; later sound is not read
+        saved_in: folder for saved progress
+        decoder: reads the file
 
     Raises:
         InputError: the file has no sound that can be decoded.
@@ -98,6 +103,11 @@ def hear(
         if saved_in is not None:
             saved = SavedStretches(saved_in, media=f"{media} {duration_ms}", speech=speech)
         stretches = saved.read() if saved is not None else []
+        words_by = "nobody, as asked" if recogniser is None else recogniser.name
+        log.info("%s: voices are found by %s, words by %s", path.name, DETECTOR, words_by)
+        if stretches:
+            until_s = stretches[-1].end_ms / 1000
+            log.info("%s: an earlier call heard the first %.1f s of it", path.name, until_s)
         try:
             for stretch in listen(
                 path,
@@ -114,13 +124,13 @@ def hear(
                     saved.write(stretches)
         except ClipError as error:
             raise InputError(
-                f"{path}: nothing can be heard in it ({error.message}); say where its utterances "
+                f"{path}: its sound cannot be used ({error.message}); say where its utterances "
                 'are: --subtitles FILE, --transcript FILE, or --text "WORDS" where it is one'
             ) from error
     spans = tuple(span for stretch in stretches for span in stretch.utterances)
     notes = describe_doubts(stretches)
     if not spans:
-        notes = (*notes, "nobody is heard to speak in it, so there is no utterance")
+        notes = (*notes, "no speech was found in it, so there is no utterance")
     return Heard(spans=spans, notes=notes), speech, saved
 
 

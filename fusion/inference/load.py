@@ -1,4 +1,4 @@
-"""The model that predicts: a run that is named, or the one that comes with this program."""
+"""Loads the model that predicts: a given run, or the bundled one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,8 @@ from pipeline.system.device import has_gpu
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """run: a trained one; None takes the one that comes with this program. The others are as in
-    `Predictor.load`; "auto" takes a GPU where there is one, and the precision that the run was
-    trained with."""
+    """run: a trained run; None takes the bundled one. The other fields are as in `Predictor.load`;
+    "auto" uses a GPU if there is one, and the precision that the run was trained with."""
 
     run: Path | None = None
     weights_dir: Path | None = None
@@ -24,7 +23,8 @@ class ModelChoice:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def load(self) -> Predictor:
-        """Raises UsageError where what was asked for is not there, else as `Predictor.load`."""
+        """Raises UsageError where the device or precision is not available, else as
+        `Predictor.load`."""
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"--precision {self.precision}: auto, float32 or bfloat16")
         return Predictor.load(
@@ -36,8 +36,8 @@ class ModelChoice:
         )
 
     def check(self) -> str:
-        """Its name, where its folder is that of a run: other processes load it. Raises as
-        `read_checkpoint`."""
+        """Checks that the folder is a run, which other processes will load, and returns its name.
+        Raises as `read_checkpoint`."""
         read_checkpoint(self._folder)
         return self._folder.resolve().name
 
@@ -47,7 +47,7 @@ class ModelChoice:
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Of this machine. Raises UsageError."""
+    """Resolves "auto" for this machine. Raises UsageError."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: auto, cpu or cuda")
     if device == "cuda" and not has_gpu():

@@ -1,11 +1,13 @@
-"""The utterances of one media file to predictions, in one pass over the file.
+"""Predicts the utterances of one media file in one pass over the file.
 
     spans -> Decoder -> batches -> Predictor.encode -> Predictor.predict_turns -> utterances
 
-What is held at one time: a batch of decoded spans, and the features of the turns that an utterance
-still to come may see.
+Memory holds one batch of decoded spans, and the features of the turns that later utterances may
+see.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -30,19 +32,21 @@ from pipeline.schema import (
     Utterance,
 )
 
-# As many as a shard of extraction has: results depend on who shares a batch, if only by rounding.
+log = logging.getLogger(__name__)
+
+# The size of an extraction shard: which rows share a batch changes results by rounding.
 UTTERANCES_PER_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedUtterance:
-    """An utterance and what the run says of it.
+    """An utterance and its prediction.
 
     number:     its place in the file, 1 for the first
-    prediction: None where none of the run's modalities is there
-    missing:    why a modality of the run is not there
+    prediction: None where none of the run's modalities is present
+    missing:    reason for each absent modality of the run
     codes:      the stable word for each of these reasons
-    warnings:   what is not as it should be, of modalities that are there
+    warnings:   failures of present modalities
     """
 
     number: int
@@ -58,7 +62,7 @@ class PredictedUtterance:
 
     @property
     def error(self) -> str | None:
-        """Why there is no prediction."""
+        """Reason why there is no prediction; None if there is one."""
         if self.prediction is not None:
             return None
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
@@ -74,26 +78,30 @@ def predict_spans(
     saved: SavedFeatures | None = None,
     decoder: Decoder = HERE,
 ) -> Iterator[PredictedUtterance]:
-    """Each span, in order, as soon as what is said of it can change no more.
+    """Yields the prediction of each span, in order, as soon as it is final.
 
     One file is one dialogue to a run that has dialogue context; such an utterance sees the 32
     before it, and those after it if the run was trained so.
 
     Args:
         spans: in order of their start
-        duration_ms: of the file, where it is known: what lasts until then is read to the file's
-            end, as a clip of a corpus is
-        saved: where features of finished batches are kept, and taken from
+        duration_ms: of the file, if known: a span that ends there is read to the end of the file,
+            as a clip of a corpus is
+        saved: saved features of finished batches, to read and to extend
         decoder: who reads the file
 
-    Of a bad file an utterance without any modality has no prediction, and says why.
+    An utterance of a damaged file without any modality has no prediction but a reason.
     Raises ClipError where the file ends the decoder's process.
     """
+    absent: Counter[Modality] = Counter()
     held: list[ClipFeatures] = []  # of the utterances from number `first` on
     first = num_given = 0
     to_read = [_to_read(each.span, duration_ms) for each in spans]
     for batch in _encode(predictor, path, spans, to_read, saved, decoder):
         held += batch
+        absent.update(
+            name for each in batch for name in predictor.modalities if name not in each.raw
+        )
         num_there = first + len(held)
         is_last = num_there == len(spans)
         num_ready = num_there if is_last else max(num_there - predictor.turns_after, num_given)
@@ -104,6 +112,8 @@ def predict_spans(
         num_old = max(num_given - predictor.turns_before - first, 0)
         first += num_old
         del held[:num_old]
+    told = ", ".join(f"{name} of {count} utterances" for name, count in absent.items())
+    log.info("%s: absent: %s", path.name, told or "nothing")
 
 
 def predict_after(
@@ -150,7 +160,7 @@ def _encode(
     saved: SavedFeatures | None,
     decoder: Decoder,
 ) -> Iterator[list[ClipFeatures]]:
-    """Features of each batch; nothing is decoded before the first that is not saved."""
+    """Yields the features of each batch; decoding starts at the first batch that is not saved."""
     utterances = with_context(
         [_as_utterance(number, span) for number, span in enumerate(spans)], predictor.context
     )
@@ -161,11 +171,24 @@ def _encode(
         features = saved.read(number, batch) if saved is not None and clips is None else None
         if features is None:
             if clips is None:
+                _log_decoding(predictor, path, start, len(spans))
                 clips = _decode(predictor, path, to_read[start:], utterances[start:], decoder)
             features = predictor.encode(list(islice(clips, len(batch))))
             if saved is not None:
                 saved.write(number, features)
         yield features
+
+
+def _log_decoding(predictor: Predictor, path: Path, start: int, num_spans: int) -> None:
+    media = ", ".join(name for name in predictor.modalities if name in MEDIA)
+    before = f", {start} were encoded by an earlier call" if start else ""
+    log.info(
+        "%s: utterances to encode: %d, decoding %s%s",
+        path.name,
+        num_spans - start,
+        media or "nothing",
+        before,
+    )
 
 
 def _decode(
@@ -192,7 +215,7 @@ def _to_read(span: MediaSpan, duration_ms: int | None) -> MediaSpan:
 
 
 def _as_utterance(number: int, spoken: SpokenSpan) -> Utterance:
-    """The keys of one dialogue; they stay in here."""
+    """With keys of one dialogue, which are used in this file only."""
     return Utterance(key=ClipKey("test", 0, number), text=spoken.text, speaker=spoken.speaker or "")
 
 

@@ -1,5 +1,5 @@
-"""Cached features -> logits. Nothing here is random, and rows do not change one another, except
-that a model with dialogue context sees the rows of a dialogue together."""
+"""Cached features -> logits. Nothing is random, and rows are independent, except that a model with
+dialogue context sees the rows of a dialogue together."""
 
 import torch
 

@@ -1,12 +1,14 @@
-"""A media file and where its words come from -> its timeline.
+"""Media file and source of words -> timeline.
 
-file -> length, SHA-256 -> utterances (subtitles, transcript, words, or what is heard in it)
+file -> length, SHA-256 -> utterances (subtitles, transcript, words, or speech recognition)
      -> predictions -> Timeline
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fusion.inference.predictor import Predictor
 from fusion.inference.recogniser import BUNDLED_RECOGNISER
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import Heard, SpokenSpan, fit_into
-from fusion.inference.speech import SpeechConfig
+from fusion.inference.speech import OF_THE_RECOGNISER, SpeechConfig
 from fusion.inference.subtitles import SUFFIXES, choose_track, read_subtitles
 from fusion.inference.timeline import (
     MediaDescription,
@@ -32,25 +34,26 @@ from pipeline.errors import ClipError, InputError, StorageError, UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 
+log = logging.getLogger(__name__)
+
 OnProgress = Callable[[int, int], None]  # milliseconds of media done, and in all
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordsConfig:
-    """Where the utterances of a file are, and what is said in them: at most one of the first four.
+    """Where the utterances of a file and their words come from: at most one of the first four.
 
     subtitles:  a .srt, .vtt, .ass or .ssa file
-    transcript: a table in MELD's shape, or lines with times
-    text:       what is said in the whole file, which is one utterance then; "" where that is not
-                known
-    asr:        a speech recogniser hears the file: "tiny.en", a folder with a Whisper model in
-        CTranslate2's form, or an installed package's name
-    no_text:    the model gets no words, whatever is known of them
-    start_s, end_s: the part of the file that counts, in seconds; None is its start, and its end
-    speech:     how the file is heard, where it is
+    transcript: a CSV with the columns Utterance, StartTime and EndTime, or lines with times
+    text:       the words of the whole file, which is then one utterance; "" if they are unknown
+    asr:        speech recogniser to use: "tiny.en", the folder of a Whisper model in CTranslate2
+        format, or the name of an installed package
+    no_text:    give the model no words, even if they are known
+    start_s, end_s: part of the file to predict, in seconds; None is its start, and its end
+    speech:     settings of speech recognition
 
-    None of the four takes the subtitles that lie beside the file under its name, or else a track of
-    subtitles inside it; without any, the file is heard by "tiny.en".
+    With none of the four, the words are taken from a subtitle file that lies beside the media file
+    and has its name, else from a subtitle track in it, else by recognition with "tiny.en".
     """
 
     subtitles: Path | None = None
@@ -79,6 +82,13 @@ class WordsConfig:
                 f"words.speech says how a file is heard, and {given[0]} says what is said in it; "
                 "leave one of the two out"
             )
+        for name in OF_THE_RECOGNISER:
+            value = attrgetter(name)(self.speech)
+            if self.no_text and value != attrgetter(name)(SpeechConfig()):
+                raise UsageError(
+                    f"words.speech.{name} = {value}: with --no-text nothing is recognised, and a "
+                    "voice detector alone finds the utterances; leave one of the two out"
+                )
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
@@ -89,9 +99,9 @@ class WordsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedMedia:
-    """A file that can be read, and its utterances.
+    """A readable file and its utterances.
 
-    saved: what was heard of it and kept, to be removed once its timeline is written
+    saved: its saved recognition, to be removed once its timeline is written
     """
 
     path: Path
@@ -111,8 +121,8 @@ def prepare_media(
     decoder: Decoder = HERE,
     recogniser: str = BUNDLED_RECOGNISER,
 ) -> PreparedMedia:
-    """Reads headers, hashes the file and finds its utterances; its sound is decoded only where
-    nothing else says where they are.
+    """Reads headers, hashes the file and finds its utterances; its sound is decoded only if no
+    other source gives them.
 
     Args:
         saved_in: a folder for what is unfinished
@@ -121,9 +131,9 @@ def prepare_media(
         recogniser: who hears it where nothing else says what is said, and `words` name none
 
     Raises:
-        InputError: no media file that can be read, or no utterances are to be had for it.
-        UsageError: the model reads words alone, and gets none.
-        WeightsMissing, MismatchError: a speech recogniser is needed, and is not to be had.
+        InputError: not a readable media file, or no utterances can be found.
+        UsageError: the model needs words, and there are none.
+        WeightsMissing, MismatchError: a speech recogniser is needed and not available.
         StorageError: the disk.
     """
     _check_words(words, predictor)
@@ -147,9 +157,17 @@ def prepare_media(
         told = f" ({found.file.name})" if found.file is not None else ""
         end_s = length.duration_ms / 1000 if words.end_s is None else words.end_s
         raise InputError(
-            f"{path}: of {len(found.heard.spans)} utterances{told} none lies between "
+            f"{path}: none of its {len(found.heard.spans)} utterances{told} lies between "
             f"{words.start_s or 0:.1f} s and {end_s:.1f} s of it"
         )
+    source = found.source if found.file is None else f"{found.source} {found.file.name}"
+    log.info(
+        "%s: %.1f s, utterances: %d, from %s",
+        path.name,
+        length.duration_ms / 1000,
+        len(fitted.spans),
+        source,
+    )
     return PreparedMedia(
         path=path,
         media=MediaDescription(
@@ -177,10 +195,10 @@ def predict_media(
     on_progress: OnProgress = lambda done_ms, total_ms: None,
     decoder: Decoder = HERE,
 ) -> Iterator[PredictedUtterance]:
-    """Each utterance, as soon as what is said of it can change no more.
+    """Yields each predicted utterance as soon as it is final.
 
     Args:
-        saved: where unfinished work is kept, and found again
+        saved: saved progress, to read and to extend
         decoder: who reads the file
 
     Raises InputError where the file ends the decoder's process.
@@ -231,7 +249,7 @@ def describe_model(predictor: Predictor) -> ModelDescription:
 
 
 def find_sidecar(path: Path) -> Path | None:
-    """Subtitles that lie beside a media file under its name, as players look for them."""
+    """The subtitle file beside a media file that has its name, as players find it."""
     for suffix in SUFFIXES:
         for beside in (path.with_suffix(suffix), path.with_name(path.name + suffix)):
             if beside.is_file():
@@ -241,7 +259,7 @@ def find_sidecar(path: Path) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Utterances and where they came from: see `Segmentation`."""
+    """Utterances and their source: see `Segmentation`."""
 
     source: str
     heard: Heard
@@ -300,7 +318,7 @@ def _find_utterances(
 def _check_words(words: WordsConfig, predictor: Predictor) -> None:
     if words.no_text and predictor.modalities == predictor.word_modalities:
         raise UsageError(
-            f"--no-text: {predictor.name} reads words alone; name a --model that sees or hears"
+            f"--no-text: {predictor.name} reads text alone; name a --model that uses video or audio"
         )
 
 

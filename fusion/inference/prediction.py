@@ -1,4 +1,4 @@
-"""What a run says of one utterance."""
+"""The prediction of one utterance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from pipeline.schema import Modality
 class HeadPrediction:
     """One head's answer.
 
-    label: what the run says: both heads' labels chosen together where it has a fitted `Decoding`,
-        else the most probable class
+    label: the predicted label: by joint decoding if the run has a fitted `Decoding`, else the most
+        probable class
     probabilities: of every class by name, calibrated; they add up to 1
     """
 
@@ -35,7 +35,7 @@ class HeadPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """What the run says where it sees one modality and no other: both labels."""
+    """The labels that the run predicts from one modality alone."""
 
     emotion: str
     sentiment: str
@@ -43,9 +43,9 @@ class Alone:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one modality gave to a prediction.
+    """The contribution of one modality to a prediction.
 
-    support: its Shapley value in nats: above 0 it speaks for the emotion that is predicted
+    support: its Shapley value in nats: above 0 it supports the predicted emotion
     share:   of all modalities' |support|, 0 to 1; they add up to 1 unless all are 0
     """
 
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """parts: of the modalities that are there, in the order of `schema.MODALITIES`"""
+    """parts: of the present modalities, in the order of `schema.MODALITIES`"""
 
     emotion: HeadPrediction
     sentiment: HeadPrediction
@@ -65,10 +65,12 @@ class Prediction:
 
     @property
     def is_divided(self) -> bool:
-        """One modality alone says positive and another negative: a smile over a cracking voice."""
+        """Whether one modality alone predicts positive and another negative, such as a smile and a
+        cracking voice."""
         return {"positive", "negative"} <= {part.alone.sentiment for part in self.parts}
 
 
 def _rounded(probability: float) -> float:
-    """Six digits: the rounding of other batches and machines stays out of what is written."""
+    """Rounds to six digits, so that rounding differences between batches and machines are not
+    written."""
     return round(probability, 6)

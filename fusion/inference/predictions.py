@@ -1,4 +1,4 @@
-"""What a run says of every row of a split, beside what is known of that row."""
+"""The predictions of a run for every row of a split, with the true labels."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Predictions:
     """One run on one split, in the split's order.
 
     emotion, sentiment: int64 [rows], the true labels, UNLABELLED = none
-    untrained:          heads that never learned. Nothing that they say is measured, so their true
-                        labels are taken away here: all UNLABELLED
+    untrained:          heads that were trained without labels. They are not measured: their true
+                        labels are set to UNLABELLED here
     emotion_logits:     float64 [rows, 7], in the order of EMOTIONS
     sentiment_logits:   float64 [rows, 3], in the order of SENTIMENTS
     present:            bool [rows, modalities], columns as in `modalities`
@@ -75,7 +75,7 @@ class Predictions:
 
     @property
     def predicted_emotion(self) -> Labels:
-        """int64 [rows]: each head's own first choice."""
+        """int64 [rows]: the emotion head's most probable class."""
         return self.emotion_logits.argmax(axis=1)
 
     @property

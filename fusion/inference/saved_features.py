@@ -1,5 +1,5 @@
-"""Features of a long file's utterances on the disk, batch by batch, so that a killed prediction
-goes on where it stopped and ends with the same numbers."""
+"""Saves the features of a file's utterances batch by batch, so that a killed prediction is resumed
+and ends with the same numbers."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class SavedFeatures:
         self.folder = out / FOLDER / digest[:32]
 
     def read(self, batch: int, utterances: Sequence[Utterance]) -> list[ClipFeatures] | None:
-        """None where the batch is not there, or damaged: it is made anew."""
+        """None where the batch is missing or damaged; it is then computed again."""
         try:
             content = (self._file(batch)).read_bytes()
             tensors = load(content)
@@ -65,7 +65,7 @@ class SavedFeatures:
         write_whole(self._file(batch), save(tensors))
 
     def remove(self) -> None:
-        """Once the timeline is written, nobody needs them."""
+        """Removes the batches; they are not needed once the timeline is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # another file's are still in it
             self.folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""Where the utterances of a media file are, and what is said in them."""
+"""The utterances of a media file: their times and words."""
 
 import math
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ TextSource = Literal["given", "subtitles", "recognised", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenSpan:
-    """One utterance of a media file, before anything is predicted of it.
+    """One utterance of a media file, before it is predicted.
 
     span:    where it is; milliseconds on the file's clock, as in `MediaSpan`
     text:    what is said; "" where it is not known
-    speaker: as a transcript names who speaks; None where nobody said it. Nobody is recognised.
+    speaker: the name that a transcript gives; None where it is not given. Nobody is identified.
     """
 
     span: MediaSpan
@@ -35,7 +35,7 @@ class SpokenSpan:
 class Heard:
     """The utterances of one file, in order of their start.
 
-    notes: what is to be told of where they came from
+    notes: remarks about their source, for the user
     """
 
     spans: tuple[SpokenSpan, ...]
@@ -59,8 +59,8 @@ def fit_into(
     start_ms: int = 0,
     end_ms: int | None = None,
 ) -> Heard:
-    """What lies in a file of that length, and between `start_ms` and `end_ms` of it: borders are
-    moved into it, and what lies wholly outside is left out.
+    """Clips spans to a file of that length, and to `start_ms` and `end_ms`; spans that lie wholly
+    outside are dropped.
 
     Every end is known after that: where a span goes on to the file's end, it is the file's.
     """

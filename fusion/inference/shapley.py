@@ -1,4 +1,4 @@
-"""What each modality gave to each prediction: exact Shapley values over the modalities.
+"""The contribution of each modality to each prediction: exact Shapley values over the modalities.
 
 The game of a row (Shapley 1953; Lundberg and Lee 2017 for models): v(S) is the calibrated
 log-probability that the model gives to the emotion that is explained, when it sees only the
@@ -80,7 +80,7 @@ class ModalityShares:
 def explain_modalities(
     checkpoint: Checkpoint, by_subset: SubsetPredictions, emotion: Labels | None = None
 ) -> ModalityShares:
-    """What spoke for one emotion in every row.
+    """Shapley values of one emotion in every row.
 
     by_subset: from `predict_subsets`
     emotion:   int64 [rows]; None takes the emotion head's own first choice

@@ -1,12 +1,12 @@
-"""From a media file's sound to its utterances: where somebody speaks, and what is said.
+"""Finds the utterances in a media file's sound: voice detection, then speech recognition.
 
     sound -> regions (voice.py) -> stretches of at most 28 s -> words (recogniser.py) -> utterances
 
-An utterance needs two witnesses where there is a recogniser: the detector hears a voice, and the
-recogniser hears words. Recognisers alone invent them in silence, music and applause.
+With a recogniser, an utterance needs both: a detected voice and recognised words. Recognisers alone
+invent words in silence, music and applause.
 
-A stretch is heard by itself: its utterances depend on its sound alone. So a run that was killed
-goes on behind the last stretch that was saved, and ends with the same utterances.
+Each stretch is recognised independently: its utterances depend on its sound alone. So a killed run
+resumes after the last saved stretch and ends with the same utterances.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,21 +49,29 @@ from pipeline.settings import describe_config
 
 # Recognisers of the Whisper family hear 30 s at a time.
 _MAX_STRETCH_MS = 28_000
+# The settings of `SpeechConfig` that change nothing where no recogniser runs.
+OF_THE_RECOGNISER = (
+    *("language", "min_evidence"),
+    *("min_word_probability", "min_log_probability", "max_compression"),
+    "cutting.pause_ms",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechConfig:
-    """How a file's sound is cut into utterances, and which recognised words are believed.
+    """How speech is found and recognised, and which recognised words are kept.
 
-    join_ms:      regions that are closer are heard together, as far as they fit into 28 s
-    language:     code of the language spoken ("en"); None: a recogniser that knows several detects
-                  it, stretch by stretch
-    min_evidence: an utterance is one from this on: the mean probability of a voice, times the
-                  recogniser's own that somebody speaks
-    min_word_probability: mean over an utterance's words; below it the words are left out, and the
-                  utterance stays. Fewer than four words need less
-    min_log_probability: the same for the mean over the tokens of all that was recognised together
-    max_compression: the same for words that compress better than this: they repeat themselves
+    join_ms:      voice regions that are closer than this are recognised together, up to 28 s
+    language:     code of the spoken language, such as "en"; None lets a multilingual recogniser
+                  detect it for each stretch
+    min_evidence: least evidence for an utterance: the mean probability of a voice times the
+                  recogniser's probability that somebody speaks
+    min_word_probability: least mean probability of an utterance's words; below it the utterance is
+                  kept without words. Fewer than four words need less
+    min_log_probability: least mean log probability of the tokens that were recognised together;
+                  below it the words are left out
+    max_compression: largest compression ratio of the recognised text; above it, it repeats itself
+                  and the words are left out
     """
 
     voice: VoiceConfig = field(default_factory=VoiceConfig)
@@ -94,13 +102,13 @@ PROMPT = SpeechConfig(voice=VoiceConfig(min_silence_ms=480, max_region_ms=12_000
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A finished part of a file, with the utterances that were heard in it, in order.
+    """A finished part of a file with its utterances, in order.
 
-    Stretches touch, and cover the file from its start to the end of its sound. Their borders are
-    the detector's alone.
+    Stretches are adjacent and cover the file from its start to the end of its sound. Their borders
+    depend on the voice detector alone.
 
-    num_unclear: of the utterances, those whose words are left out because they are not believed
-    unheard_ms:  voice, as the detector has it, in which the recogniser hears nobody speak
+    num_unclear: number of utterances whose words are left out for low confidence
+    unheard_ms:  time of detected voice in which the recogniser finds no speech
     language:    as the recogniser detected it; None where it detects none
     """
 
@@ -123,15 +131,15 @@ def listen(
     on_progress: OnProgress = lambda done_ms: None,
     decoder: Decoder = HERE,
 ) -> Iterator[Stretch]:
-    """The utterances of a file, stretch by stretch, in order, each as soon as it is finished.
+    """Yields the stretches of a file in order, each as soon as it is finished.
 
     Args:
-        decode: which channel is heard; rate and length are the detector's own
+        decode: which channel is used; rate and length are those of the detector
         recogniser: None leaves the words out: utterances are cut at pauses alone
-        duration_ms: of the file; what comes later is not heard
-        from_ms: the end of the last stretch that is known already: it and those before it are not
-            recognised again, nor given. Their sound is read, as the detector carries a state: that
-            costs seconds per hour of media
+        duration_ms: of the file; later sound is not read
+        from_ms: the end of the last known stretch: it and those before it are neither recognised
+            again nor yielded. Their sound is read, because the detector has a state, which costs
+            seconds per hour of media
         on_progress: is told how many milliseconds of the file are finished
         decoder: who reads the file
 
@@ -178,7 +186,7 @@ def _listen(
 
 
 def describe_speech(config: SpeechConfig, recogniser: Recogniser | None) -> dict[str, Any]:
-    """What a timeline keeps of how its utterances were found: what `json.dumps` takes."""
+    """How the utterances were found, for the timeline; values that `json.dumps` takes."""
     model = None
     if recogniser is not None:
         model = {"name": recogniser.name, "fingerprint": recogniser.fingerprint}
@@ -190,7 +198,7 @@ def describe_speech(config: SpeechConfig, recogniser: Recogniser | None) -> dict
 
 
 def describe_doubts(stretches: Sequence[Stretch]) -> tuple[str, ...]:
-    """What is to be told of a file's utterances, each in one line."""
+    """Remarks about a file's recognised utterances, for the user, each in one line."""
     notes = []
     num = sum(len(each.utterances) for each in stretches)
     num_unclear = sum(each.num_unclear for each in stretches)
@@ -198,13 +206,13 @@ def describe_doubts(stretches: Sequence[Stretch]) -> tuple[str, ...]:
     if num_unclear:
         hint = "; is it the recogniser's language?" if 2 * num_unclear > num else ""
         notes.append(
-            f"of {num} utterances {num_unclear} have no words: the recogniser is not sure enough "
-            f"of them{hint}"
+            f"{num_unclear} of {num} utterances have no words: the recogniser's confidence in them "
+            f"is too low{hint}"
         )
     if unheard_s >= 0.5:
         notes.append(
-            f"{unheard_s:.1f} s that sound like a voice are left out: the recogniser hears nobody "
-            "speak"
+            f"{unheard_s:.1f} s of detected voice are left out: the recogniser finds no speech "
+            "there"
         )
     spoken: dict[str, int] = {}
     for each in stretches:
@@ -214,7 +222,7 @@ def describe_doubts(stretches: Sequence[Stretch]) -> tuple[str, ...]:
         f"{code}: {count} utterances" for code, count in spoken.items() if code != "en"
     )
     if told:
-        notes.append(f"languages other than English were heard ({told})")
+        notes.append(f"languages other than English were detected ({told})")
     return tuple(notes)
 
 
@@ -287,8 +295,8 @@ def _stretches(
     on_progress: OnProgress,
     decoder: Decoder,
 ) -> Iterator[tuple[list[SpeechRegion], StretchFinder]]:
-    """The regions of each stretch, in order, and the sound to hear them in; at last what is left of
-    the file, with no regions."""
+    """Yields the regions of each stretch, in order, and their sound; at last the rest of the file,
+    with no regions."""
     finder = StretchFinder(config)
     for samples in read_sound(path, decode, duration_ms=duration_ms, decoder=decoder):
         for group in finder.take(samples):
@@ -306,9 +314,10 @@ def _stretches(
 def take_stretch(
     waiting: list[SpeechRegion], settled_ms: int | None, config: SpeechConfig
 ) -> list[SpeechRegion]:
-    """Takes from `waiting` the regions of the next stretch; none where more have to be known.
+    """Takes the regions of the next stretch from `waiting`; none if more regions are needed to
+    decide.
 
-    settled_ms: no region is to come that begins before; None: none is to come at all
+    settled_ms: no later region begins before it; None: no region follows
     """
     num = 0
     for number, region in enumerate(waiting):
@@ -330,8 +339,8 @@ def take_stretch(
 
 
 def _last_good_border(regions: Sequence[SpeechRegion]) -> int:
-    """How many of these are heard together, when the next does not fit: those before the longest
-    silence of the second half, so that hardly a sentence is cut."""
+    """Number of these regions that form a stretch when the next does not fit: those before the
+    longest silence of the second half, so that a sentence is rarely cut."""
     half_ms = (regions[0].start_ms + regions[-1].end_ms) / 2
     silences = [
         (after.start_ms - before.end_ms, number)
@@ -399,7 +408,7 @@ def hear_stretch(
 def _evidence(
     words: Sequence[PlacedWord], regions: Sequence[SpeechRegion], heard: Recognised
 ) -> float:
-    """That somebody speaks here, by both witnesses."""
+    """Evidence of speech: voice detector and recogniser combined."""
     each = [
         regions[word.region].confidence * (1 - heard.passages[word.passage].no_speech)
         for word in words
@@ -420,7 +429,7 @@ def _is_sure(words: Sequence[PlacedWord], heard: Recognised, config: SpeechConfi
         for passage in passages
     ):
         return False
-    # Of few words a recogniser is never sure: of one, half is wanted.
+    # A recogniser is less sure of few words: the limit for a single word is half.
     num_together = sum(len(passage.words) for passage in passages)
     wanted = config.min_word_probability * min((num_together + 2) / 6, 1)
     return sum(word.probability for word in words) / len(words) >= wanted

@@ -1,7 +1,6 @@
-"""Any modality may be missing when a run predicts: the run with each choice of them visible.
+"""Predictions of a run from every subset of its modalities, as if the others were absent.
 
-A modality is hidden by the presence mask alone, so the model meets what it meets in a row whose
-clip has no sound or no picture.
+A modality is hidden by the presence mask alone, as in a row whose clip has no sound or no video.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ SubsetPredictions = Mapping[tuple[Modality, ...], Predictions]  # the smallest f
 
 
 def predict_subsets(checkpoint: Checkpoint, data: FusionData, *, run: str) -> SubsetPredictions:
-    """The run with every non-empty choice of the data's modalities visible: at most 7 passes.
+    """Predictions from every non-empty subset of the data's modalities: at most 7 passes.
 
     Raises MismatchError as `predict_rows` does.
     """

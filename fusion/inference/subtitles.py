@@ -1,5 +1,5 @@
-"""Subtitles to utterances: files of SubRip (.srt), WebVTT (.vtt) and SubStation Alpha (.ass, .ssa),
-and the tracks inside a media file."""
+"""Reads subtitles as utterances: SubRip (.srt), WebVTT (.vtt) and SubStation Alpha (.ass, .ssa)
+files, and subtitle tracks in a media file."""
 
 import re
 from collections.abc import Sequence
@@ -18,11 +18,10 @@ from pipeline.schema import MediaSpan
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 _FORMATS = ("srt", "vtt", "ass", "ssa")
 
-# WebVTT's own name of who speaks; pysubs2 hands it on where it is told to keep what it does not
-# know.
+# WebVTT's voice tag, which names the speaker; pysubs2 keeps it if it is told to keep unknown tags.
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)*\s+([^>]+)>")
 _TAG = re.compile(r"<[^>]*>")
-# What the deaf are told of sounds, and the notes around sung words: nobody says it.
+# Descriptions of sounds for the deaf, and note signs around sung words: they are not spoken.
 _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#*]+(?=\s|$)|(?:^|(?<=\s))[♪♫#*]+")
 _DASH = re.compile(r"(?:^|(?<=\s))[-‐‑–—]\s+")
 _NEGATIVE = re.compile(r"(?:^|(?<=--> ))-\d+:\d\d(?::\d\d)?[.,]\d{1,3}\b", re.MULTILINE)
@@ -30,19 +29,19 @@ _LABEL = re.compile(r"([A-Z][A-Z0-9 .'-]{0,30}):\s+")
 
 
 def read_subtitles(path: Path) -> Heard:
-    """Every cue in which something is said, in order of its start.
+    """Every cue with spoken words, in order of its start.
 
     UTF-8, UTF-16 with a byte-order mark, and else cp1252. Descriptions of sounds in brackets,
-    formatting, dashes and comments are left out. Who speaks is what the file says of it: a voice
-    tag of WebVTT, the name of a SubStation line, or "JOEY: " before the words.
+    formatting, dashes and comments are left out. The speaker is taken from a voice tag of WebVTT,
+    the name of a SubStation line, or "JOEY: " before the words.
 
     Raises InputError where the file is no such file, or holds no words.
     """
     text, notes = read_text(path)
-    # Programs that shift subtitles write them, and pysubs2 would read them as positive.
+    # Programs that shift subtitles write negative times, and pysubs2 would read them as positive.
     text, num_negative = _NEGATIVE.subn("00:00:00.000", text)
     if num_negative:
-        notes += (f"{num_negative} times lie before the file's start; cut there",)
+        notes += (f"{num_negative} times lie before the file's start and are cut there",)
     try:
         # Times decide: a cue of SubRip with a broken time would be passed over else.
         file = pysubs2.SSAFile.from_string(text, keep_unknown_html_tags=True)
@@ -57,26 +56,22 @@ def read_subtitles(path: Path) -> Heard:
     heard = _utterances(file.events)
     if not heard.spans:
         why = f" ({'; '.join(heard.notes)})" if heard.notes else ""
-        raise InputError(
-            f"{path}: {len(file.events)} cues, and none in which something is said{why}"
-        )
+        raise InputError(f"{path}: {len(file.events)} cues, none with spoken words{why}")
     return replace(heard, notes=(*notes, *heard.notes))
 
 
 def choose_track(tracks: Sequence[SubtitleTrack]) -> Heard:
-    """The utterances of the one track that says what is spoken, and what is to be told of all.
+    """The utterances of the track with the spoken words, and remarks about all tracks.
 
     A track in English comes first, as the models read English, then the file's default, then the
-    first. Tracks of pictures, and those that hold foreign speech alone ("forced"), are passed over.
-    No track that will do: no utterance.
+    first. Bitmap tracks, and those for foreign-language parts only ("forced"), are skipped. Without
+    a suitable track there is no utterance.
     """
     notes = tuple(_passed_over(track) for track in tracks if not _tells_speech(track))
     for track in sorted(filter(_tells_speech, tracks), key=_rank):
         heard = _utterances(_as_events(track.cues))
         if not heard.spans:
-            notes += (
-                f"{_name(track)}: {len(track.cues)} cues, and none in which something is said",
-            )
+            notes += (f"{_name(track)}: {len(track.cues)} cues, none with spoken words",)
             continue
         damaged: tuple[str, ...] = ()
         if track.num_damaged:
@@ -102,16 +97,16 @@ def _name(track: SubtitleTrack) -> str:
 
 def _passed_over(track: SubtitleTrack) -> str:
     if track.is_pictures:
-        why = "pictures of words, which are not read"
+        why = "bitmap subtitles, which are not read"
     elif track.is_forced:
-        why = "of foreign speech alone"
+        why = "only for foreign-language parts"
     else:
         why = "no cue that can be read"
-    return f"{_name(track)} is passed over: {why}"
+    return f"{_name(track)} is skipped: {why}"
 
 
 def _as_events(cues: Sequence[SubtitleCue]) -> list["pysubs2.SSAEvent"]:
-    """A cue without an end lasts until the next begins; of the last one nobody knows."""
+    """A cue without an end lasts until the next one begins; the end of the last one is unknown."""
     cues = sorted(cues, key=lambda cue: cue.start_ms)
     nexts = [cue.start_ms for cue in cues[1:]]
     return [
@@ -126,7 +121,7 @@ def _as_events(cues: Sequence[SubtitleCue]) -> list["pysubs2.SSAEvent"]:
 
 
 def _utterances(events: Sequence["pysubs2.SSAEvent"]) -> Heard:
-    """Those in which something is said."""
+    """The cues with spoken words, as utterances."""
     spans, backward, negative = [], [], []
     notes: tuple[str, ...] = ()
     for number, event in enumerate(events, start=1):
@@ -149,14 +144,14 @@ def _utterances(events: Sequence["pysubs2.SSAEvent"]) -> Heard:
             )
         )
     if backward:
-        notes += (f"{_cues(backward)}: over before they start; left out",)
+        notes += (f"{_cues(backward)}: end before start; left out",)
     if negative:
-        notes += (f"{_cues(negative)}: start before the file does; cut there",)
+        notes += (f"{_cues(negative)}: start before the file; cut at its start",)
     return Heard(spans=in_order(spans), notes=notes)
 
 
 def _words_of(event: "pysubs2.SSAEvent") -> tuple[str | None, str]:
-    """Who speaks, if the file says so, and the words, plain and on one line."""
+    """The speaker, if it is given, and the words as plain text on one line."""
     text = event.plaintext
     voice = _VOICE.search(text)
     words = _DASH.sub(" ", _SOUNDS.sub(" ", _TAG.sub("", text)))

@@ -1,4 +1,5 @@
-"""The one number that each head's logits are divided by; `calibration` fits it on dev."""
+"""Temperature scaling: each head's logits are divided by one number, which `calibration` fits on
+dev."""
 
 import math
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ from fusion.labels import Logits
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature:
-    """What one head's logits are divided by.
+    """The number that one head's logits are divided by.
 
-    rows: labelled rows it was fitted on; 0 where they allowed no fit, and the value is 1
+    rows: number of labelled rows it was fitted on; 0 where a fit was not possible and the value is
+    1
     """
 
     value: float = 1.0

@@ -1,4 +1,4 @@
-"""Text files of people's: their characters, whatever program wrote them."""
+"""Reads users' text files in the encodings that programs write."""
 
 import codecs
 from pathlib import Path
@@ -14,14 +14,14 @@ _MARKS = (
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The text, and what is to be told of how it was read.
+    """The text, and remarks about its encoding for the user.
 
     UTF-8, UTF-16 with a byte-order mark, and what is neither as cp1252.
 
     Raises InputError where it is no text, StorageError where it cannot be read.
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-        raise InputError(f"{path}: no regular file; name a file with text")
+        raise InputError(f"{path}: not a regular file; name a file with text")
     try:
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"{path}: more than {MOST_BYTES >> 20} MiB; no transcript is so long")

@@ -1,4 +1,4 @@
-"""What is felt in a media file, over time: the value that every output is made from.
+"""The predictions of a media file over time: the value that every output format is made from.
 
 Its JSON is documented by `timeline.schema.json` beside this file. Within a version of the schema
 fields are only added.
@@ -33,7 +33,7 @@ _MOST_MOMENTS = 5
 class MediaDescription:
     """file: its name without its folder; sha256: of its bytes, hex
 
-    has_video: whether there is a picture to show, or sound alone
+    has_video: whether the file has video, or sound alone
     """
 
     file: str
@@ -47,8 +47,8 @@ class ModelDescription:
     """fingerprint: SHA-256 of the weights; recipe: that of the encoders and the decoding
 
     precision:      what each modality's encoder computes in
-    random_weights: modalities whose encoder has, or started from, random weights: what such a
-        model says of them is not meaningful by itself
+    random_weights: modalities whose encoder has, or started from, random weights: their features
+        are not meaningful by themselves
     """
 
     name: str
@@ -72,12 +72,12 @@ class ModelDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """Where the utterances came from.
+    """The source of the utterances.
 
     source: "subtitles", "transcript", "whole" (the file is one utterance) or "speech"
     file:   name of the subtitles or the transcript; None where they are inside the media file
-    speech: the voice detector, the recogniser and their settings, where speech was looked for
-    notes:  what is to be told of them
+    speech: the voice detector, the recogniser and their settings, where speech was recognised
+    notes:  remarks for the user
     """
 
     source: str
@@ -126,7 +126,7 @@ class Timeline:
 
 
 def describe_utterance(each: PredictedUtterance) -> dict[str, Any]:
-    """One utterance as it stands in the JSON: what the stream of a service sends as well."""
+    """One utterance as in the JSON; the event stream of the service sends the same."""
     prediction = each.prediction
     present = {part.modality: part for part in prediction.parts} if prediction else {}
     names = [*present, *each.missing]
@@ -164,8 +164,8 @@ def _describe_part(part: Part | None, reason: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Of the time in which somebody speaks and something was predicted: what part has each label.
-    Each adds up to 1, or is all 0 where there is no such time."""
+    """Share of each label in the spoken time that was predicted. Shares add up to 1, or are all 0
+    without such time."""
 
     spoken_ms: int
     emotion: Mapping[str, float]
@@ -183,9 +183,9 @@ class Shares:
 class Summary:
     """moments: ids of the utterances with the most certain emotions that are not neutral, the
     strongest first
-    turns:   ids of the utterances at which positive becomes negative or the other way round,
-             whatever neutral ones stand between
-    divided: ids of those in which one modality alone says positive and another negative
+    turns:   ids of the utterances at which the sentiment changes between positive and negative,
+             ignoring neutral ones between
+    divided: ids of those in which one modality alone predicts positive and another negative
     """
 
     shares: Shares

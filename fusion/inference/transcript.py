@@ -1,6 +1,6 @@
-"""Transcripts with times to utterances: a table in MELD's shape, or plain lines.
+"""Reads transcripts with times as utterances: a CSV in MELD's format, or plain lines.
 
-Utterance,Speaker,StartTime,EndTime          (other columns do not matter)
+Utterance,Speaker,StartTime,EndTime          (other columns are ignored)
 00:01.5 - 00:03.0 Joey: How you doin'?       (brackets, "-->" and no end are read as well)
 """
 
@@ -24,7 +24,7 @@ _COLUMN = re.compile(r"\b(utterance|start[ _]?time)\b", re.IGNORECASE)
 
 
 def read_transcript(path: Path) -> Heard:
-    """Every row or line in which something is said, in order of its start.
+    """Every row or line with spoken words, in order of its start.
 
     A line without an end lasts until the next begins; the last one to the file's end.
 
@@ -34,7 +34,7 @@ def read_transcript(path: Path) -> Heard:
     rows = _read_table(path) if _is_table(text) else _read_lines(path, text)
     rows = sorted((row for row in rows if row.text), key=lambda row: row.start_ms)
     if not rows:
-        raise InputError(f"{path}: no row in which something is said")
+        raise InputError(f"{path}: no row with spoken words")
     nexts = [row.start_ms for row in rows[1:]]
     spans = []
     for row, next_ms in zip(rows, [*nexts, None], strict=True):

@@ -1,4 +1,4 @@
-"""Where somebody speaks in a media file: the Silero voice detector, carried over the whole sound.
+"""Voice detection in a media file: the Silero detector, run over the whole sound with its state.
 
     file -> read_sound -> VoiceDetector -> RegionFinder -> SpeechRegion
 
@@ -33,7 +33,8 @@ _FRAME_SAMPLES = FRAME_MS * _SAMPLES_PER_MS
 _CONTEXT_SAMPLES = 64  # of the frame before, which the detector is given again
 _STATE = (1, 1, 128)
 _BLOCK_MS = 30_000
-# Decoding fills gaps up to `SYNC_SLACK_S`; less than twice that is no span without sound.
+# Decoding fills gaps up to `SYNC_SLACK_S`; a gap of less than twice that is not a span without
+# sound.
 _SLACK_SAMPLES = 100 * _SAMPLES_PER_MS
 
 _FULL_SCALE = 32_768  # of 16 bits
@@ -45,12 +46,12 @@ OnProgress = Callable[[int], None]
 class VoiceConfig:
     """When a voice begins and ends, from the detector's probability of each 32 ms.
 
-    threshold:      at or above it a voice begins
-    end_threshold:  below it a voice pauses
-    min_speech_ms:  a voice that is shorter is none
-    min_silence_ms: a pause of this length ends a region
-    padding_ms:     what is kept before and after a region: voices begin and end softly
-    max_region_ms:  a longer region is cut where the voice is weakest
+    threshold:      probability at or above which a voice begins
+    end_threshold:  probability below which a voice pauses
+    min_speech_ms:  least length of a voice; shorter ones are ignored
+    min_silence_ms: length of a pause that ends a region
+    padding_ms:     time that is kept before and after a region, as voices begin and end softly
+    max_region_ms:  largest length of a region; longer ones are cut where the voice is weakest
     """
 
     threshold: float = 0.5
@@ -88,9 +89,9 @@ class SpeechRegion:
     """A stretch of a file in which somebody speaks, with no pause of `min_silence_ms` in it.
 
     start_ms, end_ms: on the file's clock, as in `MediaSpan`
-    pauses: stretches in it in which the voice is not sure, in order; the file's milliseconds
-    weakest_ms: where the voice is weakest, for who has to cut where there is no pause; not within
-                a quarter of the region of its ends
+    pauses: parts of it with a low probability of voice, in order; milliseconds of the file
+    weakest_ms: where the voice is weakest, to cut there if there is no pause; not in the first or
+                last quarter of the region
     confidence: mean probability of a voice
     """
 
@@ -110,11 +111,11 @@ def find_speech(
     on_progress: OnProgress = lambda heard_ms: None,
     decoder: Decoder = HERE,
 ) -> Iterator[SpeechRegion]:
-    """The regions of a file in which somebody speaks, in order, as soon as each has ended.
+    """Yields the voice regions of a file in order, each as soon as it has ended.
 
     Args:
-        decode: which channel is heard; rate and length are the detector's own
-        duration_ms: of the file; what comes later is not heard
+        decode: which channel is used; rate and length are those of the detector
+        duration_ms: of the file; later sound is not read
         on_progress: is told how many of them have been heard, about every 30 s
         decoder: who reads the file
 
@@ -139,11 +140,10 @@ def find_speech(
 def read_sound(
     path: Path, decode: DecodeConfig, *, duration_ms: int, decoder: Decoder = HERE
 ) -> Iterator[NDArray[np.float32]]:
-    """The sound of a file in blocks, mono at `RATE_HZ`: sample n of all is heard n / 16 ms after
-    the file's start, give or take `SYNC_SLACK_S`.
+    """Yields the sound of a file in blocks, mono at `RATE_HZ`: sample n is at n / 16 ms from the
+    file's start, within `SYNC_SLACK_S`.
 
-    Where there is no sound, before it begins or in a gap, samples are 0. Memory holds a block or
-    two.
+    Samples without sound, before it begins or in a gap, are 0. One or two blocks are in memory.
 
     Raises ClipError where the file has no sound that can be decoded.
     """
@@ -167,7 +167,7 @@ def read_sound(
 
 
 def _check_absence(media: DecodedMedia, *, nothing_yet: bool) -> None:
-    """That nothing is heard in a span is no failure; that nothing can be heard is one."""
+    """Silence in a span is not a failure; sound that cannot be decoded is one."""
     [reason, *_] = [each for each in media.failures if each.lost]
     if nothing_yet and reason.code != "no_samples":
         raise ClipError(reason.code, reason.message)
@@ -187,10 +187,9 @@ def as_samples(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
 
 
 class VoiceDetector:
-    """The probability of a voice in each 32 ms, from sound that comes bit by bit.
+    """The probability of a voice in each 32 ms of sound that is given piece by piece.
 
-    What was heard before decides with: the model's state goes on from call to call, so that the
-    sizes of the pieces change nothing.
+    The model keeps its state between calls, so the sizes of the pieces do not change the result.
     """
 
     def __init__(self, model: Path) -> None:
@@ -224,7 +223,7 @@ class VoiceDetector:
         return np.asarray(probabilities, np.float32).reshape(num_frames)
 
     def finish(self) -> NDArray[np.float32]:
-        """Of what is left, as if silence followed."""
+        """Probabilities of the remaining samples, as if silence followed."""
         if not len(self._rest):
             return np.zeros(0, np.float32)
         return self.take(np.zeros(_FRAME_SAMPLES - len(self._rest), np.float32))
@@ -285,8 +284,8 @@ class _Open:
 
 
 class RegionFinder:
-    """Probabilities of a voice to regions, as they come: begins at `threshold`, ends when they
-    stay below `end_threshold` for `min_silence_ms`."""
+    """Turns probabilities into voice regions as they arrive: a region begins at `threshold` and
+    ends when they stay below `end_threshold` for `min_silence_ms`."""
 
     def __init__(self, config: VoiceConfig) -> None:
         self._config = config
@@ -296,7 +295,7 @@ class RegionFinder:
 
     @property
     def settled_ms(self) -> int:
-        """No region that is still to come begins before."""
+        """No later region begins before this time."""
         if self._open is not None and self._open.is_cut:
             return self._open.first * FRAME_MS
         first = self._num_frames if self._open is None else self._open.first
@@ -372,7 +371,7 @@ class RegionFinder:
             (start_ms + first * FRAME_MS, start_ms + past * FRAME_MS)
             for first, past in _runs(values < self._config.threshold)
         ]
-        # Where a region was cut in a pause, both ends keep no more of it than any others.
+        # Regions that were cut in a pause are padded at the cut like any others.
         voice_start = quiet[0][1] if quiet and quiet[0][0] == start_ms else start_ms
         voice_end = quiet[-1][0] if quiet and quiet[-1][1] == past_ms else past_ms
         first_ms = max(start_ms, padding_ms) - padding_ms if not region.is_cut else start_ms

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.inference.recogniser import Passage, Recognised, Word, first_line
+from fusion.inference.recogniser import COMPUTE_TYPE, Passage, Recognised, Word, first_line
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def load(folder: Path, num_threads: int) -> Any:
     return WhisperModel(
         str(folder),
         device="cpu",
-        compute_type="int8",
+        compute_type=COMPUTE_TYPE,
         cpu_threads=num_threads,
         local_files_only=True,
     )

@@ -1,4 +1,4 @@
-"""Words alone, without any media: what a run says of a dialogue that is only read."""
+"""Predictions from words alone, without media."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from pipeline.schema import DecodedMedia, MediaSpan, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one speaker says; speaker: None where nobody knows."""
+    """The words of one speaker; speaker: None where unknown."""
 
     text: str
     speaker: str | None = None
 
 
 def predict_words(predictor: Predictor, turns: Sequence[Turn]) -> Iterator[PredictedUtterance]:
-    """Each turn of one dialogue, in order: what `predict_media` gives with the same words where
-    nothing is seen or heard. Their spans have no meaning.
+    """Predicts each turn of one dialogue, in order, as `predict_media` does with the same words and
+    no video or audio. Their spans have no meaning.
 
     Raises UsageError where the run reads no words.
     """

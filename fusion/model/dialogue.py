@@ -1,4 +1,4 @@
-"""What the other utterances of a dialogue say about one of them."""
+"""Dialogue context: adds the features of neighbouring utterances to each utterance."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from pipeline.schema import ClipKey
 
 
 class Turns(NamedTuple):
-    """Where each row stands in its dialogue; all int64 [rows].
+    """The place of each row in its dialogue; all int64 [rows].
 
     dialogue: the dialogue's number; rows of different dialogues never see each other
     position: 0 for the dialogue's first utterance, without gaps
-    speaker:  the speaker's number; one who is not named shares it with nobody
+    speaker:  the speaker's number; every unnamed speaker has an own one
     """
 
     dialogue: Tensor
@@ -48,7 +48,7 @@ class Turns(NamedTuple):
 
 
 class DialogueContext(nn.Module):
-    """Adds to each row what it finds among those said before it in its dialogue.
+    """Adds to each row a weighted sum over the earlier rows of its dialogue.
 
     How much each of them counts is learned from two things alone: how many turns lie between, and
     whether the speaker is the same; and what they say passes a narrow layer. On MELD's dev split

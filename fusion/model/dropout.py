@@ -1,8 +1,8 @@
-"""Dropout whose masks may come from outside.
+"""Dropout whose masks may be given from outside.
 
-Trainings that run side by side as one batched model must each see the masks that they would see
-alone. So masks are drawn before a step, from each training's own generator (`MaskSource`), and
-handed in as buffers; a model that nobody hands masks drops like PyTorch's own.
+Trainings that run as one batched model must each get the masks that they would get alone. So masks
+are drawn before a step, from each training's own generator (`MaskSource`), and set as buffers.
+Without given masks it works like PyTorch's dropout.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The fusion model: parts in a row, each chosen by name.
 
     features {modality: [batch, layers, dim]}     present [batch, modalities]
-        │ standardise     by mean and deviation of the train split
+        │ standardise     by mean and std of the train split
         │ ModalityBranch  learned mix over layers -> linear -> norm, GELU, dropout; an absent
         │                 modality is one learned vector         [batch, 128]
         │ join            late, early, hybrid, gated, attention: see joins.py  [batch, hidden]
@@ -30,15 +30,15 @@ ContextKind = Literal["none", "dialogue"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a user may choose of the model; everything else follows from the features.
+    """The parts of the model that can be configured; everything else follows from the features.
 
-    fusion: how the modalities meet
-    context: "dialogue" lets each utterance see the features of those said before it
-    future: with context "dialogue": those said after it as well
+    fusion: fusion type, which is how the modalities are combined
+    context: "dialogue" lets the model see the features of the dialogue's earlier utterances
+    future: with context "dialogue": the later utterances as well
     projection: width of a modality's branch
-    hidden: width of the layers behind the join
+    hidden: width of the layers after the join
     feature_dropout: dropout of the mixed features
-    dropout: dropout of everything behind them
+    dropout: dropout of all later layers
     """
 
     fusion: FusionType = "late"

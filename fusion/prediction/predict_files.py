@@ -1,9 +1,10 @@
-"""Media files and folders -> a timeline for each, written beside one another.
+"""Predicts media files and folders of them, and writes a timeline of each.
 
-paths -> media files -> a Timeline for each, one after the other or, if they are many, on Ray
-      -> files
+paths -> media files -> a Timeline of each, one after another or, from 32 files on, by Ray in
+      parallel -> files
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,15 +13,19 @@ from typing import Any, Literal
 
 from fusion.inference.load import ModelChoice, choose_device
 from fusion.inference.media import PredictedUtterance
-from fusion.inference.predict_media import WordsConfig
+from fusion.inference.predict_media import WordsConfig, find_sidecar
+from fusion.inference.speech import SpeechConfig
+from fusion.inference.subtitles import choose_track
 from fusion.prediction.formats import FORMATS, PAGE, address_media, check_embedded, write_as
 from fusion.prediction.one_file import FileResult, predict_file
 from pipeline.corpus.clips import EXTENSIONS
 from pipeline.decode.process import DecoderProcess
-from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.errors import ClipError, InputError, StorageError, UsageError
 from pipeline.parallel.work import Cluster
 from pipeline.system.files import write_whole
 from pipeline.system.resources import num_cores
+
+log = logging.getLogger(__name__)
 
 # From here on the seconds that Ray and its workers need to start are worth it.
 MANY_FILES = 32
@@ -34,23 +39,23 @@ OnFiles = Callable[[int, int], None]  # files done, and in all
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Which files, what predicts, and what is written.
+    """Which files to predict, with which model, and what to write.
 
-    media:   files, and folders whose media files are taken, theirs below included
-    model:   a trained run; None takes the one that comes with this program
-    out:     folder of what is written; "-" writes nothing, and the caller prints the one format
-        of the one file
-    formats: some of json, csv, srt, vtt, html
-    embed:   a page holds the media itself; else it plays the file from where it is
-    weights_dir: folder that is looked at for weights before the libraries' own caches
-    encoders: the fine-tuned run that owns the model's encoders, where they are not found
-    device:  "auto" takes a GPU where there is one
-    precision: what encoders compute in that can; "auto" is that of the features which the model was
-        trained on, and only that gives the probabilities of `meld evaluate`
-    workers: CPU cores, and files at one time, on which `MANY_FILES` or more are worked on; 1 stays
-        in this process. None takes all there are
-    address: of a Ray cluster that the work goes to, however few files there are. It must see them,
-        the model and `out` under the same names
+    media:   media files, and folders whose media files are taken, subfolders included
+    model:   a trained run; None takes the bundled model
+    out:     folder to write to; "-" writes nothing, and the caller prints the one format of the one
+        file
+    formats: formats to write: json, csv, srt, vtt, html
+    embed:   embed the media in the html page; else the page plays the file from where it is
+    weights_dir: folder that is searched for pretrained weights before the libraries' caches
+    encoders: fine-tuned run that owns the model's encoders, if it is not found by itself
+    device:  "auto" uses a GPU if there is one
+    precision: precision that the encoders compute in; "auto" is that of the features which the
+        model was trained on, and only that gives the probabilities of `meld evaluate`
+    workers: number of CPU cores, and of files predicted in parallel, if there are 32 files or more;
+        1 predicts in this process. None takes all cores
+    address: Ray cluster to predict on, for any number of files: "auto" or "host:port". Its machines
+        must see the files, the model and `out` under the same names
     """
 
     media: tuple[Path, ...]
@@ -141,6 +146,7 @@ def predict_files(
     """
     files = find_media(config.media)
     _check_several(files, config)
+    _check_speech(files, config.words)
     if config.embed:
         for path in files:
             check_embedded(path)
@@ -170,6 +176,7 @@ def _here(
     on_progress: OnProgress,
 ) -> tuple[str, Iterator[tuple[int, FileResult]]]:
     """One after the other in this process. The name of the model; which file, and its result."""
+    log.info("media files: %d, one after another in this process", len(files))
     decoder = DecoderProcess()  # it starts while the model is loaded
     predictor = config.model_choice.load()
 
@@ -213,6 +220,8 @@ def _on_ray(
     work = FileWork(words=config.words, model=config.model_choice, saved_in=config.saved_in)
     cores = num_cores() if config.workers is None else config.workers
     cluster = Cluster(device=config.device, workers=cores, address=config.address)
+    where = f"on {cores} cores" if config.address is None else f"on the cluster {config.address}"
+    log.info("media files: %d, several at one time, by Ray %s", len(files), where)
 
     def results() -> Iterator[tuple[int, FileResult]]:
         on_files(0, len(files))
@@ -252,7 +261,7 @@ def find_media(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(each for each in path.rglob("*") if _is_media_name(each, path))
             if not inside:
-                raise InputError(f"{path}: a folder without a media file in it")
+                raise InputError(f"{path}: the folder holds no media file")
             found += inside
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
@@ -281,9 +290,29 @@ def _check_several(files: Sequence[Path], config: PredictConfig) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
-            f"{twice} stands in several folders, and what is written is named after the file; "
-            "predict them in several calls with an --out of their own"
+            f"{twice} occurs in several folders, and the written files are named after the media "
+            "file; predict them in several calls, each with its own --out"
         )
+
+
+def _check_speech(files: Sequence[Path], words: WordsConfig) -> None:
+    """Raises UsageError where words.speech is set and no file is heard: all have subtitles."""
+    if words.speech == SpeechConfig() or words.asr is not None:
+        return
+    sources = []
+    with DecoderProcess() as decoder:
+        for path in files:
+            source = find_sidecar(path)
+            try:
+                if source is None and not choose_track(decoder.subtitles(path)).spans:
+                    return
+            except ClipError:  # the prediction of that file says so
+                return
+            sources.append("a track in it" if source is None else source.name)
+    raise UsageError(
+        f"words.speech says how a file is heard, and the words of {files[0].name} are from "
+        f"{sources[0]}; leave words.speech out, or have the file heard all the same: --asr tiny.en"
+    )
 
 
 def _check_folder(out: Path) -> None:

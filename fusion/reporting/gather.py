@@ -1,6 +1,5 @@
 """Everything a report says about one run on one split, gathered into one value."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 from fusion.evaluation.evaluate import EvaluateConfig, measure_split
 from fusion.evaluation.report import EvalReport
-from fusion.inference.checkpoint import CONFIG, read_checkpoint
+from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictions import Predictions
 from fusion.inference.shapley import ModalityShares, explain_modalities
 from fusion.reporting.reproduce import Remake, remake
-from fusion.training.history import EpochResult, read_history
-from fusion.training.run_folder import HISTORY
+from fusion.reporting.run_info import history_of, versions_of
+from fusion.training.history import EpochResult
 from pipeline.html.stills import read_stills
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipKey, Split
@@ -58,7 +57,7 @@ class RunReport:
             "confusion": "confusion",
             "errors": "errors" if evaluation.errors else "",
             "mistakes": "mistakes" if evaluation.errors else "",
-            "subsets": "modalities hidden" if len(evaluation.subsets) > 1 else "",
+            "subsets": "subsets of modalities" if len(evaluation.subsets) > 1 else "",
             "decides": "which modality decides" if self.shapley else "",
             "calibration": "calibration" if evaluation.calibration else "",
             "joint": "joint decoding" if evaluation.joint else "",
@@ -94,8 +93,8 @@ def gather(
         recipe=checkpoint.recipe,
         settings=checkpoint.settings,
         remake=remake(checkpoint, run, data=data),
-        versions=_versions(run),
-        history=_history(run),
+        versions=versions_of(run),
+        history=history_of(run),
         stills=stills,
         # With one modality there is nothing to share out, and an untrained head decides nothing.
         shapley=explain_modalities(checkpoint, by_subset)
@@ -107,16 +106,3 @@ def gather(
 def _evaluation(run: Path, split: Split, data: Path | None) -> EvaluateConfig:
     finetuned = read_checkpoint(run).finetuned
     return EvaluateConfig(run=run, split=split, data=data if finetuned else None)
-
-
-def _history(run: Path) -> tuple[EpochResult, ...]:
-    path = run / HISTORY
-    return tuple(read_history(path)) if path.is_file() else ()
-
-
-def _versions(run: Path) -> dict[str, str]:
-    """Of a run that was read already, so its config is known to be sound."""
-    versions = json.loads((run / CONFIG).read_bytes()).get("versions", {})
-    if not isinstance(versions, dict):
-        return {}
-    return {str(name): str(number) for name, number in versions.items()}

@@ -1,1 +1,1 @@
-"""Feature caches to a trained run."""
+"""Training: feature caches -> a trained run."""

@@ -1,7 +1,7 @@
 """Models of one shape as one batched model: every weight has a leading axis [trainings].
 
-One call of each small kernel then serves all trainings (`torch.func.vmap`), and a training gives
-what it would give alone, up to the order in which a matrix product adds.
+One call of each small kernel then computes all trainings (`torch.func.vmap`). Each training gives
+the same result as alone, up to the order of summation in matrix products.
 """
 
 import copy
@@ -62,7 +62,7 @@ class Together:
 
     @torch.no_grad()
     def clip_gradients(self, longest: float) -> None:
-        """Each training's own gradient to a length of at most `longest`."""
+        """Scales each training's own gradient to a norm of at most `longest`."""
         gradients = [value.grad for value in self.weights.values() if value.grad is not None]
         squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
         lengths = torch.stack(squares).sum(dim=0).sqrt()  # [trainings]

@@ -1,7 +1,7 @@
-"""The one training loop: one model, or many of one shape side by side. It knows neither caches nor
-clips, only tensors in memory.
+"""The training loop on features: one model, or many of one shape as one batched model. It works on
+tensors in memory.
 
-Rows are picked by a permutation of whole tensors, standardised once before the first epoch: a
+Batches are taken from whole tensors by a permutation, after they were standardised once: a
 DataLoader over the same tensors takes nearly twice as long, one over cache rows 20 times.
 """
 
@@ -34,18 +34,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train. The defaults were chosen on MELD's dev split and on a small made corpus.
+    """How to train. The defaults were chosen on MELD's dev split and on a small generated corpus.
 
-    epochs:           at most so many
-    batch_size:       rows of a step; None takes 256, or less where that would leave an epoch under
+    epochs:           maximum number of epochs
+    batch_size:       rows per step; None takes 256, or less where that would leave an epoch under
                       32 steps
-    learning_rate:    AdamW's, at its highest; 3e-4 where training goes on from a run
-    weight_decay:     AdamW's
-    warmup:           share of all steps in which the learning rate rises; then it falls (cosine)
-    clip_norm:        longest gradient; a longer one is scaled to it
-    modality_dropout: chance that a present modality of a row is taken for absent, which teaches
-                      the model to do without it; a row never loses all
-    patience:         epochs without a better dev score before training stops
+    learning_rate:    peak learning rate of AdamW; 3e-4 with a warm start
+    weight_decay:     weight decay of AdamW
+    warmup:           share of all steps in which the learning rate rises linearly; after that it
+                      falls by a cosine
+    clip_norm:        largest gradient norm; larger gradients are scaled down to it
+    modality_dropout: probability that a present modality of a row is treated as absent, so that the
+                      model learns to do without it; at least one modality of a row is kept
+    patience:         number of epochs without a better dev score after which training stops
     """
 
     epochs: int = 20
@@ -73,7 +74,7 @@ class FitConfig:
             raise ValueError(f"weight_decay must not be negative, but is {self.weight_decay}")
 
     def steps(self, num_rows: int) -> int:
-        """In one epoch. A few hundred rows in batches of 256 would be too few to learn anything."""
+        """Number of steps in one epoch. A few hundred rows in batches of 256 would give too few."""
         return math.ceil(num_rows / (self.batch_size or min(256, max(16, num_rows // 32))))
 
 
@@ -88,9 +89,9 @@ class Training:
     """What `fit_together` needs of one training.
 
     model: fitted to train's features (`fit_standardisation`), on the device of both rows
-    seed:  decides everything random that comes after the first weights
-    is_trained: the model is worth keeping as it is: it is measured as epoch 0, and every epoch
-        has to beat it
+    seed:  random seed of everything after the initial weights
+    is_trained: the model is trained already (warm start): it is measured as epoch 0, and kept
+        unless an epoch is better
     """
 
     model: FusionModel
@@ -134,8 +135,8 @@ def fit_together(
     *,
     cores: int = 1,
 ) -> list[FitResult]:
-    """Trains models of one shape side by side, each as `fit` would; `on_epoch` says which, one call
-    at a time.
+    """Trains models of one shape as one batched model, each as `fit` would; `on_epoch` gets the
+    number of the training, one call at a time.
 
     Raises UsageError where a loss is no longer a number.
 
@@ -336,7 +337,7 @@ class _Loop:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Everything random inside follows `seed`; the caller's generators stay as they were."""
+    """Seeds all random numbers inside the block; the caller's generators are restored."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -345,8 +346,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one CPU core. Batches this small keep more cores waiting on each other (on a
-    busy machine for many times the work), and bits then do not depend on how many there are."""
+    """Runs PyTorch on one CPU core. With batches this small, more cores mostly wait for each other
+    (on a busy machine many times as long), and the result would depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What each epoch of a training gave, and `history.jsonl`, which keeps it."""
+"""The result of each epoch of a training, and the file `history.jsonl` that holds them."""
 
 import dataclasses
 import json
@@ -10,12 +10,12 @@ from pipeline.errors import CacheCorrupt, StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels
-    or the head learns from none.
+    """One epoch, counted from 1. The F1s are weighted, and None where dev has no labels or the head
+    is untrained.
 
-    Where training starts from a trained model, that is epoch 0, with no train_loss.
+    With a warm start, epoch 0 is the start itself and has no train_loss.
 
-    score: the mean of those that there are, by which the best epoch is chosen
+    score: the mean of the F1s that are not None; it chooses the best epoch
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of both heads, rare classes weighing more."""
+"""The training loss: cross-entropy of both heads, with class weights."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from pipeline.schema import EMOTIONS, SENTIMENTS
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised: cross-entropy of both heads.
+    """The training loss: cross-entropy of both heads.
 
-    class_weight_power: a class weighs its number of rows to the power of minus this: 0 treats rows
-        alike, 1 treats classes alike
+    class_weight_power: class weights are count ** -power: 0 weighs all rows alike, 1 weighs all
+        classes alike
     label_smoothing: share of each target that is spread over all classes
-    emotion_weight, sentiment_weight: how much that head's loss counts
+    emotion_weight, sentiment_weight: weight of that head's loss in the sum
     """
 
     class_weight_power: float = 0.5
@@ -47,7 +47,7 @@ def count_labels(labels: Tensor, num_classes: int) -> Tensor:
 def class_weights(labels: Tensor, num_classes: int, power: float) -> Tensor:
     """count ** -power, scaled to a mean of 1 over the classes that occur; float32 [num_classes].
 
-    A class without a row gets 1: it is never looked up, and must not shift the others.
+    A class without a row gets 1, which is never used and does not change the others.
     """
     counts = count_labels(labels, num_classes)
     occurs = counts > 0
@@ -99,7 +99,7 @@ class MultiTaskLoss:
         )
 
     def totals(self, emotion: Tensor, sentiment: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rows weigh together, for each head: the loss is a mean over that."""
+        """The total weight of the rows, for each head, which the loss is divided by."""
         return (
             row_weights(emotion, self.emotion_weights).sum(),
             row_weights(sentiment, self.sentiment_weights).sum(),
@@ -107,14 +107,14 @@ class MultiTaskLoss:
 
 
 def row_weights(labels: Tensor, weights: Tensor) -> Tensor:
-    """float32 [batch]: its class's weight, 0 without a label."""
+    """float32 [batch]: the weight of the row's class, 0 without a label."""
     return weights[labels.clamp_min(0)] * (labels != UNLABELLED)
 
 
 def head_loss(
     logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float, total: Tensor | None = None
 ) -> Tensor:
-    """Mean over labelled rows, each weighing what its class does; 0 where no row is labelled.
+    """Mean over labelled rows, weighted by class; 0 where no row is labelled.
 
     `total` stands for the rows' own weight where they are a part of a larger batch. PyTorch's own
     `weight=` would also scale the smoothing, pulling every row to rare classes.

@@ -1,4 +1,4 @@
-"""What a training learns from and what chooses its epoch, loaded and checked together."""
+"""Loads and checks the rows to train on and the rows that choose the epoch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from pipeline.schema import Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """train: what is learned from; dev: what chooses the epoch
+    """train: rows to train on; dev: rows that choose the epoch
 
     set_aside: the dialogues of train that dev is; None where dev has a cache
-    untrained: heads that no label reaches; dev has no labels of them, so that they choose nothing
+    untrained: untrained heads; their labels are removed from dev, so that they do not choose the
+    epoch
     """
 
     train: FusionData
@@ -40,7 +41,7 @@ def load_parts(
     """Train and dev of a features folder.
 
     dev_share: as in `TrainConfig`
-    start: a run that is gone on from; what it set aside stays aside
+    start: the run of a warm start; the dialogues that it held out stay held out
 
     Raises UsageError, InputError, StorageError or MismatchError; the message says what to do.
     """
@@ -61,8 +62,8 @@ def load_parts(
 def find_untrained(
     train: FusionData, loss: LossConfig, start: Checkpoint | None = None
 ) -> tuple[Head, ...]:
-    """Heads that no label of train reaches, or whose loss counts 0, and that `start` had not
-    learned before. Raises InputError where no head learns anything from train."""
+    """Heads without labels in train, or with a loss weight of 0, that `start` has not trained
+    either. Raises InputError where no head can be trained."""
     weights: dict[Head, float] = {
         "emotion": loss.emotion_weight,
         "sentiment": loss.sentiment_weight,

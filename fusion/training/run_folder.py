@@ -1,7 +1,7 @@
-"""The folder of a run: opened for one writer, and cleared of an earlier run when that is asked for.
+"""The folder of a run: opened for one writer, and cleared of an earlier run on request.
 
-Only what this program writes into a run is ever removed, files by name and the folder `encoders/`
-whole, and only from a folder that is known for a run. `test-evaluations.jsonl` stays: it counts
+Only files that this program writes into a run are removed, by name, and the folder `encoders/` as a
+whole, and only from a folder that is known to be a run. `test-evaluations.jsonl` stays: it counts
 test evaluations, also those of the run that is replaced.
 """
 
@@ -43,10 +43,9 @@ _CHECKPOINT_FILES = ("settings.json", "step.json", "last.pt", "best.safetensors"
 def open_run(
     out: Path | None, *, overwrite: bool, name: str, inputs: Iterable[Path]
 ) -> Iterator[Path]:
-    """An empty folder for a run: `out`, or runs/<time>-<name>; held for the length of the block.
+    """Gives an empty folder for a run: `out`, or runs/<time>-<name>; it is locked during the block.
 
-    overwrite: what an earlier run wrote there is removed; never where `inputs` of the new run lie
-        in it
+    overwrite: remove the files of an earlier run; refused if it contains `inputs` of the new run
 
     Raises:
         UsageError: the folder has something in it, and it is no run or `overwrite` was not said.
@@ -183,7 +182,7 @@ def _refuse_what_is_in_the_way(run: Path) -> None:
         in_the_way.append(encoders)
     if in_the_way:
         raise UsageError(
-            f"{in_the_way[0]} is nothing that a run of meld writes, and in its place; move it "
+            f"{in_the_way[0]} is in the way: a run of meld writes something else there; move it "
             "away, or name another --out"
         )
 

@@ -26,7 +26,7 @@ from fusion.inference.checkpoint import (
 from fusion.inference.predict import predict_rows
 from fusion.inference.subsets import predict_subsets
 from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
-from fusion.model.joins import JOINS
+from fusion.model.joins import JOINS, FusionType
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
@@ -47,17 +47,18 @@ class TrainConfig:
     """What to train, on which caches.
 
     features: folder of the feature caches
-    modalities: None takes all that the caches have
+    modalities: modalities that the model gets; None takes all that the caches have
     input: raw features, or their 128-d embeddings
-    start: a trained run to go on from, on features made as its own were; None begins anew. Only
-        `from_mapping` takes settings over from it; the constructor takes this class's defaults
-    out: folder of the run; None makes a name under runs/
+    start: trained run to continue from (warm start), on features made with the same recipe; None
+        starts from random weights. Only `from_mapping` takes settings over from it; the constructor
+        takes this class's defaults
+    out: folder of the run; None makes a new one under runs/
     overwrite: replace the run in `out`
-    seed: decides everything random in a training
-    dev_share: this share of train's dialogues chooses the epoch, and is not learned from; a dev
-        cache is not read then. None takes the dev cache or, where there is none, 0.1. Which
-        dialogues these are follows from train's labels, not from `seed`
-    device: "auto" takes a GPU where there is one
+    seed: random seed of the training
+    dev_share: share of train's dialogues that is held out as dev: it chooses the epoch and is not
+        trained on; a dev cache is then not read. None takes the dev cache or, where there is none,
+        0.1. Which dialogues these are depends on train's labels, not on `seed`
+    device: "auto" uses a GPU if there is one
     """
 
     features: Path = Path("features")
@@ -78,17 +79,21 @@ class TrainConfig:
             check_share(self.dev_share)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        check_overwrite(self.overwrite, self.out)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. What is not said is the
-        start's, where there is one. Raises UsageError, and what reading the start raises."""
+        """The config of a settings file with the tables `[fit]`, `[fit.loss]` and `[model]`. What
+        the file does not set is taken from the start, if there is one. Raises UsageError, and what
+        reading the start raises."""
         start = build_config(cls, {"start": values.get("start")}).start
         if start is not None:
             values = inherit(values, read_checkpoint(start).dims)
         config = build_config(cls, values)
         if start is None:
-            check_counts(config.modalities, config.model, config.fit)
+            check_projection((config.model.fusion,), config.model)
+        if config.modalities is not None:
+            check_modality_dropout(config.modalities, config.fit.modality_dropout)
         return config
 
 
@@ -103,31 +108,43 @@ def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
         raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
 
 
-def check_counts(
-    modalities: tuple[Modality, ...] | None, model: ModelConfig, fit: FitConfig
-) -> None:
-    """Raises UsageError for a setting that would change nothing of such a model."""
-    if not JOINS[model.fusion].projects and model.projection != ModelConfig().projection:
-        raise UsageError(
-            f"model.projection = {model.projection}: {model.fusion} fusion projects nothing; leave "
-            "it out, or name another --fusion"
+def check_overwrite(overwrite: bool, out: Path | None) -> None:
+    """Raises ValueError where a run is to be replaced and none is named."""
+    if overwrite and out is None:
+        raise ValueError(
+            "--overwrite replaces the run in --out, and without --out the run gets a new folder; "
+            "name --out, or leave --overwrite out"
         )
-    chance = fit.modality_dropout
-    is_alone = modalities is not None and len(modalities) == 1
-    if is_alone and chance not in (0, FitConfig().modality_dropout):
+
+
+def check_projection(fusions: Sequence[FusionType], model: ModelConfig) -> None:
+    """Raises UsageError where `model.projection` is set and none of `fusions` projects."""
+    is_set = model.projection != ModelConfig().projection
+    if is_set and not any(JOINS[fusion].projects for fusion in fusions):
         raise UsageError(
-            f"fit.modality_dropout = {chance}: {modalities[0] if modalities else ''} is the only "
-            "modality, and a row never loses all; leave it out"
+            f"model.projection = {model.projection}: {' and '.join(fusions)} fusion projects "
+            "nothing; leave it out, or name another --fusion"
+        )
+
+
+def check_modality_dropout(
+    modalities: Sequence[Modality], chance: float, key: str = "fit.modality_dropout"
+) -> None:
+    """Raises UsageError where modality dropout is set and there is one modality only."""
+    if len(modalities) == 1 and chance not in (0, FitConfig().modality_dropout):
+        raise UsageError(
+            f"{key} = {chance}: {modalities[0]} is the only modality, and a row never loses all; "
+            "leave it out"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """seconds: of training alone, with what was trained beside it
+    """seconds: of the training loop, for all trainings of the batch
 
     train, dev: measured with the best epoch's weights
-    best_epoch: 0 where training had a start and nothing was better on dev
-    has_test: there is a test cache beside those that it was trained on
+    best_epoch: 0 where no epoch was better on dev than the start of a warm start
+    has_test: the folder of caches has a test cache
     """
 
     run: Path
@@ -145,8 +162,8 @@ class TrainResult:
 def train_fusion(
     config: TrainConfig, on_epoch: Callable[[EpochResult], None] = lambda result: None
 ) -> TrainResult:
-    """Trains on train, chooses the epoch on dev, never looks at test. Without a dev cache a share
-    of train's dialogues is dev, and the run says which.
+    """Trains on train and chooses the epoch on dev; test is not read. Without a dev cache, a share
+    of train's dialogues is held out as dev, and the run records which.
 
     Raises UsageError, InputError, StorageError or RecipeMismatch; the message says what to do.
     """
@@ -159,11 +176,11 @@ def train_seeds(
     *,
     draw: Callable[[TrainConfig], bool] = lambda config: True,
 ) -> list[TrainResult]:
-    """Runs that differ in `seed` and `out` alone, trained side by side as one batched model, which
-    takes far less time than one after another. Each is what it would be alone, up to rounding.
+    """Trains runs that differ in `seed` and `out` alone as one batched model, which is much faster
+    than one after another. Each is the same as alone, up to rounding.
 
     on_epoch: is told which run by its number
-    draw: of which runs to make plots, which take seconds each
+    draw: whether to plot a run, which takes seconds
     Raises as `train_fusion`, and ValueError where they differ in more.
     """
     config = configs[0]
@@ -180,6 +197,7 @@ def train_seeds(
         start=start,
     )
     train, dev = parts.train, parts.dev
+    check_modality_dropout(train.modalities, config.fit.modality_dropout)
     if parts.set_aside is not None:
         log.info("%s", parts.set_aside)
     modalities = ",".join(train.modalities)
@@ -316,7 +334,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionModel:
-    """A fresh model for train's features, standardisation taken from them.
+    """A new model for train's features, standardised by their mean and std.
 
     Raises UsageError where it is too large for this machine.
     """

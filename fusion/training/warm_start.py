@@ -1,5 +1,6 @@
-"""Training on a cache that goes on from a trained run, say a fine-tuned one on the features of its
-own encoders: the same function before step 1, and never left for a worse one on dev."""
+"""Warm start: training that continues from a trained run, such as a fine-tuned one on the features
+of its own encoders. Before step 1 the model is the run's, and it is kept unless an epoch is better
+on dev."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +16,8 @@ _OF_THE_WEIGHTS = ("fusion", "projection", "hidden")
 
 
 def inherit(values: Mapping[str, Any], start: FusionDims) -> dict[str, Any]:
-    """The settings of a training that goes on from `start`: `values`, as of a settings file, over
-    what it takes over from there."""
+    """The settings of a warm start: those of the start, overridden by `values` as in a settings
+    file."""
     taken_over = {
         "modalities": list(start.names),
         "input": start.input,
@@ -49,5 +50,5 @@ def check_shape(there: FusionDims, wanted: FusionDims) -> None:
 
 def take_weights(model: FusionModel, start: FusionModel) -> None:
     """Gives `model` everything that `start`, of its shape and on its features, has, its
-    standardisation too. A dialogue context that `start` has not begins as a no-op."""
+    standardisation too. A dialogue context that `start` lacks begins as the identity."""
     model.load_state_dict(start.state_dict(), strict=False)

@@ -1,1 +1,1 @@
-"""The feature cache: its format, what failed, the 128-d embeddings."""
+"""The feature cache: its format, the ledger of failures, the 128-d embeddings."""

@@ -1,4 +1,4 @@
-"""128-d embeddings: the projection fitted once train is there, every cache brought up to it."""
+"""128-d embeddings: the projection is fitted once train exists, and then applied to every cache."""
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
@@ -29,9 +29,9 @@ def projection_path(features: Path) -> Path:
 def complete_embeddings(
     features: Path, recipe: FeatureRecipe, locked: Collection[Split]
 ) -> dict[Modality, float] | None:
-    """Fits the projection where train has none, and brings every split of this recipe up to it.
+    """Fits the projection if train has none, and applies it to every split of this recipe.
 
-    What another run is writing is left to it: it does the same when it finishes.
+    Caches that another run is writing are left to it; it does the same when it finishes.
 
     Args:
         locked: splits whose lock the caller holds.

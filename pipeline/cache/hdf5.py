@@ -40,7 +40,8 @@ Name = TypeVar("Name", bound=str)
 
 
 def write_hdf5(path: Path, kind: str, version: int, fill: Callable[["Writer"], None]) -> None:
-    """Writes a file of the format `kind` as a whole, or leaves what was there.
+    """Writes a file of the format `kind` atomically: an earlier file stays until the new one is
+    complete.
 
     Raises:
         StorageError: disk full, no permission; an earlier file of that name is untouched.
@@ -53,8 +54,8 @@ def write_hdf5(path: Path, kind: str, version: int, fill: Callable[["Writer"], N
 
 
 def _build_image(kind: str, version: int, fill: Callable[["Writer"], None]) -> bytes:
-    """The file's bytes, made in memory: on a full disk HDF5 leaves silent zeros or takes the
-    process down with it, and must not meet one."""
+    """Builds the file's bytes in memory: on a full disk HDF5 writes zeros without an error or
+    crashes the process."""
     with h5py.File(
         "image",
         "w",
@@ -156,7 +157,7 @@ def open_hdf5(
 
 
 class Reader:
-    """Reads one open file; whatever is not as its format has it is damage (CacheCorrupt)."""
+    """Reads one open file; any deviation from its format raises CacheCorrupt."""
 
     def __init__(self, path: Path, file: h5py.File, repair: str) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What a cache holds, told without its features (`meld info`)."""
+"""Describes a cache without reading its features (`meld info`)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFailure, ClipKey, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class StaleRows:
-    """Rows whose clip under `data` is not the file that was read, as name, size and time tell.
+    """Rows whose clip under `data` is not the file that was read, by name, size and time.
 
     touched: rows whose file has another time or name and the same size: its bytes may be the
              same, which `meld extract` finds out
@@ -39,6 +39,7 @@ class CacheInfo:
     """One cache file in numbers. `damaged` is None where checksums were not asked for, `stale`
     where no clips were compared.
 
+    ledger:         every failure, in the order of rows
     failures:       entries of the ledger by kind
     first_failures: of each kind the first row that has it, and what the ledger says of that
     """
@@ -52,6 +53,7 @@ class CacheInfo:
     shapes: dict[str, tuple[int, ...]]
     emotions: dict[str, int]
     sentiments: dict[str, int]
+    ledger: tuple[ClipFailure, ...]
     failures: dict[str, int]
     first_failures: dict[str, str]
     rows_with_failures: int
@@ -74,6 +76,17 @@ class CacheInfo:
             "sentiments": self.sentiments,
             "failures": self.failures,
             "first_failures": self.first_failures,
+            "ledger": [
+                {
+                    "clip": str(failure.key),
+                    "modality": failure.modality,
+                    "stage": failure.stage,
+                    "code": failure.code,
+                    "message": failure.message,
+                    "lost": failure.lost,
+                }
+                for failure in self.ledger
+            ],
             "rows_with_failures": self.rows_with_failures,
             "has_embedding": self.has_embedding,
             "damaged": None if self.damaged is None else list(self.damaged),
@@ -106,6 +119,7 @@ def describe(path: Path, *, check: bool = False, data: Path | None = None) -> Ca
         shapes=shapes,
         emotions=_count(cache.emotion, EMOTIONS),
         sentiments=_count(cache.sentiment, SENTIMENTS),
+        ledger=cache.failures,
         failures=count_failures(cache.failures),
         first_failures={
             _kind(failure): f"{failure.key}: {failure.message}"
@@ -119,7 +133,7 @@ def describe(path: Path, *, check: bool = False, data: Path | None = None) -> Ca
 
 
 def _compare(cache: FeatureCache, data: Path) -> StaleRows:
-    """By name, size and time alone: nothing is read."""
+    """Compares by name, size and time alone, without reading clips."""
     rows = [Utterance(key=cache.key(row), text="") for row in range(len(cache))]
     clips = locate_clips(data, cache.split, rows, cache.recipe.test_clips or "fixed")
     found: dict[str, list[ClipKey]] = {}

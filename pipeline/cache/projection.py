@@ -1,7 +1,7 @@
-"""Raw features to 128-d embeddings: a PCA fitted on the train split.
+"""The projection of raw features to 128-d embeddings: a PCA fitted on the train split.
 
-An untrained projection layer would only shuffle the features at random; this one keeps what
-varies most and says how much that is.
+An untrained projection layer would only mix the features at random; a PCA keeps the directions of
+the largest variance and reports its share.
 """
 
 import hashlib

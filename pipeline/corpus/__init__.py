@@ -1,1 +1,1 @@
-"""MELD's annotations and where its clips lie."""
+"""A corpus: annotations, and the places of its clips."""

@@ -1,8 +1,8 @@
-"""MELD's CSV files to utterances.
+"""Reads MELD's CSV files as utterances.
 
-Two generations of the CSVs are about: GitHub's (UTF-8, curly quotes) and older copies whose
-quotes became C1 control characters, which BERT's tokenizer deletes. Both give the same text.
-Another corpus in the same shape works as it is; another shape is one more reader function.
+Two versions of the CSVs exist: GitHub's (UTF-8, curly quotes) and older copies whose quotes became
+C1 control characters, which BERT's tokenizer deletes. Both give the same text. Another corpus in
+the same format works as it is; another format needs one more reader function.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def parse_time_s(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadTimes:
-    """Cells of one column that hold something, and no time. No feature depends on a time, so they
+    """Cells of one column that are neither empty nor a time. No feature depends on times, so they
     are a warning, and the rows have no times."""
 
     column: str
@@ -73,15 +73,15 @@ class UnreadTimes:
 
     def __str__(self) -> str:
         return (
-            f"column {self.column}, {tell_rows(self.rows)}: no time ({self.first!r}) in "
-            f"{len(self.rows)} of its cells, which count as empty; no feature depends on them. "
-            "Write 00:01:02,345 or seconds, or leave cells or column out"
+            f"column {self.column}, {tell_rows(self.rows)}: no time in {len(self.rows)} cells, "
+            f"such as {self.first!r}; they count as empty, and no feature depends on them. Write "
+            "00:01:02,345 or seconds, or leave the cells or the column out"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """One CSV as it was read, and what of it was not."""
+    """The utterances of one CSV, and its cells that could not be read."""
 
     utterances: list[Utterance]
     unread_times: tuple[UnreadTimes, ...] = ()
@@ -91,7 +91,7 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
     """Utterances per split, in file order. `splits=None` takes every split that has a CSV.
 
     Raises:
-        InputError: the folder or a split that was asked for is not there.
+        InputError: the folder or a requested split is missing.
         AnnotationError: a CSV is not readable; the file, rows and column are named.
     """
     corpus = read_annotated(data, splits)
@@ -99,7 +99,7 @@ def read_corpus(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, lis
 
 
 def read_annotated(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, Annotations]:
-    """`read_corpus` with what was not read beside the utterances; raises what that raises."""
+    """As `read_corpus`, with the cells that could not be read; raises what that raises."""
     found = {split: find_annotations(data, split) for split in splits or SPLITS}
     if not data.is_dir():
         found_there = "a file" if data.exists() else "no such folder"
@@ -150,9 +150,9 @@ def _tell_other_file(data: Path, split: Split) -> str:
 def read_annotations(path: Path, split: Split) -> list[Utterance]:
     """Reads one CSV with MELD's columns; Speaker, StartTime and EndTime may be missing.
 
-    An empty Emotion or Sentiment means unlabelled. Rows are counted as a spreadsheet counts
-    them: the header is row 1, an utterance with a line break in it is one row, and an empty
-    line is a row too (and is passed over). A row with one of its two times has none.
+    An empty Emotion or Sentiment means unlabelled. Rows are counted as in a spreadsheet: the header
+    is row 1, an utterance with a line break in it is one row, and an empty line is a row too (and
+    is ignored). A row with one of its two times has none.
 
     Raises:
         AnnotationError: with every kind of wrong row found, before anything is decoded.
@@ -194,7 +194,7 @@ def _read(path: Path, split: Split) -> Annotations:
 
 
 def hash_rows(utterances: Sequence[Utterance]) -> str:
-    """Ties a cache to its annotations: another transcript is another cache.
+    """A hash that ties a cache to its annotations: another transcript needs another cache.
 
     Labels are not in it: no feature depends on them, and a cache takes over corrected ones.
     """
@@ -206,8 +206,8 @@ def hash_rows(utterances: Sequence[Utterance]) -> str:
 
 
 def _refuse_swallowed_rows(table: Table) -> None:
-    """A quote that is opened in one row and closed in a later one makes one row of both, with as
-    many cells as any other. What tells: each line of such a row is a row by itself."""
+    """A quote that is opened in one row and closed in a later one joins them into one row with the
+    right number of cells. It is detected because each line of such a row is a complete row."""
     num_cells = max(table.places.values()) + 1
     ids = [table.places[name] for name in ("Dialogue_ID", "Utterance_ID")]
     # Counted from the end as well: separators in a text without quotes move what comes after it.
@@ -223,8 +223,9 @@ def _refuse_swallowed_rows(table: Table) -> None:
         lines = [line for line in table.separator.join(row).splitlines() if clean(line)]
         if len(lines) > 1 and all(map(is_row, lines)):
             raise AnnotationError(
-                f"{table.path}: row {number}: {len(lines)} rows in one, by a quote that is opened "
-                "in it and closed in a later one; take it out, or close it where the text ends"
+                f"{table.path}: row {number}: {len(lines)} rows are read as one, because a quote "
+                "is opened in it and closed in a later row; remove the quote, or close it at the "
+                "end of the text"
             )
 
 
@@ -254,9 +255,9 @@ def _read_keys(table: Table, split: Split) -> list[ClipKey]:
     if repeated:
         key, rows = next(iter(repeated.items()))
         raise AnnotationError(
-            f"{table.path}: dia{key.dialogue_id}_utt{key.utterance_id} stands more than once, "
-            f"{tell_rows(rows)} ({sum(map(len, repeated.values()))} such rows in all); one row "
-            "per Dialogue_ID and Utterance_ID"
+            f"{table.path}: dia{key.dialogue_id}_utt{key.utterance_id} occurs more than once, "
+            f"{tell_rows(rows)} ({sum(map(len, repeated.values()))} such rows in all); one row per "
+            "Dialogue_ID and Utterance_ID"
         )
     return keys
 

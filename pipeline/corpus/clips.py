@@ -1,8 +1,8 @@
-"""Utterance + media root to a located clip, or a recorded absence.
+"""Finds the clip of each utterance, or records that it is missing.
 
-Where one utterance has several files, the first of these rules that tells them apart decides:
-the first folder that has one, no folder under a file's name, the extension that stands first in
-`EXTENSIONS` (pictures before sound alone), the name spelled as MELD spells it, the alphabet.
+If an utterance has several files, the first of these rules that distinguishes them decides: the
+first folder that has one, a file before a folder of that name, the earlier extension in
+`EXTENSIONS` (video before sound alone), MELD's spelling of the name, the alphabet.
 """
 
 import os
@@ -40,7 +40,7 @@ _NOT_READ = (
 EXTENSIONS = tuple(f"{_PICTURES} {_SOUND} {_NOT_READ}".split())
 _RANK = {extension: rank for rank, extension in enumerate(EXTENSIONS)}
 _UNFINISHED = frozenset(".part .crdownload .download .filepart .partial .tmp .aria2 .ytdl".split())
-# Notes beside a clip, which nobody takes for it.
+# Files that lie beside clips and are never clips.
 _NOTES = frozenset(
     ".txt .srt .vtt .ass .sub .json .csv .tsv .xml .yaml .yml .textgrid .lab .log .md5 .sha256 "
     ".npy .npz .pkl .pt .h5 .jpg .jpeg .png .bmp .gif .webp .html .htm .pdf .nfo .lnk".split()
@@ -53,8 +53,8 @@ class ClipIndex:
 
     read:    by the clip's name as MELD spells it (`clip_stem`, a corrected cut with its prefix), or
              by a file's own name where that tells no clip; without extension
-    spare:   further files of a clip in the same folder, the next best first; never read
-    strange: by the clip that they may be meant for, files that are not taken for it
+    spare:   further files of a clip in the same folder, best first; not read
+    strange: files with similar names that are not read, by the clip that they may be meant for
     """
 
     read: Mapping[str, Path] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def locate_clips(
     """One located clip per utterance, in order.
 
     Of the test clips, 132 exist twice: `final_videos_testdiaX_uttY.mp4` is the corrected cut of
-    a clip that is mis-cut under its plain name. "fixed" takes it where it is there, "legacy" never.
+    a clip that is mis-cut under its plain name. "fixed" takes it if it exists, "legacy" never.
 
     Raises:
         InputError: a folder of clips cannot be listed.
@@ -140,13 +140,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _locate(utterance: Utterance, files: ClipIndex, corrected: str | None) -> LocatedClip:
-    stem = clip_stem(utterance.key)
+    stem, split = clip_stem(utterance.key), utterance.key.split
     path = files.read.get(f"{corrected}{stem}") if corrected else None
     path = path or files.read.get(stem)
     if path is not None:
         return LocatedClip(utterance=utterance, path=path.absolute())
     missing = why_not_taken(files.strange.get(stem, ()), stem)
-    missing = missing or f"no {stem}.mp4 in {MEDIA_FOLDERS[utterance.key.split]}"
+    where = f"{MEDIA_FOLDERS[split]} or {split}"
+    missing = missing or f"no {stem}.mp4, or of another format, in {where}"
     return LocatedClip(utterance=utterance, missing=missing)
 
 

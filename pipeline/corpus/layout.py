@@ -1,5 +1,5 @@
-"""Where MELD's files lie: as MELD.Raw unpacks, one folder a split deeper, as Kaggle packs it, or
-plain. The only place that knows folder and file names."""
+"""The layouts of MELD's files: as MELD.Raw unpacks, with one more folder per split, as Kaggle packs
+it, or plain. All folder and file names are defined here."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _ID = r"(0|[1-9]\d{0,17})"
 _CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia{_ID}_utt{_ID}")
 # As people write it: any letter case, and ids filled up with zeros.
 _ANY_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia0*{_ID}_utt0*{_ID}", re.IGNORECASE | re.ASCII)
-# What was meant for a clip, perhaps: other separators, and anything before and behind.
+# Names that resemble a clip's: other separators, and anything before and after.
 _RESEMBLING = re.compile(
     rf"(?<![a-z])({CORRECTED_PREFIX})?dia[ _.-]*0*{_ID}[ _.-]*utt[ _.-]*0*{_ID}(?!\d)",
     re.IGNORECASE | re.ASCII,
@@ -39,8 +39,8 @@ def clip_stem(key: ClipKey) -> str:
 
 
 def parse_clip_stem(stem: str, split: Split) -> tuple[ClipKey, bool] | None:
-    """Whose clip a file is by its name without extension, and whether it is a corrected cut, which
-    test alone has; None for any other name."""
+    """The utterance of a clip by its name without extension, and whether it is a corrected cut
+    (test only); None for any other name."""
     match = _CLIP_STEM.fullmatch(stem)
     if match is None or (match[1] and split != "test"):
         return None
@@ -54,7 +54,7 @@ def plain_stem(stem: str) -> str | None:
 
 
 def resembled_stem(name: str) -> str | None:
-    """`plain_stem` of the clip that a file's name may be meant for; None where it is like none."""
+    """`plain_stem` of the clip that a file's name resembles; None if it resembles none."""
     return _plain(_RESEMBLING.search(name))
 
 
@@ -113,4 +113,4 @@ def _looking() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be looked into: {error.strerror}") from error
+        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What is published about MELD: its archive, its size, and every defect that others have found.
+"""Published facts about MELD: its archive, its size, and its known defects.
 
 Sources: the dataset's README and issues #9, #20, #22, #25, #27, #39, #52
 (github.com/declare-lab/MELD); counts were taken from its public CSVs.
@@ -129,7 +129,7 @@ def hash_keys(keys: Iterable[ClipKey]) -> str:
 
 
 def recognise(keys: Iterable[ClipKey]) -> Split | None:
-    """The split of MELD that has exactly these rows; None for any other corpus, to which nothing
-    that is published about MELD applies."""
+    """The split of MELD that has exactly these rows; None for any other corpus, for which the
+    published facts do not hold."""
     found = hash_keys(keys)
     return next((split for split in SPLITS if PUBLISHED[split].keys_hash == found), None)

@@ -1,7 +1,7 @@
-"""Which media file each row was read from, and whether it is still the same one.
+"""Records which media file each row was read from, and detects whether it has changed.
 
-Name, size and time of change tell without reading anything. A copied corpus has other times, so
-where the size is the same the bytes are compared, by a digest taken when the clip was read.
+Name, size and modification time are compared first. A copied corpus has other times, so if the size
+is the same, the bytes are compared by a digest that was taken when the clip was read.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """changed: rows whose file appeared, went, or has other bytes now
+    """changed: rows whose file was added, removed or changed
 
     now: the source of every row; for an unchanged row with the digest that was known before
     """
@@ -77,14 +77,14 @@ def compare(then: Sequence[ClipSource], clips: Sequence[LocatedClip], data: Path
 
 
 def is_untouched(before: ClipSource, here: ClipSource) -> bool:
-    """Nothing was there and nothing is, or name, size and time are the same."""
+    """Whether there was and is no file, or name, size and time are the same."""
     if not before.file or not here.file:
         return before.file == here.file
     return bool(before.sha256) and _stamp(before) == _stamp(here)
 
 
 def looks_alike(before: ClipSource, here: ClipSource) -> bool:
-    """Its bytes may be the same: the size is."""
+    """Whether its bytes may be the same, because the size is."""
     return bool(before.sha256 and here.file) and before.size_bytes == here.size_bytes
 
 

@@ -1,9 +1,10 @@
-"""A CSV table, as any program writes it, to its cells.
+"""Reads the cells of a CSV table as written by any program.
 
 bytes -> text (UTF-8, UTF-16, UTF-32) -> header, whose known names tell the separator -> rows
 
-Nothing is sniffed from the rows: speech is full of commas and semicolons. What is no table at all
-(a workbook, an archive, a web page) is named, with the way to make a CSV of it.
+Nothing is guessed from the rows, because speech is full of commas and semicolons. For files that
+are not tables (a workbook, an archive, a web page) the error says what they are and how to make a
+CSV.
 """
 
 import codecs
@@ -235,7 +236,7 @@ def _let_cells_be_long(text: str) -> None:
 
 
 def _parse(path: Path, text: str, separator: str) -> list[list[str]]:
-    """Strictly: what the library makes of a stray quote otherwise joins cells and rows."""
+    """Parses strictly, or a stray quote would join cells and rows."""
     _let_cells_be_long(text)
     rows: list[list[str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -248,7 +249,7 @@ def _parse(path: Path, text: str, separator: str) -> list[list[str]]:
         number = len(rows) + 1
         place = f"row {number}" if line == number else f"row {number} (line {line} of the file)"
         raise AnnotationError(
-            f"{path}: {place}: a quote that is not closed, or stands inside a quoted cell "
+            f"{path}: {place}: a quote is not closed, or is inside a quoted cell "
             f'({error}); inside a quoted cell write it twice (""), or take it out'
         ) from error
     return rows

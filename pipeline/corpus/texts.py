@@ -1,4 +1,4 @@
-"""What is said, as every encoder gets it: plain characters, and what was said before."""
+"""The text that encoders get: normalised characters, and the context of earlier utterances."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def _repair_c1(char: str) -> str:
 
 
 def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:
-    """Each utterance with the `size` before it in its dialogue, and who speaks them and it:
-    "Joey: Hey! Monica: Hi, Joey. Joey:". Where nobody says who speaks, the words stand alone.
+    """Each utterance with the `size` previous ones of its dialogue as context, and all speakers:
+    "Joey: Hey! Monica: Hi, Joey. Joey:". Without speakers, the context has the words alone.
 
     Rows of a dialogue count in the order of their Utterance_ID, wherever they stand in the file.
     """

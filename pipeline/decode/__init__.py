@@ -1,1 +1,2 @@
-"""A media file to sampled frames and a mono waveform. The only home of a decoder."""
+"""Decoding: media files -> sampled frames and mono waveforms. Decoders are used in this package
+only."""

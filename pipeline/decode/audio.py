@@ -1,4 +1,5 @@
-"""Packets to mono waveforms: the channel that carries the dialogue, at the recipe's rate."""
+"""Decodes packets into mono waveforms: the channel that carries the dialogue, at the recipe's
+rate."""
 
 import math
 from collections import deque
@@ -31,8 +32,8 @@ class Sound:
     """The sound of one window.
 
     index:    of the window
-    waveform: float32 [samples]; None, and `error` says why, where there is none
-    num_bad:  of `num_packets`, those that could not be decoded
+    waveform: float32 [samples]; None where there is none, with the reason in `error`
+    num_bad:  number of `num_packets` that could not be decoded
     warnings: what was guessed or repaired in the waveform
     """
 
@@ -334,7 +335,7 @@ class SoundReader:
         mixes = self._choose_mixes(each.start, end)
         warnings += [warning for mix in mixes.values() for warning in mix.warnings]
         if any(part.is_repaired for part in self._between(each.start, end)):
-            message = "some samples were no numbers (NaN or infinite); silence stands in for them"
+            message = "some samples were not finite (NaN or infinity) and were replaced by silence"
             warnings.append(ClipError("not_a_number", message))
         parts = self._between(first, last)
         waveform = _resample(_mix_to_mono(parts, mixes, self._config), rate_hz, out_hz)

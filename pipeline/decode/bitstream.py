@@ -1,4 +1,4 @@
-"""What compressed packets say of their pictures, read from a few bits of each, without decoding.
+"""Reads from a few bits of compressed packets what they say of their pictures, without decoding.
 
 Decoders differ in what they leave out when asked to (FFmpeg's `skip_frame`): libdav1d reads the
 setting only when it opens, VP8's keeps tables of pictures that it was to skip, and HEVC's takes a
@@ -39,7 +39,7 @@ _MAX_NVOP_BYTES = 19
 
 
 def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
-    """What may be left out of one stream's packets so that no picture that comes out changes."""
+    """Which packets of one stream may be skipped without changing any decoded picture."""
     name = _codec(packets[0])
     if name == "mpeg4" and any(map(_is_packed, packets)):
         return "none"
@@ -51,7 +51,7 @@ def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
 
 
 def is_hidden(packet: av.Packet) -> bool:
-    """Whether the packet's picture is only referred to and never shown.
+    """Whether the packet's picture is a reference only and never shown.
 
     libvpx writes its "alternate reference" pictures so: VP8's have a packet of their own always,
     VP9's where no superframe takes them in.
@@ -65,7 +65,7 @@ def is_hidden(packet: av.Packet) -> bool:
 
 
 def repeats_picture(packet: av.Packet) -> bool:
-    """Whether the packet says that the picture before stays, so that none comes out for it."""
+    """Whether the packet repeats the previous picture, so that the decoder returns none for it."""
     return _codec(packet) == "mpeg4" and packet.size <= _MAX_NVOP_BYTES
 
 

@@ -1,4 +1,5 @@
-"""The channels of decoded sound: their names and samples, read so that PyAV crashes on none."""
+"""The channels of decoded sound: their names and samples, read without triggering crashes of
+PyAV."""
 
 import ctypes
 from dataclasses import dataclass
@@ -32,11 +33,11 @@ _FORMATS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """Samples that follow each other.
+    """A piece of consecutive samples.
 
     names:       of the channels (see `channel_names`)
     samples:     float32 [channels, samples], every one a number
-    is_repaired: some were no numbers, and silence stands in for them
+    is_repaired: some were not finite and were replaced by silence
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A clip of a corpus to sampled frames and a mono waveform: its file's one span, with its key."""
+"""Decodes a clip of a corpus, which is one span of its file, into frames and a waveform."""
 
 import contextlib
 import logging
@@ -45,13 +45,13 @@ def decode_clip(
 ) -> DecodedClip:
     """Decodes what `modalities` asks for; failures become entries of `failures`.
 
-    Never raises for a bad file: a modality that is not there is None and in the ledger.
+    It never raises for a bad file: an absent modality is None, with a failure in the ledger.
     """
     return as_clip(clip.utterance, _decode_whole(clip, config, modalities))
 
 
 def as_clip(utterance: Utterance, media: DecodedMedia) -> DecodedClip:
-    """What was decoded of a span, as the utterance that is in it."""
+    """The decoded media of a span as a clip of its utterance."""
     return DecodedClip(
         utterance=utterance,
         frames=media.frames,

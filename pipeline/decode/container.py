@@ -1,8 +1,8 @@
-"""A media file, opened so that it can do no harm, and the streams that are read of it.
+"""Opens media files safely and finds the streams to read.
 
-Media files are hostile input: the demuxer is pinned from the magic bytes (FFmpeg would
-otherwise follow playlists), nothing but files is opened, codecs come from a list, and pixels,
-bytes and time have budgets.
+Media files are hostile input: the demuxer is chosen by the magic bytes (FFmpeg would otherwise
+follow playlists), only files are opened, codecs are on an allow list, and pixels, bytes and time
+are limited.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ _IS_WATCHED: ContextVar[bool] = ContextVar("decoding is watched", default=False)
 
 @contextlib.contextmanager
 def end_where_decoding_hangs() -> Iterator[None]:
-    """Within it, a decoder that hangs in a packet ends this process by SIGPROF: it hears nothing
-    else. For a process that others look after, and in its main thread."""
+    """Context in which a decoder that hangs in a packet ends this process by SIGPROF, as it reacts
+    to nothing else. For a supervised process, in its main thread."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     before = _IS_WATCHED.set(True)
     try:
@@ -73,7 +73,8 @@ def end_where_decoding_hangs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_packet() -> Iterator[None]:
-    """Around the decoding of a packet, which has `CORE_SECONDS_PER_PACKET` where it is watched."""
+    """Context of decoding one packet, which may take `CORE_SECONDS_PER_PACKET` in a supervised
+    process."""
     if not _IS_WATCHED.get():
         yield
         return
@@ -150,7 +151,7 @@ def bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
     allowed = VIDEO_CODECS if modality == "video" else AUDIO_CODECS
     if context is None or context.name not in allowed:
         which = "" if context is None else f" {context.name}"
-        message = f"{modality} codec{which} is not on the list of those that are read"
+        message = f"{modality} codec{which} is not among those that are read"
         raise ClipError("codec", f"{message}; convert it: {_conversion(stream.container)}")
     if modality == "video" and context.width * context.height > MAX_PIXELS:
         raise ClipError("too_large", f"{context.width}x{context.height} pixels a frame")
@@ -166,7 +167,7 @@ def _conversion(container: "av.container.InputContainer") -> str:
 
 
 def is_timed(container: "av.container.InputContainer") -> bool:
-    """Whether the container tells when pictures are shown. AVI has decoding times only: the same
+    """Whether the container has presentation times. AVI has decoding times only: the same
     times, each given to another picture where pictures are reordered."""
     return container.format.name != "avi"
 
@@ -202,7 +203,7 @@ def _start_s(stream: "av.stream.Stream") -> Fraction | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a container declares of a stream's length.
+    """The length of a stream as its container declares it.
 
     start_s: where it begins on the file's clock (see `MediaSpan`)
     end_s: where it ends there; None where nothing is declared

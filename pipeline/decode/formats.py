@@ -1,4 +1,4 @@
-"""Which format a media file has, told by its bytes and never by its name.
+"""Detects the format of a media file from its bytes, never from its name.
 
 FFmpeg is given the demuxer, as it would follow playlists by itself. A sync word of two bytes
 stands by chance in one file of 4,000: formats that have no more are told by frames that follow
@@ -132,7 +132,7 @@ def find_demuxer(file: BinaryIO) -> str | None:
 
 
 def tell_other_format(file: BinaryIO, name: str) -> str:
-    """What a file is for which there is no demuxer, and what to do about it; name: its own."""
+    """Describes a file without a demuxer, and how to convert it; name: of the file."""
     head = file.read(_HEAD_BYTES)
     other = next((other for magic, other in _OTHERS if head.startswith(magic)), None)
     other = other or _raw_pictures(head)

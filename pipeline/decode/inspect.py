@@ -1,4 +1,4 @@
-"""What a media file is, without the features it is wanted for: the headers, or every packet."""
+"""Inspects a media file: its headers, or every packet."""
 
 import contextlib
 import math
@@ -119,7 +119,7 @@ def inspect_clip(
 
 
 def unreadable(clip: LocatedClip, error: ClipError, *, deep: bool) -> ClipInspection:
-    """Of a file from which nothing is to be had."""
+    """The inspection of an unreadable file."""
     problem = Problem(stream=None, code=error.code, message=error.message)
     return ClipInspection(key=clip.utterance.key, path=clip.path, deep=deep, problems=(problem,))
 

@@ -1,4 +1,4 @@
-"""How long a media file is and what it holds, without decoding any of it."""
+"""The length and the streams of a media file, without decoding."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,7 +44,7 @@ class MediaLength:
 
 
 def measure_media(path: Path) -> MediaLength:
-    """Headers are believed where they tell each stream's length; else all packets' times are read.
+    """Uses the headers if they give each stream's length; else reads the times of all packets.
 
     Raises ClipError where the file is none that may be opened, or holds neither picture nor sound.
     """

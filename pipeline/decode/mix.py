@@ -1,4 +1,4 @@
-"""Sound of any number of channels to one channel: the rules that `DecodeConfig` states."""
+"""Mixes sound of any number of channels into one, by the rules in `DecodeConfig`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LOW_FREQUENCY = ("LFE", "LFE2")
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """The mean of `channels` (indices); `warnings` say what was guessed or left out for it."""
+    """The mean of `channels` (indices); `warnings` list what was guessed or left out."""
 
     channels: tuple[int, ...]
     warnings: tuple[ClipError, ...] = ()

@@ -1,4 +1,4 @@
-"""How a stored picture has to be turned and mirrored to stand upright.
+"""Rotates and mirrors stored pictures so that they are upright.
 
 Phones and cameras store what their sensor sees and say in a display matrix how to show it: in the
 track header of MP4 and MOV (ISO 14496-12, 8.3.2), as Matroska's projection, or in an SEI message

@@ -1,4 +1,4 @@
-"""Compressed video packets, held until a span has all that its pictures need."""
+"""Holds compressed video packets until a span has all that its pictures need."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -69,7 +69,7 @@ class VideoPacketReader:
         return not self._open
 
     def take(self, packet: av.Packet) -> list[VideoPackets]:
-        """The windows that this packet completes."""
+        """Returns the windows that this packet completes."""
         if not self._timed and packet.dts is not None:
             packet.pts = packet.dts  # it is FFmpeg's guess else
         self._recent.append(packet)

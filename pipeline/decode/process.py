@@ -1,5 +1,5 @@
-"""Media files read in a process of its own: a file that crashes a decoder, or hangs it, ends that
-process and not the one that asks.
+"""Reads media files in a process of its own: a file that crashes or hangs a decoder ends that
+process and not the calling one.
 
     python -m pipeline.decode.process < requests > answers
 
@@ -48,7 +48,7 @@ _READY, _VALUE, _ERROR = "ready", "value", "error"
 
 
 class Decoder(Protocol):
-    """What is to be had of media files."""
+    """The interface for reading media files."""
 
     def measure(self, path: Path) -> MediaLength:
         """As `measure_media`."""
@@ -70,7 +70,7 @@ class Decoder(Protocol):
 
 
 class DecoderHere:
-    """In this process, which ends where a decoder crashes."""
+    """Reads in this process, which a crash of a decoder ends."""
 
     def measure(self, path: Path) -> MediaLength:
         return measure_media(path)
@@ -92,7 +92,7 @@ HERE = DecoderHere()
 
 
 class DecoderProcess:
-    """In a process beside this one, which is started at once. Where a file ends it, the file's
+    """Reads in another process, which is started at once. Where a file ends it, the file's
     ClipError has the code "killed_decoder", and the next request gets a new process; so does each
     of several requests at one time.
 
@@ -315,7 +315,7 @@ class _Child:
 
 
 def _killed(how: str) -> ClipError:
-    return ClipError("killed_decoder", f"reading it ended the decoder ({how})")
+    return ClipError("killed_decoder", f"the decoder process ended while it read this file ({how})")
 
 
 def _end_all(children: "list[_Child]") -> None:
@@ -371,7 +371,7 @@ def _write(answers: IO[bytes], written: "queue.Queue[tuple[str, Any]]") -> NoRet
             if answer[0] == _ERROR:
                 pickle.loads(content)  # an exception may be one that only goes one way
         except Exception as error:  # noqa: BLE001 (pickle raises anything)
-            told = RuntimeError(f"{answer[1]!r} cannot travel: {error}")
+            told = RuntimeError(f"{answer[1]!r} cannot be sent between processes: {error}")
             content = pickle.dumps((_ERROR, told))
         try:
             answers.write(len(content).to_bytes(8, "big") + content)

@@ -1,4 +1,5 @@
-"""Spans of a media file to sampled frames and mono waveforms, in one pass over its packets.
+"""Decodes spans of a media file into sampled frames and mono waveforms, in one pass over its
+packets.
 
 A file is opened once and its packets are read once, in order. Frames are chosen from the packets'
 presentation times before anything is decoded; pictures that no chosen one refers to are not
@@ -49,9 +50,9 @@ _MIN_SPEED = 10.0
 def decode_media(
     path: Path, span: MediaSpan, config: DecodeConfig, modalities: Sequence[Modality]
 ) -> DecodedMedia:
-    """What one span of a media file holds, of "video" and "audio" as `modalities` asks.
+    """Decodes one span of a media file; `modalities` is a subset of "video" and "audio".
 
-    Never raises for a bad file: a modality that is not there is None and in `failures`.
+    It never raises for a bad file: an absent modality is None, with an entry in `failures`.
     """
     [decoded] = decode_spans(path, [span], config, modalities)
     return decoded
@@ -60,7 +61,7 @@ def decode_media(
 def decode_spans(
     path: Path, spans: Sequence[MediaSpan], config: DecodeConfig, modalities: Sequence[Modality]
 ) -> Iterator[DecodedMedia]:
-    """Each span of one file, in order, just what `decode_media` gives for it.
+    """Decodes the spans of one file, in order, with the same results as `decode_media`.
 
     The file is read once, as far as the last span wants, and as spans are asked for. Memory holds
     the spans that are open at one place of the file: one, unless spans overlap.

@@ -1,4 +1,4 @@
-"""The subtitle tracks inside a media file: what they are, and the cues of those that are text."""
+"""Reads the subtitle tracks in a media file, with the cues of text tracks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ _MOST_CUES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleCue:
-    """One cue as its track has it.
+    """One cue of a track.
 
     start_ms: on the file's clock (see `MediaSpan`), which a damaged file may have begin before 0
     end_ms:   None where the track does not say

@@ -1,7 +1,7 @@
-"""Which of a file's streams is read: FFmpeg's best, but of sound the first that has some.
+"""Chooses the stream to read: FFmpeg's best, but for audio the first track that has sound.
 
-Recorders give each microphone a track of its own, with nothing in those that have none; phones
-write a track that only their maker can read beside a common one.
+Recorders write one track per microphone input, also for unused inputs; phones write a track in a
+proprietary codec beside a common one.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class Track:
     """A stream, its decoder bound by the budgets.
 
     channels: of sound, the names that the container gives them
-    warning:  why it is another than the best; None where it is that
+    warning:  why another than the best was chosen; None if it is the best
     """
 
     stream: "av.stream.Stream"

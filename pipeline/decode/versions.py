@@ -1,4 +1,4 @@
-"""Which FFmpeg libraries decode here: they decide pixels and samples."""
+"""Versions of FFmpeg's libraries, which decide pixels and samples."""
 
 
 def ffmpeg_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The packets of a window to its sampled frames: which pictures, and what the ledger says."""
+"""Decodes the packets of a window into its sampled frames, with entries in the ledger."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Pictures:
 
 
 def try_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> Pictures | None:
-    """None, and the reason in the ledger, where there are no pictures."""
+    """None, with the reason in the ledger, if there are no pictures."""
     try:
         if given.error is not None:
             raise given.error
@@ -97,8 +97,8 @@ def _note_stand_ins(
     ]
     if away:
         message = (
-            f"{len(away)} of {len(wanted)} sampled pictures did not come out of the decoder; "
-            f"others up to {max(away) * time_base:.2f} s away stand in"
+            f"{len(away)} of {len(wanted)} sampled frames were not decoded; frames up to "
+            f"{max(away) * time_base:.2f} s away replace them"
         )
         ledger.add("video", ClipError("stand_ins", message), lost=False)
 
@@ -140,7 +140,7 @@ def _on_screen(given: VideoPackets, first: int | None = None) -> Screen:
         shown = every[max(before - 1, 0) :]
     shown = shown[shown < (window.limit if window.end is None else window.past)]
     if len(shown) == 0:
-        raise ClipError("no_frames", "the picture begins after the span")
+        raise ClipError("no_frames", "the video begins after the span")
     # The last picture stays until the next appears, in the window or after it.
     end: float = int(shown[-1]) + max(_last_duration(given.packets, shown), 1)
     if window.end is not None:
@@ -148,7 +148,7 @@ def _on_screen(given: VideoPackets, first: int | None = None) -> Screen:
         is_followed = given.stop == "end" or every[-1] >= window.past
         end = window_end if is_followed else min(end, window_end)
     if end <= start:
-        raise ClipError("no_frames", "the picture ends before the span")
+        raise ClipError("no_frames", "the video ends before the span")
     return Screen(shown=shown, start=start, end=end, zero=zero)
 
 

@@ -1,4 +1,4 @@
-"""Packets to the wanted pictures: decoding only what these need, or else everything."""
+"""Decodes the wanted pictures only, if possible, else all."""
 
 import time
 from collections import deque
@@ -31,7 +31,7 @@ _LEANING = (PictureType.P, PictureType.B)
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What came out for the wanted ticks.
+    """The decoded pictures for the wanted ticks.
 
     pictures:  uint8 [height, width, 3], upright, by the tick at which each is shown
     shown_for: for each wanted tick, that of the picture which is there for it: its own, or else
@@ -79,7 +79,7 @@ def decode_wanted(
 
 
 def tick_of(packet: av.Packet) -> int:
-    """When the packet's picture is shown. Raises ClipError where nothing tells."""
+    """Presentation time of the packet's picture. Raises ClipError where it is unknown."""
     tick = shown_tick(packet)
     if tick is None:
         raise ClipError("no_times", "a video packet has no time stamp")

@@ -1,4 +1,4 @@
-"""A span on the clock of one stream: where its packets begin and end."""
+"""A span in the time base of one stream: where its packets begin and end."""
 
 import math
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ class Window:
 
     @property
     def asked_s(self) -> float | None:
-        """How long the span is; None where it goes on to the file's end."""
+        """Length of the span; None where it goes on to the file's end."""
         span = self.span
         return None if span.end_ms is None else (span.end_ms - span.start_ms) / 1000
 
@@ -102,7 +102,7 @@ class Window:
         return self.start is not None and tick is not None and tick <= self.start
 
     def stop_at(self, packet: av.Packet) -> Stop | None:
-        """Why the window has no use for this packet nor for any later one; None where it may.
+        """Reason why the window needs neither this packet nor any later one; None where it may.
 
         No picture of this packet or a later one is shown before its decoding time: decoding
         comes before showing, and decoding times rise. Those of hidden packets, which an edit list
@@ -180,7 +180,7 @@ def note_lengths(
         if extent.stop is not None:  # nothing is missing: there is more of it
             continue
         if min(there_s, window.max_duration_s) - got_s > TRUNCATION_SLACK_S:
-            message = f"{got_s:.1f} s of {there_s:.1f} s are there; the rest was cut off"
+            message = f"{got_s:.1f} s of {there_s:.1f} s are there; the rest is missing"
             ledger.add(modality, ClipError("truncated", message), lost=False)
         elif (
             window.asked_s is not None and window.asked_s - lengths_s[modality] > TRUNCATION_SLACK_S

@@ -1,1 +1,1 @@
-"""`meld doctor`: what a corpus and a machine have, lack, and have that is not in order."""
+"""`meld doctor`: checks a corpus and a machine."""

@@ -1,4 +1,4 @@
-"""What comes next after a checkup: the command that fits what is there, or what it waits for."""
+"""The next steps after a checkup: the commands to run, or what is missing for them."""
 
 import shlex
 
@@ -12,13 +12,13 @@ def next_steps(report: DoctorReport) -> tuple[str, ...]:
     if train is None or train.facts is None:
         return (
             "train_sent_emo.csv is what a model learns from: make one, or predict your files with "
-            "the model that comes along",
+            "the bundled model",
             "meld predict FILE",
         )
     if not any((*train.facts.emotions.values(), *train.facts.sentiments.values())):
         return (
             "no row of train has an emotion or a sentiment: fill the columns Emotion and "
-            "Sentiment, or predict your files with the model that comes along",
+            "Sentiment, or predict your files with the bundled model",
             "meld predict FILE",
         )
     extraction = _extraction(report)
@@ -26,7 +26,8 @@ def next_steps(report: DoctorReport) -> tuple[str, ...]:
 
 
 def _extraction(report: DoctorReport) -> str:
-    """With the encoders whose weights are here; none is downloaded for advice."""
+    """The extraction command, with encoders whose weights are available; none is downloaded for
+    this."""
     words = ["meld", "extract", "--split", "all", "--data", str(report.data)]
     lacks = {each.modality for each in report.machine.encoders if _is_lacking(each)}
     has_bundled = any(not each.is_default and each.is_present for each in report.machine.encoders)

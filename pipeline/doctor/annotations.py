@@ -1,4 +1,4 @@
-"""What a split's CSV says, and whether that is what is published about MELD."""
+"""Counts of a split's CSV, compared with the published ones of MELD."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

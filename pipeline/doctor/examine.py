@@ -1,4 +1,4 @@
-"""`meld doctor`: a corpus and a machine looked at, without changing either.
+"""`meld doctor`: checks a corpus and a machine without changing either.
 
 read CSVs -> which files are there -> look at each -> judge -> the page
 """
@@ -53,7 +53,7 @@ class DoctorConfig:
 
 
 def look_around(config: DoctorConfig) -> Machine:
-    """The machine alone: told even where there is no corpus yet."""
+    """Checks the machine alone, which needs no corpus."""
     return look_at_machine(config.data, config.features, config.weights_dir)
 
 

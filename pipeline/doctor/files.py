@@ -1,4 +1,4 @@
-"""Which media files there are for a split: those of its rows, and those that no row asks for."""
+"""The media files of a split: those of its rows, and those without a row."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What can be found wrong with a corpus, and whether others have found it before."""
+"""The kinds of findings about a corpus, and whether they are known."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is not in order, about a clip or, without a key, about its split.
+    """One defect of a clip or, without a key, of its split.
 
     kind:      one of `KINDS`
     known_why: why this is nothing new (it is published, or annotated so); "" if it is new

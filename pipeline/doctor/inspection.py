@@ -1,4 +1,4 @@
-"""Every clip looked at: headers in threads, or all of them decoded through Ray."""
+"""Inspects every clip: headers in threads, or with full decoding through Ray."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed

@@ -1,4 +1,4 @@
-"""A split's files, looked at, against its rows and against what is published: its findings."""
+"""Compares a split's files with its rows and with the published facts, and lists the findings."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
-    """Everything that is not in order with a split, in the order of its CSV."""
+    """All findings of a split, in the order of its CSV."""
     findings = list(_judge_annotations(evidence))
     if evidence.files.is_empty:
         return (*findings, _no_clips(evidence))

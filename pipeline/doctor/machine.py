@@ -1,4 +1,4 @@
-"""The machine: what an extraction would need of it, and what it would not find. Never downloads."""
+"""Checks the machine for what an extraction needs, without downloading."""
 
 import importlib.metadata
 import re

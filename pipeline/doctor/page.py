@@ -1,4 +1,4 @@
-"""The report as one HTML page, with a frame of the clips that are odd."""
+"""The report as one HTML page, with a frame of each clip that has findings."""
 
 import time
 from collections import Counter

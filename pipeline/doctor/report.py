@@ -1,4 +1,4 @@
-"""What `meld doctor` found, as one value."""
+"""The report of `meld doctor` as one value."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class DoctorReport:
 
     @property
     def is_healthy(self) -> bool:
-        """Nothing is wrong that was not known."""
+        """Whether there are no new findings."""
         return all(finding.is_known for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""MELD.Raw, fetched, verified and unpacked; or a copy that is there already, used in place."""
+"""`meld download`: downloads, verifies and unpacks MELD.Raw, or links to an existing copy."""

@@ -1,4 +1,4 @@
-"""A copy of MELD that is unpacked already, used where it lies: `out` gets links to it."""
+"""Uses an unpacked copy of MELD in its place: `out` gets links to it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ def _is_there(name: Path, target: Path) -> bool:
 
 def _check_name(name: Path, target: Path) -> None:
     if name.exists() and not name.is_symlink() and not _is_there(name, target):
-        raise InputError(f"{name}: is there already; move it away or choose another --out")
+        raise InputError(f"{name}: already exists; move it away or choose another --out")
 
 
 def _link(name: Path, target: Path) -> None:

@@ -1,7 +1,7 @@
 """The members of a tar archive, read once from front to back; an archive is hostile input.
 
-Nothing is extracted by the archive's own word: `tarfile` tells names, types and sizes and hands
-out bytes; its own extraction, which can be led out of the folder (CVE-2026-11940), is not used.
+The archive's names are not trusted: `tarfile` only lists members and reads bytes; its own
+extraction, which can write outside the folder (CVE-2026-11940), is not used.
 """
 
 import gzip
@@ -43,7 +43,7 @@ class BadArchive(Exception):
 
 @dataclass
 class Budget:
-    """What reading an archive may cost, with all archives inside it.
+    """The limits of reading an archive, with all archives inside it.
 
     A byte counts at each level at which it is unpacked.
     """

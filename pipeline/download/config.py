@@ -1,4 +1,4 @@
-"""What `meld download` is asked for. Every default is written here and nowhere else."""
+"""The configuration of `meld download`. All defaults are defined here."""
 
 import re
 from collections.abc import Callable
@@ -23,12 +23,12 @@ WORK_FOLDER = ".download"
 class DownloadConfig:
     """Where MELD comes from and goes to.
 
-    out:    folder for CSVs and clips
-    url:    another address of the archive than the public ones
-    source: a file or folder that is there already, instead of any address (`--from`)
-    splits: those that are unpacked
-    keep_archive: leave the fetched archive in `out`
-    sha256: checksum of another archive than the published one
+    out:    folder to write CSVs and clips to
+    url:    another URL of the archive; None takes the public ones
+    source: archive or folder to use instead of downloading (`--from`)
+    splits: splits to unpack
+    keep_archive: keep the downloaded archive in `out`
+    sha256: SHA-256 of the archive, if it is not the published one
     """
 
     out: Path = Path("data")
@@ -44,6 +44,11 @@ class DownloadConfig:
             raise UsageError("--url and --from: an address or a file, not both")
         if self.keep_archive and self.source is not None:
             raise UsageError("--keep-archive: nothing is fetched with --from; leave it out")
+        if self.patience != Patience() and self.source is not None:
+            raise UsageError(
+                "patience is for servers, and with --from nothing is fetched; leave one of the two "
+                "out"
+            )
         if self.url is not None and not _is_address(self.url):
             raise UsageError(
                 f"--url {without_secrets(self.url)}: takes an address like https://..."

@@ -1,12 +1,13 @@
-"""MELD.Raw from a public address, a file or a folder to `out`.
+"""Gets MELD.Raw from a public URL, a file or a folder into `out`.
 
     links to what is unpacked elsewhere
     archive (fetched or given) -> space -> checksum -> unpacked aside -> receipt -> in its place
 
-Whatever kills a run, the next one goes on: bytes that have arrived are kept, and files that were
-unpacked are recognised.
+A killed run is resumed by the next one: downloaded bytes are kept, and unpacked files are
+recognised.
 """
 
+import logging
 import os
 import shutil
 import stat
@@ -32,6 +33,8 @@ from pipeline.schema import SPLITS, Split
 from pipeline.system import locks
 from pipeline.system.files import write_whole
 
+log = logging.getLogger(__name__)
+
 # Under the work folder: where archives are unpacked, and the receipt of what is verified there.
 _STAGE = "unpacked"
 _VERIFIED = "verified.json"
@@ -41,7 +44,7 @@ _UNPACKED_PER_ARCHIVE_BYTE = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadReport:
-    """What `out` holds now.
+    """The content of `out` after the download.
 
     linked:  splits that are used where they lie
     there:   splits that an earlier run had finished
@@ -110,6 +113,9 @@ def _download(config: DownloadConfig, on_bytes: OnBytes) -> DownloadReport:
             split for split in others if receipt and receipt.is_complete(config.out, split)
         )
         left = [split for split in others if split not in there]
+        for what, splits in (("linked", linked), ("complete", there), ("to be unpacked", left)):
+            if splits:
+                log.info("%s: %s", what, ", ".join(splits))
         found = None
         if left:
             _refuse_foreign(config.out, left, receipt)
@@ -169,8 +175,8 @@ def _refuse_odd(*paths: Path) -> None:
         mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise InputError(
-                f"{path}: a link, pipe or device, where a file or folder of meld download's own is "
-                "to be; remove it"
+                f"{path}: is a link, a pipe or a device where meld download needs a file or folder "
+                "of its own; remove it"
             )
 
 
@@ -178,24 +184,24 @@ def _refuse_foreign(out: Path, splits: Sequence[Split], receipt: Receipt | None)
     """Before anything is fetched for a place that is taken."""
     if (out / RECEIPT).exists() and receipt is None:
         raise InputError(
-            f"{out / RECEIPT}: is there already, and not from meld download; move it away, or "
-            "choose another --out"
+            f"{out / RECEIPT}: already exists, and meld download did not write it; move it away, "
+            "or choose another --out"
         )
     for split in splits:
         annotations = out / annotations_name(split)
         if os.path.lexists(annotations) and not annotations.is_file():
-            raise InputError(f"{annotations}: is no file; move it away, or choose another --out")
+            raise InputError(f"{annotations}: is not a file; move it away, or choose another --out")
         folder = out / MEDIA_FOLDERS[split]
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise InputError(
-                f"{folder}: a link or a file, where a folder is to be; remove it, or choose "
+                f"{folder}: is a link or a file where a folder is needed; remove it, or choose "
                 "another --out"
             )
         is_ours = receipt is not None and split in receipt.clips
         if not is_ours and clip_files(out, split):
             raise InputError(
-                f"{out}: has clips of {split} already, and not from meld download; use them as "
-                f"they are (--from {out}), or choose another --out"
+                f"{out}: has clips of {split} already that meld download did not write; use them "
+                f"where they are (--from {out}), or choose another --out"
             )
 
 

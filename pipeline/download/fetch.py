@@ -1,6 +1,6 @@
-"""One large file over HTTP, whatever the server and the network do on the way.
+"""Downloads one large file over HTTP and recovers from failures of server and network.
 
-What has arrived is kept in a `.part` file and never asked for twice where the server knows ranges.
+Downloaded bytes are kept in a `.part` file and not requested again if the server supports ranges.
 Which bytes are right is decided by the checksum alone, so bytes may come from several addresses.
 """
 
@@ -51,9 +51,11 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """stall_s: without a byte (or with hardly any) for so long, the connection is given up
-    attempts: in a row without one new byte, then the address is given up
-    wait_s:   before the second attempt; doubled before each further one
+    """How long to wait for a server.
+
+    stall_s:  seconds with (almost) no bytes after which a connection is closed
+    attempts: number of attempts in a row without a new byte after which a URL is given up
+    wait_s:   seconds to wait before the second attempt; doubled before each further one
     """
 
     stall_s: float = 30.0
@@ -111,6 +113,8 @@ def fetch(
             on_checked=on_checked,
             on_size=on_size,
         )
+        have = part.stat().st_size if part.exists() else 0
+        logger.info("asking %s; %s bytes are here", without_secrets(url), f"{have:,}")
         try:
             source.complete()
             return url
@@ -119,11 +123,11 @@ def fetch(
             logger.warning("%s", problems[-1])
         except OSError as error:
             raise StorageError(f"{part}: cannot be written: {error.strerror or error}") from error
-    kept = "what has arrived is kept" if part.exists() else "nothing of it is kept"
+    kept = "the downloaded bytes are kept" if part.exists() else "no bytes are kept"
     raise DownloadFailed(
-        f"the archive could not be had ({'; '.join(problems)}); {kept}: run the same command "
-        "again, name another address with --url, or get the file in another way and pass it with "
-        "--from"
+        f"the archive could not be downloaded ({'; '.join(problems)}); {kept}: run the same "
+        "command again, name another address with --url, or get the file in another way and pass "
+        "it with --from"
     )
 
 
@@ -162,7 +166,9 @@ class _Source:
         if not resumed:
             self._refuse_sum()
         # The wrong bytes may be older than this address's.
-        logger.warning("what had arrived before is damaged; fetching all of it again")
+        logger.warning(
+            "the bytes that were downloaded before are damaged; downloading the whole file again"
+        )
         self._fill()
         if not self._is_right():
             self.part.unlink()
@@ -243,7 +249,9 @@ class _Source:
         if status != 200:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None:
-                self._forgo_ranges(f"answers {status} and does not say which part that is")
+                self._forgo_ranges(
+                    f"answers {status} without saying which part of the file that is"
+                )
             start, total = int(match[1] or have), _to_int(match[2])
             if start > have or (status == 416 and total != have):
                 self._forgo_ranges(f"has no bytes from {have:,} on")
@@ -269,7 +277,9 @@ class _Source:
             file.seek(start)
             for chunk in self._chunks(response):
                 if file.tell() == 0 and not chunk.startswith(_GZIP_MAGIC[: len(chunk)]):
-                    raise _WrongFile(f"sends no gzip archive; it begins {chunk[:20]!r}")
+                    raise _WrongFile(
+                        f"does not send a gzip archive; its first bytes are {chunk[:20]!r}"
+                    )
                 _write_or_recognise(file, chunk)
                 if total is not None and file.tell() > total:
                     raise _WrongFile(f"sends more than the {total:,} bytes of the archive")

@@ -1,4 +1,4 @@
-"""Files that appear whole under their name, or are recognised where they are there already."""
+"""Writes files atomically, and recognises those that exist already."""
 
 from collections.abc import Iterable
 from itertools import chain

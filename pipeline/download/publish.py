@@ -1,4 +1,4 @@
-"""What was unpacked and verified, from the folder where that was done to where it is used.
+"""Moves unpacked and verified files to their place.
 
 Until all of an archive has been read and its checksums hold, nothing of it has a name that
 anything else would read.
@@ -40,8 +40,8 @@ def _check_place(staged: Path, folder: Path) -> None:
         there = folder / path.name
         if there.exists() and not filecmp.cmp(path, there, shallow=False):
             raise InputError(
-                f"{there}: is there already and differs from the archive's; move it away, and the "
-                "same command goes on"
+                f"{there}: already exists and differs from the archive's file; move it away, and "
+                "run the same command again"
             )
 
 

@@ -1,4 +1,4 @@
-"""`meld.json` beside the clips: which archive they came from, and what of it is complete."""
+"""`meld.json` beside the clips: their archive, and which splits are complete."""
 
 import json
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
-"""Where the archives are had from: a file or folder that was given, one that was kept, or the
-network; with the checksum compared, whichever it is."""
+"""Gets the archives from a given file or folder, a kept archive, or the network, and verifies the
+checksum in every case."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -58,6 +58,7 @@ def get_archives(
         return _fetch(config, on_bytes, check_space)
     given = config.source or kept
     paths = _find(given, splits)
+    logger.info("archives: %s", ", ".join(map(str, paths)))
     check_space(0, sum(path.stat().st_size for path in paths))
     if config.sha256 is not None and len(paths) > 1:
         raise UsageError("--sha256 is of one archive, and the folder has several")
@@ -85,6 +86,9 @@ def _fetch(
         on_bytes=partial(on_bytes, "fetching"),
         on_checked=partial(on_bytes, "checking"),
         on_size=check,
+    )
+    logger.info(
+        "fetched from %s, SHA-256 %s as published or given", without_secrets(address), sha256
     )
     return Archives(paths=(part,), origin=without_secrets(address), sha256s=(sha256,), fetched=True)
 

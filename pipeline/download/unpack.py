@@ -1,4 +1,4 @@
-"""MELD's archives to MELD's folders: only the files one expects, under our own names.
+"""Unpacks MELD's archives into MELD's folders: only expected files, under our own names.
 
 MELD.Raw.tar.gz
     dev_sent_emo.csv, test_sent_emo.csv

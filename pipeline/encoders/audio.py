@@ -75,11 +75,11 @@ class SpectrogramEncoder(nn.Module):
         return torch.cat([mel_statistics(log_mel), pooled])
 
     def layer_depths(self) -> dict[str, int]:
-        """All learn alike."""
+        """All layers have the same learning rate."""
         return dict.fromkeys((path for path, _ in self.named_parameters()), 0)
 
     def checkpoint_gradients(self) -> None:
-        """It keeps next to nothing."""
+        """Does nothing: it keeps hardly any intermediate values."""
 
     def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
         return 0.0  # beside the other encoders'
@@ -96,7 +96,7 @@ class SpectrogramMask:
     span: tuple[float, float]
 
     def apply(self, log_mel: Tensor) -> Tensor:
-        """[mels, time] -> the same; hidden is the clip's own mean, not a silence it never had."""
+        """[mels, time] -> the same; masked parts are set to the clip's own mean."""
         mels, time = log_mel.shape
         hidden = torch.zeros_like(log_mel, dtype=torch.bool)
         hidden[round(self.band[0] * mels) : round(self.band[1] * mels)] = True
@@ -148,7 +148,7 @@ class Sounds:
         return 0  # each is encoded alone: beside whom does not matter
 
     def augment(self, item: Sound, config: AugmentConfig, generator: torch.Generator) -> Sound:
-        """Louder or softer, and a band and a span of time hidden (SpecAugment; Park et al. 2019,
+        """Changes the loudness, and masks a band and a span of time (SpecAugment; Park et al. 2019,
         arXiv 1904.08779)."""
         gain_db = (2 * draw(generator) - 1) * config.gain_db
         return Sound(item.waveform * 10 ** (gain_db / 20), draw_mask(config, generator))

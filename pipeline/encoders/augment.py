@@ -1,7 +1,7 @@
-"""How strongly training changes a clip before an encoder sees it; each encoder's preparation
-applies what concerns it.
+"""Augmentation of training clips before an encoder sees them; each encoder's preparation applies
+the settings that concern it.
 
-Every draw comes from the generator that is handed in, so an epoch can be repeated to the bit.
+Every random draw comes from the given generator, so an epoch can be repeated to the bit.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from pipeline.schema import Modality
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Strengths; 0 switches one off.
+    """How strongly training clips are augmented; 0 switches an augmentation off.
 
-    flip:           chance that a clip is mirrored
-    crop:           how far from the middle a crop may lie, as a share of the room there is
-    time_jitter:    how many frames a frame's neighbour may stand in for it; at most 1000
-    gain_db:        loudness changes by up to so much, either way; at most 100
-    band, span:     largest share of the mel bands, of the time, that SpecAugment hides
-    token_dropout:  chance that a token of the sentence or its context is hidden by the mask token
+    flip:           probability that a clip is mirrored
+    crop:           how far from the centre a crop may lie, as a share of the possible distance
+    time_jitter:    by how many frames a sampled frame may be shifted; at most 1000
+    gain_db:        largest change of loudness in dB, up or down; at most 100
+    band, span:     largest share of the mel bands, and of the time, that SpecAugment masks
+    token_dropout:  probability that a token of the sentence or its context is replaced by the mask
     """
 
     flip: float = 0.5

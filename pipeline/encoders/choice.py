@@ -1,6 +1,6 @@
-"""Choosing encoders by name: finds and hashes their weights, loads none of them.
+"""Chooses encoders by name: finds and hashes their weights without loading them.
 
-So a stale cache is refused at once, and the process that only steers stays small.
+So a cache with another recipe is refused at once, and the driver process stays small.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,21 @@ DEFAULT_ENCODERS: dict[Modality, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRequest:
-    """What the user asked for; None takes the default, or what `run` brings.
+    """Which encoders to use; None takes the default, or what `run` has.
 
     text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
                   or "minilm" (bundled)
     video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18"
     audio:        "spectrogram", which None takes
-    text_weights, video_weights: "random" gives untrained features, marked as such wherever they go;
-                  None takes pretrained
+    text_weights, video_weights: "pretrained", or "random" for untrained features, which every
+                  output marks; None takes pretrained
     text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as None does (a
                   learned mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see
                   LOG.md)
-    context:      previous utterances of the dialogue, with their speakers, that the text encoder
-                  reads before the current one; None takes 0
-    weights_dir:  folder that is looked at for weights before the libraries' own caches
-    run:          a fine-tuned run, whose own encoders are taken; whatever else is asked for must
-                  be what they are
+    context:      number of previous utterances of the dialogue, with their speakers, that the text
+                  encoder reads before the current one; None takes 0
+    weights_dir:  folder that is searched for pretrained weights before the libraries' caches
+    run:          fine-tuned run whose encoders are used; the other settings must agree with them
     """
 
     text: str | None = None
@@ -59,14 +58,14 @@ class EncoderRequest:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
 
     def given(self, modality: Modality) -> dict[str, Any]:
-        """What was asked for of one modality's encoder: setting -> value."""
+        """The settings that were given for one modality's encoder: setting -> value."""
         names = [modality, f"{modality}_weights", f"{modality}_layers"]
         names += [] if modality in MEDIA else ["context"]
         values = {name: getattr(self, name, None) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
     def wish(self, modality: Modality) -> EncoderWish:
-        """The same with every default."""
+        """The same settings, completed by defaults."""
         asked = self.given(modality)
         return EncoderWish(
             name=asked.get(modality, DEFAULT_ENCODERS[modality]),
@@ -86,12 +85,13 @@ def choose_encoder(
 ) -> EncoderChoice:
     """Finds and hashes the weights.
 
-    check_files: False believes what a fine-tuned run says of its files, without reading them
+    check_files: False trusts the recorded hashes of a fine-tuned run without reading its files
 
     Raises:
         UsageError: the text encoder has no such layer.
-        WeightsMissing: the weights are not to be had.
-        InputError, CacheCorrupt, MismatchError: what the fine-tuned run has is not its encoders.
+        WeightsMissing: the weights are missing.
+        InputError, CacheCorrupt, MismatchError: the fine-tuned run's encoders are missing, damaged
+        or changed.
     """
     if request.run is not None:
         saved = read_encoders(request.run)
@@ -103,8 +103,8 @@ def choose_encoder(
 
 
 def choose_saved(saved: SavedEncoders, modality: Modality) -> EncoderChoice:
-    """A fine-tuned run's encoder, in the precision that it was tuned in: that is part of what it
-    is. Its files are not looked at, see `SavedEncoders.check_files`.
+    """A fine-tuned run's encoder, in the precision of its fine-tuning, which is part of its spec.
+    Its files are not looked at, see `SavedEncoders.check_files`.
 
     Raises InputError where the run has none of that modality.
     """

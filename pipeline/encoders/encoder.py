@@ -1,4 +1,4 @@
-"""What an encoder is, whatever its modality and its backbone.
+"""The interface of all encoders.
 
     name, options      EncoderWish
       │ choose         finds and hashes the files, loads nothing     `registry.ENCODERS[name]`
@@ -37,11 +37,11 @@ BatchIn = TypeVar("BatchIn", contravariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderWish:
-    """What is asked of one encoder. An encoder without layers or context has no use for those.
+    """The requested options of one encoder; encoders without layers or context ignore those.
 
     layers:      hidden states to keep, 0 = embeddings, -1 = last; empty keeps all
     context:     previous utterances that are read before the current one
-    weights_dir: looked at before the libraries' own caches
+    weights_dir: searched before the libraries' caches
 
     Raises UsageError where weights_dir is a file.
     """
@@ -81,7 +81,7 @@ class EncoderChoice:
 
 
 class Preparation(Protocol[Item, BatchOut]):
-    """From a clip to what the network reads; the processes that load data have it too.
+    """Prepares clips as input of the network; data loading processes use it too.
 
     most_rows: rows whose intermediate values fit into memory in training; None sets no limit
     """
@@ -93,16 +93,17 @@ class Preparation(Protocol[Item, BatchOut]):
         encoder finds nothing to encode: that is no measurement, and zeros would pass for one."""
 
     def shortfall(self, item: Item) -> ClipError | None:
-        """What of the clip is not in the item, for the ledger; None where nothing is left out."""
+        """Describes the part of the clip that is not in the item, for the ledger; None if there is
+        none."""
 
     def length(self, item: Item) -> int:
-        """How long it is, where that costs: rows of like length share a batch."""
+        """Length of the item, if it matters: rows of similar length share a batch."""
 
     def augment(self, item: Item, config: "AugmentConfig", generator: "Generator") -> Item:
         """The item changed as training changes it; every draw comes from `generator`."""
 
     def collate(self, items: Sequence[Item]) -> BatchOut:
-        """Items side by side, at least one."""
+        """Batches items, at least one."""
 
 
 class Encoder(Protocol[Item, BatchIn]):
@@ -136,7 +137,7 @@ class Encoder(Protocol[Item, BatchIn]):
         value_bytes: 2 in bfloat16, 4 in float32."""
 
     def save(self, folder: Path) -> None:
-        """Writes all that building it again from `folder` takes."""
+        """Writes everything that is needed to build it from `folder`."""
 
 
 AnyPreparation = Preparation[Any, Any]
@@ -145,12 +146,13 @@ AnyEncoder = Encoder[Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
-    """How a registered encoder is found and made. Each of these imports what it needs when it is
-    called: planning a run must not wait for PyTorch.
+    """How a registered encoder is found and built. These functions import what they need when they
+    are called, because planning a run must not wait for PyTorch.
 
     choose:     raises UsageError or WeightsMissing
     build:      raises MismatchError where the files are not this encoder's weights
     autocast:   whether it may compute in bfloat16; its spec says float32 where not
+    searches:   whether its files are searched for, in `weights_dir` first
     has_batchnorm: whether fine-tuning may let running statistics move
     is_layered: whether its layers are told apart (`Encoder.layer_depths`) and may recompute their
         intermediate values (`Encoder.checkpoint_gradients`)
@@ -161,5 +163,6 @@ class EncoderEntry:
     prepare: Callable[[EncoderChoice, DecodeConfig | None], AnyPreparation]
     build: Callable[[EncoderChoice, DecodeConfig | None], AnyEncoder]
     autocast: bool = True
+    searches: Callable[[EncoderWish], bool] = lambda wish: False
     has_batchnorm: bool = False
     is_layered: bool = False

@@ -1,8 +1,8 @@
-"""Finding again the very encoders that made features, from the recipe of the features alone.
+"""Finds the encoders that made features, from the recipe of the features alone.
 
 A fine-tuned run owns its encoders. Features made with them, and runs trained on those features,
-record a name of that run (`name_of_owner`): a path that means the same after the folders moved
-together.
+record a name of that run (`name_of_owner`): a relative path, which stays valid when the folders are
+moved together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,6 +56,7 @@ def find_encoders(
             "leave the option out"
         )
     if run is None and not _is_tuned(wanted):
+        _check_weights_dir(wanted, weights_dir)
         return tuple(_find_pretrained(spec, weights_dir) for spec in wanted)
     if weights_dir is not None:
         raise UsageError(
@@ -81,6 +82,21 @@ def name_of_owner(run: Path, features: Path) -> str:
 
 def _is_tuned(specs: Sequence[EncoderSpec]) -> bool:
     return any(spec.weights == "finetuned" for spec in specs)
+
+
+def _check_weights_dir(wanted: Sequence[EncoderSpec], weights_dir: Path | None) -> None:
+    """Raises UsageError where none of these encoders would be searched for in the folder."""
+    if weights_dir is None:
+        return
+    for spec in wanted:
+        wish = EncoderWish.of(spec, weights_dir=weights_dir)
+        if find_entry(spec.modality, spec.name).searches(wish):
+            return
+    names = ", ".join(f"{spec.name} ({spec.weights} weights)" for spec in wanted)
+    raise UsageError(
+        f"--weights-dir {weights_dir}: no weights are searched for, the encoders are {names}; "
+        "leave the option out"
+    )
 
 
 def _find_pretrained(spec: EncoderSpec, weights_dir: Path | None) -> EncoderChoice:

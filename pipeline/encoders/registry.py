@@ -29,11 +29,11 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
     if modality in OPEN:
         return OPEN[modality]
     known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
-    raise UsageError(f"--{modality} {name}: known are {', '.join(known)}")
+    raise UsageError(f"--{modality} {name}: unknown; known are {', '.join(known)}")
 
 
 def prepare_for(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
-    """What its encoder reads of a clip, without the encoder."""
+    """The preparation of an encoder's input, without the encoder."""
     return find_entry(choice.spec.modality, choice.spec.name).prepare(choice, decode)
 
 
@@ -72,6 +72,11 @@ def _choose_text(wish: EncoderWish, precision: Precision) -> EncoderChoice:
         ),
         path=folder,
     )
+
+
+def _searches_text(wish: EncoderWish) -> bool:
+    is_folder = (Path(wish.name) / "config.json").is_file()
+    return wish.name != weights.BUNDLED_TEXT_ENCODER and not is_folder
 
 
 def _text_hash(folder: Path, choice: WeightsChoice) -> str:
@@ -119,6 +124,10 @@ def _choose_video(wish: EncoderWish, precision: Precision) -> EncoderChoice:
         ),
         path=path,
     )
+
+
+def _searches_video(wish: EncoderWish) -> bool:
+    return wish.weights == "pretrained"
 
 
 def _prepare_video(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
@@ -172,6 +181,7 @@ _VIDEO_NET = EncoderEntry(
     choose=_choose_video,
     prepare=_prepare_video,
     build=_build_video,
+    searches=_searches_video,
     has_batchnorm=True,
 )
 ENCODERS: dict[str, EncoderEntry] = {
@@ -191,6 +201,7 @@ OPEN: dict[Modality, EncoderEntry] = {
         choose=_choose_text,
         prepare=_prepare_text,
         build=_build_text,
+        searches=_searches_text,
         is_layered=True,
     )
 }

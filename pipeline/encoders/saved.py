@@ -1,4 +1,4 @@
-"""Encoders as a fine-tuned run owns them: a folder that says what they are and holds weights.
+"""The encoders of a fine-tuned run: a folder with their specs and weights.
 
     encoders.json               format, decode settings, per modality its spec and files' hash
     text/                       a Hugging Face folder
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SavedEncoders:
-    """What a run's folder of encoders says.
+    """The content of a run's `encoders.json`.
 
     recipe: of features made with them; files: per modality the hash of its files, as written
     """
@@ -52,7 +52,8 @@ class SavedEncoders:
         return self.folder / modality
 
     def check_files(self, modality: Modality) -> None:
-        """Reads and hashes them: hundreds of megabytes, so once a start is enough.
+        """Reads and hashes the files, which are hundreds of megabytes, so it is done once per
+        start.
 
         Raises:
             CacheCorrupt: not the files that were written.

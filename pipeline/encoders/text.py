@@ -1,4 +1,4 @@
-"""Hugging Face encoders: sentences to one mean-pooled vector per layer.
+"""Hugging Face text encoders: sentences -> one mean-pooled vector per layer.
 
 A text that is longer than one input of the encoder is read in windows that overlap. Each of its
 tokens counts once, in the window that shows most of what is said around it:

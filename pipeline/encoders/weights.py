@@ -1,7 +1,7 @@
 """Where pretrained weights come from: the libraries' own caches, a folder, a package.
 
-Nothing is ever replaced by something else: weights that are not to be had raise
-`WeightsMissing`, which names the places that were looked at and the ways to get them.
+Weights are never replaced by others: missing ones raise `WeightsMissing`, which names the places
+that were searched and the ways to get them.
 """
 
 import hashlib
@@ -82,9 +82,9 @@ def _hub_snapshot(name: str, looked_at: list[str], download: bool) -> Path:
 
     places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
     ways = (
-        "Either connect once, or copy the model's folder "
-        "(config.json, tokenizer files, model.safetensors) and name it with --text FOLDER or "
-        "--weights-dir, or use the bundled encoder: --text minilm"
+        "Either connect to the internet once, or copy the model's folder (config.json, tokenizer "
+        "files, model.safetensors) and name it with --text FOLDER or --weights-dir, or use the "
+        "bundled encoder: --text minilm"
     )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
@@ -115,7 +115,7 @@ def _check_answers(url: str) -> None:
         if not isinstance(error.reason, ssl.SSLError):
             raise
     except HTTPException as error:
-        raise OSError(f"{url}: no sense in what it answers") from error
+        raise OSError(f"{url}: its answer is not valid HTTP") from error
 
 
 def count_layers(folder: Path) -> int:
@@ -130,7 +130,7 @@ def count_layers(folder: Path) -> int:
         # DistilBERT and a few others have a name of their own for it.
         return int(config.get("num_hidden_layers") or config["n_layers"]) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MismatchError(f"{path}: no config of a text encoder ({error})") from error
+        raise MismatchError(f"{path}: not the config of a text encoder ({error})") from error
 
 
 def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
@@ -151,10 +151,9 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
             return path.absolute()
     places = ", ".join(str(each / filename) for each in folders)
     ways = (
-        f"Either connect once, or fetch {url} elsewhere and "
-        f"put it into {folder} (or name its folder with --weights-dir), or leave video out "
-        "(--modalities text,audio), or ask for untrained features by name: "
-        "--weights video=random"
+        f"Either connect to the internet once, or fetch {url} elsewhere and put it into {folder} "
+        "(or name its folder with --weights-dir), or leave video out (--modalities text,audio), or "
+        "ask for untrained features by name: --weights video=random"
     )
     if not download:
         raise WeightsMissing(f"video encoder {name}: not found at {places}. {ways}")

@@ -1,1 +1,1 @@
-"""Annotations and clips to caches, as one run that may be killed."""
+"""Extraction: annotations and clips -> caches, as a stage that can be killed and resumed."""

@@ -3,13 +3,13 @@
     read CSVs -> find clips -> choose encoders (the recipe) -> lock -> shards through Ray
     -> one file per split -> PCA on train -> 128-d embeddings in every split
 
-Each finished shard is a file of its own under `features/.work/<split>/`, so whatever kills a
-run, the next one takes up where it stopped and ends with the same file.
+Each finished shard is a file of its own under `features/.work/<split>/`, so after a kill the next
+run resumes and ends with the same file.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 ROWS_PER_SHARD = 16
 TEXT_ROWS_PER_SHARD = 256
 
+# The decode settings that one modality alone reads.
+_ONLY_FOR: Mapping[str, Modality] = {"num_frames": "video", "channel": "audio"}
+
 OnProgress = Callable[[int, int, int], None]  # rows done, rows in all, failures so far
 
 
@@ -63,23 +66,24 @@ class ExtractConfig:
     data: folder with the CSVs and the split folders
     features: folder of the feature caches
     splits: None takes every split that has a CSV
-    modalities: None takes all, or those of the fine-tuned run whose encoders are asked for
-    num_frames: pictures of a clip, spread evenly over the utterance; None takes 16, or the number
-        of the run whose encoders are asked for
-    channel: of surround sound: "front_centre" carries the dialogue, "downmix" is the mean of all;
-        None takes front_centre, or what the run says whose encoders are asked for
-    max_duration_s: seconds of a clip that count, from its start; None takes 30, or what the run
-        says whose encoders are asked for
+    modalities: modalities to extract; None takes all, or those of `encoders.run`
+    num_frames: number of frames of a clip that the video encoder sees, spread evenly over the
+        utterance; None takes 16, or the number of `encoders.run`
+    channel: channel of surround sound that the audio encoder gets: "front_centre" carries the
+        dialogue, "downmix" is the mean of all; None takes front_centre, or that of `encoders.run`
+    max_duration_s: longest part of a clip that is read, in seconds from its start; None takes 30,
+        or the length of `encoders.run`
     test_clips: 132 of MELD's test clips exist twice: "fixed" reads the corrected cuts, "legacy" the
-        plain names; None takes fixed, or what the run says whose encoders are asked for
-    device: "auto" takes a GPU where there is one: here, or with `address` on the cluster
-    precision: "auto" takes bfloat16 where the machine has it: this one, or with `address` the
-        cluster's
-    workers: CPU cores; None takes all that this process may use. Not for choosing with `address`
-    address: existing Ray cluster, "auto" or "host:port"; None starts Ray here
-    rows_per_shard: utterances that are written together, which is what a kill can cost; None takes
-        16, or 256 where text alone is extracted
-    overwrite: extract every row anew, and replace the caches
+        plain names; None takes fixed, or the choice of `encoders.run`
+    device: "auto" uses a GPU if there is one: on this machine, or with `address` on the cluster
+    precision: "auto" uses bfloat16 if the hardware supports it: this machine's, or with `address`
+        the cluster's
+    workers: number of CPU cores; None takes all that this process may use. Not allowed with
+        `address`
+    address: existing Ray cluster, "auto" or "host:port"; None starts Ray on this machine
+    rows_per_shard: number of utterances that are written together, and so are lost by a kill at
+        most; None takes 16, or 256 where text alone is extracted
+    overwrite: extract every row again and replace the caches
     """
 
     data: Path = Path("data")
@@ -105,14 +109,14 @@ class ExtractConfig:
             raise UsageError("rows_per_shard must be at least 1")
         if self.workers is not None and self.address is not None:
             raise UsageError(
-                f"--workers {self.workers}: cores of this machine, and with --address "
+                f"--workers {self.workers}: these are cores of this machine, but with --address "
                 f"{self.address} the work runs on the cluster; leave one of the two out"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What became of one split. `rows_resumed` were there before this run began."""
+    """The result of one split. `rows_resumed` were extracted by earlier runs."""
 
     split: Split
     path: Path
@@ -168,7 +172,8 @@ class ExtractReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractPlan:
-    """What a run would do (`--dry-run`). rows_stale: of a cache whose clips changed since."""
+    """What an extraction would do (`--dry-run`). rows_stale: rows of a cache whose clips changed
+    since."""
 
     recipe: FeatureRecipe
     device: str
@@ -190,12 +195,12 @@ class ExtractPlan:
 
 
 def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) -> ExtractReport:
-    """Runs the stage; what earlier runs finished is kept.
+    """Runs the stage; rows that earlier runs finished are kept.
 
     Raises:
         InputError: annotations or folder, or no clip of a cache is here; nothing was decoded.
-        RecipeMismatch: a cache or an unfinished run made in another way is in the place.
-        WeightsMissing: pretrained weights that are not to be had.
+        RecipeMismatch: there is a cache or an unfinished run with another recipe.
+        WeightsMissing: pretrained weights are missing.
         CacheBusy: another run writes one of these caches.
         StorageError: the disk.
     """
@@ -209,7 +214,7 @@ def extract(config: ExtractConfig, on_progress: OnProgress = lambda *_: None) ->
         resumed = {work.split: work.rows_done() for work in job.works}
         for work in job.works:
             rows, done = len(work.utterances), resumed[work.split]
-            log.info("%s: %d rows, %d of them done before", work.path, rows, done)
+            log.info("%s: %d rows, %d of them extracted before", work.path, rows, done)
         for work in job.works:
             if work.is_outdated:  # before hours of work that may be killed
                 update(work)
@@ -261,7 +266,7 @@ class _Job:
 
 
 def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
-    """Everything that can be wrong with the input is found here, before any decoding.
+    """Resolves the configuration and checks all input before any decoding.
 
     check_files: False leaves the weights of a fine-tuned run unread
     """
@@ -324,7 +329,7 @@ def _choose_hardware(
 def _what_to_encode(
     config: ExtractConfig, saved: SavedEncoders | None
 ) -> tuple[tuple[Modality, ...], DecodeConfig | None]:
-    """A fine-tuned run brings its own decode settings: its encoders know no others."""
+    """The modalities and decode settings; those of a fine-tuned run are its own."""
     there = MODALITIES if saved is None else saved.recipe.modalities
     wanted = config.modalities or there
     modalities = tuple(name for name in MODALITIES if name in wanted)
@@ -358,7 +363,23 @@ def _refuse_what_changes_nothing(config: ExtractConfig, modalities: Sequence[Mod
             f"precision = bfloat16: {', '.join(name for _, name in wishes)} computes in float32 "
             "alone; leave it out, or name other --modalities"
         )
+    weights_dir = config.encoders.weights_dir
+    searches = (
+        find_entry(modality, name).searches(config.encoders.wish(modality))
+        for modality, name in wishes
+    )
+    if weights_dir is not None and config.encoders.run is None and not any(searches):
+        raise UsageError(
+            f"weights_dir = {weights_dir}: no weights are searched for; the encoders "
+            f"{', '.join(name for _, name in wishes)} need none from there; leave it out"
+        )
     for name, value in _given_decode(config).items():
+        reader = _ONLY_FOR.get(name)
+        if reader is not None and reader not in modalities:
+            raise UsageError(
+                f"{name} = {value}: only the {reader} encoder reads it, and {reader} is not "
+                "extracted; leave it out, or name other --modalities"
+            )
         if not set(modalities) & set(MEDIA):
             raise UsageError(
                 f"{name} = {value}: text alone is extracted, and no clip is read; leave it out, or "

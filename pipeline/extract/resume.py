@@ -1,8 +1,7 @@
-"""What an earlier run left of a split, and whether this one may go on from there:
-`find_progress` looks, `begin_split` acts.
+"""Resumes a split that an earlier run left unfinished: `find_progress` looks, `begin_split` acts.
 
-`plan.json` beside the shards says how they are made; a cache says it of itself. Whatever was
-made in another way is refused, never mixed.
+`plan.json` beside the shards records how they are made; a cache records it itself. Shards and
+caches of another recipe are refused, never mixed.
 """
 
 import dataclasses
@@ -25,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a split is, and what is to be done on the disk before it goes on.
+    """The progress of a split, and what is to be done on the disk before it is resumed.
 
-    work:      the split, with what is done of it
+    work:      the split, with its finished shards
     plan:      is to be written; None where the one that is there holds, or nothing is left to do
     is_afresh: what earlier runs left beside the cache is to be removed first
     bad:       numbers of shards that are to be removed: damaged ones, and those of other clips
@@ -40,15 +39,15 @@ class Progress:
 
 
 def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Progress:
-    """Finds out what of this split is done; changes nothing, neither `work` nor the disk.
+    """Finds out which rows of this split are done; changes neither `work` nor the disk.
 
-    A new --overwrite starts afresh; one that was killed goes on, with the option or without,
-    and until it is finished the cache that it is to replace stays where it is.
+    A new --overwrite starts again from nothing; a killed one is resumed, with the option or
+    without, and until it is finished the old cache stays.
 
     Raises:
-        RecipeMismatch: a cache or an unfinished run made in another way is in the place.
-        InputError: no clip is here any more, though there were some.
-        CacheCorrupt: what is in the place cannot be read.
+        RecipeMismatch: there is a cache or an unfinished run with another recipe.
+        InputError: none of the clips exists any more.
+        CacheCorrupt: the existing file cannot be read.
     """
     plan = _read_plan(work)
     if plan is not None and plan.overwrite and _is_same(plan, work, recipe):
@@ -65,8 +64,8 @@ def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Pr
 
 
 def begin_split(progress: Progress) -> SplitWork:
-    """Makes the disk ready for what `find_progress` found, and removes what a kill left half
-    written. Only for the one who holds the split's lock.
+    """Prepares the disk according to `find_progress`, and removes partly written files. The caller
+    must hold the split's lock.
 
     Raises StorageError.
     """
@@ -136,12 +135,13 @@ def _redo(
 def _refuse_clips_that_are_away(
     work: SplitWork, made: Path, then: Sequence[ClipSource], now: Sequence[ClipSource]
 ) -> None:
-    """A disk that is not mounted must not cost the features of a whole corpus."""
+    """Raises InputError if all clips are missing: a disk that is not mounted must not cost the
+    features of a whole corpus."""
     num_clips = sum(bool(source.file) for source in then)
     if num_clips and not any(source.file for source in now):
         raise InputError(
-            f"{work.data}: none of the {num_clips} clips is here that {made} was made from, which "
-            f"stays as it is; name their corpus with --data, or delete {made}"
+            f"{work.data}: none of the {num_clips} clips that {made} was made from is here, so "
+            f"{made} is left as it is; name their corpus with --data, or delete {made}"
         )
 
 
@@ -206,7 +206,7 @@ def _go_on(work: SplitWork, plan: "Plan") -> Progress:
         if _is_of_these_rows(work, index, shard):
             done.add(index)
         else:
-            logger.warning("%s: not of these rows and clips; extracting them again", path)
+            logger.warning("%s: belongs to other rows or clips; extracting these again", path)
             bad.append(index)
     _refuse_clips_that_are_away(work, work.folder, then, work.sources)
     return Progress(work=replace(work, done=done), bad=tuple(bad))

@@ -1,8 +1,8 @@
-"""One split on its way to its cache: rows in shards, each a file of its own, then one file.
+"""The extraction of one split: rows in shards, each a file of its own, merged into one cache.
 
     features/.work/<split>/shard-00000.h5, shard-00001.h5 ...  ->  features/<split>.h5
 
-A shard is what a kill can cost; `resume.py` says which of them are there already.
+A kill costs at most the shards in work; `resume.py` finds the finished ones.
 """
 
 import re
@@ -34,7 +34,7 @@ _HALF_WRITTEN = re.compile(rf"\.(plan\.json|{_SHARD_NAME.pattern})\..+\.tmp")
 
 @dataclass(kw_only=True)
 class SplitWork:
-    """One split on its way. The only mutable thing of a run is how far it has come.
+    """The extraction of one split. Only its progress is mutable.
 
     rows_hash: ties the cache to its annotations
     path:      where the finished cache goes
@@ -153,7 +153,8 @@ def _stack_raw(shard: ShardFeatures, recipe: FeatureRecipe) -> dict[Modality, ND
 
 
 def merge(work: SplitWork) -> None:
-    """Shards to one file. A kill in here costs nothing: the shards go last, their plan first.
+    """Merges shards into one file. A kill during it loses nothing: the shards are removed last,
+    after their plan.
 
     Raises:
         StorageError: the disk; CacheCorrupt: a shard is damaged.
@@ -170,7 +171,7 @@ def merge(work: SplitWork) -> None:
 
 
 def remove_half_written(folder: Path) -> None:
-    """What a kill left of plan and shards. Raises OSError."""
+    """Removes temporary files of plan and shards that a kill left. Raises OSError."""
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if _HALF_WRITTEN.fullmatch(path.name):
             path.unlink()

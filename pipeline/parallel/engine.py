@@ -234,7 +234,7 @@ def _flow(
                 suspects |= {(each.split, each.index) for each in running.values()}
                 raise
             logger.warning(
-                "a worker died; %d clips are begun again, each by itself", len(task.clips)
+                "a worker died; %d clips are processed again, one by one", len(task.clips)
             )
             continue
         yield shard
@@ -375,7 +375,7 @@ def _check_room(cluster: Cluster, least_cpus: int) -> None:
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
     if there.get("CPU", 0) < least_cpus:
         raise UsageError(
-            f"the Ray cluster has {there.get('CPU', 0):g} CPUs; this needs {least_cpus} at least"
+            f"the Ray cluster has {there.get('CPU', 0):g} CPUs; this needs at least {least_cpus}"
         )
 
 
@@ -421,9 +421,9 @@ def _ask_precision(address: str, device: Literal["cpu", "cuda"]) -> Precision:
         precision: Precision = ray.get(ask.options(num_cpus=1, num_gpus=gpus).remote(device))
     except RayError as error:
         raise UsageError(
-            f"--address {address}: the cluster's workers cannot tell what they compute with "
-            f"({last_line(error)}); is this program installed there? --precision float32 or "
-            "bfloat16 asks nobody"
+            f"--address {address}: the cluster's workers cannot tell which precision they support "
+            f"({last_line(error)}); is this program installed there? With --precision float32 or "
+            "bfloat16 they are not asked"
         ) from error
     return precision
 

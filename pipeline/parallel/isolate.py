@@ -325,7 +325,9 @@ def _wrap(work: Any) -> bytes:
             pickle.loads(content)  # an exception may be one that only goes one way
         return content
     except Exception as error:  # noqa: BLE001 (pickle raises anything)
-        return pickle.dumps((False, RuntimeError(f"{answer[1]!r} cannot travel: {error}")))
+        return pickle.dumps(
+            (False, RuntimeError(f"{answer[1]!r} cannot be sent between processes: {error}"))
+        )
 
 
 def _unwrap(content: bytes) -> Any:

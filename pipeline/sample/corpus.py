@@ -123,7 +123,9 @@ def _claim_folder(config: SampleConfig) -> None:
     if out.is_dir() and any(out.iterdir()):
         found = _found_settings(out)
         if found is None:
-            raise InputError(f"{out} is not empty and no sample of ours; choose another folder")
+            raise InputError(
+                f"{out} is not empty and holds no corpus of meld sample; choose another folder"
+            )
         differing = [
             f"{name} {found.get(name)} there, {value} asked for"
             for name, value in config.settings.items()

@@ -2,7 +2,7 @@
 
     look what is there -> free space -> lock -> shards through Ray -> DecodedStore
 
-Each shard is written when it is finished, so whatever kills a run, the next one goes on.
+Each shard is written when it is finished, so a killed run is resumed by the next one.
 """
 
 import logging

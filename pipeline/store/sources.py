@@ -1,6 +1,6 @@
 """`plan.json` of a store: which media its clips were decoded from.
 
-Told by name, size and time of change; reading them all through would take as long as decoding.
+They are compared by name, size and modification time; reading them would take as long as decoding.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Decoded clips on disk: what training on raw media reads in every epoch, so that none decodes
-again.
+"""The store of decoded clips on disk, which training on raw media reads in every epoch instead of
+decoding.
 
     <root>/<recipe, 12 hex>/<split>/plan.json         which clips, as they were when decoded
                                     shard-00000.h5    the first 16 of them, and so on
@@ -104,7 +104,7 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreIndex:
-    """What is known of rows without reading their media.
+    """An index of the rows, without their media.
 
     span:     per modality int64 [rows, 3]: first byte in the shard's file, bytes, their CRC-32;
               without bytes the row has none of it

@@ -65,7 +65,9 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
             raise StorageError(f"cannot write {out}: it is a folder; {option} takes a file")
         # To open a pipe would wait for ever; in the place of a device no file may come.
         if out.exists() and not out.is_file():
-            raise UsageError(f"{out} is no regular file, and stays; name another {option}")
+            raise UsageError(
+                f"{out} is not a regular file and is left as it is; name another {option}"
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         head = b""
         if out.exists():
@@ -74,6 +76,8 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error}") from error
     if head and head != begins:
-        raise UsageError(f"{out} is another kind of file, and stays; name another {option}")
+        raise UsageError(
+            f"{out} is another kind of file and is left as it is; name another {option}"
+        )
     if not os.access(out.parent, os.W_OK):
         raise StorageError(f"cannot write {out}: no permission in {out.parent}")

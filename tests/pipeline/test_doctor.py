@@ -748,7 +748,7 @@ def test_what_is_no_regular_file_is_never_the_page_and_nothing_hangs(
     """A page put in the place of a device such as /dev/null would harm the machine."""
     pipe = tmp_path / "pipe.html"
     os.mkfifo(pipe)
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         examine(DoctorConfig(data=corpus, html=pipe), NOWHERE)
     assert pipe.is_fifo()
     with pytest.raises(StorageError, match="File name too long"):

@@ -55,5 +55,5 @@ def test_weights_are_chosen_for_both_or_for_each() -> None:
 
 
 def test_a_file_does_not_say_what_an_option_always_says() -> None:
-    with pytest.raises(UsageError, match=r"--config: splits = dev: an option says it; leave it"):
+    with pytest.raises(UsageError, match=r"--config: splits = dev: an option sets it; leave it"):
         merge_with_file({"splits": "dev"}, {}, always_given=("splits",))

@@ -259,7 +259,7 @@ def test_progress_counts_every_clip_once(sample: SampleResult, again: Again) -> 
 
 def test_a_folder_of_someone_elses_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
-    with pytest.raises(InputError, match="no sample of ours"):
+    with pytest.raises(InputError, match="holds no corpus of meld sample"):
         make_sample(SampleConfig(out=tmp_path, dialogues=3))
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
 

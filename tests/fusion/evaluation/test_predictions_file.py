@@ -55,12 +55,12 @@ def test_every_row_has_its_key_labels_and_probabilities(
 def test_another_table_stays_and_nothing_is_measured(run: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="another kind of table, and stays"):
+    with pytest.raises(UsageError, match="another kind of table and is left as it is"):
         evaluate(EvaluateConfig(run=run, split="dev", predictions=mine))
     assert mine.read_text() == "a,b\n1,2\n"
     with pytest.raises(UsageError, match=r"ends in \.csv or \.parquet"):
         evaluate(EvaluateConfig(run=run, split="dev", predictions=tmp_path / "x.xlsx"))
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(StorageError, match="no regular file"):
+    with pytest.raises(StorageError, match="not a regular file"):
         evaluate(EvaluateConfig(run=run, split="dev", predictions=tmp_path / "folder.csv"))
     assert not (run / "evaluation-dev.json").exists()

@@ -67,7 +67,7 @@ def test_the_verdict_is_what_the_interval_says(low, high, verdict):
         both_wrong=6,
     )
     assert head.verdict == verdict
-    assert "cannot be told" in replace(head, difference=None).verdict
+    assert "not decided" in replace(head, difference=None).verdict
 
 
 def test_rows_are_matched_by_key_whatever_their_order(plant_predictions):

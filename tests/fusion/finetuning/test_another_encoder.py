@@ -191,12 +191,16 @@ def test_one_entry_is_enough_to_extract_train_and_fine_tune(corpus: Path, tmp_pa
     ):
         with pytest.raises(UsageError, match=rf"tune\.{setting}.*: text has no layers"):
             finetune(FinetuneConfig(run=run, data=corpus, out=tmp_path / setting, tune=tune))
+    alone = TuneConfig(modality_dropout=0.3)
+    with pytest.raises(UsageError, match=r"tune\.modality_dropout = 0\.3: text is the only"):
+        finetune(FinetuneConfig(run=run, data=corpus, out=tmp_path / "alone", tune=alone))
+    with pytest.raises(UsageError, match=r"bfloat16: the encoders that learn \(text\) compute in"):
+        finetune(FinetuneConfig(run=run, data=corpus, out=tmp_path / "b", precision="bfloat16"))
     tuned = finetune(
         FinetuneConfig(
             run=run,
             data=corpus,
             out=tmp_path / "tuned",
-            precision="bfloat16",  # which this encoder does not take
             tune=TuneConfig(
                 epochs=6,
                 batch_size=16,

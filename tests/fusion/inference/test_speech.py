@@ -147,7 +147,7 @@ def test_silence_in_between_is_heard_only_where_it_is_short(talk: Planted) -> No
     ("parrot", "why"),
     [
         (Parrot(lambda length_s: Recognised(passages=())), "no words"),
-        (Parrot(says("Thank you for watching.", no_speech=0.9)), "it hears nobody speak"),
+        (Parrot(says("Thank you for watching.", no_speech=0.9)), "it finds no speech there"),
         (Parrot(says(". . .")), "marks alone"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_voice_needs_two_witnesses(talk: Planted, parrot: Parrot, why: str) ->
     assert utterances(stretches) == [], why
     spoken_ms = sum(end_ms - start_ms for _, start_ms, end_ms in talk.spoken)
     assert sum(each.unheard_ms for each in stretches) == pytest.approx(spoken_ms, rel=0.3)
-    assert "hears nobody speak" in describe_doubts(stretches)[0]
+    assert "finds no speech there" in describe_doubts(stretches)[0]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_other_languages_are_told(talk: Planted) -> None:
     stretches = hear(talk, Parrot(say, languages=("de", "en")))
     assert [each.language for each in stretches] == ["de", "de", None]
     [note] = describe_doubts(stretches)
-    assert note.startswith("languages other than English were heard (de: ")
+    assert note.startswith("languages other than English were detected (de: ")
 
 
 # ---------------------------------------------------------------------------------------- stretches

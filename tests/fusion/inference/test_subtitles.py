@@ -110,7 +110,7 @@ def test_a_cue_that_is_over_before_it_starts_is_left_out_and_told(tmp_path: Path
     text = SRT + "\n3\n00:00:09,000 --> 00:00:08,000\nNever.\n"
     heard = read_subtitles(write(tmp_path, "talk.srt", text))
     assert len(heard.spans) == 2
-    assert heard.notes == ("cue 3: over before they start; left out",)
+    assert heard.notes == ("cue 3: end before start; left out",)
 
 
 def test_cues_come_in_order_of_their_start_and_may_overlap(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_cues_come_in_order_of_their_start_and_may_overlap(tmp_path: Path) -> No
     [
         ("", "no subtitles of a known kind"),
         ("Dear diary,\nnothing happened.\n", "no subtitles of a known kind"),
-        ("1\n00:00:01,000 --> 00:00:02,000\n[music]\n", "none in which something is said"),
+        ("1\n00:00:01,000 --> 00:00:02,000\n[music]\n", "none with spoken words"),
         ("{1}{25}Frames\n", "microdvd|known kind"),
     ],
 )
@@ -138,7 +138,7 @@ def test_what_is_no_subtitle_file_is_told_in_one_line(tmp_path: Path, text: str,
 def test_a_missing_file_a_folder_and_binary_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_subtitles(tmp_path / "none.srt")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_subtitles(tmp_path)
     binary = tmp_path / "film.srt"
     binary.write_bytes(bytes(range(256)) * 4)
@@ -184,15 +184,15 @@ def test_tracks_that_do_not_say_what_is_spoken_are_passed_over_and_named() -> No
     nothing = choose_track([pictures, forced, sounds])
     assert nothing.spans == ()
     assert nothing.notes == (
-        "the file's subtitle track 1 (hdmv_pgs_subtitle, eng) is passed over: pictures of words, "
-        "which are not read",
-        "the file's subtitle track 2 (subrip, eng) is passed over: of foreign speech alone",
-        "the file's subtitle track 3 (subrip, eng): 1 cues, and none in which something is said",
+        "the file's subtitle track 1 (hdmv_pgs_subtitle, eng) is skipped: bitmap subtitles, which "
+        "are not read",
+        "the file's subtitle track 2 (subrip, eng) is skipped: only for foreign-language parts",
+        "the file's subtitle track 3 (subrip, eng): 1 cues, none with spoken words",
     )
     found = choose_track([pictures, track(2, "Yes")])
     assert [told(span) for span in found.spans] == [(0, 900, None, "Yes")]
     assert found.notes[0] == "the words are those of the file's subtitle track 2 (subrip)"
-    assert "track 1 (hdmv_pgs_subtitle, eng) is passed over" in found.notes[1]
+    assert "track 1 (hdmv_pgs_subtitle, eng) is skipped" in found.notes[1]
 
 
 def test_a_cue_without_an_end_lasts_until_the_next_and_markup_is_no_words() -> None:
@@ -209,5 +209,5 @@ def test_a_cue_without_an_end_lasts_until_the_next_and_markup_is_no_words() -> N
     ]
     assert heard.notes[1:] == (
         "2 cues of it are damaged and left out",
-        "cue 1: start before the file does; cut there",
+        "cue 1: start before the file; cut at its start",
     )

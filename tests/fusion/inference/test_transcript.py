@@ -58,9 +58,9 @@ def test_lines_are_read_in_the_ways_that_programs_print_them(tmp_path: Path) -> 
         ("Utterance,Speaker\nHi,Joey\n", "no column StartTime"),
         ("Utterance,StartTime\nHi,soon\n", "row 2: 'soon' is no time"),
         ("Utterance,StartTime,EndTime\nHi,3,2\n", "row 2: it ends at 2.000 s"),
-        ('Utterance,StartTime\n"Hi,1\n', "row 2: a quote that is not closed"),
+        ('Utterance,StartTime\n"Hi,1\n', "row 2: a quote is not closed"),
         ("0:01 Hi\nno time here\n", "row 2: 'no time here' begins with no time"),
-        ("\n\n", "no row in which something is said"),
+        ("\n\n", "no row with spoken words"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_row(tmp_path: Path, text: str, told: str) -> None:

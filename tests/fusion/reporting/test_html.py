@@ -441,6 +441,6 @@ def test_a_browser_shows_the_page(page, tmp_path):
         timeout=120,
     )
     assert shown.returncode == 0, shown.stderr
-    assert "What is taken for what" in shown.stdout
+    assert "Confusion matrices" in shown.stdout
     assert "run1-confusion" in shown.stdout
     assert "<svg" in shown.stdout

@@ -172,6 +172,6 @@ def test_what_is_in_the_way_of_a_new_run_is_told_before_the_old_one_goes(
     (finished / name).parent.mkdir(exist_ok=True)
     (finished / name).write_text("mine")
     before = sorted(finished.rglob("*"))
-    with pytest.raises(UsageError, match=f"{place} is nothing that a run of meld writes"):
+    with pytest.raises(UsageError, match=f"{place} is in the way: a run of meld writes"):
         opened(finished, overwrite=True)
     assert sorted(finished.rglob("*")) == before

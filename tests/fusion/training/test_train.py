@@ -229,7 +229,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(run):
     console = Console(file=io.StringIO(), width=80)
     console.print(render_report(evaluate(EvaluateConfig(run=run))))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for words in ("temperature", "decoded together: none", "when only these are there"):
+    for words in ("temperature", "decoded together: none", "with these modalities only"):
         assert words in " ".join(shown.split())
     assert "…" not in shown.split("emotion, per class")[0]
 
@@ -253,6 +253,16 @@ def test_only_the_modalities_asked_for_are_used(config):
     result = train_fusion(dataclasses.replace(config, modalities=("text",)))
     assert [each.modality for each in result.dev.presence] == ["text"]
     assert result.dev.random_modalities == ()
+
+
+def test_modality_dropout_is_refused_where_the_caches_have_one_modality(config, write_split):
+    for split in ("train", "dev"):
+        write_split(split, 40, modalities=["text"])
+    fit = dataclasses.replace(config.fit, modality_dropout=0.3)
+    with pytest.raises(
+        UsageError, match=r"fit\.modality_dropout = 0\.3: text is the only modality"
+    ):
+        train_fusion(dataclasses.replace(config, fit=fit))
 
 
 def test_features_made_in_another_way_are_refused_and_the_field_named(

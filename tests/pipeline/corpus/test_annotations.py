@@ -264,7 +264,10 @@ def test_what_is_no_time_is_told_with_its_rows_and_keeps_nothing_from_being_read
     assert [(row.start_s, row.end_s) for row in read] == [(0.0, 1.0), *[(0.0, 0.0)] * 7]
     (message,) = caplog.messages
     assert str(path) in message
-    assert "column StartTime, rows 3, 4, 5, 6, 7 and 2 more: no time ('a') in 7 of its" in message
+    assert (
+        "column StartTime, rows 3, 4, 5, 6, 7 and 2 more: no time in 7 cells, such as 'a'"
+        in message
+    )
 
 
 @pytest.mark.parametrize("empty", ["", "nan", "NaN", "NaT", "None", "N/A", "-", " "])
@@ -296,7 +299,7 @@ def test_a_clip_of_a_long_id_is_found_by_its_name() -> None:
 def test_a_quote_that_is_closed_in_a_later_row_swallows_none(write_csv: WriteCsv) -> None:
     """By the grammar of CSV these are two rows, one of them with a line break in its text."""
     message = refusal(write_csv(ROW, '1,0,"Never, ever,joy,positive', '1,1,closed",anger,negative'))
-    assert "row 3: 2 rows in one" in message
+    assert "row 3: 2 rows are read as one" in message
     two_lines = '1,0,"5, 6, 7\n8, 9",joy,positive'
     assert read_annotations(write_csv(two_lines), "train")[0].text == "5, 6, 7 8, 9"
 

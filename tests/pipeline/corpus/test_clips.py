@@ -193,10 +193,10 @@ def test_of_several_files_of_a_clip_one_is_read_and_the_others_are_known(tmp_pat
         ("dia0-utt0.MOV", "dia0-utt0.MOV: not named like a clip; rename it to dia0_utt0.mov"),
         ("copy of dia0_utt0.mp4", "copy of dia0_utt0.mp4: not named like a clip"),
         # Neither another clip nor notes beside one are meant.
-        ("dia10_utt0.mp4", "no dia0_utt0.mp4 in train_splits"),
-        ("dia0_utt01.xyz", "no dia0_utt0.mp4 in train_splits"),
-        ("dia0_utt0.srt", "no dia0_utt0.mp4 in train_splits"),
-        ("india0_utt0.xyz", "no dia0_utt0.mp4 in train_splits"),
+        ("dia10_utt0.mp4", "no dia0_utt0.mp4, or of another format"),
+        ("dia0_utt01.xyz", "no dia0_utt0.mp4, or of another format"),
+        ("dia0_utt0.srt", "no dia0_utt0.mp4, or of another format"),
+        ("india0_utt0.xyz", "no dia0_utt0.mp4, or of another format"),
     ],
 )
 def test_a_file_that_is_not_taken_is_named_with_the_reason(

@@ -270,7 +270,7 @@ def test_a_span_after_the_end_has_nothing_and_says_so(tmp_path: Path) -> None:
     assert gone.frames is None
     assert gone.waveform is None
     assert lost(gone) == {
-        "video": "the picture ends before the span",
+        "video": "the video ends before the span",
         "audio": "the sound ends before the span",
     }
 

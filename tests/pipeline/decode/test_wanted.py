@@ -346,8 +346,7 @@ def test_a_picture_that_stands_in_for_another_is_recorded(
     assert failures.keys() == {"bad_packets", "stand_ins"}
     assert not any(each.lost for each in media.failures)
     assert failures["stand_ins"].message == (
-        "2 of 16 sampled pictures did not come out of the decoder; others up to 0.16 s away "
-        "stand in"
+        "2 of 16 sampled frames were not decoded; frames up to 0.16 s away replace them"
     )
 
 

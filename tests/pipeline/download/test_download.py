@@ -209,7 +209,9 @@ def test_a_foreign_file_in_the_place_is_refused_and_stays(packed: Packed, out: P
     clip = out / "dev_splits_complete/dia0_utt0.mp4"
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"my own cut")
-    with pytest.raises(InputError, match="has clips of dev already, and not from meld download"):
+    with pytest.raises(
+        InputError, match="has clips of dev already that meld download did not write"
+    ):
         get(out, packed.path)
     assert clip.read_bytes() == b"my own cut"
 
@@ -223,7 +225,7 @@ def test_a_clip_that_was_replaced_since_stays_until_it_is_moved_away(
     clip.write_bytes(b"mended by hand")
     lost.unlink()
     for _ in range(2):
-        with pytest.raises(InputError, match=r"dia3_utt1\.mp4: is there already and differs"):
+        with pytest.raises(InputError, match=r"dia3_utt1\.mp4: already exists and differs"):
             get(out, packed.path)
         assert clip.read_bytes() == b"mended by hand"
     clip.unlink()
@@ -244,7 +246,7 @@ def test_nothing_is_written_through_a_link(packed: Packed, out: Path, tmp_path: 
     elsewhere.mkdir()
     out.mkdir()
     (out / "train_splits").symlink_to(elsewhere)
-    with pytest.raises(InputError, match="a link or a file, where a folder is to be"):
+    with pytest.raises(InputError, match="a link or a file where a folder is needed"):
         get(out, packed.path)
     assert list(elsewhere.iterdir()) == []
 
@@ -431,7 +433,7 @@ def test_a_file_in_the_place_of_a_link_is_refused(
 ) -> None:
     source = write_tree(tmp_path / "mine", packed.files)
     write_tree(out, {"train_sent_emo.csv": b"mine"})
-    with pytest.raises(InputError, match=r"train_sent_emo\.csv: is there already"):
+    with pytest.raises(InputError, match=r"train_sent_emo\.csv: already exists"):
         get(out, source)
     assert (out / "train_sent_emo.csv").read_bytes() == b"mine"
 
@@ -490,7 +492,7 @@ def test_a_folder_without_clips_is_no_unpacked_split(
 def test_where_one_link_cannot_be_made_none_is(packed: Packed, out: Path, tmp_path: Path) -> None:
     source = write_tree(tmp_path / "mine", packed.files)
     write_tree(out, {"test_sent_emo.csv": b"mine"})
-    with pytest.raises(InputError, match=r"test_sent_emo\.csv: is there already"):
+    with pytest.raises(InputError, match=r"test_sent_emo\.csv: already exists"):
         get(out, source)
     assert tree(out) == {"test_sent_emo.csv": b"mine"}
     assert not (out / "train_splits").is_symlink()
@@ -540,7 +542,7 @@ def test_nothing_of_ours_is_written_through_a_link_or_into_a_pipe(
         (out / name).symlink_to(precious)
     else:
         os.mkfifo(out / name)
-    with pytest.raises(InputError, match=r"a link, pipe or device, .* remove it"):
+    with pytest.raises(InputError, match=r"a link, a pipe or a device .* remove it"):
         get(out, packed.path)
     assert precious.read_bytes() == b"thesis"
     (out / name).unlink()
@@ -552,7 +554,7 @@ def test_a_linked_work_folder_is_refused(packed: Packed, out: Path, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     out.mkdir()
     (out / ".download").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"\.download: a link"):
+    with pytest.raises(InputError, match=r"\.download: is a link"):
         get(out, packed.path)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -560,7 +562,7 @@ def test_a_linked_work_folder_is_refused(packed: Packed, out: Path, tmp_path: Pa
 @pytest.mark.parametrize("content", ['{"my": "notes"}', "[]", "not even JSON", ""])
 def test_a_meld_json_of_somebody_else_stays(packed: Packed, out: Path, content: str) -> None:
     write_tree(out, {"meld.json": content.encode()})
-    with pytest.raises(InputError, match=r"meld\.json: is there already, and not from meld"):
+    with pytest.raises(InputError, match=r"meld\.json: already exists, and meld"):
         get(out, packed.path)
     assert (out / "meld.json").read_text() == content
 
@@ -575,7 +577,7 @@ def test_a_receipt_with_impossible_numbers_is_none(packed: Packed, out: Path, co
 
 def test_a_folder_in_the_place_of_a_csv_is_refused(packed: Packed, out: Path) -> None:
     (out / "dev_sent_emo.csv").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"dev_sent_emo\.csv: is no file"):
+    with pytest.raises(InputError, match=r"dev_sent_emo\.csv: is not a file"):
         get(out, packed.path)
 
 
@@ -755,7 +757,9 @@ def test_a_failed_fetch_has_status_5_and_one_line(packed: Packed, out: Path, mel
     command = ("download", "--out", out, "--sha256", packed.sha256, "--config", config)
     finished = meld(*command, "--url", "http://127.0.0.1:9/x")
     assert finished.status == 5
-    assert finished.err.splitlines()[-1].startswith("meld: error: the archive could not be had")
+    assert finished.err.splitlines()[-1].startswith(
+        "meld: error: the archive could not be downloaded"
+    )
 
 
 def test_a_wrong_split_has_status_2(meld: Meld) -> None:

@@ -330,8 +330,8 @@ def test_what_is_stale_is_told_without_reading_a_clip(
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("a clip was read"))
     told = meld("info", file, "--data", corpus.data)
     assert "4 of 7 rows are stale; meld extract renews them" in told.out
-    assert "clip appeared: dev dia0_utt4" in told.out
-    assert "clip went: dev dia0_utt0" in told.out
+    assert "clip added: dev dia0_utt4" in told.out
+    assert "clip removed: dev dia0_utt0" in told.out
     assert "clip changed: dev dia0_utt1" in told.out
     assert "clip has another time or name, its bytes may be the same: dev dia0_utt2" in told.out
     stale = meld("info", file, "--data", corpus.data, "--json").json["stale"]
@@ -349,10 +349,10 @@ def test_a_corpus_whose_clips_are_all_away_costs_no_feature(
     for ask in (plan, extract):
         with pytest.raises(InputError) as caught:
             ask(corpus.config())
+        cache = corpus.features / "dev.h5"
         assert str(caught.value) == (
-            f"{corpus.data}: none of the 6 clips is here that {corpus.features / 'dev.h5'} was "
-            "made from, which stays as it is; name their corpus with --data, or delete "
-            f"{corpus.features / 'dev.h5'}"
+            f"{corpus.data}: none of the 6 clips that {cache} was made from is here, so {cache} is "
+            f"left as it is; name their corpus with --data, or delete {cache}"
         )
     assert (corpus.features / "dev.h5").read_bytes() == before
     assert encoded == []
@@ -414,7 +414,7 @@ def test_an_unfinished_extraction_whose_clips_are_all_away_keeps_its_shards(
         corpus.extract("train")
     clips = corpus.data / FOLDERS["train"]
     clips.rename(tmp_path / "unmounted")
-    with pytest.raises(InputError, match=r"none of the 3 clips is here that .*train was"):
+    with pytest.raises(InputError, match=r"none of the 3 clips that .*train was made from is here"):
         corpus.extract("train")
     (tmp_path / "unmounted").rename(clips)
     assert plan(corpus.config("train")).rows_done == {"train": 3}

@@ -37,7 +37,9 @@ ENCODERS = EncoderRequest(text="minilm", video_weights="random")
 
 def config_for(data: Path, features: Path, **changes: object) -> ExtractConfig:
     settings = {"num_frames": 2, "rows_per_shard": 2, **changes}
-    encoders = EncoderRequest() if settings.get("modalities") == ("audio",) else ENCODERS
+    encoders = ENCODERS
+    if settings.get("modalities") == ("audio",):
+        encoders, settings["num_frames"] = EncoderRequest(), None
     return ExtractConfig(data=data, features=features, encoders=encoders, **settings)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, UsageError, WeightsMissing
 from pipeline.extract.extract import ExtractConfig, plan
 from pipeline.recipe import DecodeConfig
 from tests.pipeline.encoders.test_find_encoders import plant_run
@@ -50,7 +50,6 @@ def test_a_run_brings_its_encoders_and_its_decode_settings(config: ExtractConfig
 def test_a_setting_that_the_run_has_as_well_may_be_said(config: ExtractConfig) -> None:
     same = replace(
         config,
-        num_frames=16,
         channel="front_centre",
         max_duration_s=30.0,
         test_clips="fixed",
@@ -63,7 +62,6 @@ def test_a_setting_that_the_run_has_as_well_may_be_said(config: ExtractConfig) -
 @pytest.mark.parametrize(
     ("setting", "value", "there"),
     [
-        ("num_frames", 4, "16"),
         ("channel", "downmix", "front_centre"),
         ("max_duration_s", 20.0, "30.0"),
         ("test_clips", "legacy", "fixed"),
@@ -89,6 +87,8 @@ def test_other_encoders_than_the_runs_are_refused(config: ExtractConfig) -> None
             plan(replace(config, encoders=replace(config.encoders, **asked)))
     with pytest.raises(InputError, match="no video encoder; it has audio"):
         plan(replace(config, modalities=("video",), num_frames=4))
+    with pytest.raises(UsageError, match="num_frames = 4: only the video encoder reads it"):
+        plan(replace(config, num_frames=4))
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,36 @@ def test_a_cluster_says_itself_what_it_computes_with(
 
 
 def test_cores_of_this_machine_say_nothing_of_a_cluster(config: ExtractConfig) -> None:
-    with pytest.raises(UsageError, match="--workers 2: cores of this machine, and with --address"):
+    with pytest.raises(
+        UsageError, match="--workers 2: these are cores of this machine, but with --address"
+    ):
         replace(config, workers=2, address="head:6379")
 
 
 def test_what_is_not_extracted_has_no_settings(data: Path, tmp_path: Path) -> None:
     text = ExtractConfig(data=data, features=tmp_path, modalities=("text",), device="cpu")
-    with pytest.raises(UsageError, match="num_frames = 4: text alone is extracted, and no clip"):
-        plan(replace(text, num_frames=4))
+    with pytest.raises(UsageError, match=r"max_duration_s = 9\.0: text alone is extracted, and no"):
+        plan(replace(text, max_duration_s=9.0))
+    with pytest.raises(UsageError, match="num_frames = 4: only the video encoder reads it, and vi"):
+        plan(replace(text, modalities=("text", "audio"), num_frames=4))
+    with pytest.raises(UsageError, match="channel = downmix: only the audio encoder reads it, and"):
+        plan(replace(text, modalities=("text", "video"), channel="downmix"))
     with pytest.raises(UsageError, match=r"encoders\.video_weights = random: video is not extr"):
         plan(replace(text, encoders=EncoderRequest(video_weights="random")))
     with pytest.raises(UsageError, match="precision = bfloat16: spectrogram computes in float32"):
         plan(replace(text, modalities=("audio",), precision="bfloat16"))
+
+
+def test_a_folder_of_weights_that_no_encoder_is_searched_in_is_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    request = EncoderRequest(text="minilm", video_weights="random", weights_dir=tmp_path)
+    config = ExtractConfig(data=data, features=tmp_path, device="cpu", encoders=request)
+    with pytest.raises(UsageError, match=r"weights_dir = .*: no weights are searched for; .* min"):
+        plan(config)
+    video = replace(request, video_weights=None)
+    with pytest.raises(WeightsMissing, match="r3d_18"):  # searched for, and not there
+        plan(replace(config, encoders=video))
 
 
 @pytest.mark.parametrize(
@@ -157,13 +175,13 @@ def test_what_is_not_extracted_has_no_settings(data: Path, tmp_path: Path) -> No
     [
         ((), "[encoders]\nrun = '{run}'\ntext = 'minilm'", "encoders.text = minilm: text is not"),
         (("--text", "minilm"), "[encoders]\nrun = '{run}'", "encoders.text = minilm: text is not"),
-        (("--encoders", "{run}"), "num_frames = 4", "num_frames = 4: the encoders of {run} were"),
+        (("--encoders", "{run}"), "max_duration_s = 4.0", "max_duration_s = 4.0: the encoders of "),
         (
             ("--encoders", "{run}", "--test-clips", "legacy"),
             "",
             "test_clips = legacy: the encoders",
         ),
-        ((), "splits = ['dev']", "splits = ['dev']: an option says it; leave it out"),
+        ((), "splits = ['dev']", "splits = ['dev']: an option sets it; leave it out of the file"),
     ],
 )
 def test_the_command_line_and_its_file_do_not_contradict_each_other_silently(

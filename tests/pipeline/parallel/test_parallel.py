@@ -90,7 +90,7 @@ def test_a_clip_that_kills_its_worker_costs_only_itself(
         done = results(task(0, "a", "deadly", "b"), task(1, "c"), do=read)
     assert done == {0: ("a", "reading it killed the worker 2 times (SIGKILL)", "b"), 1: ("c",)}
     assert deaths(tmp_path) == {"deadly": 3}  # with its shard, then twice by itself
-    assert "a worker died; 3 clips are begun again, each by itself" in caplog.text
+    assert "a worker died; 3 clips are processed again, one by one" in caplog.text
 
 
 @pytest.mark.slow
