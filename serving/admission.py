@@ -41,7 +41,7 @@ COOKIE = "meld-session"
 PLACE = "meld.place"  # in the scope: the queue's place that an upload holds
 JOBS, PREDICT = "/v1/jobs", "/v1/predict"
 # Without a key: whether it is alive, and the page, on which a key is entered.
-_OPEN = ("/livez", "/readyz", "/", "/live", "/v1/session")
+_OPEN = ("/livez", "/readyz", "/", "/live", "/favicon.ico", "/v1/session")
 _OPEN_BELOW = "/page/"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _METHODS = (*_SAFE, "POST", "PUT", "PATCH", "DELETE")

@@ -607,6 +607,10 @@ def _add_page(app: FastAPI) -> None:
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
+    @app.get("/favicon.ico", status_code=204, include_in_schema=False)
+    async def get_icon() -> None:
+        """Browsers ask for one without being told to, and would show an error."""
+
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> Response:
         found = page_file(name)

@@ -401,6 +401,11 @@ def test_the_page_says_what_is_recognised_and_how_long_it_is_kept(client: "TestC
     assert client.get("/page/start.html.jinja").status_code == 404
 
 
+def test_a_browser_that_looks_for_an_icon_is_told_that_there_is_none(service: "Service") -> None:
+    with with_key(service, "a-long-and-secret-key") as client:
+        assert client.get("/favicon.ico").status_code == 204
+
+
 def test_a_failed_jobs_words_are_those_of_its_error() -> None:
     from serving.problems import rebuild_error, status_of
 
