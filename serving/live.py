@@ -181,9 +181,11 @@ class LiveDoor:
         """Raises Busy."""
         self._check_room()
         self.num_open += 1
+        self.dispatcher.metrics.live_sessions.inc()
 
     def leave(self) -> None:
         self.num_open -= 1
+        self.dispatcher.metrics.live_sessions.dec()
 
     def _check_room(self) -> None:
         if self.dispatcher.is_draining:
@@ -240,6 +242,7 @@ class _Socket:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+            self._dispatcher.metrics.live_ended.labels(reason).inc()
             took_s = round(time.monotonic() - self._began_s, 3)
             counts = {} if self._session is None else asdict(self._session.counts)
             log.info(Event("live_ended", reason=reason, took_s=took_s, **counts))
@@ -408,6 +411,9 @@ class _Socket:
         else:
             async with self._using:
                 events = session.take_answer(answer)
+        for event in events:
+            if event["type"] == "utterance.end":
+                self._dispatcher.metrics.live_lag.observe(event["lag_ms"] / 1000)
         await self._send(events)
         return True
 

@@ -76,6 +76,19 @@ class Metrics:
             "Workers that ended or hung while they worked on a job, and were replaced.",
         )
 
+        self.live_sessions = Gauge(
+            "meld_live_sessions", "Live sessions that are open.", registry=self._registry
+        )
+        self.live_ended = self._counter(
+            "meld_live_ended", "Live sessions that came to an end, by why.", "reason"
+        )
+        self.live_lag = Histogram(
+            "meld_live_lag_seconds",
+            "From the end of somebody's utterance to its answer, in the sound that came meanwhile.",
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(name, told, labels, registry=self._registry)
 

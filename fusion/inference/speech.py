@@ -96,7 +96,7 @@ class SpeechConfig:
 
 
 # Where somebody waits for the answer: each voice is heard by itself as soon as it pauses, so that
-# its words are there a second after it ends. The recogniser hears less around them then.
+# its words are there soon after it ends. The recogniser hears less around them then.
 PROMPT = SpeechConfig(voice=VoiceConfig(min_silence_ms=480, max_region_ms=12_000), join_ms=0)
 
 

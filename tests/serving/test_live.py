@@ -231,6 +231,28 @@ def test_a_session_from_its_ticket_to_its_end(door: Door, talk: bytes) -> None:
     }
 
 
+def test_monitoring_sees_how_many_there_are_how_they_end_and_how_far_behind_answers_are(
+    talk: bytes,
+) -> None:
+    dispatcher = StandIn()
+
+    def figures() -> list[str]:
+        lines = dispatcher.metrics.render().decode().splitlines()
+        return [each for each in lines if each.startswith("meld_live")]
+
+    with serving(dispatcher, lag_s=600) as door, door.open() as session:
+        session.recv()
+        assert "meld_live_sessions 1.0" in figures()
+        send_sound(session, talk)
+        say(session, "session.close")
+        rest(session)
+    assert {
+        "meld_live_sessions 0.0",
+        'meld_live_ended_total{reason="client"} 1.0',
+        "meld_live_lag_seconds_count 2.0",
+    } <= set(figures())
+
+
 def test_pictures_go_to_the_worker_with_the_turn(door: Door, talk: bytes) -> None:
     door.dispatcher.asked.clear()
     with door.open() as session:

@@ -194,6 +194,29 @@ def test_sound_of_the_browsers_rate_becomes_that_of_16_khz(
     assert np.abs(np.array(found["gone"]))[200:].max() < 1e-3
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_it_fits_a_phone_and_a_desk_and_is_used_by_keyboard(
+    open_page: Open, address: str, tmp_path: Path, width: int, scheme: str
+) -> None:
+    with open_page() as page:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{address}/live")
+        page.evaluate("document.getElementById('kept').hidden = false")
+        page.evaluate(
+            """addUtterance({ start_ms: 61200, text: "word ".repeat(40) + "w".repeat(90),
+               emotion: { label: "joy", confidence: 0.7 }, sentiment: { label: "positive" } })"""
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=tmp_path / "live.png", full_page=True)
+        reached = []
+        for _ in range(4):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.id"))
+        assert reached == ["", "camera", "keep", "start"]  # the link to the other page first
+        assert page.problems == []
+
+
 def test_who_may_not_use_the_microphone_is_told(open_page: Open, address: str) -> None:
     with open_page() as page:
         page.add_init_script(
