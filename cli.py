@@ -404,10 +404,10 @@ def doctor(
     if not as_json:
         show_machine(machine)
     try:
-        with progress("looking at clips", note="odd") as advance:
+        with progress("checking clips", note="with findings") as advance:
             report = examine(config, machine, advance)
     except MeldError as error:
-        if as_json:  # what could be looked at was
+        if as_json:  # the machine was checked
             print_json({"machine": machine.to_dict(), "error": str(error)})
         raise
     show_checkup(report, as_json)

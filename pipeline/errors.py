@@ -10,7 +10,7 @@
     └── MismatchError         6  things that do not belong together
         ├── RecipeMismatch       a cache made in another way; differing fields are named
         ├── ParityError          raw input and cache do not give the same logits
-        └── WeightsMissing       pretrained weights that are not to be had
+        └── WeightsMissing       pretrained weights are missing
 
     ClipError                 -  one clip's failure; becomes a `ClipFailure`, never an exit
 

@@ -1,1 +1,1 @@
-"""`meld predict` behind a door: jobs over HTTP, and a page. FastAPI lives here and nowhere else."""
+"""`meld serve`: predictions over HTTP, and a page. FastAPI is used in this package only."""

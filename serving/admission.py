@@ -1,4 +1,5 @@
-"""What is decided of a request before the first byte of its body is read, and how that is read.
+"""Admission of requests: what is checked before the first byte of a body is read, and how it is
+read.
 
 It stands before FastAPI, which reads a whole body before it asks anybody (pure ASGI: Starlette's
 own middleware hides a client's going).
@@ -96,8 +97,8 @@ class Admission:
         routes: Sequence[BaseRoute],
     ) -> None:
         """
-        is_private: no other machine can reach it; without a key, who names it otherwise was led
-            here by another site
+        is_private: no other machine can reach the service. Without a key, requests with another
+            Host header are then refused, because they come from pages of other sites
         headers: of every answer
         routes: by whose patterns the log names addresses: what a client wrote may be anything
         """
@@ -198,7 +199,8 @@ class Admission:
         return most_bytes
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Other sites' pages can reach what this machine can, in the name of who looks at them."""
+        """Pages of other sites can send requests to everything that their visitor's machine can
+        reach."""
         host = headers.get("host", "")
         is_home = (urlsplit(f"//{host}").hostname or "") in _HOME
         if self._is_private and not self._keys.is_needed and not is_home:
@@ -218,7 +220,7 @@ class Admission:
 
 
 class _Body:
-    """A body that is counted, and that comes at some speed or not at all."""
+    """A request body with a limit of size and a minimum speed."""
 
     def __init__(self, receive: Receive, limits: Limits, most_bytes: int) -> None:
         self._receive = receive
@@ -278,9 +280,9 @@ def answer_problem(
 
 
 async def _refuse(error: MeldError, receive: Receive, send: Send) -> None:
-    """Answers, and listens for a moment to what the client is still sending, which nobody keeps.
+    """Answers, and for a moment reads and discards what the client is still sending.
 
-    With a wrong key it hears nothing.
+    With a wrong key, the body is not read.
     """
     response = problem_response(error, {"Connection": "close"})
     await send(

@@ -1,4 +1,4 @@
-"""The addresses of the service. Each does one thing and hands on to who knows how."""
+"""The endpoints of the service; each calls the module that does the work."""
 
 import asyncio
 import time
@@ -88,7 +88,7 @@ _OF_JOBS = problems(401, 403, 404)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the addresses hand on to. decoder: reads the headers of uploads"""
+    """The objects that the endpoints use. decoder: reads the headers of uploads"""
 
     config: ServeConfig
     keys: Keys
@@ -241,7 +241,7 @@ def _add_jobs(app: FastAPI) -> None:
         summary="Cancel a job and erase it",
     )
     def delete_job(job: WithJob, parts: WithParts) -> None:
-        """When this is answered, nothing of the media, the words or the results is left."""
+        """After the answer, the media, the words and the results are erased."""
         parts.dispatcher.erase(job.job.id)
 
     @app.get(

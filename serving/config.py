@@ -1,4 +1,4 @@
-"""What a service is asked to be: where it listens, what predicts, and what it takes on."""
+"""The configuration of the service: address, model and limits."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -12,30 +12,29 @@ _HOME = "localhost"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one client, and all of them together, may ask for.
+    """Limits of one client, and of all together.
 
-    max_bytes:       of one upload
-    max_media_s:     seconds that one media file may last
-    max_pixels:      of one frame, as the file's headers tell
-    max_frames:      of its picture, as they tell
-    max_streams:     of one file, those that nobody reads included
-    max_text_bytes:  of a request that sends words alone
-    predict_bytes:   of a clip that is answered at once (`POST /v1/predict`)
-    predict_media_s: seconds that such a clip may last
-    predict_wait_s:  seconds within which such a clip must be begun; else it is refused
-    queued_jobs:     how many may wait or be uploaded at one time, beside the one that is worked on
-    queued_media_s:  seconds of media that may wait; a job that finds nothing waiting is always
-                     taken
-    retention_hours: how long after its end a job is kept, its media included; then it is erased
-    retention_bytes: on the disk, of ended jobs with their media: beyond it those that ended first
-                     are erased, but never the last one
-    header_s:        seconds until the head of a request must be there
+    max_bytes:       largest upload, in bytes
+    max_media_s:     longest media file, in seconds
+    max_pixels:      most pixels of one frame, as declared in the file's headers
+    max_frames:      most frames of its video, as declared there
+    max_streams:     most streams of one file, including those that are not read
+    max_text_bytes:  largest request that sends words alone, in bytes
+    predict_bytes:   largest clip that is answered at once (`POST /v1/predict`), in bytes
+    predict_media_s: longest such clip, in seconds
+    predict_wait_s:  seconds within which such a clip must be started; else it is refused
+    queued_jobs:     most jobs that wait or are uploaded at one time, beside the running one
+    queued_media_s:  most seconds of media that may wait; a job is always accepted when none waits
+    retention_hours: time after its end for which a job and its media are kept; then it is erased
+    retention_bytes: most bytes on the disk of ended jobs with their media; beyond it the oldest are
+                     erased, but never the last one
+    header_s:        seconds within which the head of a request must arrive
     silence_s:       seconds for which an upload may send nothing
     unread_s:        seconds for which a client may leave an answer unread
-    min_bytes_per_s: of an upload, on average
+    min_bytes_per_s: least average speed of an upload
     stalled_s:       seconds after which a worker that reports nothing is replaced
-    drain_s:         seconds that the running job gets to finish when the service is ended; one that
-                     needs longer goes on at the next start
+    drain_s:         seconds that the running job has to finish when the service is stopped; a
+                     longer one is resumed at the next start
     """
 
     max_bytes: int = 2 * 2**30
@@ -89,23 +88,23 @@ class LiveLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Where the service listens, with what, and for whom.
+    """Where the service listens, with which model, and for whom.
 
-    model:       a trained run; None takes the one that comes with this program
+    model:       a trained run; None takes the bundled one
     host:        name or address to listen on
     port:        to listen on; 0 takes one that is free
     key_file:    file whose first line is the key that clients must send
-    without_key: other machines may come without a key
-    workers:     processes that predict, each with the model in its memory and one job at a time;
-                 they share the cores
-    data_dir:    folder of the jobs, media included, until they are erased
-    weights_dir: folder that is looked at for weights before the libraries' own caches
-    encoders:    the fine-tuned run that owns the model's encoders, where they are not found
-    device:      "auto" takes a GPU where there is one
-    precision:   what encoders compute in that can; "auto" is that of the features which the model
-                 was trained on
-    asr:         who hears media that come without words: as in `WordsConfig`; None takes the small
-                 English one, where it is installed
+    without_key: let other machines use the service without a key
+    workers:     number of worker processes; each predicts one job at a time and holds the model in
+                 memory, and they share the cores
+    data_dir:    folder of the jobs and their media, until they are erased
+    weights_dir: folder that is searched for pretrained weights before the libraries' caches
+    encoders:    fine-tuned run that owns the model's encoders, if it is not found by itself
+    device:      "auto" uses a GPU if there is one
+    precision:   precision that the encoders compute in; "auto" is that of the features which the
+                 model was trained on
+    asr:         speech recogniser for media without given words, as in `WordsConfig`; None takes
+                 the small English one, if it is installed
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
                  one object a line, those included
     sagemaker:   Amazon SageMaker's addresses are answered too; it sends no key
@@ -137,6 +136,11 @@ class ServeConfig:
             raise UsageError(f"--workers {self.workers}: 1 or more")
         if self.key_file is not None and self.without_key:
             raise UsageError("--key-file and --without-key: leave one of the two out")
+        if self.without_key and self.is_private:
+            raise UsageError(
+                f"--without-key: with --host {self.host} only this machine can reach the service, "
+                "and no key is needed; leave it out"
+            )
         if self.key_file is not None and self.sagemaker:
             raise UsageError("key_file and sagemaker: SageMaker sends no key; leave one out")
         if self.key_file is None and not self.without_key and not self.is_private:

@@ -1,4 +1,4 @@
-"""One connection: uvicorn's own protocol, with the limits that it lacks.
+"""One connection: uvicorn's protocol with additional limits.
 
 uvicorn waits for ever for the head of a request, takes heads of any size, and waits for ever for a
 client that does not read its answer.

@@ -1,4 +1,4 @@
-"""Which job is worked on next, what is known of it meanwhile, and what happens when it goes wrong.
+"""Dispatches jobs to the worker, tracks their progress, and handles failures.
 
 Each worker has a thread that gives it the accepted jobs, one at a time and the oldest first; one
 more erases those whose time is over or whose room is needed. A worker that ends in the middle of a
@@ -425,8 +425,8 @@ class Dispatcher:
         return running
 
     def _choose(self) -> str:
-        """The oldest; but a clip whose client waits passes the jobs, though no two of them in a
-        row: short ones keep no film from its turn."""
+        """The oldest job; but a clip whose client waits is taken first, though not twice in a row,
+        so that short clips do not block long jobs."""
         first = self._waiting[0]
         awaited = (each for each in self._waiting if self._store.get(each).is_awaited)
         chosen = first if self._has_passed else next(awaited, first)

@@ -1,4 +1,4 @@
-"""Jobs on the disk: a folder each, so that what was accepted outlives any process.
+"""Jobs on the disk, one folder each, so that accepted jobs survive any process.
 
     <data_dir>/jobs/<id>/   job.json          what is asked for and how it ended, by the server
                             media, subtitles  what the client sent, under names of ours
@@ -120,7 +120,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """Where the parts of a job are."""
+    """The paths of the files of a job."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""What goes wrong, as HTTP says it: RFC 9457 problems, drawn from the one tree of errors.
+"""Errors as HTTP answers: RFC 9457 problems, derived from meld's tree of errors.
 
 MeldError                 500
 ├── UsageError            400

@@ -1,4 +1,4 @@
-"""The worker, seen from the server: a process beside it that ends with it, however that ends."""
+"""The worker process as the server sees it; it ends with the server, however that ends."""
 
 import json
 import os

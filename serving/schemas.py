@@ -1,4 +1,4 @@
-"""What goes over the wire, as OpenAPI describes it."""
+"""The schemas of requests and answers, for OpenAPI."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""The service, from its settings to its end.
+"""The life of the service, from its settings to its end.
 
 settings -> the folder of jobs, locked -> a worker that has loaded the model -> the addresses
          -> a socket -> SIGTERM -> what runs may finish, what waits is kept

@@ -1,4 +1,4 @@
-"""What a client sends of a job, written to the disk while it comes: a raw body, or a form.
+"""Receives an upload, a raw body or a form, and writes it to the disk as it arrives.
 
 Nothing is held in memory but a chunk, and nothing is written elsewhere than into the job's folder.
 """

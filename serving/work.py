@@ -1,4 +1,4 @@
-"""The process that predicts: it loads the model once and takes one job after the other.
+"""The worker process: it loads the model once and predicts one job after another.
 
     python -m serving.work < requests > answers
 
@@ -71,7 +71,7 @@ class WorkChoice:
 
 
 class _Cancelled(Exception):
-    """Nobody wants the running job any more."""
+    """The running job was cancelled."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`meld listen`: the page that hears and sees who speaks now."""
+"""`meld listen`: a page that predicts live from microphone and camera."""
 
 import urllib.request
 import webbrowser
@@ -29,41 +29,45 @@ _SECONDS_TO_ANSWER = 10.0
 def listen(
     service: Annotated[
         str | None,
-        typer.Option(help="Address of a service that runs; without it, one is started here."),
+        typer.Option(help="URL of a running service; without it, one is started on this machine."),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads words]"),
+        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="To listen on; 0 takes a free one.  [default: 8000]")
+        int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of recordings that are sent to be kept.  [default: serve-data]"),
+        typer.Option(
+            help="Folder of the recordings that are kept on request.  [default: serve-data]"
+        ),
     ] = None,
     weights_dir: WeightsDir = None,
     encoders: Annotated[
         Path | None,
-        typer.Option(help="Fine-tuned run that owns the encoders, if they are not found."),
+        typer.Option(
+            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
+        ),
     ] = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,
         typer.Option(
-            help="Of the encoders' arithmetic; auto is what the model was trained with.  "
+            help="Precision that the encoders compute in; auto is that of the training.  "
             "[default: auto]"
         ),
     ] = None,
     config: ConfigFile = None,
     no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the page's address, and open nothing.")
+        bool,
+        typer.Option("--no-browser", help="Print the page's address without opening a browser."),
     ] = False,
 ) -> None:
-    """Say what is felt while you speak: opens a page with the microphone and the camera.
+    """Recognise emotions live while you speak: opens a page with microphone and camera.
 
-    Nothing of it is kept, unless you ask for it on the page. Ctrl-C ends a service that was
-    started here.
+    Nothing is kept unless you request it on the page. Ctrl-C ends a service that was started here.
     """
     options = given(
         model=model,
@@ -96,7 +100,8 @@ def listen(
 
 
 def _find(service: str) -> str:
-    """Its address without an end. Raises UsageError, StorageError where nobody answers there."""
+    """The service's address without a path. Raises UsageError, or StorageError where nothing
+    answers there."""
     address = service.rstrip("/").removesuffix(_PAGE)
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"--service {service}: an address, such as http://localhost:8000")

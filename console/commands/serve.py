@@ -38,26 +38,27 @@ def serve(
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="To listen on; 0 takes a free one.  [default: 8000]")
+        int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")
     ] = None,
     key_file: Annotated[
         Path | None,
         typer.Option(help="File whose first line is the key that clients must send."),
     ] = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Let other machines in without a key.")
+        bool,
+        typer.Option("--without-key", help="Let other machines use the service without a key."),
     ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that predict, one job each at a time; they share the cores, and each "
-            "has the model in its memory.  [default: 1]"
+            help="Number of worker processes; each predicts one job at a time and holds the model "
+            "in memory, and they share the cores.  [default: 1]"
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the jobs, media included, until they are erased.  [default: serve-data]"
+            help="Folder of the jobs and their media, until they are erased.  [default: serve-data]"
         ),
     ] = None,
     weights_dir: WeightsDir = None,
@@ -92,10 +93,10 @@ def serve(
     config: ConfigFile = None,
     as_json: AsJson = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Load everything, let it read a sentence, and end.")
+        bool, typer.Option("--check", help="Load everything, predict one sentence, and exit.")
     ] = False,
 ) -> None:
-    """Predict what is felt in videos that others send: REST below /v1, and a page at /.
+    """Serve predictions over HTTP: a REST API below /v1, and a page at /.
 
     Accepted jobs outlive the service: they go on when it is started again. With --json, what is
     printed is the address and the model, once it listens.
@@ -127,7 +128,7 @@ def serve(
         log_as(JsonLines())
     if check:
         ready = check_service(serve_config)
-        say(f"{ready.model['name']} is loaded and reads; {serve_config.data_dir} can be used")
+        say(f"{ready.model['name']} is loaded and predicts; {serve_config.data_dir} can be used")
         if as_json:
             print_json({"model": ready.model})
         return

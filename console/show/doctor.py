@@ -21,12 +21,12 @@ _NONE = "–"
 
 
 def show_machine(machine: Machine) -> None:
-    """For people, before the clips are looked at; as JSON it is a part of the report."""
+    """Prints the machine before the clips are checked; in JSON it is a part of the report."""
     print_rich(render_machine(machine))
 
 
 def show_checkup(report: DoctorReport, as_json: bool) -> None:
-    """The corpus alone for people, who have seen the machine already."""
+    """Prints the corpus; the machine was printed before."""
     if as_json:
         print_json(report.to_dict())
         return
@@ -62,7 +62,7 @@ def render_machine(machine: Machine) -> RenderableType:
 
 
 def render_corpus(report: DoctorReport) -> RenderableType:
-    how = "everything decoded" if report.deep else "headers read; --deep decodes everything"
+    how = "all clips decoded" if report.deep else "headers read; --deep decodes all clips"
     what = f"{report.clips_inspected:,} clips in {report.seconds:.1f} s, {how}"
     parts: list[RenderableType] = [_rows_table(report), _defects_table(report)]
     parts += [Text(what), Text(f"test clips: {report.test_clips}")]
@@ -88,7 +88,7 @@ def _rows_table(report: DoctorReport) -> Table:
         ("utterance ids left out", "gap_ids"),
         ("rows without length", "zero_windows"),
         ("rows of more than 20 s", "overlong"),
-        ("rows of less than 16 pictures", "too_short"),
+        ("rows of less than 16 frames", "too_short"),
     ):
         table.add_row(title, *(f"{getattr(each, name):,}" for each in facts))
     table.add_row("as published", *(_as_published(split) for split in splits))

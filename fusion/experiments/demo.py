@@ -80,7 +80,7 @@ class DemoRow:
 class DemoPrediction:
     """One generated clip, and what the model of all modalities says of it.
 
-    label: what it was generated to show; page: what is said, to be looked at and listened to
+    label: the emotion it was generated with; page: the predicted clip as an HTML page
     """
 
     clip: Path

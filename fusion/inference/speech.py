@@ -140,7 +140,7 @@ def listen(
         from_ms: the end of the last known stretch: it and those before it are neither recognised
             again nor yielded. Their sound is read, because the detector has a state, which costs
             seconds per hour of media
-        on_progress: is told how many milliseconds of the file are finished
+        on_progress: called with the number of finished milliseconds
         decoder: who reads the file
 
     Raises:

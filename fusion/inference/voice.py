@@ -116,7 +116,7 @@ def find_speech(
     Args:
         decode: which channel is used; rate and length are those of the detector
         duration_ms: of the file; later sound is not read
-        on_progress: is told how many of them have been heard, about every 30 s
+        on_progress: called with the number of finished milliseconds, about every 30 s
         decoder: who reads the file
 
     Raises:

@@ -30,7 +30,8 @@ _MOST_SECONDS_PER_FILE = 7 * 24 * 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class FileWork:
-    """What a worker is told: as `predict_file`, but for the model, which it loads itself."""
+    """The arguments of a worker: as of `predict_file`, except for the model, which it loads
+    itself."""
 
     words: WordsConfig
     model: ModelChoice

@@ -133,11 +133,11 @@ def predict_files(
     on_progress: OnProgress = lambda path, done_ms, total_ms: None,
     on_files: OnFiles = lambda done, total: None,
 ) -> PredictReport:
-    """Predicts every file; what an earlier call that was killed finished of them is taken over.
+    """Predicts every file; results of an earlier call that was killed are reused.
 
-    A file that cannot be predicted, even one that crashes its decoder, is told in its result, and
-    the others are not held up by it. On Ray, `on_files` is told how many are done, and the
-    utterances of a file come all at once.
+    A file that cannot be predicted, even one that crashes its decoder, has an error in its result
+    and does not stop the others. On Ray, `on_files` is called with the number of finished files,
+    and the utterances of a file come all at once.
 
     Raises:
         UsageError: options that do not go together.
@@ -316,6 +316,6 @@ def _check_speech(files: Sequence[Path], words: WordsConfig) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """Before minutes of work for it. The folder is made with the first file in it."""
+    """Checks the folder before minutes of work. It is made with the first file in it."""
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out}: not a folder; --out takes one")

@@ -157,7 +157,7 @@ def fit_together(
                 for number, result in loop.run():
                     with one_at_a_time:
                         on_epoch(group[number], result)
-        except Exception:  # told by whoever waits for this thread
+        except Exception:  # raised by the thread that waits for this one
             stop.set()
             raise
 

@@ -179,7 +179,7 @@ def train_seeds(
     """Trains runs that differ in `seed` and `out` alone as one batched model, which is much faster
     than one after another. Each is the same as alone, up to rounding.
 
-    on_epoch: is told which run by its number
+    on_epoch: called with the number of the run and its epoch
     draw: whether to plot a run, which takes seconds
     Raises as `train_fusion`, and ValueError where they differ in more.
     """

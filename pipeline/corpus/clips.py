@@ -116,7 +116,8 @@ def _index(folders: Sequence[Path]) -> ClipIndex:
             rank = _RANK.get(extension.lower())
             plain = plain_stem(stem)
             if rank is not None:
-                # A folder with a clip's name comes last: it is told of where no file has it.
+                # A folder with a clip's name comes last, so that it is named only if no file has
+                # that name.
                 files.append((is_folder[name], rank, stem != plain, name, plain or stem))
             meant = resembled_stem(name)
             if meant is not None and (rank is None or plain is None) and not is_folder[name]:

@@ -35,7 +35,7 @@ from pipeline.errors import ClipError, MeldError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan, Modality
 
-# Decoding has clocks of its own, which are looked at between packets: who is silent for so long
+# Decoding has time limits that are checked between packets: a process without an answer for so long
 # hears no clock. The first part covers reading and decoding a span, the second what lies before it.
 _MOST_S = 2 * MAX_SECONDS_PER_CLIP
 _MIN_SPEED = 5.0

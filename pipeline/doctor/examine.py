@@ -31,11 +31,11 @@ from pipeline.system.resources import num_cores
 class DoctorConfig:
     """What to look at. Every default is written here and nowhere else.
 
-    features:    where caches would be written; only its disk is looked at
-    deep:        decode everything, instead of reading headers
-    test_clips:  which of the two cuts of 132 of MELD's test clips is judged
-    html:        the page to write
-    weights_dir: looked at for weights before the libraries' own caches
+    features: where caches would be written; its free disk space is checked
+    deep: decode every clip instead of reading headers only
+    test_clips: which cut is checked of the 132 test clips of MELD that exist twice
+    html: HTML file to write
+    weights_dir: folder that is searched for pretrained weights before the libraries' caches
     workers:     CPU cores; None takes all that this process may use
     """
 

@@ -18,7 +18,7 @@ from pipeline.schema import MEDIA, SPLITS, LocatedClip, Modality
 
 OnProgress = Callable[[int, int, int], None]  # clips done, clips in all, those with a problem
 
-# A shard is what is told of at once, and what a deadly clip makes Ray begin again.
+# A shard is reported at once, and is processed again if a clip of it kills its worker.
 _CLIPS_PER_SHARD = 8
 # More do not read faster, and the system lets no process have as many as it asks for.
 _MAX_THREADS = 32

@@ -41,7 +41,7 @@ class Receipt:
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """None where there is none that can be read: then everything is looked at anew."""
+    """None where there is no readable receipt; then everything is checked again."""
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         if values["made_by"] != _MADE_BY:

@@ -154,7 +154,8 @@ class EncoderEntry:
     autocast:   whether it may compute in bfloat16; its spec says float32 where not
     searches:   whether its files are searched for, in `weights_dir` first
     has_batchnorm: whether fine-tuning may let running statistics move
-    is_layered: whether its layers are told apart (`Encoder.layer_depths`) and may recompute their
+    is_layered: whether its layers have different depths (`Encoder.layer_depths`) and may recompute
+    their
         intermediate values (`Encoder.checkpoint_gradients`)
     """
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-# How a page begins, so that it is told from files that are not to be replaced.
+# How a page begins: only files that begin so are replaced.
 BEGINS = b"<!doctype html>"
 
 

@@ -37,7 +37,7 @@ def read_stills(data: Path, keys: Sequence[ClipKey], test_clips: TestClips) -> d
 
 
 def read_still(clip: LocatedClip) -> bytes | None:
-    """JPEG of the middle of a clip; None where there is no picture to be had."""
+    """JPEG of the middle of a clip; None if no picture can be decoded."""
     # Here, so that a report without clips needs no decoder.
     from pipeline.decode.clip import decode_still
 
@@ -48,7 +48,7 @@ def read_still(clip: LocatedClip) -> bytes | None:
 def each_still(
     clips: Iterable[LocatedClip], read: Callable[[LocatedClip], bytes | None] = read_still
 ) -> Generator[tuple[LocatedClip, bytes | None], None, None]:
-    """One after another, as they are asked for; None where there is no picture to be had.
+    """One after another, lazily; None if no picture can be decoded.
 
     read: runs in the other process
     """

@@ -335,7 +335,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     _init_ray(cluster, settings)
 
 
@@ -515,7 +515,7 @@ class _ShardEncoder:
         self._device, self._num_threads = device, num_threads
 
     def load(self) -> None:
-        """Ahead of the first shard. What goes wrong is told by `encode`, whose result is read."""
+        """Loads before the first shard. `encode`, whose result is awaited, raises any error."""
         self._encode  # noqa: B018
 
     def encode(self, shard: DecodedShard | ShardTask) -> ShardFeatures:

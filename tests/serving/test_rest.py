@@ -423,6 +423,8 @@ def test_other_machines_need_a_key_unless_told_otherwise(tmp_path: Path) -> None
         assert ServeConfig(host=host, key_file=tmp_path / "key").host == host
     for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
         assert ServeConfig(host=host).is_private
+        with pytest.raises(UsageError, match="--without-key: with --host"):
+            ServeConfig(host=host, without_key=True)
 
 
 def test_limits_are_checked() -> None:

@@ -243,4 +243,4 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, meld: Meld) -
 def test_check_loads_everything_and_ends(tmp_path: Path, meld: Meld, minilm_folder: Path) -> None:
     checked = meld("serve", "--check", "--port", 0, "--data-dir", tmp_path)
     assert checked.status == 0, checked.err
-    assert "meld-text is loaded and reads" in checked.err
+    assert "meld-text is loaded and predicts" in checked.err

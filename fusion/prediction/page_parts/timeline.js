@@ -88,7 +88,7 @@
     const where = element("p", `${each.id}, ${times}${each.speaker ? `, ${each.speaker}` : ""}`, "soft");
     const parts = [where, element("blockquote", each.text || "(no words are known)", "text")];
     if (each.error) parts.push(element("p", each.error, "warning"));
-    if (each.divided) parts.push(element("p", "Divided: one modality alone says positive and another negative.", "badge"));
+    if (each.divided) parts.push(element("p", "Divided: one modality alone predicts positive and another negative.", "badge"));
     const tables = element("div", "", "pair");
     if (each.emotion) {
       tables.append(bars("Emotion", each.emotion.probabilities, each.emotion.label, (name) => `e-${name}`));

@@ -134,7 +134,7 @@ def test_a_file_without_an_utterance_and_one_without_a_picture_have_a_page_too()
     page = Elements(render_page(sound.to_dict(), media_url="quiet.wav"))
     assert page.named("audio")
     assert not page.named("video")
-    assert "No utterance: nobody speaks" in " ".join(page.words)
+    assert "No utterance: no speech was found" in " ".join(page.words)
 
 
 @pytest.mark.parametrize(
