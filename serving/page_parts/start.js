@@ -22,8 +22,17 @@ drop.addEventListener("drop", (event) => {
 part("send-form").addEventListener("submit", (event) => {
   event.preventDefault();
   tell("send-told", "");
-  const file = part("media").files[0];
-  const subtitles = part("subtitles").files[0];
+  send(part("media").files[0], part("subtitles").files[0]);
+});
+
+part("sample").addEventListener("click", async () => {
+  tell("send-told", "");
+  const response = await fetch("/page/sample.mp4").catch(() => null);
+  if (response === null || !response.ok) { tell("send-told", "The service does not answer."); return; }
+  send(new File([await response.blob()], "sample.mp4", { type: "video/mp4" }));
+});
+
+function send(file, subtitles) {
   if (file.size > mostBytes) {
     tell("send-told", `${file.name} has ${file.size} bytes; ${mostBytes} are the most.`);
     return;
@@ -51,7 +60,7 @@ part("send-form").addEventListener("submit", (event) => {
   });
   sending.open("POST", "/v1/jobs");
   sending.send(form);
-});
+}
 
 function backToForm(words) {
   part("job").hidden = true;

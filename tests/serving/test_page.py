@@ -85,6 +85,19 @@ def test_a_file_is_sent_its_utterances_arrive_the_result_opens_and_it_is_erased(
     assert [each for each in page.problems if "404" not in each] == []
 
 
+def test_who_has_no_video_takes_the_sample(page: Any, address: str) -> None:
+    page.goto(address)
+    page.click("#sample")
+    page.wait_for_selector("#links:not([hidden])")
+    assert page.inner_text("#job-name") == "sample.mp4"
+    rows = page.locator("#utterances tbody tr")
+    assert rows.count() == 5
+    assert "Nadia: I got the job! I am so happy!" in rows.nth(0).inner_text()
+    page.click("#page")
+    page.eval_on_selector("video", PLAYABLE)
+    assert page.problems == []
+
+
 def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
     page: Any, address: str, clip: Path
 ) -> None:
@@ -141,7 +154,8 @@ def test_it_is_used_by_keyboard_alone(page: Any, address: str, clip: Path) -> No
     for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert reached[:4] == ["A", "media", "SUMMARY", "send"]  # the link to the live page first
+    # The link to the live page first.
+    assert reached[:5] == ["A", "media", "sample", "SUMMARY", "send"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
