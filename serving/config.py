@@ -108,6 +108,8 @@ class ServeConfig:
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
                  one object a line, those included
     sagemaker:   Amazon SageMaker's addresses are answered too; it sends no key
+    shard, num_shards: which of how many services this is whose jobs are told apart by their ids;
+                 what is before them hands requests on by these (`serving/ray_serve.py`)
     limits:      what clients may ask for
     live:        what live sessions may ask for
     """
@@ -126,6 +128,8 @@ class ServeConfig:
     asr: str | None = None
     log: Literal["plain", "json"] = "plain"
     sagemaker: bool = False
+    shard: int = 0
+    num_shards: int = 1
     limits: Limits = field(default_factory=Limits)
     live: LiveLimits = field(default_factory=LiveLimits)
 
@@ -140,6 +144,10 @@ class ServeConfig:
             raise UsageError(
                 f"--without-key: with --host {self.host} only this machine can reach the service, "
                 "and no key is needed; leave it out"
+            )
+        if not 0 <= self.shard < self.num_shards:
+            raise UsageError(
+                f"shard {self.shard} of num_shards {self.num_shards}: they are numbered from 0"
             )
         if self.key_file is not None and self.sagemaker:
             raise UsageError("key_file and sagemaker: SageMaker sends no key; leave one out")

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -159,17 +160,25 @@ class JobFolder:
         write_whole(self.job, json.dumps(asdict(job)).encode())
 
 
+def shard_of(name: str, num_shards: int) -> int:
+    """Which of several services owns a job, by its id; or by any other name, the same each time."""
+    return zlib.crc32(name.encode()) % num_shards
+
+
 class JobStore:
     """The jobs of one server, which alone may use the folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shard: int = 0, num_shards: int = 1) -> None:
         """Finds the accepted jobs of earlier servers, and erases what they left of others.
+
+        shard, num_shards: new jobs get ids of which `shard_of` says `shard`
 
         Raises StorageError.
         """
         self._jobs_in, self._incoming_in, self._erased_in = (
             root / name for name in ("jobs", "incoming", "erased")
         )
+        self._shard, self._num_shards = shard, num_shards
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # of jobs that have ended
         try:
@@ -189,12 +198,18 @@ class JobStore:
 
     def begin(self) -> "Incoming":
         """Raises StorageError."""
-        incoming = Incoming(self._incoming_in / secrets.token_hex(16))
+        incoming = Incoming(self._incoming_in / self._new_id())
         try:
             incoming.folder.path.mkdir(mode=0o700)
         except OSError as error:
             raise StorageError(f"cannot write {incoming.folder.path}: {error}") from error
         return incoming
+
+    def _new_id(self) -> str:
+        """128 random bits, less those that say the shard."""
+        while shard_of(drawn := secrets.token_hex(16), self._num_shards) != self._shard:
+            pass
+        return drawn
 
     def accept(self, incoming: "Incoming", job: Job) -> Job:
         """From the return of this on, the job is not lost. Raises StorageError."""

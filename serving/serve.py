@@ -59,7 +59,7 @@ def start_service(config: ServeConfig) -> Iterator[Service]:
     """
     keys = Keys(None if config.key_file is None else read_key(config.key_file))
     with hold(config.data_dir / "lock", f"{config.data_dir}, the folder of the jobs,"):
-        store = JobStore(config.data_dir)
+        store = JobStore(config.data_dir, shard=config.shard, num_shards=config.num_shards)
         dispatcher = Dispatcher(
             store, _work_choice(config), config.limits, num_workers=config.workers
         )

@@ -22,7 +22,7 @@ LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.cache.hdf5",),
-    "ray": ("pipeline.parallel", "fusion.finetuning.workers"),
+    "ray": ("pipeline.parallel", "fusion.finetuning.workers", "serving.ray_serve"),
     "typer": ("cli", "console"),
     "rich": ("console",),
     "matplotlib": ("fusion.evaluation.plots", "fusion.training.curves", "fusion.reporting.svg"),

@@ -96,6 +96,7 @@ def test_the_image_has_all_that_the_service_imports_when_it_starts() -> None:
         each.wanted.split(".")[0]
         for each in read_imports(ROOT)
         if each.module.startswith(rooms) and each.at_start and not each.typing_only
+        if each.module != "serving.ray_serve"  # Ray's own image
     }
     foreign = wanted - own - set(sys.stdlib_module_names)
     names = {package_of.get(name, name.replace("_", "-")) for name in foreign}
@@ -129,3 +130,19 @@ def test_what_the_image_is_made_of_is_let_into_its_build() -> None:
         for name in line.split():
             assert f"!{name.rstrip('/')}" in let_in
             assert (ROOT / name).exists()
+
+
+def test_the_file_for_kuberay_names_the_application_and_settings_that_it_has() -> None:
+    service = yaml.safe_load((ROOT / "deploy/ray-service.yaml").read_text())
+    told = yaml.safe_load(service["spec"]["serveConfigV2"])
+    [application] = told["applications"]
+    assert application["import_path"] == "serving.ray_serve:build"
+    pytest.importorskip("aiohttp_cors", reason="ray[serve] is not installed")
+    from ray.serve.schema import ServeDeploySchema
+
+    from serving.ray_serve import Settings
+
+    ServeDeploySchema.model_validate(told)
+    assert Settings(**application["args"]).num_shards == 2
+    tested = dict(PIN.findall((ROOT / "requirements.txt").read_text()))
+    assert service["spec"]["rayClusterConfig"]["rayVersion"] == tested["ray"]

@@ -133,7 +133,7 @@ def test_the_service_reaches_neither_ray_nor_h5py_and_its_server_waits_for_no_to
     imports: list[Import], modules: set[str]
 ) -> None:
     """The model is in the worker, a process of its own."""
-    served = [name for name in modules if name.startswith("serving.")]
+    served = {name for name in modules if name.startswith("serving.")} - {"serving.ray_serve"}
     assert closure(imports, modules, served) & {"ray", "h5py", "pandas", "sklearn", "rich"} == set()
     assert list(ways_to(imports, modules, "serving.serve", {"torch", "transformers"})) == []
     assert list(ways_to(imports, modules, "console.commands.serve", {"fastapi", "uvicorn"})) == []
