@@ -390,9 +390,14 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
             if attempt < attempts:
                 logger.warning("Ray did not start (%s); trying once more", last_line(error))
                 continue
-            where = f"--address {cluster.address}: no Ray cluster answers there"
-            what = where if cluster.address else "Ray does not start on this machine"
-            raise UsageError(f"{what} ({last_line(error)})") from error
+            why = last_line(error)
+            if cluster.address is None:
+                raise UsageError(f"Ray does not start on this machine ({why})") from error
+            # `ray start` asks for a token as soon as its machine has one, and tells nobody so.
+            raise UsageError(
+                f"--address {cluster.address}: no Ray cluster answers there ({why}); if it asks "
+                "for a token, set RAY_AUTH_MODE=token"
+            ) from error
 
 
 def look_at_cluster(
