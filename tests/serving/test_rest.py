@@ -315,7 +315,10 @@ def test_places_of_refused_uploads_are_free_again(client: "TestClient", send: Se
     assert send(text="Hi").status_code == 202
 
 
-def test_other_sites_cannot_use_a_service_without_a_key(client: "TestClient") -> None:
+def test_other_sites_cannot_use_a_service_without_a_key(
+    client: "TestClient", service: "Service"
+) -> None:
+    """It listens to this machine alone."""
     led_here = client.get("/v1/model", headers={"Host": "evil.example"})
     assert problem(led_here) == (403, "wrong_origin")
     sent_from = client.post(
