@@ -120,6 +120,7 @@ class Dispatcher:
         self._seats = [_Seat() for _ in range(num_workers)]
         self._num_threads = share_cores(num_workers)
         self._is_draining = False
+        self._drained_since_s: float | None = None
         self._is_stopped = threading.Event()
         self._speed = _FIRST_GUESS
         self.ready: WorkerReady | None = None
@@ -145,14 +146,18 @@ class Dispatcher:
     def drain(self) -> None:
         """Nothing new is taken on or begun."""
         # No lock: a signal's handler calls this.
+        self._drained_since_s = self._drained_since_s or time.monotonic()
         self._is_draining = True
 
     def stop(self, *, drain_s: float) -> None:
-        """Running jobs may finish within `drain_s`; what is unfinished stays accepted."""
+        """Running jobs may finish within `drain_s` of the first `drain`; what is unfinished stays
+        accepted."""
         self.drain()
+        assert self._drained_since_s is not None
+        left_s = max(self._drained_since_s + drain_s - time.monotonic(), 0)
         with self._changed:
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._running, drain_s)
+            self._changed.wait_for(lambda: not self._running, left_s)
             self._is_stopped.set()
             workers = [seat.worker for seat in self._seats if seat.worker is not None]
         for worker in workers:

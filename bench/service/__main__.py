@@ -1,7 +1,7 @@
 """Trials of `meld serve`: each starts it as a process, does to it what clients, networks and
 machines do, and says what was measured and whether it is what was asked for.
 
-    python -m bench.service [TRIAL ...] [--out bench/out/service] [--model RUN] [--media FILE]
+    python -m bench.service [TRIAL ...] [--out bench/out/service] [--model RUN]
 
 Without a trial all are run but the long ones. Clips are of the generated corpus. Whoever makes the
 load runs on the same machine: what it takes, the service does not have. The exit status is 3 where
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -57,16 +58,17 @@ def main() -> None:
         work=work.absolute(),
         clips=make_clips(work),
         options=model,
-        media=arguments.media,
         seed=arguments.seed,
         kills=arguments.kills,
         rounds=arguments.rounds,
+        num_clips=arguments.clips,
         soak_s=arguments.soak,
         minutes=arguments.minutes,
     )
     names = arguments.trials or [name for name in TRIALS if name not in LONG]
     is_met = True
     for name in names:
+        shutil.rmtree(work / name, ignore_errors=True)  # jobs of an earlier run of the trial
         load = os.getloadavg()[0]
         began = time.monotonic()
         figures = asyncio.run(TRIALS[name](setting))
@@ -104,10 +106,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("trials", nargs="*", metavar="TRIAL", help=", ".join(TRIALS))
     parser.add_argument("--out", type=Path, default=Path("bench/out/service"))
     parser.add_argument("--model", type=Path, help="a run; without it the bundled model")
-    parser.add_argument("--media", type=Path, help="a film that people made")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3, help="of what is timed")
+    parser.add_argument("--clips", type=int, default=12, help="of same and throughput")
     parser.add_argument("--soak", type=float, default=600, help="seconds")
     parser.add_argument("--minutes", type=float, default=60, help="of the long file")
     arguments = parser.parse_args()

@@ -21,16 +21,15 @@ from bench.service.lives import predict_alone
 from bench.service.server import Server, serving
 from bench.service.setting import Setting
 
-_CLIPS = 16
 _PEERS_CLIPS = 10
 _BOUNDARY = "a-part-begins-here"
 
 
 async def same(setting: Setting) -> list[Figure]:
     """An upload has the timeline of `meld predict`; its utterances come as they are ready."""
-    film = make_film(setting.work, setting.clips, minutes=2, cue_ms=250)
+    film = make_film(setting.work, setting.clips, minutes=1, cue_ms=500)
     by_predict = predict_alone(film, setting)
-    paths = _write(setting.clips[:_CLIPS], setting.work / "same-clips")
+    paths = _write(setting.clips[: setting.num_clips], setting.work / "same-clips")
     heard = setting.work / "same-heard"
     command = [sys.executable, "-m", "cli", "predict", *map(str, paths), "--out", str(heard)]
     subprocess.run([*command, *setting.options], check=True, stderr=subprocess.DEVNULL)
@@ -38,7 +37,7 @@ async def same(setting: Setting) -> list[Figure]:
     with serving(setting.work / "same", *setting.options, limits={"queued_jobs": 64}) as server:
         jobs = [
             (await send(server.port, upload_request(clip))).json["id"]
-            for clip in setting.clips[:_CLIPS]
+            for clip in setting.clips[: setting.num_clips]
         ]
         for job, path in zip(jobs, paths, strict=True):
             await await_end(server.port, job)
@@ -68,7 +67,7 @@ async def same(setting: Setting) -> list[Figure]:
 
 async def throughput(setting: Setting) -> list[Figure]:
     """Jobs a minute of 1, 2 and 4 clients, beside `meld predict` on the same clips, in turns."""
-    clips = setting.clips[:_CLIPS]
+    clips = setting.clips[: setting.num_clips]
     paths = _write(clips, setting.work / "throughput-clips")
     seconds: dict[str, list[float]] = {"meld predict": [], **{_clients(n): [] for n in (1, 2, 4)}}
     with (

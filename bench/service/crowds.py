@@ -55,7 +55,7 @@ async def burst(setting: Setting) -> list[Figure]:
     probe = head("GET", "/readyz", {"Connection": "close"})
     wires: list[Wire] = []
     probes: list[Wire] = []
-    with serving(setting.work / "burst", limits={"queued_jobs": QUEUE}) as server:
+    with serving(setting.work / "burst", *setting.options, limits={"queued_jobs": QUEUE}) as server:
         await _warm(server, setting)
         for _ in range(setting.rounds):
             found = many_at_once(server.port, requests, probe)
@@ -141,7 +141,7 @@ async def clients(setting: Setting) -> list[Figure]:
             waits_s.append(time.perf_counter() - began)
             return
 
-    with serving(setting.work / "clients", limits={"queued_jobs": 32}) as server:
+    with serving(setting.work / "clients", *setting.options, limits={"queued_jobs": 32}) as server:
         await _warm(server, setting)
         before = server.costs()
         probe = Probe(server.port, "/livez")

@@ -18,7 +18,7 @@ async def key(setting: Setting) -> list[Figure]:
     file = setting.work / "key.txt"
     file.write_text("the key of this trial\n")
     took_ms, sent, kinds = [], [], set()
-    with serving(setting.work / "key", "--key-file", str(file)) as server:
+    with serving(setting.work / "key", *setting.options, "--key-file", str(file)) as server:
         for _ in range(_TRIES):
             status, first_s, num_bytes = await _try(server.port)
             took_ms.append(1000 * first_s)

@@ -35,7 +35,7 @@ def make_film(work: Path, clips: list[Clip], *, minutes: float, cue_ms: int = _C
     cues = pysubs2.SSAFile()
     for at in range(number):
         words = f"{clips[at % len(clips)].text} That was number {at}."
-        cues.append(pysubs2.SSAEvent(at * cue_ms, at * cue_ms + cue_ms - 100, words))
+        cues.append(pysubs2.SSAEvent(at * cue_ms, at * cue_ms + cue_ms * 9 // 10, words))
     subtitles = work / f"film-{minutes:g}-{cue_ms}.srt"
     cues.save(str(subtitles))
     return Film(media=media, subtitles=subtitles, num_utterances=number)

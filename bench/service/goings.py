@@ -24,7 +24,9 @@ async def disconnects(setting: Setting) -> list[Figure]:
     """100 clients go away: in the middle of an upload, of events, of an answer, of a job."""
     rng = random.Random(setting.seed)
     film = make_film(setting.work, setting.clips, minutes=1)
-    with serving(setting.work / "disconnects", limits={"queued_jobs": 64}) as server:
+    with serving(
+        setting.work / "disconnects", *setting.options, limits={"queued_jobs": 64}
+    ) as server:
         job = (await send(server.port, film_upload(film))).json["id"]
         await await_end(server.port, job)
         for leave in (_leave_upload, _leave_events, _leave_answer, _leave_text):
@@ -101,7 +103,7 @@ async def slow(setting: Setting) -> list[Figure]:
     limits = {"header_s": _HEADER_S, "silence_s": _SILENCE_S, "queued_jobs": 8}
     figures = [told("slow clients of each kind", SLOW)]
     film = make_film(setting.work, setting.clips, minutes=1)
-    with serving(setting.work / "slow", limits=limits) as server:
+    with serving(setting.work / "slow", *setting.options, limits=limits) as server:
         job = (await send(server.port, film_upload(film))).json["id"]
         await await_end(server.port, job)
         await _normal_s(server.port, job)

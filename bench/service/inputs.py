@@ -1,12 +1,13 @@
 """What is sent: clips of the generated corpus, with their words."""
 
+import json
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
-from pipeline.sample.corpus import SampleConfig, make_sample
+from pipeline.sample.corpus import SETTINGS_FILE, SampleConfig, make_sample
 
 _DIALOGUES = 4
 
@@ -21,7 +22,11 @@ class Clip:
 def make_clips(work: Path) -> list[Clip]:
     """Some twenty, of 2 to 6 s, with picture and sound."""
     data = work / "data"
-    make_sample(SampleConfig(out=data, dialogues=_DIALOGUES))
+    config = SampleConfig(out=data, dialogues=_DIALOGUES)
+    wanted = {"settings": config.settings, "complete": True}
+    made = data / SETTINGS_FILE
+    if not made.is_file() or not wanted.items() <= json.loads(made.read_text()).items():
+        make_sample(config)
     found = []
     for split, rows in read_corpus(data, None).items():
         for clip in locate_clips(data, split, rows, "fixed"):

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from bench.service.client import ask, await_end, events, head, send, upload_request
@@ -34,7 +33,7 @@ async def crashes(setting: Setting) -> list[Figure]:
     bereaved: set[str] = set()
     killed = {"server": 0, "worker": 0, "while it started": 0}
     while sum(killed.values()) < setting.kills:
-        with serving(data, limits={"queued_jobs": 32}) as server:
+        with serving(data, *setting.options, limits={"queued_jobs": 32}) as server:
             while sum(killed.values()) < setting.kills:
                 await _top_up(server, film, keys, rng)
                 await asyncio.sleep(rng.uniform(0.05, 2.5))
@@ -52,7 +51,7 @@ async def crashes(setting: Setting) -> list[Figure]:
                 bereaved.add(str(running))
                 killed["worker"] += server.kill_worker()
     wrong, lost = 0, 0
-    with serving(data, limits={"queued_jobs": 32}) as server:
+    with serving(data, *setting.options, limits={"queued_jobs": 32}) as server:
         for key, job in keys.items():
             if job is None:  # its answer was lost: it is asked for again
                 keys[key] = job = await _send(server, film, key)
@@ -133,7 +132,7 @@ async def sigterm(setting: Setting) -> list[Figure]:
     data = setting.work / "sigterm"
     accepted: list[str] = []
     limits = {"queued_jobs": 32, "drain_s": drain_s}
-    with serving(data, limits=limits) as server:
+    with serving(data, *setting.options, limits=limits) as server:
         accepted += [(await send(server.port, film_upload(film))).json["id"] for _ in range(5)]
         listening = [asyncio.ensure_future(_listen(server.port, job)) for job in accepted]
         _, slow_upload = await asyncio.open_connection("127.0.0.1", server.port)
@@ -147,7 +146,7 @@ async def sigterm(setting: Setting) -> list[Figure]:
         slow_upload.close()
         left = len(server.incoming())
     lost = 0
-    with serving(data, limits=limits) as server:
+    with serving(data, *setting.options, limits=limits) as server:
         for job in accepted:
             ended = await await_end(server.port, job)
             lost += ended.get("state") != "succeeded"
@@ -290,7 +289,3 @@ def _slope(seen: Sequence[dict[str, Any]], name: str) -> float:
 def _rise(seen: Sequence[dict[str, Any]], name: str) -> float:
     values = [each[name] for each in seen]
     return float(max(values) - values[0])
-
-
-def kept(data: Path) -> int:
-    return sum(path.stat().st_size for path in data.rglob("*") if path.is_file())

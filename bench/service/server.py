@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,3 @@ def _await_port(process: "subprocess.Popen[bytes]", log: Path, place: int) -> in
             return int(told[1])
         time.sleep(0.05)
     raise SystemExit(f"meld serve does not listen; {log} says why")
-
-
-def with_model(model: Path | None) -> Sequence[str]:
-    return () if model is None else ("--model", str(model))

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,20 +76,13 @@ def client(request: pytest.FixtureRequest) -> Iterator["TestClient"]:
 @pytest.fixture(scope="session")
 def address(service: "Service") -> Iterator[str]:
     """The service behind a socket: "http://127.0.0.1:PORT"."""
-    with listening(service.app) as address:
-        yield address
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """An app behind a socket, as the service itself puts it there, but with short limits."""
     import uvicorn
 
     from serving.connections import limited_protocol
     from serving.live import SOCKET_SETTINGS
 
     config = uvicorn.Config(
-        app,
+        service.app,
         http=limited_protocol(header_s=1, unread_s=5),
         lifespan="off",
         **SOCKET_SETTINGS,

@@ -346,3 +346,17 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [resources.share_cores(number) for number in (1, 2, 3, 16)] == [8, 4, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     assert resources.share_cores(2) == 3
+
+
+def test_the_time_that_requests_took_after_the_drain_began_is_part_of_it(
+    dispatcher: Dispatcher, store: JobStore
+) -> None:
+    StandIn.gate.clear()
+    running = submit(dispatcher, store)
+    while dispatcher.status(running).state != "running":
+        time.sleep(0.005)
+    dispatcher.drain()
+    time.sleep(1)  # as long as requests that are under way take
+    began = time.monotonic()
+    dispatcher.stop(drain_s=1.5)
+    assert time.monotonic() - began < 1.2

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ import pytest
 
 from tests.media import grey, write_clip
 from tests.serving.answers import problem, stored, wait_for
-from tests.serving.conftest import HOME, SRT, listening
+from tests.serving.conftest import HOME, SRT
 from tests.serving.stand_in import DIES, StandIn, submit
 
 if TYPE_CHECKING:
@@ -181,29 +179,3 @@ def test_a_client_that_goes_away_cancels_it(
     assert not any(b"timeline" in json.dumps(str(each)).encode() for each in sent)
     assert [each["status"] for each in sent if "status" in each] == [400]  # which nobody reads
     assert dispatcher.metrics.render().count(b'outcome="cancelled"} 1.0') == 1
-
-
-def test_who_hangs_up_while_the_clip_is_worked_on_leaves_nothing(
-    app: "Admission", dispatcher: "Dispatcher", store: "JobStore", clip: Path
-) -> None:
-    StandIn.gate.clear()
-    content = clip.read_bytes()
-    head = (
-        "POST /v1/predict?text=Hi HTTP/1.1\r\nHost: localhost\r\nContent-Type: video/mp4\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    with listening(app) as address:
-        port = int(address.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-            client.sendall(head.encode() + content)
-            wait_until(lambda: bool(StandIn.worked_on))
-            assert len(folders(store)) == 1
-        wait_until(lambda: folders(store) == [])
-    dispatcher.hold_place().release()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
