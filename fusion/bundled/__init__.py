@@ -1,1 +1,1 @@
-"""The small model that the package carries (`meld-text/`), and how it is made."""
+"""The bundled model (`meld-text/`), and the script that makes it."""

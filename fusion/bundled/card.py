@@ -1,6 +1,6 @@
-"""The bundled model's card: README.md beside the weights, written from what was measured.
+"""Writes the bundled model's card, README.md beside the weights, from its evaluations.
 
-Every number in it comes from the JSON files that lie beside it, so that a test can write it again.
+All numbers come from the JSON files beside it, so that a test can reproduce it.
 """
 
 from collections.abc import Mapping, Sequence

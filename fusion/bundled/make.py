@@ -1,4 +1,4 @@
-"""`make bundled-model`: MELD's transcripts -> the small model that the package carries.
+"""`make bundled-model`: trains the bundled model on MELD's transcripts.
 
     the three CSV files
       │ extract     text alone, the bundled MiniLM, float32, which every machine can

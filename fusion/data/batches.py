@@ -1,4 +1,4 @@
-"""Rows in memory, ready for `FusionModel.fuse`, and the batches that training makes of them."""
+"""Rows in memory as input of `FusionModel.fuse`, and the batches of a training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -63,8 +63,9 @@ _ROUND_UP_TO = 64
 class SideBySide:
     """Makes one batch of each training's rows: a leading axis [trainings].
 
-    Shorter batches are filled up with rows that have no label, no modality and a dialogue of their
-    own, and so change nothing. A batch is good until the next one: it lies in the same memory, as
+    Shorter batches are padded with rows that have no label, no modality and a dialogue of their
+    own, which do not change the result. A batch is good until the next one: it lies in the same
+    memory, as
     fresh memory of this size costs as much time as the arithmetic. It takes no more of that memory
     than its own rows need, rounded up, so that one long dialogue makes one step large and not all.
     """

@@ -1,4 +1,4 @@
-"""`<features>/<split>.h5` -> one split's whole tensors, checked. The one way from a cache."""
+"""Loads a split of a cache as checked tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def load_split(
 ) -> FusionData:
     """Reads `<features>/<split>.h5`. `modalities` None takes all that the cache has.
 
-    Raises InputError where the cache, a modality, the embeddings or all labels are not there.
+    Raises InputError where the cache, a modality, the embeddings or all labels are missing.
     """
     path = require_cache(features, split)
     header = read_header(path)
@@ -47,8 +47,8 @@ def load_part(
     modalities: tuple[Modality, ...] | None,
     input: InputKind,
 ) -> FusionData:
-    """One split as a run knows it: of one that set dialogues of train aside, these are its dev and
-    the others its train. Raises as `load_split`, and MismatchError."""
+    """One split of a run: if the run held out dialogues of train, these are its dev and the others
+    its train. Raises as `load_split`, and MismatchError."""
     cached = cached_split(split, set_aside)
     data = load_split(features, cached, modalities=modalities, input=input)
     if set_aside is None or split == "test":
@@ -57,7 +57,7 @@ def load_part(
 
 
 def cached_split(split: Split, set_aside: SetAside | None) -> Split:
-    """Whose cache holds a run's split."""
+    """The split whose cache holds a run's split."""
     return "train" if split == "dev" and set_aside is not None else split
 
 

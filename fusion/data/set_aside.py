@@ -1,4 +1,4 @@
-"""Dialogues of train that stand in for dev, where a corpus has no dev split.
+"""Dialogues of train that are held out as dev if a corpus has no dev split.
 
 Own recordings and many corpora come in two parts or in one. Something has to choose the epoch and
 to fit the temperatures, and it must not be what the model learns from: so whole dialogues of train
@@ -27,7 +27,7 @@ _DRAWS = 100  # sets of dialogues that are tried; the best is taken
 
 @dataclass(frozen=True, kw_only=True)
 class SetAside:
-    """share: of train's dialogues, as it was asked for
+    """share: of train's dialogues, as configured
 
     of:        how many dialogues train has, these included
     dialogues: ids in train, ascending
@@ -50,7 +50,7 @@ class SetAside:
         return f"dev is {len(self.dialogues)} of train's {self.of} dialogues, set aside"
 
     def part(self, train: FusionData, split: Literal["train", "dev"]) -> FusionData:
-        """Of all of train: what is learned from, or what was set aside. Keys stay as they are: a
+        """The part of train to train on, or the part that was held out. Keys stay as they are: a
         row of train is one also here. Raises as `rows`."""
         return replace(train.take(self.rows(train, split)), split=split)
 

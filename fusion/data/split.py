@@ -1,4 +1,4 @@
-"""One split's features and labels as whole tensors, checked before anything trains on them."""
+"""The features and labels of one split as checked tensors."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -58,11 +58,11 @@ class FusionData:
 
     @property
     def has_labels(self) -> bool:
-        """Of either kind, in any row."""
+        """Whether any row has an emotion or a sentiment label."""
         return bool(self.labelled_heads)
 
     def without_labels(self, heads: Collection[Head]) -> "FusionData":
-        """The same rows, those heads' labels taken away."""
+        """The same rows without the labels of these heads."""
         if not heads:
             return self
         none = torch.full((len(self),), UNLABELLED, dtype=torch.int64)
@@ -74,7 +74,7 @@ class FusionData:
 
     @property
     def labelled_heads(self) -> tuple[Head, ...]:
-        """Those of which a row has a label."""
+        """The heads that a row has a label of."""
         return tuple(head for head in HEADS if (getattr(self, head) != UNLABELLED).any())
 
     @property
@@ -108,9 +108,9 @@ class FusionData:
 
 
 def pool_splits(splits: Sequence[FusionData]) -> FusionData:
-    """Their rows one after another; keys still say where each comes from.
+    """Concatenates splits; the keys still name each row's split.
 
-    Raises RecipeMismatch where they were not made alike.
+    Raises RecipeMismatch where their recipes differ.
     """
     first = splits[0]
     for other in splits[1:]:
@@ -150,7 +150,7 @@ def check_trainable(train: FusionData, dev: FusionData) -> None:
 
 
 def check_recipe(recipe: FeatureRecipe, projection_hash: str | None, data: FusionData) -> None:
-    """Raises RecipeMismatch where `data` was not made as `recipe` and its projection say."""
+    """Raises RecipeMismatch where `data` has another recipe or projection."""
     differences = recipe.differences(data.recipe)
     if not differences and projection_hash != data.projection_hash:
         differences = [f"projection: {_short(projection_hash)} != {_short(data.projection_hash)}"]

@@ -1,1 +1,1 @@
-"""Media files to timeline files: JSON, CSV, subtitles and a page."""
+"""Predicts media files and writes timelines as JSON, CSV, subtitles and HTML pages."""

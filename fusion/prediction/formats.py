@@ -1,4 +1,4 @@
-"""The forms in which a timeline is written: one function an ending of a file's name."""
+"""The formats of a timeline: one function per file extension."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -30,10 +30,10 @@ def write_as(name: str, timeline: Timeline, *, media_url: str | None = None) -> 
 
 
 def address_media(path: Path, *, folder: Path | None, embedded: bool) -> str:
-    """How a page in `folder` says where the media file at `path` is.
+    """The URL by which a page in `folder` refers to the media file at `path`.
 
     Args:
-        folder: None where nobody knows where the page will be
+        folder: None where the place of the page is unknown
         embedded: the page holds the media itself
 
     Raises:
@@ -56,7 +56,7 @@ def address_media(path: Path, *, folder: Path | None, embedded: bool) -> str:
 def check_embedded(path: Path) -> None:
     """Raises UsageError where a file is too large for a page, StorageError where it is not there.
 
-    To be asked before minutes of work.
+    Called before minutes of work.
     """
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Many media files at one time, on the cores of this machine or of a cluster.
+"""Predicts many media files in parallel, on the cores of this machine or of a cluster.
 
     files -> `work_on_shards`, as a corpus is worked on: a file each -> results, as they come
 
@@ -41,10 +41,10 @@ class FileWork:
 def predict_on_ray(
     files: Sequence[Path], work: FileWork, cluster: Cluster
 ) -> Iterator[tuple[int, FileResult]]:
-    """Which file, and its result, in any order.
+    """Yields the number and the result of each file, in any order.
 
     Raises:
-        UsageError: the cluster is not to be reached, or has no GPU that was asked for.
+        UsageError: the cluster cannot be reached, or has no GPU although one was requested.
         MeldError: what the model raises where it is loaded.
     """
     if cluster.address is not None:

@@ -1,4 +1,4 @@
-"""One media file -> its timeline, or why there is none."""
+"""Predicts one media file: its timeline, or the reason why there is none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pipeline.errors import InputError, MeldError
 @dataclass(frozen=True, kw_only=True)
 class FileResult:
     """timeline: None where the file could not be predicted, and `error` says why
-    unfinished: what is kept of it on the disk until nobody needs it any more
+    unfinished: its saved progress on the disk, to be removed at the end
     """
 
     path: Path
@@ -51,7 +51,7 @@ def predict_file(
 ) -> FileResult:
     """A bad file is a result with an error.
 
-    saved_in: a folder for what is unfinished, and where it is looked for
+    saved_in: folder for saved progress
     on_heard: of hearing, which comes first where nothing else says what is said; None tells
         `on_progress`
     recogniser: as in `prepare_media`

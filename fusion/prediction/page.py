@@ -1,4 +1,4 @@
-"""A timeline as one HTML file: a player, what is felt under it, what is said beside it.
+"""A timeline as one HTML file: a player, the emotions below it, the words beside it.
 
     the timeline's JSON -> blocks, lines and rows -> template
 

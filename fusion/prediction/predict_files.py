@@ -97,7 +97,7 @@ class PredictConfig:
 
     @property
     def saved_in(self) -> Path | None:
-        """The folder for what is unfinished."""
+        """The folder for saved progress."""
         return self.out if self.writes else None
 
     @property
@@ -113,7 +113,7 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """One result a file, in the order in which they were named; files of a folder by name."""
+    """One result per file, in the given order; files of a folder by name."""
 
     model: str
     files: tuple[FileResult, ...]
@@ -251,9 +251,9 @@ def _write(config: PredictConfig, result: FileResult) -> FileResult:
 
 
 def find_media(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and those of folders by name, with a media file's extension.
+    """The given files, and the files with a media extension in given folders, sorted by name.
 
-    What begins with a dot is left out of a folder.
+    Names that begin with a dot are skipped in folders.
     Raises InputError where there is no such file, or no media file in a folder.
     """
     found: list[Path] = []

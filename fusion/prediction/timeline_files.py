@@ -1,4 +1,4 @@
-"""A timeline as a table and as subtitles. All say the same, to the millisecond."""
+"""A timeline as CSV and as subtitles, with the same times to the millisecond."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ CSV_COLUMNS = (
 
 
 def to_csv(timeline: Timeline) -> str:
-    """One row an utterance. What is not known is an empty cell."""
+    """One row per utterance. Unknown values are empty cells."""
     written = io.StringIO()
     table = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -58,7 +58,7 @@ def _yes(value: bool) -> str:
 
 
 def to_srt(timeline: Timeline) -> str:
-    """What is said with the emotion before it, for any player."""
+    """The words with the emotion before them, for any player."""
     cues = []
     for number, each in enumerate(timeline.utterances, start=1):
         start, end = _times(each, ",")

@@ -1,1 +1,1 @@
-"""Measured runs as an HTML page."""
+"""Reports of measured runs as an HTML page."""

@@ -1,4 +1,4 @@
-"""Everything a report says about one run on one split, gathered into one value."""
+"""Gathers everything that a report shows of one run on one split."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ class RunReport:
 
     @property
     def sections(self) -> tuple[tuple[str, str], ...]:
-        """(anchor, title) of what the page says of this run, in its order."""
+        """(anchor, title) of the sections about this run, in order."""
         evaluation = self.evaluation
         there = {
             "classes": "classes",
@@ -73,7 +73,7 @@ class RunReport:
 def gather(
     run: Path, split: Split, data: Path | None, on_progress: OnProgress = lambda *_: None
 ) -> RunReport:
-    """Measures a run and reads what it left of its training.
+    """Measures a run and reads the records of its training.
 
     data: the corpus, for stills; None takes that of a fine-tuned run, which is measured on it
 

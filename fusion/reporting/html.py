@@ -1,7 +1,7 @@
-"""`meld report`: runs, measured, as one HTML file that needs nothing else to be read.
+"""`meld report`: measures runs and writes one self-contained HTML file.
 
-Everything that comes from a corpus, a path or a file is hostile to a page: the template escapes
-all of it, and the page forbids itself to load or run anything.
+Text from a corpus, a path or a file may be hostile: the template escapes all of it, and the page's
+policy forbids loading or running anything.
 """
 
 import json
@@ -73,7 +73,7 @@ def render_page(
     ablation: StoredAblation | None = None,
     command: str = "",
 ) -> str:
-    """command: which makes the page again."""
+    """command: the one that reproduces the page."""
     environment = page_environment("fusion.reporting", "page_templates")
     environment.filters.update(
         number=lambda value: "–" if value is None else f"{value:.3f}",

@@ -1,4 +1,4 @@
-"""The commands, and the settings files they need, that make a run again."""
+"""The commands that reproduce a run, with the settings files that they need."""
 
 import json
 import shlex
@@ -27,7 +27,7 @@ class Remake:
 
 
 def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
-    """`data`: the corpus, where it is known; a run on cached features does not remember it."""
+    """`data`: the corpus, if it is known; a run on cached features does not record it."""
     make = _finetune if checkpoint.finetuned else _extract_and_train
     return make(checkpoint, run, data)
 

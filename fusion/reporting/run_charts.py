@@ -1,4 +1,4 @@
-"""What a run's numbers look like as charts."""
+"""Charts of a run."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a run was trained with and what came of it, without measuring it (`meld info RUN`)."""
+"""A run's settings and results, without measuring it (`meld info RUN`)."""
 
 import json
 from collections.abc import Mapping
