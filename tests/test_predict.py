@@ -316,6 +316,20 @@ def test_subtitles_beside_a_file_are_found_and_named(
     assert file["timeline"]["utterances"][0]["text"] == "Hello there!"
 
 
+def test_verbose_names_model_device_precision_utterances_and_what_is_decoded(
+    meld: Meld, train: Train, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "a.mp4", num_frames=24, sound=tone([440]))
+    run = train()
+    arguments = ("predict", tmp_path / "a.mp4", "--text", "Hello!", "--model", run, "--verbose")
+    shown = meld(*arguments, "--out", tmp_path / "out")
+    assert shown.status == 0, shown.err
+    assert f"meld: model {run} (" in shown.err
+    assert "in float32) on cpu" in shown.err
+    assert "meld: a.mp4: 1.0 s, utterances: 1, from whole" in shown.err
+    assert "meld: a.mp4: utterances to encode: 1, decoding " in shown.err
+
+
 def test_settings_of_hearing_are_refused_where_every_file_has_subtitles(
     meld: Meld, train: Train, tmp_path: Path
 ) -> None:
