@@ -13,7 +13,6 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -69,7 +68,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_SEND = 10.0
 _SECONDS_FOR_A_WORKER = 60.0
 # For answers to what was said, once no more comes.
-_SECONDS_TO_FINISH = 20.0
+_SECONDS_TO_FINISH = 60.0
 _MOST_DEATHS = 2
 
 Reason = Literal["client", "idle", "too_long", "lagging", "too_fast", "refused", "going", "gone"]
@@ -270,8 +269,13 @@ class _Socket:
             await self._send(events)
         self._is_finishing = True
         self._changed.set()
-        with suppress(TimeoutError):
+        try:
             await asyncio.wait_for(asking, _SECONDS_TO_FINISH)
+        except TimeoutError:
+            detail = (
+                f"what was said last has no answer after {_SECONDS_TO_FINISH:g} s, and gets none"
+            )
+            await self._send([describe_error("unanswered", detail, retryable=True)])
 
     # ------------------------------------------------------------------------ what comes
 

@@ -445,6 +445,19 @@ def test_a_message_that_is_too_large_is_not_read(door: Door) -> None:
     assert code == 1009
 
 
+def test_what_is_not_answered_in_the_end_is_told(
+    talk: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.live._SECONDS_TO_FINISH", 0.3)
+    with serving(StandIn(say=lambda request: None), lag_s=600) as door, door.open() as session:
+        send_sound(session, talk)
+        say(session, "session.close")
+        events, code = rest(session)
+    assert code == 1000
+    assert [event["code"] for event in events if event["type"] == "error"] == ["unanswered"]
+    assert events[-1]["produced"]["utterances"] == 0
+
+
 # ------------------------------------------------------------------------------- the worker
 
 
