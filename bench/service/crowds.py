@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from statistics import median
 
-from bench.service.client import Answer, ask, await_end, head, send, upload_request
+from bench.service.client import Answer, ask, await_end, events, head, send, upload_request
 from bench.service.figures import Figure, at_most, exactly, told
 from bench.service.inputs import own
 from bench.service.server import Server, serving
@@ -133,8 +133,10 @@ async def clients(setting: Setting) -> list[Figure]:
             kinds[_kind(answer)] += 1
             if answer.status != 202:
                 return
-            job = await await_end(server.port, answer.json["id"])
-            timeline = (await ask(server.port, f"/v1/jobs/{job['id']}/timeline")).json
+            job = answer.json["id"]
+            async for _ in events(server.port, job):  # asking again and again would be a load
+                pass
+            timeline = (await ask(server.port, f"/v1/jobs/{job}/timeline")).json
             [utterance] = timeline["utterances"]
             is_own = timeline["media"]["file"] == clip.name and utterance["text"] == clip.text
             kinds["own clip's answer" if is_own else "another clip's answer"] += 1

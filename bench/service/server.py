@@ -82,7 +82,8 @@ class Server:
 
     def kept_files(self) -> list[Path]:
         """Of jobs, of uploads and of what is being erased."""
-        return [path for path in self.data.rglob("*") if path.is_file() and path.name != "lock"]
+        folders = [self.data / name for name in ("jobs", "incoming", "erased")]
+        return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
     async def settle(self, before: Costs, *, limit_s: float = 10) -> Costs:
         """The costs once connections and descriptors are those of before, or as they are when the
