@@ -1,5 +1,6 @@
 """`meld listen`: a page that predicts live from microphone and camera."""
 
+import sys
 import urllib.request
 import webbrowser
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.edge import needs_extra, reports_errors
-from console.options import ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
-from console.printing import say
+from console.options import AsJson, ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
+from console.printing import print_json, say
 from console.settings import read_settings
 from pipeline.errors import StorageError, UsageError
 from pipeline.options import given
@@ -60,6 +61,7 @@ def listen(
         ),
     ] = None,
     config: ConfigFile = None,
+    as_json: AsJson = False,
     no_browser: Annotated[
         bool,
         typer.Option("--no-browser", help="Print the page's address without opening a browser."),
@@ -68,6 +70,7 @@ def listen(
     """Recognise emotions live while you speak: opens a page with microphone and camera.
 
     Nothing is kept unless you request it on the page. Ctrl-C ends a service that was started here.
+    With --json, the address of the page is printed, once it can be opened.
     """
     options = given(
         model=model,
@@ -84,7 +87,7 @@ def listen(
                 f"--service {service} runs already, with settings of its own; leave the other "
                 "options out"
             )
-        _show(_find(service), no_browser)
+        _show(_find(service), no_browser=no_browser, as_json=as_json)
         return
     from serving.config import ServeConfig
 
@@ -94,7 +97,7 @@ def listen(
 
     def tell(address: str, ready: "WorkerReady") -> None:
         say(f"{ready.model['name']} listens; Ctrl-C ends it")
-        _show(address, no_browser)
+        _show(address, no_browser=no_browser, as_json=as_json)
 
     serve(serve_config, tell)
 
@@ -113,8 +116,11 @@ def _find(service: str) -> str:
         raise StorageError(f"{address}: no service answers there ({reason})") from error
 
 
-def _show(address: str, no_browser: bool) -> None:
+def _show(address: str, *, no_browser: bool, as_json: bool) -> None:
     page = f"{address}{_PAGE}"
+    if as_json:
+        print_json({"page": page})
+        sys.stdout.flush()  # the service may go on for long
     if no_browser or not webbrowser.open(page):
         say(f"Open {page} in a browser")
     else:

@@ -38,8 +38,9 @@ def test_it_opens_the_page_of_a_service_that_runs(
 
 
 def test_or_says_where_it_is(meld: Meld, address: str, opened: list[str]) -> None:
-    finished = meld("listen", "--service", address, "--no-browser")
+    finished = meld("listen", "--service", address, "--no-browser", "--json")
     assert f"Open {address}/live in a browser" in finished.err
+    assert finished.json == {"page": f"{address}/live"}
     assert opened == []
 
 
