@@ -112,7 +112,7 @@ def test_a_few_files_and_many_on_one_core_start_no_ray(run: Path, folder: Path) 
 
 def test_the_threshold_in_the_help_is_the_one_that_counts(meld: Meld) -> None:
     told = " ".join(meld("predict", "--help").out.replace("│", " ").split())
-    assert f"where there are {files.MANY_FILES} or more files" in told
+    assert f"if there are {files.MANY_FILES} files or more" in told
 
 
 def test_files_that_a_killed_call_had_finished_are_not_begun_again(

@@ -110,7 +110,7 @@ def test_a_cache_tells_what_is_there_and_what_was_left_out(run: Path) -> None:
     assert info.first_failures["text encode text_cut"] == (
         "dev dia20240101120000_utt4: of 8,400 tokens only the first 8,192 are read"
     )
-    assert "_utt1: nothing" in info.first_failures["text encode nothing_to_encode"]
+    assert "_utt1: its text holds nothing" in info.first_failures["text encode nothing_to_encode"]
 
 
 def test_prediction_says_of_such_texts_what_the_cache_says(

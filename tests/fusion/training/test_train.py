@@ -158,15 +158,15 @@ def test_every_look_at_test_is_counted_and_shown_and_dev_is_free(run):
     assert "test was evaluated 2 times with this run" in shown(render_report(report))
 
 
-def test_training_again_into_the_same_folder_forgets_no_look(config, run):
+def test_training_again_into_the_same_folder_forgets_no_test_evaluation(config, run):
     evaluate(EvaluateConfig(run=run))
     train_fusion(dataclasses.replace(config, overwrite=True))
     assert evaluate(EvaluateConfig(run=run)).test_evaluations == 2
 
 
-def test_a_look_that_cannot_be_counted_shows_no_numbers(run):
+def test_a_test_evaluation_that_cannot_be_recorded_shows_no_numbers(run):
     (run / "test-evaluations.jsonl").mkdir()
-    with pytest.raises(StorageError, match="test is evaluated"):
+    with pytest.raises(StorageError, match="cannot record the test evaluation"):
         evaluate(EvaluateConfig(run=run))
     assert not (run / "evaluation-test.json").exists()
 

@@ -95,7 +95,7 @@ def test_a_crash_is_told_and_the_next_file_is_read(
         bad.write_bytes(clip.read_bytes())
         reading = decode(decoder, bad)
         assert [next(reading).span for _ in range(2)] == SPANS[:2]
-        with pytest.raises(ClipError, match=r"ended the decoder \(SIGABRT\)") as caught:
+        with pytest.raises(ClipError, match=r"ended while it read this file \(SIGABRT\)") as caught:
             next(reading)
         assert caught.value.code == "killed_decoder"
         patch.setattr(process, "_measure", crashing.measure_and_exit)

@@ -224,7 +224,7 @@ def test_ray_that_was_there_before_is_used_and_left_as_it_is() -> None:
 
 def test_too_small_a_cluster_is_told_instead_of_waited_for() -> None:
     with (
-        pytest.raises(UsageError, match="has 2 CPUs; this needs 99 at least"),
+        pytest.raises(UsageError, match="has 2 CPUs; this needs at least 99"),
         ray_cluster(CLUSTER, least_cpus=99),
     ):
         pass
