@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from typer.models import CommandInfo
@@ -90,17 +90,22 @@ def main() -> None:
     except OSError as error:
         if error.filename is not None or error.errno not in _STDOUT_FAILS:
             raise
-        _drop_what_cannot_be_printed()
+        _drop_what_cannot_be_printed(sys.stdout)
         if isinstance(error, BrokenPipeError):  # `meld ... | head` has seen enough
             sys.exit(1)
         tell(f"meld: error: the output cannot be written: {error.strerror}")
         sys.exit(StorageError.exit_status)
+    finally:
+        try:
+            sys.stderr.flush()  # `tell` leaves in its buffer what it could not write
+        except OSError:
+            _drop_what_cannot_be_printed(sys.stderr)
 
 
-def _drop_what_cannot_be_printed() -> None:
-    """Or Python would try once more on its way out, and complain."""
+def _drop_what_cannot_be_printed(stream: TextIO) -> None:
+    """Otherwise Python tries to write it once more when it ends, and ends with status 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

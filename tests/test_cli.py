@@ -272,10 +272,12 @@ def test_an_output_that_is_closed_is_one_that_nobody_wants(
 
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_where_errors_cannot_be_told_the_status_is_still_true() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python's own setting: a container's, usually
+def test_where_errors_cannot_be_told_the_status_is_still_true(unbuffered: str) -> None:
     command = [sys.executable, "-m", "cli", "info", "no.h5"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        finished = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT)
+        finished = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT, env=environment)
     assert finished.returncode == 5
 
 

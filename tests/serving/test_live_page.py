@@ -110,7 +110,7 @@ def test_who_speaks_sees_what_was_said_and_how_it_ended(
         page.click("#stop")
         page.wait_for_selector("text=Ended:")
         assert "pictures" in page.inner_text("#state")
-        assert page.is_hidden("#seen")
+        page.wait_for_selector("#seen", state="hidden")  # once the socket is closed as well
         assert page.is_hidden("#kept")
         assert page.is_enabled("#start")
         assert page.problems == []
