@@ -111,11 +111,12 @@ def add_live(app: FastAPI, dispatcher: Dispatcher, limits: LiveLimits) -> None:
         """A WebSocket cannot send the key, and an address is no place for one: the ticket opens one
         socket at `/v1/live`, once and soon. It goes there as a subprotocol, beside
         `meld.live.v1`."""
+        ticket = door.give_ticket()
         return TicketView(
-            ticket=door.give_ticket(),
+            ticket=ticket,
             expires_in_s=limits.ticket_s,
             address=PATH,
-            protocols=[PROTOCOL, f"{TICKET_PROTOCOL}TICKET"],
+            protocols=[PROTOCOL, f"{TICKET_PROTOCOL}{ticket}"],
         )
 
     @app.websocket(PATH)

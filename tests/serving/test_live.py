@@ -286,6 +286,15 @@ def test_a_session_outlives_what_the_head_of_a_request_may_take() -> None:
 # -------------------------------------------------------------------------------- who comes in
 
 
+def test_what_the_ticket_says_opens_the_socket(door: Door) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with urlopen(Request(f"http://{door.address}{PATH}/tickets", b"", headers)) as answer:
+        told = json.loads(answer.read())
+    address = f"ws://{door.address}{told['address']}"
+    with client.connect(address, subprotocols=told["protocols"]) as session:
+        assert json.loads(session.recv())["type"] == "session.created"
+
+
 def test_a_ticket_is_good_once(door: Door) -> None:
     ticket = door.ticket()
     with door.open(ticket) as session:
