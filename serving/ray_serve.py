@@ -88,6 +88,9 @@ def build(settings: Settings) -> Any:
     }
     if settings.key_file is not None:
         named["key_file"] = str(settings.key_file)
+    for name in (*named, "key_file", "data_dir", "shard"):
+        if name in settings.config:
+            raise UsageError(f"config.{name}: it is decided here, or named beside config")
     base = build_config(ServeConfig, {**settings.config, **named})
     services = [
         serve.deployment(Service)

@@ -13,6 +13,7 @@ import typer.main
 import yaml
 
 import cli
+from pipeline.errors import UsageError
 from pipeline.settings import build_config
 from tests.conftest import ROOT
 from tests.layout import read_imports
@@ -140,9 +141,11 @@ def test_the_file_for_kuberay_names_the_application_and_settings_that_it_has() -
     pytest.importorskip("aiohttp_cors", reason="ray[serve] is not installed")
     from ray.serve.schema import ServeDeploySchema
 
-    from serving.ray_serve import Settings
+    from serving.ray_serve import Settings, build
 
     ServeDeploySchema.model_validate(told)
     assert Settings(**application["args"]).num_shards == 2
+    with pytest.raises(UsageError, match=r"config\.port: it is decided here"):
+        build(Settings(**application["args"], config={"port": 9000}))
     tested = dict(PIN.findall((ROOT / "requirements.txt").read_text()))
     assert service["spec"]["rayClusterConfig"]["rayVersion"] == tested["ray"]
