@@ -31,6 +31,7 @@ from console.options import (
     Corpus,
     DeviceOption,
     DevShare,
+    EncoderOwner,
     EvaluationSplit,
     Features,
     FeaturesOfRun,
@@ -44,6 +45,7 @@ from console.options import (
     MostEpochs,
     OverwriteRun,
     PrecisionChoice,
+    PredictingModel,
     Seed,
     SplitChoice,
     TestClipsChoice,
@@ -727,10 +729,7 @@ def evaluate(
 @reports_errors
 def predict(
     media: Annotated[list[Path], typer.Argument(help="Media files, and folders of them.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
-    ] = None,
+    model: PredictingModel = None,
     subtitles: Annotated[
         Path | None,
         typer.Option(
@@ -782,12 +781,7 @@ def predict(
         ),
     ] = None,
     weights_dir: WeightsDir = None,
-    encoders: Annotated[
-        Path | None,
-        typer.Option(
-            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
-        ),
-    ] = None,
+    encoders: EncoderOwner = None,
     device: DeviceOption = None,
     precision: Annotated[
         PrecisionChoice | None,

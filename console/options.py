@@ -102,6 +102,16 @@ WeightsDir = Annotated[
         help="Folder that is searched for pretrained weights before the libraries' caches."
     ),
 ]
+PredictingModel = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
+]
+EncoderOwner = Annotated[
+    Path | None,
+    typer.Option(
+        help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
+    ),
+]
 MeasuredOn = Annotated[EvaluationSplit, typer.Option(help="Split to measure on.")]
 ModalityNames = Annotated[
     str | None, typer.Option(help="Comma-separated subset of text,video,audio.")
@@ -110,6 +120,16 @@ ModalityNames = Annotated[
 # The machine that does the work.
 DeviceOption = Annotated[
     Device | None, typer.Option(help="auto uses a GPU if there is one.  [default: auto]")
+]
+ServedPrecision = Annotated[
+    PrecisionChoice | None,
+    typer.Option(
+        help="Precision that the encoders compute in; auto is that of the training.  "
+        "[default: auto]"
+    ),
+]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")
 ]
 Cores = Annotated[int | None, typer.Option(help="Number of CPU cores to use.  [default: all]")]
 ClusterAddress = Annotated[

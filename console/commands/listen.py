@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.edge import needs_extra, reports_errors
-from console.options import AsJson, ConfigFile, DeviceOption, PrecisionChoice, WeightsDir
+from console.options import (
+    AsJson,
+    ConfigFile,
+    DeviceOption,
+    EncoderOwner,
+    Port,
+    PredictingModel,
+    ServedPrecision,
+    WeightsDir,
+)
 from console.printing import print_json, say
 from console.settings import read_settings
 from pipeline.errors import StorageError, UsageError
@@ -32,13 +41,8 @@ def listen(
         str | None,
         typer.Option(help="URL of a running service; without it, one is started on this machine."),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")
-    ] = None,
+    model: PredictingModel = None,
+    port: Port = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -46,20 +50,9 @@ def listen(
         ),
     ] = None,
     weights_dir: WeightsDir = None,
-    encoders: Annotated[
-        Path | None,
-        typer.Option(
-            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
-        ),
-    ] = None,
+    encoders: EncoderOwner = None,
     device: DeviceOption = None,
-    precision: Annotated[
-        PrecisionChoice | None,
-        typer.Option(
-            help="Precision that the encoders compute in; auto is that of the training.  "
-            "[default: auto]"
-        ),
-    ] = None,
+    precision: ServedPrecision = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     no_browser: Annotated[

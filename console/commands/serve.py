@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.edge import log_as, needs_extra, reports_errors
-from console.options import AsJson, ConfigFile, DeviceOption, LogChoice, PrecisionChoice, WeightsDir
+from console.options import (
+    AsJson,
+    ConfigFile,
+    DeviceOption,
+    EncoderOwner,
+    LogChoice,
+    Port,
+    PredictingModel,
+    ServedPrecision,
+    WeightsDir,
+)
 from console.printing import print_json, say
 from console.settings import read_settings
 from pipeline.options import given
@@ -26,10 +36,7 @@ EPILOG = (
 
 @reports_errors
 def serve(
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a trained run.  [default: meld-text, which reads text only]"),
-    ] = None,
+    model: PredictingModel = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -37,9 +44,7 @@ def serve(
             "[default: 127.0.0.1]"
         ),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")
-    ] = None,
+    port: Port = None,
     key_file: Annotated[
         Path | None,
         typer.Option(help="File whose first line is the key that clients must send."),
@@ -62,20 +67,9 @@ def serve(
         ),
     ] = None,
     weights_dir: WeightsDir = None,
-    encoders: Annotated[
-        Path | None,
-        typer.Option(
-            help="Fine-tuned run that owns the model's encoders, if it is not found by itself."
-        ),
-    ] = None,
+    encoders: EncoderOwner = None,
     device: DeviceOption = None,
-    precision: Annotated[
-        PrecisionChoice | None,
-        typer.Option(
-            help="Precision that the encoders compute in; auto is that of the training.  "
-            "[default: auto]"
-        ),
-    ] = None,
+    precision: ServedPrecision = None,
     asr: Annotated[
         str | None,
         typer.Option(
