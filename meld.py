@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     from fusion.inference.media import PredictedUtterance
     from fusion.inference.predict_media import PreparedMedia
     from fusion.inference.timeline import Timeline
-    from fusion.model.fusion import InputKind
-    from fusion.model.joins import FusionType
+    from fusion.model.dims import FusionType, InputKind
     from fusion.training.history import EpochResult
     from fusion.training.train import TrainResult
     from pipeline.cache.format import FeatureCache, Want

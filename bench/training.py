@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from fusion.data.batches import Rows
 from fusion.data.split import FusionData
 from fusion.model.dialogue import Turns
-from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
 from fusion.training.fit import FitConfig, fit
 from fusion.training.losses import MultiTaskLoss
 from pipeline.recipe import EncoderSpec, FeatureRecipe

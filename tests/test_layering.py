@@ -89,6 +89,15 @@ def test_reading_a_run_and_predicting_reach_numpy_torch_and_safetensors_alone(
     assert closure(imports, modules, starts) == {"numpy", "torch", "safetensors"}
 
 
+def test_a_predictor_imports_no_torch_until_a_runtime_is_chosen(
+    imports: list[Import], modules: set[str]
+) -> None:
+    for name in ("predictor", "load", "predict_media", "description"):
+        start = f"fusion.inference.{name}"
+        heavy = {"torch", "transformers", "torchvision", "torchaudio"}
+        assert list(ways_to(imports, modules, start, heavy)) == []
+
+
 def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
     imports: list[Import], modules: set[str]
 ) -> None:

@@ -25,7 +25,7 @@ from fusion.inference.saved_features import FOLDER, SavedFeatures
 from fusion.inference.segments import SpokenSpan
 from fusion.inference.speech import SpeechConfig
 from fusion.inference.timeline import SCHEMA_FILE
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.corpus.annotations import read_corpus

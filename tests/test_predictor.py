@@ -13,7 +13,7 @@ from fusion.inference.decoding import decode
 from fusion.inference.predict import predict_rows
 from fusion.inference.prediction import Prediction
 from fusion.inference.predictor import Predictor
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.corpus.annotations import read_corpus

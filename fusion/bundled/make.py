@@ -24,9 +24,10 @@ from fusion.data.split import FusionData
 from fusion.evaluation.evaluate import EvaluateConfig, measure_split, open_split, report_of
 from fusion.evaluation.report import EvalReport
 from fusion.inference.bundled import bundled_run
-from fusion.inference.checkpoint import CONFIG, WEIGHTS, read_checkpoint, write_checkpoint
+from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
+from fusion.inference.description import CONFIG, WEIGHTS
 from fusion.inference.predict import predict_rows
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, TrainResult, train_seeds
 from pipeline.encoders.choice import EncoderRequest

@@ -10,7 +10,7 @@ from torch import Tensor
 from fusion.data.set_aside import SetAside
 from fusion.data.split import FusionData
 from fusion.labels import UNLABELLED
-from fusion.model.fusion import InputKind
+from fusion.model.dims import InputKind
 from pipeline.cache.format import FeatureCache, read_cache, read_header, require_cache
 from pipeline.errors import CacheCorrupt, InputError
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split

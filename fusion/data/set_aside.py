@@ -10,16 +10,18 @@ of training: runs of other seeds, modalities or fusions have the same dev and ca
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.data.split import FusionData
 from fusion.labels import UNLABELLED
 from pipeline.errors import InputError, MismatchError
 from pipeline.schema import EMOTIONS, SENTIMENTS
 from pipeline.system.json_values import to_values
+
+if TYPE_CHECKING:
+    from fusion.data.split import FusionData
 
 DEFAULT_SHARE = 0.1
 _DRAWS = 100  # sets of dialogues that are tried; the best is taken
@@ -49,12 +51,12 @@ class SetAside:
     def __str__(self) -> str:
         return f"dev is {len(self.dialogues)} of train's {self.of} dialogues, set aside"
 
-    def part(self, train: FusionData, split: Literal["train", "dev"]) -> FusionData:
+    def part(self, train: "FusionData", split: Literal["train", "dev"]) -> "FusionData":
         """The part of train to train on, or the part that was held out. Keys stay as they are: a
         row of train is one also here. Raises as `rows`."""
         return replace(train.take(self.rows(train, split)), split=split)
 
-    def rows(self, train: FusionData, split: Literal["train", "dev"]) -> NDArray[np.int64]:
+    def rows(self, train: "FusionData", split: Literal["train", "dev"]) -> NDArray[np.int64]:
         """The numbers of these rows in all of train, ascending.
 
         Raises MismatchError where train has not all of the dialogues.
@@ -85,7 +87,7 @@ def check_share(share: float) -> None:
         raise ValueError(f"dev_share must be above 0 and below 1, not {share!r}")
 
 
-def choose_dialogues(train: FusionData, share: float) -> SetAside:
+def choose_dialogues(train: "FusionData", share: float) -> SetAside:
     """About `share` of train's dialogues that have labels, at least one, in which labels are spread
     as in all of train.
 
@@ -118,7 +120,7 @@ def choose_dialogues(train: FusionData, share: float) -> SetAside:
 
 
 def _count_labels(
-    train: FusionData, dialogue: NDArray[np.int64], num_dialogues: int
+    train: "FusionData", dialogue: NDArray[np.int64], num_dialogues: int
 ) -> NDArray[np.int64]:
     """[dialogues, emotions and sentiments]: rows that have the label."""
     columns = []

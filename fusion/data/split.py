@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion.labels import HEADS, UNLABELLED, Head
 from fusion.model.dialogue import Turns
-from fusion.model.fusion import InputKind
+from fusion.model.dims import InputKind
 from pipeline.errors import InputError, RecipeMismatch
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipKey, Modality, Split

@@ -21,8 +21,9 @@ from fusion.evaluation.scores import accuracy_of, score
 from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.decoding import Decoding
+from fusion.inference.predict import predict_subsets
 from fusion.inference.predictions import Predictions
-from fusion.inference.subsets import SubsetPredictions, predict_subsets
+from fusion.inference.subsets import SubsetPredictions
 from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.errors import RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split

@@ -23,8 +23,8 @@ from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.predict import predict
 from fusion.inference.subsets import choose_subsets
 from fusion.labels import Head, Labels
-from fusion.model.fusion import InputKind, ModelConfig
-from fusion.model.joins import JOINS, FusionType
+from fusion.model.dims import FusionType, InputKind, ModelConfig
+from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import Parts, load_parts
 from fusion.training.train import (

@@ -33,7 +33,7 @@ from fusion.evaluation.scores import (
 )
 from fusion.inference.predict import predict
 from fusion.labels import UNLABELLED, Head, Labels
-from fusion.model.fusion import InputKind, ModelConfig
+from fusion.model.dims import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import find_untrained
 from fusion.training.train import (

@@ -18,7 +18,7 @@ from fusion.evaluation.report import EvalReport
 from fusion.evaluation.scores import Scores
 from fusion.inference.predict_media import WordsConfig
 from fusion.inference.prediction import HeadPrediction
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.prediction.predict_files import PredictConfig, predict_files
 from fusion.training.fit import one_thread
 from fusion.training.train import TrainConfig, train_seeds

@@ -33,9 +33,10 @@ from fusion.finetuning.job import (
 from fusion.finetuning.loop import StepResult, Tuning, predict_raw
 from fusion.finetuning.setup import LiveData, Watch, build_end_to_end, check_parity, open_live
 from fusion.finetuning.workers import Worker, run_workers
-from fusion.inference.checkpoint import CONFIG, Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.description import CONFIG
 from fusion.inference.encoders import find_encoders_of
-from fusion.inference.predictions import Predictions
+from fusion.inference.predict import predictions_of
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
 from fusion.training.train import TrainConfig, count_train_labels, train_fusion
@@ -250,12 +251,13 @@ def _finish(
     history = tuple(read_history(run / HISTORY))
     worker = Worker(device=torch.device(job.hardware.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
-    predictions = Predictions.of(run.name, live.dev.data, output, untrained=live.untrained)
+    predictions = predictions_of(run.name, live.dev.data, output, untrained=live.untrained)
     labels = live.train.data
     allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy(), live.untrained)
     here = count_train_labels(labels)
     recipe = write_encoders(run, dict(model.encoders.items()), live.recipe, live.unfrozen)
     checkpoint = Checkpoint(
+        dims=model.fusion.cpu().eval().dims,
         model=model.fusion.cpu().eval(),
         recipe=recipe,
         projection_hash=None,

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from fusion.inference.checkpoint import Checkpoint
+from fusion.inference.description import RunDescription
 from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.find import find_encoders
 
 
 def find_encoders_of(
     run: Path,
-    checkpoint: Checkpoint,
+    description: RunDescription,
     *,
     weights_dir: Path | None = None,
     encoders: Path | None = None,
@@ -27,10 +27,10 @@ def find_encoders_of(
         As `find_encoders`.
     """
     return find_encoders(
-        checkpoint.recipe,
-        checkpoint.dims.names,
+        description.recipe,
+        description.dims.names,
         weights_dir=weights_dir,
-        run=run if encoders is None and checkpoint.finetuned else encoders,
-        recorded=checkpoint.encoders_run,
-        beside=[path for path in (run, checkpoint.features) if path is not None],
+        run=run if encoders is None and description.finetuned else encoders,
+        recorded=description.encoders_run,
+        beside=[path for path in (run, description.features) if path is not None],
     )

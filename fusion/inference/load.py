@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from fusion.inference.bundled import bundled_run
-from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictor import Predictor
 from pipeline.errors import UsageError
 from pipeline.system.device import has_gpu
@@ -38,6 +37,8 @@ class ModelChoice:
     def check(self) -> str:
         """Checks that the folder is a run, which other processes will load, and returns its name.
         Raises as `read_checkpoint`."""
+        from fusion.inference.checkpoint import read_checkpoint  # PyTorch
+
         read_checkpoint(self._folder)
         return self._folder.resolve().name
 

@@ -1,14 +1,19 @@
 """Cached features -> logits. Nothing is random, and rows are independent, except that a model with
 dialogue context sees the rows of a dialogue together."""
 
+from dataclasses import replace
+
 import torch
 
 from fusion.data.batches import Rows, fuse_rows, prediction_batches
 from fusion.data.split import FusionData
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predictions import Predictions
+from fusion.inference.subsets import SubsetPredictions, choose_subsets
+from fusion.labels import Head
 from fusion.model.fusion import FusionModel, FusionOutput
 from pipeline.errors import MismatchError
+from pipeline.schema import Modality
 
 
 @torch.no_grad()
@@ -29,7 +34,45 @@ def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predi
     _check_dims(checkpoint, data)
     model = checkpoint.model
     output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
-    return Predictions.of(run, data, output, untrained=checkpoint.untrained)
+    return predictions_of(run, data, output, untrained=checkpoint.untrained)
+
+
+def predict_subsets(checkpoint: Checkpoint, data: FusionData, *, run: str) -> SubsetPredictions:
+    """Predictions from every non-empty subset of the data's modalities: at most 7 passes.
+
+    Raises MismatchError as `predict_rows` does.
+    """
+    return {
+        subset: predict_rows(checkpoint, hide_all_but(subset, data), run=run)
+        for subset in choose_subsets(data.modalities)
+    }
+
+
+def hide_all_but(visible: tuple[Modality, ...], data: FusionData) -> FusionData:
+    """The same rows with every other modality absent; what was absent stays so."""
+    columns = torch.tensor([modality in visible for modality in data.modalities])  # [modalities]
+    return replace(data, present=data.present & columns)
+
+
+def predictions_of(
+    run: str, data: FusionData, output: FusionOutput, *, untrained: tuple[Head, ...] = ()
+) -> Predictions:
+    """The logits with the labels of `data`; untrained heads are not measured."""
+    data = data.without_labels(untrained)
+    return Predictions(
+        run=run,
+        split=data.split,
+        keys=data.keys,
+        text=data.text,
+        speaker=data.speaker,
+        modalities=data.modalities,
+        present=data.present.numpy(),
+        emotion=data.emotion.numpy(),
+        sentiment=data.sentiment.numpy(),
+        emotion_logits=output.emotion_logits.cpu().double().numpy(),
+        sentiment_logits=output.sentiment_logits.cpu().double().numpy(),
+        untrained=untrained,
+    )
 
 
 def _check_dims(checkpoint: Checkpoint, data: FusionData) -> None:

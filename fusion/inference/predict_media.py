@@ -237,7 +237,7 @@ def finish(
 
 
 def describe_model(predictor: Predictor) -> ModelDescription:
-    recipe = predictor.checkpoint.recipe
+    recipe = predictor.recipe
     return ModelDescription(
         name=predictor.name,
         fingerprint=predictor.fingerprint,

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.data.split import FusionData
 from fusion.labels import Head, Labels
-from fusion.model.fusion import FusionOutput
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 
 
@@ -49,26 +47,6 @@ class Predictions:
         for name, shape in wanted.items():
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {shape}, not {np.shape(getattr(self, name))}")
-
-    @classmethod
-    def of(
-        cls, run: str, data: FusionData, output: FusionOutput, *, untrained: tuple[Head, ...] = ()
-    ) -> "Predictions":
-        data = data.without_labels(untrained)
-        return cls(
-            run=run,
-            split=data.split,
-            keys=data.keys,
-            text=data.text,
-            speaker=data.speaker,
-            modalities=data.modalities,
-            present=data.present.numpy(),
-            emotion=data.emotion.numpy(),
-            sentiment=data.sentiment.numpy(),
-            emotion_logits=output.emotion_logits.cpu().double().numpy(),
-            sentiment_logits=output.sentiment_logits.cpu().double().numpy(),
-            untrained=untrained,
-        )
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -5,29 +5,22 @@ clips -> encode_clips -> features -> fusion model, with every subset of modaliti
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fusion.data.split import FusionData
-from fusion.inference.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from fusion.inference.decoding import JointLabels, decode
-from fusion.inference.encoders import find_encoders_of
+from fusion.inference.description import WEIGHTS, RunDescription, read_description
 from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
 from fusion.inference.predictions import Predictions
+from fusion.inference.runtime import FeatureRows, Runtime
 from fusion.inference.shapley import ModalityShares, explain_modalities
-from fusion.inference.subsets import predict_subsets
+from fusion.inference.subsets import choose_subsets
 from fusion.inference.temperature import Temperature
 from fusion.labels import UNLABELLED, Labels
-from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders.choice import compute_in
-from pipeline.encoders.encoder import EncoderChoice
-from pipeline.errors import MismatchError, UsageError
+from pipeline.errors import MismatchError
 from pipeline.recipe import REVISION, DecodeConfig, FeatureRecipe, Precision
 from pipeline.schema import (
     EMOTIONS,
@@ -39,8 +32,6 @@ from pipeline.schema import (
     Modality,
 )
 
-log = logging.getLogger(__name__)
-
 # The length of MELD's longest dialogue. A model trained on those would not handle the thousand
 # utterances of an hour well.
 MOST_TURNS = 33
@@ -51,16 +42,18 @@ class Predictor:
     rounding of other batches.
 
     name:        of the run
+    description: what it is, as its `config.json` says
+    runtime:     what computes it
     fingerprint: SHA-256 (hex) of its weights
     """
 
     def __init__(
-        self, name: str, checkpoint: Checkpoint, encoders: Encoders, fingerprint: str = ""
+        self, name: str, description: RunDescription, runtime: Runtime, fingerprint: str = ""
     ) -> None:
         self.name = name
-        self.checkpoint = checkpoint
+        self.description = description
+        self.runtime = runtime
         self.fingerprint = fingerprint
-        self._encoders = encoders
 
     @classmethod
     def load(
@@ -85,41 +78,20 @@ class Predictor:
                 heads never learned; or encoders other than its own.
             InputError, StorageError, WeightsMissing: the run, or something it needs, is missing.
         """
-        checkpoint = read_checkpoint(run)
-        if checkpoint.dims.input != "raw":
-            raise MismatchError(
-                f"{run} was trained on 128-d embeddings, whose projection is no part of it; "
-                "train a run on raw features: meld train-fusion --input raw"
-            )
-        if checkpoint.recipe.revision != REVISION:
-            raise MismatchError(
-                f"{run} was trained on features of revision {checkpoint.recipe.revision}, and this "
-                f"program makes those of revision {REVISION}; extract and train again"
-            )
-        if checkpoint.untrained:
-            [head] = checkpoint.untrained
-            raise MismatchError(
-                f"{run}: its {head} head was trained without labels, so its {head} predictions are "
-                f"noise; train a run on a corpus that has {head} labels as well"
-            )
-        choices = find_encoders_of(run, checkpoint, weights_dir=weights_dir, encoders=encoders)
-        if precision is not None:
-            _check_precision(precision, device)
-            choices = compute_in(choices, precision)
-            checkpoint = replace(checkpoint, recipe=_recipe_of(checkpoint.recipe, choices))
-        checkpoint.model.to(device)
-        loaded = Encoders(choices, checkpoint.recipe.decode).to(device)
-        fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
-        told = (
-            f"{each.spec.modality} by {each.spec.name} in {each.spec.precision}" for each in choices
+        check_predicts(run, read_description(run))
+        # PyTorch and the encoders' libraries take seconds to import.
+        from fusion.inference.pytorch import PyTorchRuntime
+
+        runtime = PyTorchRuntime.load(
+            run, weights_dir=weights_dir, encoders=encoders, device=device, precision=precision
         )
-        log.info("model %s (%s) on %s", run.resolve(), ", ".join(told), device)
-        return cls(run.resolve().name, checkpoint, loaded, fingerprint)
+        fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+        return cls(run.resolve().name, runtime.checkpoint, runtime, fingerprint)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The modalities that the run takes."""
-        return self.checkpoint.dims.names
+        return self.description.dims.names
 
     @property
     def word_modalities(self) -> tuple[Modality, ...]:
@@ -128,40 +100,44 @@ class Predictor:
 
     @property
     def identity(self) -> str:
-        """Identifies everything that decides the probabilities: weights, encoders and device."""
-        device = next(self.checkpoint.model.parameters()).device.type
-        return f"{self.fingerprint} {self.checkpoint.recipe.fingerprint} {device}"
+        """Identifies everything that decides the probabilities: weights, encoders, what computes
+        them and on what."""
+        computed = f"{self.runtime.name} {self.runtime.device}"
+        return f"{self.fingerprint} {self.recipe.fingerprint} {computed}"
 
     @property
-    def precision(self) -> dict[Modality, Precision]:
+    def recipe(self) -> FeatureRecipe:
+        """How the features it understands are made."""
+        return self.description.recipe
+
+    @property
+    def precision(self) -> Mapping[Modality, str]:
         """What each encoder computes in."""
-        specs = {spec.modality: spec for spec in self.checkpoint.recipe.encoders}
-        return {name: specs[name].precision for name in self.modalities}
+        return self.runtime.precision
 
     @property
     def decode(self) -> DecodeConfig | None:
         """How its clips are read; None where it reads text alone."""
-        return self.checkpoint.recipe.decode
+        return self.recipe.decode
 
     @property
     def context(self) -> int:
         """Number of utterances before the current one that its text encoder reads with it."""
-        return max(spec.context for spec in self.checkpoint.recipe.encoders)
+        return max(spec.context for spec in self.recipe.encoders)
 
     @property
     def turns_before(self) -> int:
         """Number of earlier utterances that the prediction of one depends on."""
-        return 0 if self.checkpoint.model.context is None else MOST_TURNS - 1
+        return 0 if self.description.dims.model.context == "none" else MOST_TURNS - 1
 
     @property
     def turns_after(self) -> int:
-        context = self.checkpoint.model.context
-        return MOST_TURNS - 1 if context is not None and context.future else 0
+        return MOST_TURNS - 1 if self.description.dims.model.future else 0
 
     def encode(self, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
         """Features of the run's modalities, one entry per clip; a modality that a clip does not
         have, or that its encoder gives no numbers for, is absent and in `failures`."""
-        return encode_clips(self._encoders, clips)
+        return self.runtime.encode(clips)
 
     def predict(self, features: Sequence[ClipFeatures]) -> list[Prediction]:
         """One per clip, in order. Clips of one dialogue belong into one call where the run has
@@ -174,8 +150,8 @@ class Predictor:
         """
         if not features:
             raise ValueError("no clips to predict")
-        data = self._to_data(features, [clip.utterance.key for clip in features])
-        return self._predict(data)
+        keys = [clip.utterance.key for clip in features]
+        return self._predict(FeatureRows.of(self.description.dims, features, keys))
 
     def predict_turns(
         self, features: Sequence[ClipFeatures], rows: Sequence[int]
@@ -201,15 +177,18 @@ class Predictor:
             int(first) + row - window[0]
             for first, row, window in zip(lengths, rows, windows, strict=True)
         ]
-        predicted = self._predict(self._to_data(seen, keys))
+        predicted = self._predict(FeatureRows.of(self.description.dims, seen, keys))
         return [predicted[index] for index in at]
 
-    def _predict(self, data: FusionData) -> list[Prediction]:
-        by_subset = predict_subsets(self.checkpoint, data, run=self.name)
-        everything = by_subset[data.modalities]
+    def _predict(self, rows: FeatureRows) -> list[Prediction]:
+        by_subset = {
+            subset: self._predictions(rows.hide_all_but(subset))
+            for subset in choose_subsets(rows.modalities)
+        }
+        everything = by_subset[rows.modalities]
         labels = self._labels(everything)
-        shares = explain_modalities(self.checkpoint, by_subset, labels.emotion)
-        alone = {name: self._labels(by_subset[name,]) for name in data.modalities}
+        shares = explain_modalities(self.description, by_subset, labels.emotion)
+        alone = {name: self._labels(by_subset[name,]) for name in rows.modalities}
         emotion, sentiment = self._temperatures
         of_emotion = np.exp(emotion.log_probabilities(everything.emotion_logits))
         of_sentiment = np.exp(sentiment.log_probabilities(everything.sentiment_logits))
@@ -219,62 +198,61 @@ class Predictor:
                 sentiment=_head(SENTIMENTS, labels.sentiment, of_sentiment, row),
                 parts=_parts(shares, alone, row),
             )
-            for row in range(len(data))
+            for row in range(len(rows))
         ]
 
     @property
     def _temperatures(self) -> tuple[Temperature, Temperature]:
-        decoding = self.checkpoint.decoding
+        decoding = self.description.decoding
         if decoding is None:
             return Temperature(), Temperature()
         return decoding.emotion, decoding.sentiment
 
     def _labels(self, predictions: Predictions) -> JointLabels:
-        if self.checkpoint.decoding is None:
+        if self.description.decoding is None:
             return JointLabels(
                 emotion=predictions.predicted_emotion, sentiment=predictions.predicted_sentiment
             )
         return decode(
-            self.checkpoint.decoding, predictions.emotion_logits, predictions.sentiment_logits
+            self.description.decoding, predictions.emotion_logits, predictions.sentiment_logits
         )
 
-    def _to_data(self, clips: Sequence[ClipFeatures], keys: Sequence[ClipKey]) -> FusionData:
-        """The same values that a cache would hold, without labels."""
-        names = self.modalities
-        features = {}
-        for dims in self.checkpoint.dims.modalities:
-            empty = np.zeros((dims.layers, dims.dim), np.float32)  # masked: it means nothing
-            rows = [clip.raw.get(dims.modality, empty) for clip in clips]
-            features[dims.modality] = torch.from_numpy(np.stack(rows))  # [rows, layers, dim]
-        unlabelled = torch.full((len(clips),), UNLABELLED, dtype=torch.int64)
-        return FusionData(
+    def _predictions(self, rows: FeatureRows) -> Predictions:
+        logits = self.runtime.fuse(rows)
+        unlabelled = np.full(len(rows), UNLABELLED, np.int64)
+        return Predictions(
+            run=self.name,
             split="test",
-            recipe=self.checkpoint.recipe,
-            input="raw",
-            modalities=names,
-            features=features,
-            present=torch.tensor([[name in clip.raw for name in names] for clip in clips]),
+            keys=rows.keys,
+            text=rows.text,
+            speaker=rows.speaker,
+            modalities=rows.modalities,
+            present=rows.present,
             emotion=unlabelled,
             sentiment=unlabelled,
-            keys=tuple(keys),
-            text=tuple(clip.utterance.text for clip in clips),
-            speaker=tuple(clip.utterance.speaker for clip in clips),
+            emotion_logits=logits.emotion,
+            sentiment_logits=logits.sentiment,
         )
 
 
-def _check_precision(precision: Precision, device: str) -> None:
-    """A CPU computes in any precision, if slowly."""
-    if precision == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UsageError(
-            "--precision bfloat16: this GPU does not support it; use --precision float32"
+def check_predicts(run: Path, description: RunDescription) -> None:
+    """Raises MismatchError where the run cannot predict from media; the message says what can."""
+    if description.dims.input != "raw":
+        raise MismatchError(
+            f"{run} was trained on 128-d embeddings, whose projection is no part of it; "
+            "train a run on raw features: meld train-fusion --input raw"
         )
-
-
-def _recipe_of(recipe: FeatureRecipe, choices: Sequence[EncoderChoice]) -> FeatureRecipe:
-    """With the encoders as they compute now."""
-    specs = {choice.spec.modality: choice.spec for choice in choices}
-    encoders = tuple(specs.get(spec.modality, spec) for spec in recipe.encoders)
-    return replace(recipe, encoders=encoders)
+    if description.recipe.revision != REVISION:
+        raise MismatchError(
+            f"{run} was trained on features of revision {description.recipe.revision}, and this "
+            f"program makes those of revision {REVISION}; extract and train again"
+        )
+    if description.untrained:
+        [head] = description.untrained
+        raise MismatchError(
+            f"{run}: its {head} head was trained without labels, so its {head} predictions are "
+            f"noise; train a run on a corpus that has {head} labels as well"
+        )
 
 
 def _head(

@@ -18,7 +18,7 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.inference.checkpoint import Checkpoint
+from fusion.inference.description import RunDescription
 from fusion.inference.predictions import Predictions
 from fusion.inference.subsets import SubsetPredictions
 from fusion.inference.temperature import Temperature
@@ -78,7 +78,7 @@ class ModalityShares:
 
 
 def explain_modalities(
-    checkpoint: Checkpoint, by_subset: SubsetPredictions, emotion: Labels | None = None
+    run: RunDescription, by_subset: SubsetPredictions, emotion: Labels | None = None
 ) -> ModalityShares:
     """Shapley values of one emotion in every row.
 
@@ -89,12 +89,12 @@ def explain_modalities(
     everything = by_subset[modalities]
     present = everything.present
     predicted = everything.predicted_emotion if emotion is None else emotion
-    of_nothing = np.log(_train_shares(checkpoint))[predicted]
+    of_nothing = np.log(_train_shares(run))[predicted]
     game = np.empty((len(everything), 2 ** len(modalities)))  # [rows, subsets as bits]
     game[:, 0] = of_nothing
     for subset, predictions in by_subset.items():
         bits = sum(1 << modalities.index(modality) for modality in subset)
-        game[:, bits] = _log_probability(checkpoint, predictions, predicted)
+        game[:, bits] = _log_probability(run, predictions, predicted)
     # Only what is present can join: a subset is worth what its present part is, bit for bit.
     here = (present << np.arange(len(modalities))).sum(axis=1)  # [rows], as bits
     game = np.take_along_axis(game, np.arange(game.shape[1]) & here[:, None], axis=1)
@@ -123,18 +123,18 @@ def shapley_values(game: NDArray[np.float64]) -> NDArray[np.float64]:
     return values
 
 
-def _train_shares(checkpoint: Checkpoint) -> NDArray[np.float64]:
+def _train_shares(run: RunDescription) -> NDArray[np.float64]:
     """float64 [7]. An emotion that train does not have counts as one row: its logarithm must be
     a number."""
-    counts = np.maximum(checkpoint.emotion_counts, 1)
+    counts = np.maximum(run.emotion_counts, 1)
     return counts / counts.sum()
 
 
 def _log_probability(
-    checkpoint: Checkpoint, predictions: Predictions, emotion: Labels
+    run: RunDescription, predictions: Predictions, emotion: Labels
 ) -> NDArray[np.float64]:
     """float64 [rows]: of the given emotion in each row."""
-    decoding = checkpoint.decoding
+    decoding = run.decoding
     temperature = Temperature() if decoding is None else decoding.emotion
     of_all = temperature.log_probabilities(predictions.emotion_logits)  # [rows, 7]
     return of_all[np.arange(len(predictions)), emotion]

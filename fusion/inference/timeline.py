@@ -13,7 +13,6 @@ from typing import Any
 
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.prediction import Part
-from pipeline.recipe import Precision
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 
 SCHEMA = "meld-timeline"
@@ -56,7 +55,7 @@ class ModelDescription:
     recipe: str
     modalities: tuple[Modality, ...]
     random_weights: tuple[Modality, ...] = ()
-    precision: Mapping[Modality, Precision] = field(default_factory=dict)
+    precision: Mapping[Modality, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -9,14 +9,13 @@ other (gated, attention) also leave it out by the mask.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fusion.model.dims import ATTENTION_HEADS, FusionType
 from fusion.model.dropout import Dropout
-
-FusionType = Literal["late", "early", "hybrid", "gated", "attention"]
 
 
 def draw_small(*shape: int) -> Tensor:
@@ -103,7 +102,7 @@ class GatedJoin(Join):
 class AttentionJoin(Join):
     """One transformer block over a token per modality; a learned token asks, and is read."""
 
-    heads: ClassVar[int] = 4
+    heads: ClassVar[int] = ATTENTION_HEADS
 
     def __init__(self, widths: Sequence[int], hidden: int, dropout: float) -> None:
         super().__init__()

@@ -9,7 +9,8 @@ from typing import Any
 from fusion.data.set_aside import SetAside
 from fusion.evaluation.test_evaluations import count_evaluations
 from fusion.finetuning.job import FinetuneConfig
-from fusion.inference.checkpoint import CONFIG, read_checkpoint
+from fusion.inference.checkpoint import read_checkpoint
+from fusion.inference.description import CONFIG
 from fusion.reporting.reproduce import Remake, remake
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY

@@ -8,7 +8,7 @@ from fusion.data.set_aside import DEFAULT_SHARE, SetAside, choose_dialogues
 from fusion.data.split import FusionData, check_trainable
 from fusion.inference.checkpoint import Checkpoint
 from fusion.labels import HEADS, Head
-from fusion.model.fusion import InputKind
+from fusion.model.dims import InputKind
 from fusion.training.losses import LossConfig
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.schema import Modality

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fusion.inference.checkpoint import CONFIG, FORMAT, WEIGHTS
+from fusion.inference.description import CONFIG, FORMAT, WEIGHTS
 from pipeline.cache.embeddings import projection_path
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import INDEX_PATH

@@ -18,15 +18,11 @@ from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.evaluate import report_of, report_subsets
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.report import EvalReport
-from fusion.inference.checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
-from fusion.inference.predict import predict_rows
-from fusion.inference.subsets import predict_subsets
-from fusion.model.fusion import FusionDims, FusionModel, InputKind, ModalityDims, ModelConfig
-from fusion.model.joins import JOINS, FusionType
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.predict import predict_rows, predict_subsets
+from fusion.model.dims import FusionDims, FusionType, InputKind, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
+from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
@@ -373,6 +369,7 @@ def _describe_run(
     )
     emotion, sentiment = count_train_labels(train, start)
     return Checkpoint(
+        dims=model.dims,
         model=model,
         recipe=train.recipe,
         projection_hash=train.projection_hash,

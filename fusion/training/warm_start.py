@@ -5,7 +5,8 @@ on dev."""
 from collections.abc import Mapping
 from typing import Any
 
-from fusion.model.fusion import FusionDims, FusionModel
+from fusion.model.dims import FusionDims
+from fusion.model.fusion import FusionModel
 from pipeline.errors import UsageError
 from pipeline.settings import describe_config, merge_settings
 

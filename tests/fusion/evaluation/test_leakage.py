@@ -21,7 +21,7 @@ from fusion.evaluation.leakage import (
     same_text,
 )
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.reporting.reproduce import remake
 from fusion.training.losses import count_labels
 from fusion.training.train import build_model
@@ -129,6 +129,7 @@ def place(tmp_path, plant_cache) -> Path:
 def write_run(run, data, features, **changes):
     run.mkdir()
     checkpoint = Checkpoint(
+        dims=build_model(data, ModelConfig(hidden=8), seed=0).dims,
         model=build_model(data, ModelConfig(hidden=8), seed=0),
         recipe=data.recipe,
         projection_hash=None,

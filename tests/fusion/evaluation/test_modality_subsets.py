@@ -12,10 +12,10 @@ from fusion.evaluation.evaluate import report_subsets
 from fusion.evaluation.modality_subsets import score_subsets
 from fusion.evaluation.report import EvalReport
 from fusion.inference.checkpoint import Checkpoint
-from fusion.inference.predict import predict_rows
-from fusion.inference.subsets import choose_subsets, hide_all_but, predict_subsets
+from fusion.inference.predict import hide_all_but, predict_rows, predict_subsets
+from fusion.inference.subsets import choose_subsets
 from fusion.labels import UNLABELLED
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, fit
 from fusion.training.train import build_model
 
@@ -34,6 +34,7 @@ def checkpoint(load_shared) -> Checkpoint:
     model = build_model(train, ModelConfig(), seed=0)
     fit(model, train, dev, FitConfig(epochs=6, batch_size=64, learning_rate=3e-3), seed=0)
     return Checkpoint(
+        dims=model.dims,
         model=model,
         recipe=train.recipe,
         projection_hash=None,

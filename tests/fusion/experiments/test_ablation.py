@@ -13,8 +13,7 @@ from rich.console import Console
 from console.show.ablation import render_ablation
 from fusion.evaluation.test_evaluations import count_evaluations
 from fusion.experiments.ablation import AblateConfig, ablate
-from fusion.model.fusion import ModelConfig
-from fusion.model.joins import FusionType
+from fusion.model.dims import FusionType, ModelConfig
 from fusion.reporting.html import read_ablation
 from fusion.training.fit import FitConfig
 from pipeline.cache.format import FeatureCache, write_cache

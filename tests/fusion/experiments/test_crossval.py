@@ -19,7 +19,7 @@ from fusion.experiments.crossval import (
     load_pooled,
     make_folds,
 )
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import (

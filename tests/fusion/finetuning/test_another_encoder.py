@@ -17,7 +17,7 @@ from fusion.finetuning.endtoend import LearningRates
 from fusion.finetuning.finetune import finetune
 from fusion.finetuning.job import FinetuneConfig
 from fusion.finetuning.loop import TuneConfig
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.encode import Encoders, encode_clips

@@ -34,7 +34,7 @@ from fusion.finetuning.loop import StepResult, TuneConfig, load
 from fusion.finetuning.setup import LiveData, build_end_to_end, check_parity, open_live
 from fusion.finetuning.workers import Worker
 from fusion.inference.checkpoint import read_checkpoint
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.cache.format import FeatureCache, write_cache

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
 from pipeline.errors import CacheCorrupt, InputError, MismatchError
 from pipeline.recipe import FeatureRecipe
 
@@ -21,6 +22,7 @@ def run(tmp_path: Path, planted_recipe: Callable[..., FeatureRecipe]) -> Path:
         model=ModelConfig(projection=8, hidden=8),
     )
     checkpoint = Checkpoint(
+        dims=FusionModel(dims).dims,
         model=FusionModel(dims),
         recipe=planted_recipe(["text"]),
         projection_hash=None,

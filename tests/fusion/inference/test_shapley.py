@@ -11,11 +11,10 @@ import torch
 from fusion.data.split import FusionData
 from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.decoding import Decoding
-from fusion.inference.predict import predict_rows
+from fusion.inference.predict import predict_rows, predict_subsets
 from fusion.inference.shapley import NOTHING, ModalityShares, explain_modalities, shapley_values
-from fusion.inference.subsets import predict_subsets
 from fusion.inference.temperature import Temperature
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, fit
 from fusion.training.train import build_model
 from pipeline.schema import EMOTIONS
@@ -44,6 +43,7 @@ def checkpoint(load_shared) -> Checkpoint:
 
 def describe(model: torch.nn.Module, train: FusionData, **changes: object) -> Checkpoint:
     return Checkpoint(
+        dims=model.dims,
         model=model,
         recipe=train.recipe,
         projection_hash=None,

@@ -11,7 +11,8 @@ from fusion.data.batches import Rows, epoch_batches, prediction_batches
 from fusion.data.split import FusionData
 from fusion.inference.predict import predict
 from fusion.model.dialogue import DialogueContext, Turns
-from fusion.model.fusion import FusionModel, ModelConfig
+from fusion.model.dims import ModelConfig
+from fusion.model.fusion import FusionModel
 from fusion.training.fit import FitConfig, fit
 from fusion.training.train import build_model
 from pipeline.schema import ClipKey
@@ -150,7 +151,7 @@ def test_a_label_that_the_previous_utterance_carries_is_found_with_context_alone
 
 
 def test_a_context_model_without_dialogues_is_an_error_and_not_a_guess() -> None:
-    from fusion.model.fusion import FusionDims, ModalityDims
+    from fusion.model.dims import FusionDims, ModalityDims
 
     dims = FusionDims(
         modalities=(ModalityDims(modality="text", layers=1, dim=4),),

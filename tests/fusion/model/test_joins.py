@@ -12,7 +12,9 @@ from fusion.data.batches import Rows
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict
-from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.model import dims
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
 from fusion.model.joins import (
     JOINS,
     AttentionJoin,
@@ -148,9 +150,10 @@ class MeanJoin(Join):
         return self.trunk(torch.stack(list(vectors)).mean(0))
 
 
-def test_one_entry_is_enough_for_another_fusion_to_train_and_be_measured(
+def test_a_name_and_an_entry_are_enough_for_another_fusion_to_train_and_be_measured(
     write_split: Callable, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dims, "FUSION_TYPES", (*dims.FUSION_TYPES, "mean"))
     monkeypatch.setitem(JOINS, "mean", MeanJoin)  # type: ignore[misc]
     for split, rows in (("train", 300), ("dev", 100), ("test", 100)):
         write_split(split, rows)

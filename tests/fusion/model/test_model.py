@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fusion.model.fusion import FusionDims, FusionModel, ModalityDims, ModelConfig
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
 
 DIMS = FusionDims(
     modalities=(

@@ -17,7 +17,7 @@ from fusion.experiments.ablation import read_ablation
 from fusion.finetuning.job import FinetuneConfig
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.reporting.gather import RunReport, gather
 from fusion.reporting.html import HtmlReportConfig, render_page, write_html_report
 from fusion.reporting.reproduce import remake

@@ -11,9 +11,9 @@ import torch
 from fusion.data.batches import Rows
 from fusion.data.split import FusionData
 from fusion.inference.predict import predict
+from fusion.model.dims import FusionType, ModelConfig
 from fusion.model.dropout import Dropout, MaskSource, random_bytes
-from fusion.model.fusion import ModelConfig
-from fusion.model.joins import JOINS, FusionType
+from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.history import EpochResult
 from fusion.training.train import build_model

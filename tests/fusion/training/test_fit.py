@@ -9,7 +9,7 @@ from fusion.data.batches import Rows
 from fusion.evaluation.scores import weighted_f1
 from fusion.inference.predict import predict
 from fusion.labels import UNLABELLED
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, drop_modalities, fit, warm_up_then_fall
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.train import build_model

@@ -17,7 +17,7 @@ from console.show.evaluation import render_report
 from fusion.data.load import load_split
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import EpochResult, read_history
 from fusion.training.losses import LossConfig
@@ -119,6 +119,7 @@ def test_a_model_read_back_gives_equal_logits(config, tmp_path):
     data = load_split(config.features, "dev", modalities=None, input="raw")
     model = build_model(data, ModelConfig(), seed=3).eval()
     checkpoint = Checkpoint(
+        dims=model.dims,
         model=model,
         recipe=data.recipe,
         projection_hash=None,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fusion.inference.checkpoint import read_checkpoint
-from fusion.model.fusion import ModelConfig
+from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.train import TrainConfig, train_fusion
