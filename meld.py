@@ -50,6 +50,9 @@ from pipeline.options import (
 )
 
 if TYPE_CHECKING:
+    import datasets
+
+    from fusion.data.dataset import CacheDataset
     from fusion.evaluation.report import EvalReport
     from fusion.finetuning.finetune import FinetuneResult
     from fusion.finetuning.loop import StepResult
@@ -79,8 +82,10 @@ __all__ = [
     "evaluate",
     "extract",
     "finetune",
+    "hf_dataset",
     "load",
     "read_cache",
+    "torch_dataset",
     "train_fusion",
 ]
 
@@ -484,9 +489,13 @@ def read_cache(
     modalities: Names | None = None,
     want: "Want | Sequence[Want]" = ("raw", "embedding"),
 ) -> "FeatureCache":
-    """A feature cache, whole in memory: `cache.raw["text"]` is float32 [rows, layers, dim],
-    `cache.embedding["text"]` float32 [rows, 128], `cache.present["text"]` bool [rows], beside
-    texts, speakers and labels, in the order of the annotations.
+    """A feature cache, whole in memory, as one frozen value of NumPy arrays: `cache.raw["text"]` is
+    float32 [rows, layers, dim], `cache.embedding["text"]` float32 [rows, 128], and
+    `cache.present["text"]` bool [rows], the mask of the rows that have it. In the order of the
+    annotations there are `cache.keys` (split, dialogue, utterance), `cache.text`, `cache.speaker`,
+    the labels by name (`cache.emotion`, `cache.sentiment`) and as indices
+    (`cache.labels["emotion"]`, int64 [rows], -100 = unlabelled); `cache.recipe` says how the
+    features were made.
 
     modalities, want: fewer are read faster
 
@@ -503,6 +512,37 @@ def read_cache(
         if name not in ("raw", "embedding"):
             raise UsageError(f"want: raw, embedding or both, not {name!r}")
     return read(path, modalities=chosen, want=groups)
+
+
+@_speaks_python
+def torch_dataset(cache: "FeatureCache | AnyPath", *, input: "InputKind" = "raw") -> "CacheDataset":
+    """A cache, or its file, as a map-style dataset of PyTorch, for a `DataLoader`. An item is a
+    `fusion.data.dataset.CacheRow`: features, presence, and the two labels.
+
+    Raises UsageError, or InputError where the cache has no such features; and as `read_cache`.
+    """
+    from fusion.data.dataset import CacheDataset
+
+    return CacheDataset(_cache(cache), input=input)
+
+
+@_speaks_python
+def hf_dataset(cache: "FeatureCache | AnyPath") -> "datasets.Dataset":
+    """A cache, or its file, as a dataset of Hugging Face's `datasets` (extra `datasets`), with the
+    columns that `meld convert --to parquet` writes. Nothing is copied or downloaded.
+
+    Raises UsageError where `datasets` is not installed; and as `read_cache`.
+    """
+    from pipeline.system.extras import needs_extra
+
+    with needs_extra("datasets"):
+        from pipeline.exchange.arrow import to_dataset
+
+        return to_dataset(_cache(cache))
+
+
+def _cache(cache: "FeatureCache | AnyPath") -> "FeatureCache":
+    return read_cache(cache) if isinstance(cache, str | PathLike) else cache
 
 
 def _path(path: AnyPath | None, argument: str) -> Path | None:

@@ -8,13 +8,14 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import MeldError, StorageError, UsageError
+from pipeline.errors import MeldError, StorageError
+from pipeline.system.extras import needs_extra as needs_extra
 from pipeline.system.one_line import one_line
 
 EXIT_INTERRUPTED = 130
@@ -97,17 +98,3 @@ def log_as(formatter: logging.Formatter) -> None:
             handler.setFormatter(formatter)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO)
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Context for the imports of an optional part; a missing package is a UsageError that names the
-    command to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in _OURS:
-            raise
-        raise UsageError(
-            f"{error.name} is not installed; get it with: pip install 'meld[{name}]'"
-        ) from error

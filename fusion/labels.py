@@ -5,10 +5,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.schema import UNLABELLED as UNLABELLED
+
 Head = Literal["emotion", "sentiment"]  # of the model; named as the labels that it learns
 HEADS: tuple[Head, ...] = ("emotion", "sentiment")
-
-UNLABELLED = -100  # a row whose corpus gives no label; PyTorch's own mark for it
 
 Labels = NDArray[np.int64]  # [rows], an index in EMOTIONS or SENTIMENTS, UNLABELLED = none
 Logits = NDArray[np.float64]  # [rows, classes]

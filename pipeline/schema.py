@@ -22,6 +22,8 @@ MEDIA: tuple[Modality, ...] = ("video", "audio")
 # The order of MELD's own README; files store the names, so an index never has to be guessed.
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SENTIMENTS = ("neutral", "positive", "negative")
+# The index of a label that the corpus does not give; PyTorch's own mark for it.
+UNLABELLED = -100
 
 EMBEDDING_DIM = 128
 

@@ -22,6 +22,8 @@ LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.cache.hdf5",),
+    "pyarrow": ("pipeline.exchange.arrow",),
+    "datasets": ("pipeline.exchange.arrow",),
     "ray": ("pipeline.parallel", "fusion.finetuning.workers", "serving.ray_serve"),
     "typer": ("cli", "console"),
     "rich": ("console",),

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fusion.data.set_aside import SetAside
 from fusion.data.split import FusionData
-from fusion.labels import UNLABELLED
 from fusion.model.dims import InputKind
 from pipeline.cache.format import FeatureCache, read_cache, read_header, require_cache
 from pipeline.errors import CacheCorrupt, InputError
-from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
+from pipeline.schema import Modality, Split
 
 
 def load_split(
@@ -74,7 +72,7 @@ def _to_tensors(
     cache: FeatureCache, modalities: tuple[Modality, ...], input: InputKind
 ) -> FusionData:
     present = np.stack([cache.present[name] for name in modalities], axis=1)
-    features = {}
+    features, labels = {}, cache.labels
     for name, values in (cache.raw if input == "raw" else cache.embedding).items():
         layered = values if input == "raw" else values[:, None, :]  # [rows, layers, dim]
         features[name] = torch.from_numpy(np.ascontiguousarray(layered, dtype=np.float32))
@@ -85,24 +83,14 @@ def _to_tensors(
         modalities=modalities,
         features=features,
         present=torch.from_numpy(present),  # [rows, modalities]
-        emotion=_label_indices(cache.emotion, EMOTIONS),
-        sentiment=_label_indices(cache.sentiment, SENTIMENTS),
-        keys=tuple(
-            ClipKey(cache.split, int(dialogue), int(utterance))
-            for dialogue, utterance in zip(cache.dialogue_id, cache.utterance_id, strict=True)
-        ),
+        emotion=torch.from_numpy(labels["emotion"]),
+        sentiment=torch.from_numpy(labels["sentiment"]),
+        keys=cache.keys,
         text=tuple(cache.text),
         speaker=tuple(cache.speaker),
         projection_hash=cache.projection_hash if input == "embedding" else None,
         encoders_run=cache.encoders_run,
     )
-
-
-def _label_indices(names: Sequence[str], order: tuple[str, ...]) -> Tensor:
-    index = {name: position for position, name in enumerate(order)} | {"": UNLABELLED}
-    for name in set(names) - index.keys():
-        raise CacheCorrupt(f"label {name!r} in the cache is none of {', '.join(order)}")
-    return torch.tensor([index[name] for name in names], dtype=torch.int64)
 
 
 def _check_features(data: FusionData, path: Path) -> None:

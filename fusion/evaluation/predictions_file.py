@@ -11,7 +11,7 @@ from fusion.inference.decoding import decode
 from fusion.inference.predictions import Predictions
 from fusion.inference.temperature import Temperature
 from fusion.labels import Labels
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS
 from pipeline.system.files import write_whole
 
@@ -95,11 +95,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def _columns_of(path: Path) -> list[str]:
-    import pyarrow.parquet
+    from pipeline.exchange.arrow import column_names
 
     try:
-        return list(pyarrow.parquet.read_schema(path).names)
-    except (OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        return column_names(path)
+    except InputError:
         return []
 
 

@@ -36,6 +36,7 @@ from pipeline.schema import (
     MODALITIES,
     SENTIMENTS,
     SPLITS,
+    UNLABELLED,
     ClipFailure,
     ClipKey,
     ClipSource,
@@ -93,8 +94,31 @@ class FeatureCache:
         return ClipKey(self.split, int(self.dialogue_id[row]), int(self.utterance_id[row]))
 
     @property
+    def keys(self) -> tuple[ClipKey, ...]:
+        """Of every row, in order."""
+        return tuple(map(self.key, range(len(self))))
+
+    @property
+    def labels(self) -> dict[str, NDArray[np.int64]]:
+        """{"emotion": int64 [rows], "sentiment": int64 [rows]}: indices in `schema.EMOTIONS` and
+        `SENTIMENTS`; -100 (`UNLABELLED`) where the corpus gives none."""
+        return {
+            "emotion": label_indices(self.emotion, EMOTIONS),
+            "sentiment": label_indices(self.sentiment, SENTIMENTS),
+        }
+
+    @property
     def fingerprint(self) -> str:
         return self.recipe.fingerprint
+
+
+def label_indices(names: Sequence[str], order: Sequence[str]) -> NDArray[np.int64]:
+    """int64 [rows]; the name "" is `UNLABELLED`. Raises CacheCorrupt for a name that is none of
+    `order`."""
+    index = {name: position for position, name in enumerate(order)} | {"": UNLABELLED}
+    for name in set(names) - index.keys():
+        raise CacheCorrupt(f"label {name!r} in the cache is none of {', '.join(order)}")
+    return np.array([index[name] for name in names], dtype=np.int64)
 
 
 def concatenate(shards: Sequence[FeatureCache]) -> FeatureCache:

@@ -1,0 +1,1 @@
+"""Feature caches in the formats of others: Parquet, npz, MMSA's pickle."""
