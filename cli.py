@@ -256,7 +256,13 @@ def extract(
     video: Annotated[
         str | None, typer.Option(help="r3d_18, mc3_18 or r2plus1d_18.  [default: r3d_18]")
     ] = None,
-    audio: Annotated[str | None, typer.Option(help="spectrogram.  [default: spectrogram]")] = None,
+    audio: Annotated[
+        str | None,
+        typer.Option(
+            help="spectrogram, or prosody: pitch, loudness, rhythm and voice quality.  "
+            "[default: spectrogram]"
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(

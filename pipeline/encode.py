@@ -18,8 +18,11 @@ from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
 class Encoders(nn.Module):
     """The frozen encoders by modality. Inputs keep gradients; `encode_clips` switches them off."""
 
+    place: Tensor  # empty; it goes where the encoders go, and not every encoder has a parameter
+
     def __init__(self, choices: Sequence[EncoderChoice], decode: DecodeConfig | None) -> None:
         super().__init__()
+        self.register_buffer("place", torch.empty(0), persistent=False)
         self.by_modality = nn.ModuleDict(
             {choice.spec.modality: cast(Any, build_encoder(choice, decode)) for choice in choices}
         )
@@ -31,7 +34,7 @@ class Encoders(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.place.device
 
     def __getitem__(self, modality: Modality) -> AnyEncoder:
         return cast(AnyEncoder, self.by_modality[modality])

@@ -36,7 +36,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 # Who may branch on the name of a modality or of a backbone. The sample generator makes the three
 # kinds of media, and the doctor looks at a file's streams: there the names are the subject.
 OWNERS = ("pipeline.encoders", "pipeline.decode", "pipeline.sample", "pipeline.doctor")
-NAMES = frozenset("text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram minilm".split())
+NAMES = frozenset("text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm".split())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pipeline.corpus.clips import locate_clips
 from pipeline.corpus.texts import with_context
 from pipeline.encode import Encoders
 from pipeline.encoders.augment import CONCERNS, AugmentConfig
-from pipeline.encoders.encoder import AnyPreparation, EncoderChoice
+from pipeline.encoders.encoder import AnyPreparation, EncoderChoice, EncoderEntry
 from pipeline.encoders.registry import find_entry, prepare_for
 from pipeline.errors import ParityError, RecipeMismatch, UsageError
 from pipeline.recipe import REVISION, EncoderSpec, FeatureRecipe, Precision
@@ -128,12 +128,13 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
     strange = [name for name in job.unfreeze or () if name not in names]
     if strange:
         raise UsageError(f"--unfreeze {strange[0]}: {job.run} has only {', '.join(names)}")
-    unfrozen = tuple(name for name in MODALITIES if name in (job.unfreeze or names))
-    learning = [
-        find_entry(spec.modality, spec.name)
+    entries = {
+        spec.modality: find_entry(spec.modality, spec.name)
         for spec in start.recipe.encoders
-        if spec.modality in unfrozen
-    ]
+        if spec.modality in names
+    }
+    unfrozen = _choose_unfrozen(job, start, entries)
+    learning = [entries[name] for name in unfrozen]
     check_modality_dropout(names, job.tune.modality_dropout, "tune.modality_dropout")
     if job.asked_precision == "bfloat16" and not any(entry.autocast for entry in learning):
         raise UsageError(
@@ -178,6 +179,30 @@ def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
             "leave it out"
         )
     return unfrozen
+
+
+def _choose_unfrozen(
+    job: FinetuneJob, start: Checkpoint, entries: Mapping[Modality, EncoderEntry]
+) -> tuple[Modality, ...]:
+    """What was asked for, or all that can learn, in our order.
+
+    Raises UsageError where one was asked for that has no parameters, or none has any.
+    """
+    names = {spec.modality: spec.name for spec in start.recipe.encoders}
+    fixed = [name for name in job.unfreeze or () if not entries[name].learns]
+    if fixed:
+        raise UsageError(
+            f"--unfreeze {fixed[0]}: its encoder {names[fixed[0]]} has no parameters to train; "
+            "leave it out"
+        )
+    wanted = job.unfreeze or [name for name, entry in entries.items() if entry.learns]
+    if not wanted:
+        told = ", ".join(names[name] for name in entries)
+        raise UsageError(
+            f"{job.run}: its encoders ({told}) have no parameters to train; meld train-fusion "
+            "trains what is behind them"
+        )
+    return tuple(name for name in MODALITIES if name in wanted)
 
 
 def _refuse_settings_of_layers(tune: TuneConfig, unfrozen: Sequence[Modality]) -> None:

@@ -155,8 +155,8 @@ class EncoderEntry:
     searches:   whether its files are searched for, in `weights_dir` first
     has_batchnorm: whether fine-tuning may let running statistics move
     is_layered: whether its layers have different depths (`Encoder.layer_depths`) and may recompute
-    their
-        intermediate values (`Encoder.checkpoint_gradients`)
+        their intermediate values (`Encoder.checkpoint_gradients`)
+    learns:     whether it has parameters that fine-tuning can train
     """
 
     modality: Modality
@@ -167,3 +167,4 @@ class EncoderEntry:
     searches: Callable[[EncoderWish], bool] = lambda wish: False
     has_batchnorm: bool = False
     is_layered: bool = False
+    learns: bool = True

@@ -160,7 +160,7 @@ def _choose_spectrogram(wish: EncoderWish, precision: Precision) -> EncoderChoic
     )
 
 
-def _prepare_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+def _prepare_sounds(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
     from pipeline.encoders.audio import Sounds, window_samples
 
     assert decode is not None
@@ -172,6 +172,29 @@ def _build_spectrogram(choice: EncoderChoice, decode: DecodeConfig | None) -> An
 
     assert decode is not None
     return build_audio_encoder(decode.sample_rate_hz, choice.path)
+
+
+# ---------------------------------------------------------------------------------- the prosody
+
+
+def _choose_prosody(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="audio",
+            name=wish.name,
+            weights="none",
+            weights_hash="no weights",
+            pooling="functionals over time",
+            precision="float32",
+        )
+    )
+
+
+def _build_prosody(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.prosody import build_prosody_encoder
+
+    assert decode is not None
+    return build_prosody_encoder(decode.sample_rate_hz)
 
 
 # ------------------------------------------------------------------------------------ the entries
@@ -189,9 +212,17 @@ ENCODERS: dict[str, EncoderEntry] = {
     "spectrogram": EncoderEntry(
         modality="audio",
         choose=_choose_spectrogram,
-        prepare=_prepare_spectrogram,
+        prepare=_prepare_sounds,
         build=_build_spectrogram,
         autocast=False,
+    ),
+    "prosody": EncoderEntry(
+        modality="audio",
+        choose=_choose_prosody,
+        prepare=_prepare_sounds,
+        build=_build_prosody,
+        autocast=False,
+        learns=False,
     ),
 }
 # Where any other name may be an encoder's: of a folder, or of a model on a hub.

@@ -6,6 +6,7 @@ It counts words, and no command, setting or file outside this one knows its name
 import random
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,9 @@ def extract_text(corpus: Path, features: Path, encoders: EncoderRequest) -> Path
 
 
 @pytest.mark.heavy
-def test_one_entry_is_enough_to_extract_train_and_fine_tune(corpus: Path, tmp_path: Path) -> None:
+def test_one_entry_is_enough_to_extract_train_and_fine_tune(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = extract_text(corpus, tmp_path / "features", EncoderRequest(text="words"))
     run = train_fusion(
         TrainConfig(
@@ -217,3 +220,8 @@ def test_one_entry_is_enough_to_extract_train_and_fine_tune(corpus: Path, tmp_pa
     again = extract_text(corpus, tmp_path / "again", EncoderRequest(run=tuned.run))
     report = evaluate(EvaluateConfig(run=tuned.run, split="dev", features=again))
     assert report.emotion.model == tuned.dev.emotion.model
+    monkeypatch.setitem(ENCODERS, "words", replace(ENCODERS["words"], learns=False))
+    for unfreeze, told in ((("text",), "--unfreeze text: its encoder words"), (None, "words")):
+        out = tmp_path / f"fixed {unfreeze}"
+        with pytest.raises(UsageError, match=rf"{told}.* no parameters to train"):
+            finetune(FinetuneConfig(run=run, data=corpus, out=out, unfreeze=unfreeze))
