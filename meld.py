@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from fusion.training.history import EpochResult
     from fusion.training.train import TrainResult
     from pipeline.cache.format import FeatureCache, Want
+    from pipeline.exchange.convert import ConvertReport
     from pipeline.extract.extract import ExtractReport
     from pipeline.schema import Split
 
@@ -79,6 +80,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "WeightsMissing",
+    "convert",
     "evaluate",
     "extract",
     "finetune",
@@ -515,6 +517,28 @@ def read_cache(
 
 
 @_speaks_python
+def convert(
+    source: AnyPath,
+    to: Literal["parquet", "npz", "mmsa", "cache"],
+    *,
+    out: AnyPath,
+    overwrite: bool = False,
+) -> "ConvertReport":
+    """Writes caches in another format, or caches from their files in one: see `docs/features.md`.
+
+    source: a cache, a file that was converted from one, or a folder of such files
+
+    Raises UsageError, InputError, StorageError or RecipeMismatch.
+    """
+    from pipeline.exchange.convert import ConvertConfig
+    from pipeline.exchange.convert import convert as run
+    from pipeline.settings import build_config
+
+    options = {"source": _path(source, "source"), "to": to, "out": _path(out, "out")}
+    return run(build_config(ConvertConfig, given(**options, overwrite=overwrite)))
+
+
+@_speaks_python
 def torch_dataset(cache: "FeatureCache | AnyPath", *, input: "InputKind" = "raw") -> "CacheDataset":
     """A cache, or its file, as a map-style dataset of PyTorch, for a `DataLoader`. An item is a
     `fusion.data.dataset.CacheRow`: features, presence, and the two labels.
@@ -558,6 +582,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "train-fusion": train_fusion,
     "finetune": finetune,
     "evaluate": evaluate,
+    "convert": convert,
 }
 _OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
 _TYPED = re.compile(

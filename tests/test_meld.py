@@ -23,6 +23,7 @@ FUNCTIONS = {
     "train-fusion": meld.train_fusion,
     "finetune": meld.finetune,
     "evaluate": meld.evaluate,
+    "convert": meld.convert,
 }
 # Of a command line alone: what is printed, and what a function returns or is told instead.
 NOT_ARGUMENTS = {"as_json", "dry_run", "errors", "end_to_end", "help", "verbose"}

@@ -1,5 +1,6 @@
 """What a cache holds beside its rows, as one JSON text that travels in files of other formats."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +41,13 @@ def header_json(cache: FeatureCache) -> str:
         "sentiment_names": SENTIMENTS,
         "failures": [_failure_values(each) for each in cache.failures],
     }
-    return json.dumps(values, ensure_ascii=False)
+    return json.dumps({**values, "header_sha256": _digest(values)}, ensure_ascii=False)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Parquet's checksums are of its pages, and the header is in none."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _failure_values(failure: ClipFailure) -> dict[str, Any]:
@@ -67,6 +74,8 @@ def read_header_json(text: str, origin: str) -> Header:
             f"{origin}: format version {values.get('format_version')!r}, this program reads "
             f"{FORMAT_VERSION}; convert the cache again"
         )
+    if values.pop("header_sha256", None) != _digest(values):
+        raise CacheCorrupt(f"{origin}: its header does not match its checksum; convert again")
     try:
         return _checked(values, origin)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

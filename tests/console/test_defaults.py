@@ -35,7 +35,7 @@ CONFIGS = {
     "listen": "serving.config.ServeConfig",
     "demo": "fusion.experiments.demo.DemoConfig",
 }
-WITHOUT_CONFIG = {"info", "config"}
+WITHOUT_CONFIG = {"info", "config", "convert"}  # or none of its options has a default
 # An option that has another name than its key.
 KEY_OF: dict[Any, str] = {
     "input_kind": "input",

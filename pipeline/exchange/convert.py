@@ -1,0 +1,184 @@
+"""`meld convert`: feature caches -> Parquet, npz or MMSA's pickle; and back from the first two."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.cache.format import FeatureCache, read_cache, write_cache
+from pipeline.errors import InputError, RecipeMismatch, StorageError, UsageError
+from pipeline.exchange.card import SplitFacts, write_card
+from pipeline.exchange.mmsa import write_mmsa
+from pipeline.exchange.npz import read_npz, write_npz
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import SPLITS, Split
+from pipeline.system import locks
+from pipeline.system.extras import needs_extra
+from pipeline.system.files import write_whole
+
+Format = Literal["parquet", "npz", "mmsa", "cache"]
+CARD = "README.md"
+MMSA_FILE = "mmsa.pkl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What to convert.
+
+    source: a cache, a .npz or .parquet file that was converted from one, or a folder of such files
+    to: format to write: parquet, npz, mmsa or cache
+    out: folder to write to
+    overwrite: replace files that are there
+    """
+
+    source: Path
+    to: Format
+    out: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """rows: of each split, as read; left_out: rows that the format cannot hold"""
+
+    to: Format
+    files: tuple[Path, ...]
+    recipe: FeatureRecipe
+    rows: Mapping[Split, int]
+    left_out: Mapping[Split, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "to": self.to,
+            "files": [str(path) for path in self.files],
+            "fingerprint": self.recipe.fingerprint,
+            "random_weights": list(self.recipe.random_modalities),
+            "rows": dict(self.rows),
+            "left_out": dict(self.left_out),
+        }
+
+
+def convert(config: ConvertConfig) -> ConvertReport:
+    """Reads every split and writes it in the other format; each file appears whole.
+
+    Raises:
+        UsageError: a file is in the way, or an extra is not installed.
+        InputError, StorageError: a file cannot be read, or what the format needs is missing.
+        RecipeMismatch: the splits were not made alike.
+    """
+    sources = find_sources(config.source)
+    _check_targets(config)
+    caches = [_read(path) for path in sources]
+    _check_alike(sources, caches)
+    left_out: dict[Split, int] = {}
+    if config.to == "mmsa":
+        files = [config.out / MMSA_FILE]
+        left_out = write_mmsa(files[0], caches)
+    else:
+        files = [_write(config, cache) for cache in caches]
+    if config.to == "parquet":
+        files.append(_write_card(config.out, caches))
+    return ConvertReport(
+        to=config.to,
+        files=tuple(files),
+        recipe=caches[0].recipe,
+        rows={cache.split: len(cache) for cache in caches},
+        left_out={split: count for split, count in left_out.items() if count},
+    )
+
+
+def find_sources(source: Path) -> list[Path]:
+    """The files to read, in the order of the splits. Raises UsageError or StorageError."""
+    if source.is_file():
+        if source.suffix not in _READERS:
+            raise UsageError(f"{source}: a file that ends in {', '.join(_READERS)}, or a folder")
+        return [source]
+    if not source.is_dir():
+        raise StorageError(f"{source}: no such file or folder")
+    kinds = {
+        suffix: [path for split in SPLITS if (path := source / f"{split}{suffix}").is_file()]
+        for suffix in _READERS
+    }
+    there = {suffix: paths for suffix, paths in kinds.items() if paths}
+    if not there:
+        names = " or ".join(f"train{suffix}" for suffix in _READERS)
+        raise InputError(f"{source}: no {names}, and no such file of another split")
+    if len(there) > 1:
+        raise UsageError(f"{source} holds {' and '.join(there)} files; name one file of them")
+    [paths] = there.values()
+    return paths
+
+
+def _check_targets(config: ConvertConfig) -> None:
+    """Before anything is read: a card or a pickle of somebody else is not replaced."""
+    names = [f"{split}{_SUFFIXES[config.to]}" for split in SPLITS if config.to in _SUFFIXES]
+    names += {"parquet": [CARD], "mmsa": [MMSA_FILE]}.get(config.to, [])
+    for name in names:
+        path = config.out / name
+        if path.exists() and not (config.overwrite and path.is_file()):
+            raise UsageError(
+                f"{path} is there already; name another --out, or replace it with --overwrite"
+            )
+
+
+def _read(path: Path) -> FeatureCache:
+    return _READERS[path.suffix](path)
+
+
+def _check_alike(paths: list[Path], caches: list[FeatureCache]) -> None:
+    for path, cache in zip(paths, caches, strict=True):
+        if len(paths) > 1 and cache.split != path.stem:
+            raise InputError(f"{path} holds {cache.split}; name it {cache.split}{path.suffix}")
+        differing = cache.recipe.differences(caches[0].recipe)
+        if differing:
+            raise RecipeMismatch(
+                f"{path} and {paths[0]} were made with different recipes "
+                f"({'; '.join(differing)}); convert them into folders of their own"
+            )
+        for name, values in cache.raw.items():
+            if 0 in values.shape[1:]:
+                raise InputError(f"{path}: {name} features of {list(values.shape[1:])} are empty")
+
+
+def _write(config: ConvertConfig, cache: FeatureCache) -> Path:
+    path = config.out / f"{cache.split}{_SUFFIXES[config.to]}"
+    if config.to == "cache":
+        with locks.hold_split(config.out, cache.split):
+            write_cache(path, cache)
+    elif config.to == "npz":
+        write_npz(path, cache)
+    else:
+        with needs_extra("parquet"):
+            from pipeline.exchange.arrow import write_parquet
+        write_parquet(path, cache)
+    return path
+
+
+def _write_card(out: Path, caches: list[FeatureCache]) -> Path:
+    facts = [
+        SplitFacts(
+            split=cache.split,
+            file=f"{cache.split}.parquet",
+            rows=len(cache),
+            shapes={f"{name}_raw": values.shape[1:] for name, values in cache.raw.items()}
+            | {f"{name}_embedding": each.shape[1:] for name, each in cache.embedding.items()},
+            present={name: int(there.sum()) for name, there in cache.present.items()},
+        )
+        for cache in caches
+    ]
+    write_whole(out / CARD, write_card(caches[0].recipe, facts).encode())
+    return out / CARD
+
+
+def _read_parquet(path: Path) -> FeatureCache:
+    with needs_extra("parquet"):
+        from pipeline.exchange.arrow import read_parquet
+    return read_parquet(path)
+
+
+_READERS: dict[str, Callable[[Path], FeatureCache]] = {
+    ".h5": read_cache,
+    ".npz": read_npz,
+    ".parquet": _read_parquet,
+}
+_SUFFIXES: dict[str, str] = {"cache": ".h5", "npz": ".npz", "parquet": ".parquet"}
