@@ -261,7 +261,8 @@ def extract(
     audio: Annotated[
         str | None,
         typer.Option(
-            help="spectrogram, or prosody: pitch, loudness, rhythm and voice quality.  "
+            help="spectrogram; prosody: pitch, loudness, rhythm and voice quality; or both, as "
+            "spectrogram,prosody.  "
             "[default: spectrogram]"
         ),
     ] = None,

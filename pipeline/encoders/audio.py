@@ -56,6 +56,10 @@ class SpectrogramEncoder(nn.Module):
             torch.manual_seed(0)
             self.cnn = _small_cnn()
 
+    @property
+    def dim(self) -> int:
+        return 6 * NUM_MELS + 2 * CNN_CHANNELS[-1]
+
     def log_mel(self, waveform: Tensor) -> Tensor:
         """float32 [samples] -> [mels, time], natural logarithm of power."""
         missing = self.min_samples - waveform.shape[-1]

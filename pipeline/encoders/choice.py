@@ -29,7 +29,8 @@ class EncoderRequest:
     text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
                   or "minilm" (bundled)
     video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18"
-    audio:        "spectrogram", which None takes, or "prosody"
+    audio:        "spectrogram", which None takes, or "prosody"; of each modality also several
+                  encoders, joined by commas: "spectrogram,prosody"
     text_weights, video_weights: "pretrained", or "random" for untrained features, which every
                   output marks; None takes pretrained
     text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as None does (a

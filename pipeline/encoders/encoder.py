@@ -74,10 +74,12 @@ class EncoderChoice:
     """An encoder and where its files lie. Only `spec` goes into the recipe.
 
     path: what `choose` found, or a folder that `Encoder.save` wrote; None where there is no file
+    parts: of several encoders as one, the choices that were found for each
     """
 
     spec: EncoderSpec
     path: Path | None = None
+    parts: tuple["EncoderChoice", ...] = ()
 
 
 class Preparation(Protocol[Item, BatchOut]):
@@ -111,9 +113,13 @@ class Encoder(Protocol[Item, BatchIn]):
 
     batch_size: rows that extraction encodes together, None all that there are. Part of what makes
         a run repeatable to the last bit: float results depend on who shares a batch.
+    dim: features of one layer
     """
 
     batch_size: int | None
+
+    @property
+    def dim(self) -> int: ...
 
     @property
     def preparation(self) -> Preparation[Item, Any]: ...

@@ -101,6 +101,10 @@ class ProsodyEncoder(nn.Module):
         ).numpy()  # [bins, mels]
         self.cosines = create_dct(NUM_CEPSTRA + 1, NUM_MELS, "ortho").numpy()[:, 1:]
 
+    @property
+    def dim(self) -> int:
+        return len(FEATURES)
+
     def forward(self, batch: SoundBatch) -> Tensor:
         rows = [self.measure(sound.waveform.cpu().numpy()) for sound in batch.sounds]
         vectors = torch.tensor([list(row.values()) for row in rows], dtype=torch.float32)

@@ -1,11 +1,12 @@
-"""Encoders by name. Another backbone is one entry here, and its own file.
+"""Encoders by name. Another backbone is one entry here, and its own file. Several names joined by
+commas are one encoder too (`several_names.py`).
 
 Each family's library takes a second to import: only those that are asked for are.
 """
 
 from pathlib import Path
 
-from pipeline.encoders import weights
+from pipeline.encoders import several_names, weights
 from pipeline.encoders.encoder import (
     AnyEncoder,
     AnyPreparation,
@@ -26,10 +27,17 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
     entry = ENCODERS.get(name)
     if entry is not None and entry.modality == modality:
         return entry
+    if several_names.SEPARATOR in name and not Path(name).exists():
+        names = several_names.split_names(modality, name)
+        return several_names.join_entries(
+            modality, {each: find_entry(modality, each) for each in names}
+        )
     if modality in OPEN:
         return OPEN[modality]
     known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
-    raise UsageError(f"--{modality} {name}: unknown; known are {', '.join(known)}")
+    raise UsageError(
+        f"--{modality} {name}: unknown; known are {', '.join(known)}, or several joined by commas"
+    )
 
 
 def prepare_for(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:

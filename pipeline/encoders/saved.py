@@ -9,6 +9,7 @@ All encoders of a run are in it, the untouched ones too, so that a run is enough
 evaluate or predict with.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Collection, Mapping
@@ -60,7 +61,7 @@ class SavedEncoders:
         """
         folder = self.path(modality)
         try:
-            found = hash_weights(folder)
+            found = _hash_files(folder)
         except OSError as error:
             raise CacheCorrupt(f"{folder}: cannot be read ({error}); fine-tune again") from error
         if found != self.files[modality]:
@@ -87,7 +88,7 @@ def write_encoders(
         for spec in recipe.encoders:
             (temporary / spec.modality).mkdir(parents=True)
             encoders[spec.modality].save(temporary / spec.modality)
-        hashes = {name: hash_weights(temporary / name) for name in recipe.modalities}
+        hashes = {name: _hash_files(temporary / name) for name in recipe.modalities}
         specs = tuple(
             _tuned(spec, hashes[spec.modality]) if spec.modality in tuned else spec
             for spec in recipe.encoders
@@ -109,6 +110,16 @@ def write_encoders(
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
     return recipe
+
+
+def _hash_files(folder: Path) -> str:
+    """Of the files in the folder, and in its folders where it has some: several encoders of one
+    modality have one each."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not inner:
+        return hash_weights(folder)
+    whole = "\n".join(f"{path.name} {hash_weights(path)}" for path in inner)
+    return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
 
 
 def _tuned(spec: EncoderSpec, files_hash: str) -> EncoderSpec:

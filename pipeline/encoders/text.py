@@ -234,6 +234,10 @@ class TextEncoder(nn.Module):
             self.model = AutoModel.from_config(config).to(dtype)
         self.layers = tuple(layers)
 
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)
+
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder."""
         self.model.save_pretrained(folder)

@@ -86,6 +86,7 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preset.mean), persistent=False)
         self.register_buffer("std", torch.tensor(preset.std), persistent=False)
         self.trunk = get_model(name, weights=None)
+        self.dim = int(self.trunk.fc.in_features)
         self.trunk.fc = nn.Identity()
         self.dtype = getattr(torch, precision)
 

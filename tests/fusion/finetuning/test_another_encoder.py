@@ -73,6 +73,7 @@ def _count(text: str) -> Tensor | None:
 
 class WordEncoder(nn.Module):
     batch_size: int | None = 8
+    dim = 12
 
     def __init__(self) -> None:
         super().__init__()

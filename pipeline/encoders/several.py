@@ -1,0 +1,215 @@
+"""Several encoders of one modality as one: `--audio spectrogram,prosody`.
+
+    clip ── prepare ──> (item of the 1st, item of the 2nd, ...)     None where it finds nothing
+         ── encode ───> [rows, layers, dim of the 1st + dim of the 2nd + ...]
+
+The modality is present where any of them finds something. The features of one that finds nothing
+beside others that do are zero, and a warning records it: a fusion model masks modalities, not
+parts of them. An encoder of one layer stands beside each layer of one that has many; a mix of
+layers whose weights add up to 1 leaves it as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders.augment import AugmentConfig
+from pipeline.encoders.encoder import (
+    AnyEncoder,
+    AnyPreparation,
+    EncoderChoice,
+    EncoderEntry,
+)
+from pipeline.errors import ClipError
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import DecodedClip
+
+Items = tuple[Any | None, ...]  # one per encoder; at least one of them is not None
+
+
+@dataclass(frozen=True)
+class SeveralBatch:
+    """rows: of the whole batch; each part: the rows that it has, and their batch or None"""
+
+    rows: int
+    parts: tuple[tuple[Tensor, Any | None], ...]
+
+    def to(self, device: torch.device) -> "SeveralBatch":
+        return SeveralBatch(
+            self.rows,
+            tuple(
+                (places.to(device), None if batch is None else batch.to(device))
+                for places, batch in self.parts
+            ),
+        )
+
+
+class SeveralPreparations:
+    """The preparations of all encoders, side by side; an item of theirs is a tuple of items."""
+
+    def __init__(self, parts: Mapping[str, AnyPreparation]) -> None:
+        self.parts = dict(parts)
+        limits = [part.most_rows for part in self.parts.values() if part.most_rows is not None]
+        self.most_rows: int | None = min(limits, default=None)
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Items | None]:
+        columns = [part.prepare(clips) for part in self.parts.values()]
+        rows = zip(*columns, strict=True)
+        return [None if all(item is None for item in row) else row for row in rows]
+
+    def shortfall(self, item: Items) -> ClipError | None:
+        """What any of them leaves out; the first code stands for all."""
+        missing = [name for name, each in zip(self.parts, item, strict=True) if each is None]
+        found = [
+            part.shortfall(each)
+            for part, each in zip(self.parts.values(), item, strict=True)
+            if each is not None
+        ]
+        errors = [
+            ClipError("part_missing", f"{name} finds nothing to encode; its features are zero")
+            for name in missing
+        ] + [error for error in found if error is not None]
+        if len(errors) < 2:
+            return next(iter(errors), None)
+        return ClipError(errors[0].code, "; ".join(error.message for error in errors))
+
+    def length(self, item: Items) -> int:
+        pairs = zip(self.parts.values(), item, strict=True)
+        return max(part.length(each) for part, each in pairs if each is not None)
+
+    def augment(self, item: Items, config: AugmentConfig, generator: torch.Generator) -> Items:
+        """Each draws for itself."""
+        return tuple(
+            None if each is None else part.augment(each, config, generator)
+            for part, each in zip(self.parts.values(), item, strict=True)
+        )
+
+    def collate(self, items: Sequence[Items]) -> SeveralBatch:
+        parts: list[tuple[Tensor, Any | None]] = []
+        for part, column in zip(self.parts.values(), zip(*items, strict=True), strict=True):
+            there = [row for row, each in enumerate(column) if each is not None]
+            batch = part.collate([column[row] for row in there]) if there else None
+            parts.append((torch.tensor(there, dtype=torch.int64), batch))
+        return SeveralBatch(len(items), tuple(parts))
+
+
+class SeveralEncoders(nn.Module):
+    """Encoders whose features are concatenated, in the order of their names.
+
+    num_layers: of the one with the most; each of the others has as many or one
+    autocast:   whether each may compute in bfloat16; those that may not never do
+
+    forward: SeveralBatch -> float32 [rows, num_layers, sum of dims]
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, AnyEncoder], *, num_layers: int, autocast: Sequence[bool]
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(cast(nn.Module, each) for each in encoders.values())
+        self.preparation = SeveralPreparations(
+            {name: each.preparation for name, each in encoders.items()}
+        )
+        self.num_layers = num_layers
+        self.autocast = tuple(autocast)
+        sizes = [each.batch_size for each in encoders.values() if each.batch_size is not None]
+        self.batch_size: int | None = min(sizes, default=None)
+
+    @property
+    def _encoders(self) -> list[AnyEncoder]:
+        return [cast(AnyEncoder, part) for part in self.parts]
+
+    @property
+    def dim(self) -> int:
+        return sum(each.dim for each in self._encoders)
+
+    def forward(self, batch: SeveralBatch) -> Tensor:
+        columns = []
+        for encoder, takes_any, (places, own) in zip(
+            self._encoders, self.autocast, batch.parts, strict=True
+        ):
+            features = torch.zeros(batch.rows, self.num_layers, encoder.dim, device=places.device)
+            if own is not None:
+                enabled = takes_any and torch.is_autocast_enabled(places.device.type)
+                with torch.autocast(places.device.type, torch.bfloat16, enabled):
+                    encoded = encoder(own).float()  # [rows that have it, layers, dim]
+                spread = encoded.expand(-1, self.num_layers, -1)
+                features = features.index_copy(0, places, spread)
+            columns.append(features)
+        return torch.cat(columns, dim=2)
+
+    def layer_depths(self) -> dict[str, int]:
+        """The tops of all are level: what is below the top learns slower."""
+        own = [encoder.layer_depths() for encoder in self._encoders]
+        top = max((depth for depths in own for depth in depths.values()), default=0)
+        return {
+            f"parts.{number}.{path}": depth + top - max(depths.values())
+            for number, depths in enumerate(own)
+            for path, depth in depths.items()
+        }
+
+    def checkpoint_gradients(self) -> None:
+        for encoder in self._encoders:
+            encoder.checkpoint_gradients()
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        return sum(each.activation_bytes(rows, longest, value_bytes) for each in self._encoders)
+
+    def save(self, folder: Path) -> None:
+        """Each into a folder of its own, by its place."""
+        for place, encoder in enumerate(self._encoders):
+            _folder_of(folder, place).mkdir()
+            encoder.save(_folder_of(folder, place))
+
+
+def prepare_several(
+    choice: EncoderChoice, decode: DecodeConfig | None, entries: Mapping[str, EncoderEntry]
+) -> AnyPreparation:
+    parts = _parts_of(choice, entries)
+    return SeveralPreparations(
+        {name: entries[name].prepare(part, decode) for name, part in parts.items()}
+    )
+
+
+def build_several(
+    choice: EncoderChoice, decode: DecodeConfig | None, entries: Mapping[str, EncoderEntry]
+) -> AnyEncoder:
+    """Raises MismatchError where a part's files are not its weights."""
+    parts = _parts_of(choice, entries)
+    return SeveralEncoders(
+        {name: entries[name].build(part, decode) for name, part in parts.items()},
+        num_layers=len(choice.spec.layers),
+        autocast=[entries[name].autocast for name in parts],
+    ).eval()
+
+
+def _parts_of(
+    choice: EncoderChoice, entries: Mapping[str, EncoderEntry]
+) -> dict[str, EncoderChoice]:
+    """As they were chosen, or of a fine-tuned run, in the precision that is asked for."""
+    precision = choice.spec.precision
+    parts = {}
+    for place, (name, entry) in enumerate(entries.items()):
+        if choice.parts:
+            part = choice.parts[place]
+        else:
+            assert choice.path is not None
+            part = EncoderChoice(
+                spec=replace(
+                    choice.spec,
+                    name=name,
+                    layers=choice.spec.layers if entry.is_layered else (-1,),
+                ),
+                path=_folder_of(choice.path, place),
+            )
+        own = precision if entry.autocast else "float32"
+        parts[name] = replace(part, spec=replace(part.spec, precision=own))
+    return parts
+
+
+def _folder_of(folder: Path, place: int) -> Path:
+    return folder / str(place)

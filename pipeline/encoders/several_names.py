@@ -1,0 +1,93 @@
+"""Names of several encoders, joined by commas -> one entry of the registry.
+
+Choosing imports no PyTorch; what is built and prepared is in `several.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.encoders.encoder import (
+    AnyEncoder,
+    AnyPreparation,
+    EncoderChoice,
+    EncoderEntry,
+    EncoderWish,
+)
+from pipeline.errors import UsageError
+from pipeline.recipe import DecodeConfig, EncoderSpec, Precision, WeightsKind
+from pipeline.schema import Modality
+
+SEPARATOR = ","
+# The first of these that any part has is what the whole is marked as.
+_MARKS: tuple[WeightsKind, ...] = ("random", "finetuned", "pretrained", "none")
+
+
+def split_names(modality: Modality, name: str) -> list[str]:
+    """ "spectrogram, prosody" -> each of them. Raises UsageError for an empty or a repeated one."""
+    names = [each.strip() for each in name.split(SEPARATOR)]
+    if not all(names):
+        raise UsageError(f"--{modality} {name}: an empty name; leave out the comma")
+    twice = [each for each in names if names.count(each) > 1]
+    if twice:
+        raise UsageError(f"--{modality} {name}: {twice[0]} is named twice")
+    return names
+
+
+def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> EncoderEntry:
+    """entries: of the encoders, in the order that was asked for."""
+
+    def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+        parts = tuple(
+            entry.choose(replace(wish, name=name), precision) for name, entry in entries.items()
+        )
+        return EncoderChoice(spec=_join_specs(tuple(part.spec for part in parts)), parts=parts)
+
+    def prepare(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+        from pipeline.encoders.several import prepare_several
+
+        return prepare_several(choice, decode, entries)
+
+    def build(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+        from pipeline.encoders.several import build_several
+
+        return build_several(choice, decode, entries)
+
+    def searches(wish: EncoderWish) -> bool:
+        return any(entry.searches(replace(wish, name=name)) for name, entry in entries.items())
+
+    each = tuple(entries.values())
+    return EncoderEntry(
+        modality=modality,
+        choose=choose,
+        prepare=prepare,
+        build=build,
+        autocast=any(entry.autocast for entry in each),
+        searches=searches,
+        has_batchnorm=any(entry.has_batchnorm for entry in each),
+        is_layered=any(entry.is_layered for entry in each),
+        learns=any(entry.learns for entry in each),
+    )
+
+
+def _join_specs(parts: tuple[EncoderSpec, ...]) -> EncoderSpec:
+    """Raises UsageError where two of them have many layers, and not equally many."""
+    layered = [spec for spec in parts if len(spec.layers) > 1]
+    for spec in layered[1:]:
+        if len(spec.layers) != len(layered[0].layers):
+            raise UsageError(
+                f"--{spec.modality} {SEPARATOR.join(each.name for each in parts)}: "
+                f"{layered[0].name} has {len(layered[0].layers)} layers and {spec.name} has "
+                f"{len(spec.layers)}; keep equally many of both ({spec.modality}_layers = [-1])"
+            )
+    longest = max(parts, key=lambda spec: len(spec.layers))
+    kinds = {spec.weights for spec in parts}
+    return EncoderSpec(
+        modality=longest.modality,
+        name=SEPARATOR.join(spec.name for spec in parts),
+        weights=next(mark for mark in _MARKS if mark in kinds),
+        weights_hash=", ".join(spec.weights_hash for spec in parts),
+        pooling=", ".join(spec.pooling for spec in parts),
+        precision="bfloat16" if any(s.precision == "bfloat16" for s in parts) else "float32",
+        layers=longest.layers,
+        context=max(spec.context for spec in parts),
+    )
