@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,38 +24,73 @@ from pipeline.schema import Split
 
 pytestmark = pytest.mark.heavy
 
+ROWS: dict[Split, int] = {"train": 240, "dev": 80, "test": 80}
+SMALL = ModelConfig(projection=16, hidden=32, dropout=0.1)
+ONE_STEP = FitConfig(epochs=1, batch_size=240)
+BARS = "fusion.evaluation.plots.plot_bars"
+PLANTED: dict[str, Any] = {"modalities": ("text", "video", "audio"), "strength": 4.0}
+
+
+@pytest.fixture(scope="module")
+def planted(
+    tmp_path_factory: pytest.TempPathFactory, plant_cache: Callable[..., FeatureCache]
+) -> Path:
+    """Text and audio carry the label, video is noise. Not to be written to."""
+    folder = tmp_path_factory.mktemp("planted")
+    for split, rows in ROWS.items():
+        write_cache(folder / f"{split}.h5", plant_cache(split, rows, **PLANTED))
+    return folder
+
 
 @pytest.fixture
-def config(
-    features: Path, tmp_path: Path, write_split: Callable[..., FeatureCache]
-) -> AblateConfig:
-    """Text and audio carry the label, video is noise."""
-    for split, rows in (("train", 240), ("dev", 80), ("test", 80)):
-        write_split(split, rows, modalities=("text", "video", "audio"), strength=4.0)
+def config(planted: Path, features: Path, tmp_path: Path) -> AblateConfig:
+    shutil.copytree(planted, features)
     return AblateConfig(
         features=features,
         fusions=("late", "gated"),
         seeds=2,
         out=tmp_path / "ablation",
-        model=ModelConfig(projection=16, hidden=32, dropout=0.1),
-        fit=FitConfig(epochs=6, learning_rate=3e-3, batch_size=32),
+        model=SMALL,
+        fit=ONE_STEP,
     )
 
 
 @pytest.fixture
 def untrained(config: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> AblateConfig:
-    """For what is kept and what is written: one epoch, nothing is drawn."""
-    monkeypatch.setattr("fusion.evaluation.plots.plot_bars", lambda *_, **__: None)
-    return replace(config, fit=replace(config.fit, epochs=1))
+    """For what is kept and what is written: one step of training, nothing is drawn."""
+    monkeypatch.setattr(BARS, lambda *_, **__: None)
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_cell(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an ablation of text alone wrote. Not to be written to."""
+    out = tmp_path_factory.mktemp("one") / "ablation"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BARS, lambda *_, **__: None)
+        ablate(of_text_alone(AblateConfig(features=planted, out=out, model=SMALL, fit=ONE_STEP)))
+    return out
+
+
+def of_text_alone(config: AblateConfig) -> AblateConfig:
+    return replace(config, modalities=("text",), fusions=("late",), seeds=1)
 
 
 @pytest.mark.parametrize(
-    "fusions", [("gated",), pytest.param(("late", "gated"), marks=pytest.mark.slow)]
+    ("fusions", "fit"),
+    [
+        (("late",), FitConfig(epochs=4, learning_rate=1e-2, batch_size=60)),
+        pytest.param(
+            ("late", "gated"),
+            FitConfig(epochs=6, learning_rate=3e-3, batch_size=32),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_every_subset_with_every_fusion_and_the_planted_order(
-    config: AblateConfig, fusions: tuple[FusionType, ...]
+    config: AblateConfig, fusions: tuple[FusionType, ...], fit: FitConfig
 ) -> None:
-    report = ablate(replace(config, fusions=fusions, seeds=1))
+    report = ablate(replace(config, fusions=fusions, seeds=1, fit=fit))
     scores = {(cell.name, cell.fusion): np.mean(cell.emotion_f1) for cell in report.cells}
     assert len(scores) == 7 * len(fusions)
     for fusion in fusions:
@@ -86,19 +123,23 @@ def test_other_settings_or_features_use_no_old_cell(
     assert ablate(few).reused == 1
     assert ablate(replace(few, seeds=1)).reused == 0
     assert ablate(replace(few, modalities=("text", "audio"))).reused == 1
-    write_split("train", 245, modalities=("text", "video", "audio"), strength=4.0)
+    write_split("train", 245, **PLANTED)
     assert ablate(few).reused == 0
 
 
 @pytest.mark.parametrize("what", ["emotion", "sentiment", "speaker", "present", "raw"])
 @pytest.mark.parametrize("split", ["dev", "train"])
 def test_what_a_cell_was_measured_on_is_part_of_it(
-    what: str, split: Split, untrained: AblateConfig, plant_cache: Callable[..., FeatureCache]
+    what: str,
+    split: Split,
+    untrained: AblateConfig,
+    one_cell: Path,
+    plant_cache: Callable[..., FeatureCache],
 ) -> None:
-    few = replace(untrained, modalities=("text",), fusions=("late",), seeds=1)
-    ablate(few)
-    rows = {"train": 240, "dev": 80}[split]
-    cache = plant_cache(split, rows, modalities=("text", "video", "audio"), strength=4.0)
+    few = of_text_alone(untrained)
+    shutil.copytree(one_cell, few.out)
+    assert ablate(few).reused == 1
+    cache = plant_cache(split, ROWS[split], **PLANTED)
     value = getattr(cache, what)
     if isinstance(value, dict):
         column = value["text"].copy()
@@ -111,15 +152,17 @@ def test_what_a_cell_was_measured_on_is_part_of_it(
     assert ablate(few).reused == 1
 
 
-def test_features_that_were_moved_use_the_old_cells(untrained: AblateConfig) -> None:
-    few = replace(untrained, modalities=("text",), fusions=("late",), seeds=1)
-    ablate(few)
+def test_features_that_were_moved_use_the_old_cells(
+    untrained: AblateConfig, one_cell: Path
+) -> None:
+    few = of_text_alone(untrained)
+    shutil.copytree(one_cell, few.out)
     moved = few.features.rename(few.features.with_name("moved"))
     assert ablate(replace(few, features=moved)).reused == 1
 
 
 def test_looking_at_test_is_written_down(untrained: AblateConfig) -> None:
-    few = replace(untrained, modalities=("text",), fusions=("late",))
+    few = of_text_alone(untrained)
     assert ablate(few).test_evaluations == 0
     assert count_evaluations(untrained.out) == 0
     assert ablate(replace(few, split="test")).test_evaluations == 1
@@ -133,9 +176,9 @@ def test_the_report_page_reads_what_is_written(untrained: AblateConfig) -> None:
     assert stored.split == "dev"
 
 
-def test_a_damaged_cell_is_named(untrained: AblateConfig) -> None:
-    few = replace(untrained, modalities=("text",), fusions=("late",))
-    ablate(few)
+def test_a_damaged_cell_is_named(untrained: AblateConfig, one_cell: Path) -> None:
+    few = of_text_alone(untrained)
+    shutil.copytree(one_cell, few.out)
     cell = next((untrained.out / "cells").iterdir())
     whole = json.loads(cell.read_bytes())
     for damage in (
@@ -154,9 +197,7 @@ def test_a_damaged_cell_is_named(untrained: AblateConfig) -> None:
 
 def test_a_folders_name_is_no_markup(untrained: AblateConfig) -> None:
     out = untrained.out.with_name("x[") / "red]y"
-    few = replace(
-        untrained, modalities=("text",), fusions=("late",), seeds=1, split="test", out=out
-    )
+    few = replace(of_text_alone(untrained), split="test", out=out)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_ablation(ablate(few)))
     told = console.export_text()

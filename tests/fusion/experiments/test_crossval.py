@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,21 +34,37 @@ from pipeline.schema import EMOTIONS
 
 pytestmark = pytest.mark.heavy
 
-QUICK = FitConfig(epochs=10, learning_rate=3e-3, batch_size=32)
+QUICK = FitConfig(epochs=6, learning_rate=1e-2, batch_size=60)
 SMALL = ModelConfig(projection=16, hidden=32, dropout=0.1)
 
 
+@pytest.fixture(scope="module")
+def planted(
+    tmp_path_factory: pytest.TempPathFactory, plant_cache: Callable[..., FeatureCache]
+) -> Path:
+    """Not to be written to."""
+    folder = tmp_path_factory.mktemp("planted")
+    for split, rows in (("train", 300), ("dev", 60)):
+        write_cache(folder / f"{split}.h5", plant_cache(split, rows, strength=5.0))
+    return folder
+
+
 @pytest.fixture
-def config(features: Path, write_split: Callable[..., FeatureCache]) -> CrossvalConfig:
-    write_split("train", 300, strength=5.0)
-    write_split("dev", 60, strength=5.0)
+def config(planted: Path, features: Path) -> CrossvalConfig:
+    shutil.copytree(planted, features)
     return CrossvalConfig(features=features, folds=3, seeds=2, model=SMALL, fit=QUICK)
 
 
 @pytest.fixture
 def brief(config: CrossvalConfig) -> CrossvalConfig:
-    """For what is read, dealt and written: one seed, two epochs."""
-    return dataclasses.replace(config, seeds=1, fit=dataclasses.replace(QUICK, epochs=2))
+    """For what is read, dealt and written: one seed, two steps of training."""
+    fit = dataclasses.replace(QUICK, epochs=2, batch_size=300)
+    return dataclasses.replace(config, seeds=1, fit=fit)
+
+
+@pytest.fixture(scope="module")
+def trained(planted: Path) -> CrossvalReport:
+    return crossval(CrossvalConfig(features=planted, folds=3, seeds=2, model=SMALL, fit=QUICK))
 
 
 def shown(report: CrossvalReport) -> str:
@@ -78,9 +95,8 @@ def test_dialogues_of_train_and_dev_with_one_number_are_two(config: CrossvalConf
     assert int(data.turns.dialogue.max()) + 1 == 60 + 12
 
 
-def test_a_planted_signal_is_found_with_spread_and_interval(config: CrossvalConfig) -> None:
-    report = crossval(config)
-    f1 = report.emotion[0]
+def test_a_planted_signal_is_found_with_spread_and_interval(trained: CrossvalReport) -> None:
+    f1 = trained.emotion[0]
     assert f1.name == "weighted F1"
     assert f1.mean > 0.8 > 0.4 > f1.majority
     assert np.shape(f1.by_training) == (3, 2)
@@ -88,7 +104,7 @@ def test_a_planted_signal_is_found_with_spread_and_interval(config: CrossvalConf
     assert f1.interval is not None
     assert f1.interval.low < f1.mean < f1.interval.high
     assert f1.interval.value == pytest.approx(f1.mean)
-    assert sum(report.rows_by_fold) == report.rows == 360
+    assert sum(trained.rows_by_fold) == trained.rows == 360
 
 
 def test_features_that_say_nothing_stay_near_the_majority(
@@ -96,7 +112,9 @@ def test_features_that_say_nothing_stay_near_the_majority(
 ) -> None:
     write_split("train", 300, carriers=())
     write_split("dev", 60, carriers=())
-    assert emotion_f1(crossval(config)) < 0.3  # 7 classes by chance: 0.14
+    fit = dataclasses.replace(QUICK, epochs=4)
+    report = crossval(dataclasses.replace(config, seeds=1, fit=fit))
+    assert emotion_f1(report) < 0.3  # 7 classes by chance: 0.14
 
 
 @pytest.mark.slow
@@ -120,7 +138,7 @@ def test_planted_label_noise_shows_beyond_the_intervals(
 
 
 def test_the_same_command_gives_the_same_numbers(brief: CrossvalConfig) -> None:
-    config = dataclasses.replace(brief, seeds=2)
+    config = dataclasses.replace(brief, seeds=2, folds=2)
     first, second = crossval(config), crossval(config)
     assert first.emotion == second.emotion
     assert first.sentiment == second.sentiment
@@ -314,12 +332,12 @@ def test_settings_without_meaning_are_refused(wrong: dict) -> None:
         CrossvalConfig.from_mapping(wrong)
 
 
-def test_scores_of_a_seed_are_those_of_its_rows_together(config: CrossvalConfig) -> None:
+def test_scores_of_a_seed_are_those_of_its_rows_together(trained: CrossvalReport) -> None:
     """Not a mean over folds: weighted F1 of all rows at once."""
-    report = crossval(dataclasses.replace(config, seeds=1))
-    f1 = report.emotion[0]
-    assert f1.by_seed[0] != pytest.approx(np.mean(f1.by_training), abs=1e-6)
-    assert f1.by_seed[0] == pytest.approx(np.mean(f1.by_training), abs=0.05)
+    f1 = trained.emotion[0]
+    mean = np.mean([by_seed[0] for by_seed in f1.by_training])
+    assert f1.by_seed[0] != pytest.approx(mean, abs=1e-6)
+    assert f1.by_seed[0] == pytest.approx(mean, abs=0.05)
     assert weighted_f1(np.array([0, 1]), np.array([0, 1])) == 1
 
 

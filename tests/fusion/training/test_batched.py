@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 pytestmark = pytest.mark.heavy
 
 CPU = torch.device("cpu")
-CONFIG = FitConfig(epochs=3, learning_rate=2e-3, batch_size=40)
+CONFIG = FitConfig(epochs=2, learning_rate=2e-3, batch_size=40)
 
 
 def make_training(train: FusionData, dev: FusionData, model: ModelConfig, *, seed: int) -> Training:
@@ -62,7 +62,8 @@ def test_folds_and_seeds_side_by_side_equal_each_alone(
     assert [CONFIG.steps(len(part)) for part in parts] == [5, 5, 4]
 
     def make() -> list[Training]:
-        return [make_training(part, dev, model, seed=s) for part in parts for s in (0, 1)]
+        dealt = [(parts[0], 0), (parts[0], 1), (parts[1], 0), (parts[2], 1)]
+        return [make_training(part, dev, model, seed=seed) for part, seed in dealt]
 
     together = make()
     results = fit_together(together, CONFIG, cores=cores)
@@ -79,7 +80,7 @@ def test_folds_and_seeds_side_by_side_equal_each_alone(
 
 def test_a_training_that_stops_early_keeps_its_best_weights(load_planted: Callable) -> None:
     train, dev = load_planted("train", 200), load_planted("dev", 60)
-    config = dataclasses.replace(CONFIG, epochs=30, patience=1)
+    config = dataclasses.replace(CONFIG, epochs=30, patience=1, learning_rate=4e-3)
     trainings = [make_training(train, dev, ModelConfig(), seed=seed) for seed in range(3)]
     results = fit_together(trainings, config)
     assert len({len(result.history) for result in results}) > 1  # they stop apart

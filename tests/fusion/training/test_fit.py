@@ -15,7 +15,7 @@ from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.train import build_model
 from pipeline.errors import UsageError
 
-QUICK = FitConfig(epochs=8, batch_size=64, learning_rate=3e-3)
+QUICK = FitConfig(epochs=5, batch_size=100, learning_rate=1e-2)
 CPU = torch.device("cpu")
 
 

@@ -35,7 +35,7 @@ from pipeline.schema import Split
 
 pytestmark = pytest.mark.heavy
 
-QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
+QUICK = FitConfig(epochs=3, batch_size=70, learning_rate=1e-2)
 ROWS: dict[Split, int] = {"train": 140, "dev": 50, "test": 50}
 Plant = Callable[..., None]
 
@@ -282,7 +282,7 @@ def test_macro_f1_is_over_the_classes_that_occur_and_says_so(
     if len(emotions) == 1:  # a picture of fewer classes yet
         request.getfixturevalue("plots")
     plant(emotions=emotions)
-    fit = dataclasses.replace(QUICK, epochs=25)
+    fit = dataclasses.replace(QUICK, epochs=10)
     result = train_fusion(dataclasses.replace(config, fit=fit))
     report = evaluate(EvaluateConfig(run=result.run))
     scores = report.emotion.model

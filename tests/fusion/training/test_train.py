@@ -34,7 +34,7 @@ from pipeline.errors import (
 
 pytestmark = pytest.mark.heavy
 
-QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
+QUICK = FitConfig(epochs=3, batch_size=150, learning_rate=1e-2)
 
 
 def make_config(folder: Path) -> TrainConfig:

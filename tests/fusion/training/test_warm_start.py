@@ -19,7 +19,7 @@ from pipeline.errors import RecipeMismatch, UsageError
 
 pytestmark = pytest.mark.heavy
 
-QUICK = FitConfig(epochs=3, batch_size=64, learning_rate=3e-3)
+QUICK = FitConfig(epochs=2, batch_size=150, learning_rate=5e-3)
 GATED = ModelConfig(fusion="gated", hidden=32)
 
 
@@ -61,7 +61,7 @@ def test_before_its_first_step_it_is_the_run_it_starts_from(
 
 
 def test_it_goes_on_and_keeps_what_is_better(config: TrainConfig, start: Path) -> None:
-    fit = dataclasses.replace(QUICK, epochs=12)
+    fit = dataclasses.replace(QUICK, epochs=8)
     result = train_fusion(dataclasses.replace(config, fit=fit))
     assert result.best_epoch > 0
     assert result.dev.score > read_history(start / "history.jsonl")[-1].score
@@ -70,7 +70,7 @@ def test_it_goes_on_and_keeps_what_is_better(config: TrainConfig, start: Path) -
 def test_where_nothing_is_better_the_start_is_kept(config: TrainConfig, start: Path) -> None:
     ruinous = dataclasses.replace(QUICK, learning_rate=3.0)
     result = train_fusion(dataclasses.replace(config, fit=ruinous))
-    assert (result.best_epoch, result.epochs) == (0, 3)
+    assert (result.best_epoch, result.epochs) == (0, 2)
     kept, begun = (load_file(run / "model.safetensors") for run in (result.run, start))
     assert kept.keys() == begun.keys()
     assert all(torch.equal(kept[name], begun[name]) for name in begun)
