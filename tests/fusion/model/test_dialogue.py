@@ -127,7 +127,7 @@ def train_delayed(load_planted: Callable, model: ModelConfig) -> tuple[FusionMod
     planted = {"carriers": ("text",), "modalities": ("text",), "strength": 4.0}
     train, dev = (delayed(load_planted(s, n, **planted)) for s, n in (("train", 600), ("dev", 150)))
     built = build_model(train, model, seed=0)
-    fit(built, train, dev, FitConfig(epochs=15, learning_rate=3e-3, batch_size=30), seed=0)
+    fit(built, train, dev, FitConfig(epochs=12, learning_rate=1e-2, batch_size=60), seed=0)
     return built, dev
 
 

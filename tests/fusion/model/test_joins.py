@@ -103,7 +103,8 @@ def test_each_fusion_finds_a_label_that_two_modalities_share(
     train, dev = load_planted("train", 400, **planted), load_planted("dev", 150, **planted)
     config = ModelConfig(fusion=fusion, projection=32, hidden=64, dropout=0.2)
     model = build_model(train, config, seed=0)
-    result = fit(model, train, dev, FitConfig(epochs=12, learning_rate=3e-3), seed=0)
+    fitting = FitConfig(epochs=8, learning_rate=1e-2, batch_size=100)
+    result = fit(model, train, dev, fitting, seed=0)
     both = result.best.dev_emotion_f1
     assert both > 0.8
     blind = dataclasses.replace(dev, present=dev.present & torch.tensor([False, True, False]))
@@ -158,7 +159,7 @@ def test_a_name_and_an_entry_are_enough_for_another_fusion_to_train_and_be_measu
     for split, rows in (("train", 300), ("dev", 100), ("test", 100)):
         write_split(split, rows)
     model = ModelConfig(fusion="mean", projection=32, hidden=64)  # type: ignore[arg-type]
-    fitting = FitConfig(epochs=8, learning_rate=3e-3)
+    fitting = FitConfig(epochs=8, learning_rate=1e-2, batch_size=100)
     run = train_fusion(
         TrainConfig(features=features, out=tmp_path / "run", model=model, fit=fitting)
     ).run

@@ -65,11 +65,11 @@ def imitate_meld(path: Path) -> Packed:
     AppleDouble files and folders, .DS_Store, a README; scaled down."""
     rng = random.Random(1)
     names = {
-        "train": [f"dia{d}_utt{u}" for d in range(60) for u in range(5)],
-        "dev": [f"dia{d}_utt{u}" for d in range(12) for u in range(3)],
-        "test": [f"dia{d}_utt{u}" for d in range(20) for u in range(4)],
+        "train": [f"dia{d}_utt{u}" for d in range(24) for u in range(5)],
+        "dev": [f"dia{d}_utt{u}" for d in range(4) for u in range(3)],
+        "test": [f"dia{d}_utt{u}" for d in range(8) for u in range(4)],
     }
-    names["test"] += [f"final_videos_test{name}" for name in names["test"][:13]]
+    names["test"] += [f"final_videos_test{name}" for name in names["test"][:5]]
     wanted: dict[str, bytes] = {}
     outer: dict[str, bytes | None] = {"MELD.Raw/": None, "MELD.Raw/README.txt": b"Read me"}
     apple_double, others = 0, 1
@@ -130,10 +130,10 @@ def out(tmp_path: Path) -> Path:
 def test_the_archive_is_unpacked_to_exactly_what_is_wanted(packed: Packed, out: Path) -> None:
     report = get(out, packed.path)
     assert tree(out) == packed.files
-    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert report.clips == {"train": 120, "dev": 12, "test": 37}
     assert report.sha256 == packed.sha256
     assert report.found is not None
-    assert report.found.corrected == 13
+    assert report.found.corrected == 5
     assert report.found.apple_double == packed.apple_double
     assert report.found.others == packed.others
     assert report.found.first_other == "MELD.Raw/README.txt"
@@ -147,7 +147,7 @@ def test_unpacking_tells_how_far_it_is_inside_of_inner_archives(packed: Packed, 
     download(DownloadConfig(out=out, source=packed.path), lambda *bytes_: told.append(bytes_))
     done = [num_bytes for stage, num_bytes, _ in told if stage == "unpacking"]
     assert done == sorted(done)
-    assert len(done) > 400
+    assert len(done) > 160
     assert len(set(done)) > 10
 
 
@@ -255,7 +255,7 @@ def test_too_little_space_is_found_before_anything_is_written(
     packed: Packed, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 400_000))
     with pytest.raises(StorageError, match=r"GiB of disk are needed .* are free"):
         get(out, packed.path)
     assert tree(out) == {}
@@ -353,7 +353,7 @@ def test_an_unpacked_tree_is_used_in_place(packed: Packed, out: Path, tmp_path: 
     assert report.linked == SPLITS
     assert (out / "train_splits").resolve() == source / "train_splits"
     assert (out / "train_sent_emo.csv").read_bytes() == packed.files["train_sent_emo.csv"]
-    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert report.clips == {"train": 120, "dev": 12, "test": 37}
     assert get(out, source).linked == SPLITS
     assert get(out).linked == SPLITS
 
@@ -365,7 +365,7 @@ def test_the_kaggle_layout_is_recognised_wherever_one_points(
     source = write_tree(tmp_path / "kaggle", kaggle_names(packed.files))
     report = get(out, source / begin)
     assert report.linked == SPLITS
-    assert report.clips == {"train": 300, "dev": 36, "test": 93}
+    assert report.clips == {"train": 120, "dev": 12, "test": 37}
     assert (out / "dev_splits_complete/dia0_utt0.mp4").is_file()
 
 
@@ -390,7 +390,7 @@ def test_splits_may_come_in_different_shapes(packed: Packed, out: Path, tmp_path
     report = get(out, source)
     assert report.linked == ("dev",)
     assert report.found is not None
-    assert report.found.clips == {"train": 300, "test": 93}
+    assert report.found.clips == {"train": 120, "test": 37}
 
 
 def test_a_folder_without_a_split_is_refused_with_what_was_looked_for(
@@ -476,7 +476,7 @@ def test_of_two_copies_of_a_split_the_fuller_one_is_used(
     if shape != "empty":
         name = "dia0_utt0.mp4" if shape == "half there" else "readme.txt"
         (flat / name).write_bytes(b"x")
-    assert get(out, source).clips == {"train": 300, "dev": 36, "test": 93}
+    assert get(out, source).clips == {"train": 120, "dev": 12, "test": 37}
 
 
 def test_a_folder_without_clips_is_no_unpacked_split(
@@ -671,8 +671,8 @@ def test_the_command_fetches_checks_and_unpacks(
     command = ("download", "--out", out, "--url", address, "--sha256", packed.sha256)
     finished = meld(*command, "--json", "--keep-archive")
     assert finished.status == 0, finished.err
-    assert finished.json["clips"] == {"train": 300, "dev": 36, "test": 93}
-    assert finished.json["unpacked"]["corrected_cuts"] == 13
+    assert finished.json["clips"] == {"train": 120, "dev": 12, "test": 37}
+    assert finished.json["unpacked"]["corrected_cuts"] == 5
     assert finished.json["unpacked"]["apple_double_dropped"] == packed.apple_double
     archive = tree(out).pop("MELD.Raw.tar.gz")
     assert hashlib.sha256(archive).hexdigest() == packed.sha256
@@ -682,7 +682,7 @@ def test_the_command_fetches_checks_and_unpacks(
     assert json.loads((out / "meld.json").read_text())["origin"] == address
     again = meld(*command)
     assert again.status == 0
-    assert "train: 300 clips, was there" in again.out
+    assert "train: 120 clips, was there" in again.out
 
 
 @pytest.mark.heavy
