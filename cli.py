@@ -19,6 +19,8 @@ from console.arguments import Command
 from console.commands.config import app as config_commands
 from console.commands.convert import EPILOG as CONVERT_EPILOG
 from console.commands.convert import convert
+from console.commands.import_features import EPILOG as IMPORT_EPILOG
+from console.commands.import_features import import_features
 from console.commands.listen import EPILOG as LISTEN_EPILOG
 from console.commands.listen import listen
 from console.commands.serve import EPILOG as SERVE_EPILOG
@@ -1119,6 +1121,7 @@ def _name(command: CommandInfo) -> str:
 
 _GROUP_OF = {name: title for title, names in GROUPS.items() for name in names}
 app.command(epilog=CONVERT_EPILOG)(convert)
+app.command("import", epilog=IMPORT_EPILOG)(import_features)
 app.command(epilog=SERVE_EPILOG)(serve)
 app.command(epilog=LISTEN_EPILOG)(listen)
 app.add_typer(config_commands, rich_help_panel=_GROUP_OF["config"])

@@ -65,7 +65,8 @@ if TYPE_CHECKING:
     from pipeline.cache.format import FeatureCache, Want
     from pipeline.exchange.convert import ConvertReport
     from pipeline.extract.extract import ExtractReport
-    from pipeline.schema import Split
+    from pipeline.importing.import_features import ImportReport
+    from pipeline.schema import Modality, Split
 
 __all__ = [
     "AnnotationError",
@@ -85,6 +86,7 @@ __all__ = [
     "extract",
     "finetune",
     "hf_dataset",
+    "import_features",
     "load",
     "read_cache",
     "torch_dataset",
@@ -539,6 +541,51 @@ def convert(
 
 
 @_speaks_python
+def import_features(
+    modality: "Modality",
+    name: str,
+    source: "AnyPath | Mapping[Split, AnyPath]",
+    *,
+    features: AnyPath | None = None,
+    out: AnyPath | None = None,
+    pool: Literal["mean", "mean_std", "none"] | None = None,
+    suffix: str | None = None,
+    column: str | None = None,
+    overwrite: bool = False,
+) -> "ImportReport":
+    """Makes features of another tool a modality of the caches in `features`: `meld import`.
+
+    source: a folder or file, or {split: folder or file}; docs/features.md says which there are
+    name: what reports call the tool
+
+    What is missing, doubled or not finite is no error: `report.num_failures` counts it.
+
+    Raises UsageError, InputError, StorageError (CacheBusy where a cache is being written) or
+    RecipeMismatch.
+    """
+    from pipeline.importing.import_features import ImportConfig
+    from pipeline.importing.import_features import import_features as run
+    from pipeline.settings import build_config
+
+    by_split = source if isinstance(source, Mapping) else {"": source}
+    paths = {split: _path(path, "source") for split, path in by_split.items()}
+    if None in paths.values():
+        raise UsageError("source must be a path, not None")
+    options = given(
+        modality=modality,
+        name=name,
+        source=tuple(f"{split}={path}" if split else str(path) for split, path in paths.items()),
+        features=_path(features, "features"),
+        out=_path(out, "out"),
+        pool=pool,
+        suffix=suffix,
+        column=column,
+        overwrite=overwrite,
+    )
+    return run(build_config(ImportConfig, options))
+
+
+@_speaks_python
 def torch_dataset(cache: "FeatureCache | AnyPath", *, input: "InputKind" = "raw") -> "CacheDataset":
     """A cache, or its file, as a map-style dataset of PyTorch, for a `DataLoader`. An item is a
     `fusion.data.dataset.CacheRow`: features, presence, and the two labels.
@@ -583,6 +630,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "finetune": finetune,
     "evaluate": evaluate,
     "convert": convert,
+    "import": import_features,
 }
 _OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
 _TYPED = re.compile(

@@ -17,7 +17,7 @@ from pipeline.schema import MEDIA, MODALITIES, Modality
 REVISION = 4
 
 Precision = Literal["float32", "bfloat16"]
-WeightsKind = Literal["pretrained", "random", "none", "finetuned"]
+WeightsKind = Literal["pretrained", "random", "none", "finetuned", "foreign"]
 ChannelPolicy = Literal["front_centre", "downmix"]
 TestClips = Literal["fixed", "legacy"]
 # The rules of `DecodeConfig.channel` in a line each.
@@ -69,9 +69,11 @@ class EncoderSpec:
     """One frozen encoder, as far as it decides values.
 
     weights:      "pretrained", "random" (asked for by name: features are not meaningful by
-                  themselves), "none" (the encoder has no trained weights: `spectrogram`) or
-                  "finetuned"
-    weights_hash: SHA-256 over the files that were loaded, or the seed
+                  themselves), "none" (the encoder has no trained weights: `spectrogram`),
+                  "finetuned", or "foreign": another tool made the features, and `name` is what
+                  whoever imported them calls it
+    weights_hash: SHA-256 over the files that were loaded (of foreign features, that were
+                  imported), or the seed
     layers:       which hidden layers are kept, outermost last; [layers, dim] in the cache
     context:      how many utterances before the current one a text encoder reads with it
     started_from: what fine-tuning started from, "" otherwise: random weights that were trained
@@ -99,6 +101,10 @@ class EncoderSpec:
     def is_random(self) -> bool:
         return "random" in (self.weights, self.started_from)
 
+    @property
+    def is_foreign(self) -> bool:
+        return self.weights == "foreign"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRecipe:
@@ -124,6 +130,11 @@ class FeatureRecipe:
     def random_modalities(self) -> tuple[Modality, ...]:
         """Modalities whose encoder has, or started from, random weights; reports must say so."""
         return tuple(spec.modality for spec in self.encoders if spec.is_random)
+
+    @property
+    def foreign(self) -> dict[Modality, str]:
+        """Modalities whose features another tool made, and its name; reports must say so."""
+        return {spec.modality: spec.name for spec in self.encoders if spec.is_foreign}
 
     @property
     def test_clips(self) -> TestClips | None:

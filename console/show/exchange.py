@@ -1,7 +1,7 @@
 """What `meld convert` wrote."""
 
 from console.printing import print_json
-from console.show.recipe import print_random
+from console.show.recipe import print_foreign, print_random
 from pipeline.exchange.convert import ConvertReport
 
 
@@ -16,3 +16,4 @@ def show_converted(report: ConvertReport, as_json: bool) -> None:
     for path in report.files:
         print(f"written: {path}")
     print_random(report.recipe.random_modalities)
+    print_foreign(report.recipe.foreign)

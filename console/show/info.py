@@ -1,7 +1,7 @@
 """What a cache holds (`meld info`)."""
 
 from console.printing import print_json
-from console.show.recipe import print_random
+from console.show.recipe import print_foreign, print_random
 from pipeline.cache.info import CacheInfo, StaleRows
 from pipeline.recipe import CHANNEL_RULES
 
@@ -46,6 +46,7 @@ def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) ->
     if described.stale is not None:
         _show_stale(described.stale, described.rows)
     print_random(described.recipe.random_modalities)
+    print_foreign(described.recipe.foreign)
     if described.damaged == ():
         print("  every checksum holds")
 

@@ -1,4 +1,9 @@
-"""Lines that every output about features needs: random weights, and which test clips were read."""
+"""Lines that every output about features needs: random weights, foreign features, and which test
+clips were read."""
+
+from collections.abc import Mapping
+
+from pipeline.schema import Modality
 
 
 def print_test_clips(test_clips: str | None) -> None:
@@ -9,3 +14,9 @@ def print_test_clips(test_clips: str | None) -> None:
 def print_random(modalities: tuple[str, ...]) -> None:
     for modality in modalities:
         print(f"{modality}: RANDOM WEIGHTS, asked for by name; these features are untrained")
+
+
+def print_foreign(foreign: Mapping[Modality, str]) -> None:
+    """foreign: modality -> the tool that made its features"""
+    for modality, name in foreign.items():
+        print(f"{modality}: FOREIGN features, imported, made by {name}")

@@ -3,7 +3,7 @@
 import json
 
 from console.printing import print_json
-from console.show.recipe import print_random
+from console.show.recipe import print_foreign, print_random
 from fusion.evaluation.test_evaluations import describe_evaluations
 from fusion.reporting.run_info import RunInfo
 
@@ -33,6 +33,7 @@ def show_run(info: RunInfo, as_json: bool) -> None:
             "  made with " + ", ".join(f"{name} {value}" for name, value in info.versions.items())
         )
     print_random(info.recipe.random_modalities)
+    print_foreign(info.recipe.foreign)
     print("commands that make it again:")
     for command in info.remake.commands:  # unbroken, to be copied
         print(f"  {command}")

@@ -219,6 +219,7 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
                 modality=modality,
                 rows=int(predictions.present[:, column].sum()),
                 random_weights=modality in checkpoint.recipe.random_modalities,
+                foreign=checkpoint.recipe.foreign.get(modality, ""),
             )
             for column, modality in enumerate(predictions.modalities)
         ),

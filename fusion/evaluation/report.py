@@ -37,11 +37,13 @@ class HeadReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityPresence:
-    """Number of rows that have a modality; `random_weights`: its encoder was never trained."""
+    """Number of rows that have a modality; `random_weights`: its encoder was never trained;
+    `foreign`: the tool that made its features, "" where one of our encoders did."""
 
     modality: Modality
     rows: int
     random_weights: bool
+    foreign: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +145,12 @@ class EvalReport:
 
 
 def describe_presence(report: EvalReport) -> str:
-    """ "text 100%, video 98% (video: RANDOM WEIGHTS); test clips fixed" """
+    """ "text 100%, video 98% (video: RANDOM WEIGHTS), audio 97% (audio: FOREIGN, opensmile); test
+    clips fixed" """
     shares = [
         f"{each.modality} {each.rows / max(report.rows, 1):.0%}"
         + (f" ({each.modality}: RANDOM WEIGHTS)" if each.random_weights else "")
+        + (f" ({each.modality}: FOREIGN, {each.foreign})" if each.foreign else "")
         for each in report.presence
     ]
     return ", ".join(shares) + describe_test_clips(report.test_clips)

@@ -10,7 +10,8 @@ from typing import Any
 from fusion.inference.checkpoint import Checkpoint
 from fusion.training.train import TrainConfig
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FeatureRecipe
+from pipeline.schema import MODALITIES
 from pipeline.settings import describe_config
 
 _ANY_FEATURES = Path("features")  # of a run that was passed on without its own
@@ -46,8 +47,16 @@ def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> 
     )
     files = {"extract.toml": decode, "train.toml": settings}
     return Remake(
-        commands=(extract, train), files={name: text for name, text in files.items() if text}
+        commands=(extract, *_imports(checkpoint.recipe, features), train),
+        files={name: text for name, text in files.items() if text},
     )
+
+
+def _imports(recipe: FeatureRecipe, features: Path) -> Iterator[str]:
+    """Of features that other tools made; where those lie is not recorded."""
+    for modality, name in recipe.foreign.items():
+        words = ["meld", "import", "--modality", modality, "--name", name]
+        yield shlex.join([*words, "--features", str(features), "--from", "FOLDER_OR_FILE"])
 
 
 def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
@@ -70,27 +79,30 @@ def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
     """The command and its TOML, "" where it needs none."""
     recipe, features = checkpoint.recipe, checkpoint.features or _ANY_FEATURES
     words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
-    words += ["--features", str(features), "--modalities", ",".join(recipe.modalities)]
+    own = [spec for spec in recipe.encoders if not spec.is_foreign]
+    # A cache that something is imported into needs one of ours.
+    modalities = [spec.modality for spec in own] or list(MODALITIES[:1])
+    words += ["--features", str(features), "--modalities", ",".join(modalities)]
     lines = []
     default = DecodeConfig()
     for name in ("num_frames", "channel", "max_duration_s"):
         value = getattr(recipe.decode or default, name)
         if value != getattr(default, name):
             lines.append(f"{name} = {json.dumps(value)}")
-    if any(spec.weights == "finetuned" for spec in recipe.encoders):
+    if any(spec.weights == "finetuned" for spec in own):
         words += ["--encoders", checkpoint.encoders_run or "RUN_THAT_OWNS_THEM"]
     else:
-        words += [word for spec in recipe.encoders for word in (f"--{spec.modality}", spec.name)]
-        random = [f"{spec.modality}=random" for spec in recipe.encoders if spec.weights == "random"]
+        words += [word for spec in own for word in (f"--{spec.modality}", spec.name)]
+        random = [f"{spec.modality}=random" for spec in own if spec.weights == "random"]
         words += ["--weights", ",".join(random)] if random else []
-        for spec in recipe.encoders:
+        for spec in own:
             words += ["--context", str(spec.context)] if spec.context else []
             # Counting from 0 without a gap is what "every layer" looks like, the default.
             every = spec.layers == tuple(range(len(spec.layers)))
             option = f"{spec.modality}_layers"
             if option in vars(EncoderRequest()) and not every:
                 lines += ["[encoders]", f"{option} = {json.dumps(spec.layers)}"]
-        words += ["--precision", recipe.encoders[0].precision]
+        words += ["--precision", own[0].precision] if own else []
         words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     words += ["--config", "extract.toml"] if lines else []
     return shlex.join(words), "\n".join(lines)

@@ -23,6 +23,10 @@ _ID = r"(0|[1-9]\d{0,17})"
 _CLIP_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia{_ID}_utt{_ID}")
 # As people write it: any letter case, and ids filled up with zeros.
 _ANY_STEM = re.compile(rf"({CORRECTED_PREFIX})?dia0*{_ID}_utt0*{_ID}", re.IGNORECASE | re.ASCII)
+# A clip's name with something after it, as tools name what they made of the clip.
+_LEADING_STEM = re.compile(
+    rf"({CORRECTED_PREFIX})?dia0*{_ID}_utt0*{_ID}(?!\d)(.*)", re.IGNORECASE | re.ASCII | re.DOTALL
+)
 # Names that resemble a clip's: other separators, and anything before and after.
 _RESEMBLING = re.compile(
     rf"(?<![a-z])({CORRECTED_PREFIX})?dia[ _.-]*0*{_ID}[ _.-]*utt[ _.-]*0*{_ID}(?!\d)",
@@ -62,6 +66,14 @@ def _plain(match: re.Match[str] | None) -> str | None:
     if match is None:
         return None
     return f"{CORRECTED_PREFIX if match[1] else ''}dia{match[2]}_utt{match[3]}"
+
+
+def parse_leading_stem(name: str) -> tuple[int, int, bool, str] | None:
+    """Dialogue and utterance of a name that begins as a clip's in any letter case, whether it is a
+    corrected cut's, and what follows: "dia0_utt3_rgb" -> (0, 3, False, "_rgb"). None for any other
+    name."""
+    match = _LEADING_STEM.fullmatch(name)
+    return match and (int(match[2]), int(match[3]), bool(match[1]), match[4])
 
 
 def roots(data: Path) -> list[Path]:

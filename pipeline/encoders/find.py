@@ -12,7 +12,14 @@ from pipeline.encoders.choice import choose_saved
 from pipeline.encoders.encoder import EncoderChoice, EncoderWish
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import INDEX_PATH, SavedEncoders, read_encoders
-from pipeline.errors import InputError, MeldError, RecipeMismatch, UsageError, WeightsMissing
+from pipeline.errors import (
+    InputError,
+    MeldError,
+    MismatchError,
+    RecipeMismatch,
+    UsageError,
+    WeightsMissing,
+)
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import Modality
 
@@ -37,6 +44,7 @@ def find_encoders(
         beside: files and folders that the run may lie beside; the current folder comes first.
 
     Raises:
+        MismatchError: another tool made the features, and no encoder here can.
         UsageError: `run` or `weights_dir` was given, and these encoders do not come from there.
         WeightsMissing: the encoders are not there.
         RecipeMismatch: encoders were found that did not make these features.
@@ -50,6 +58,13 @@ def find_encoders(
                 f"the features have no {modality}; they have {', '.join(recipe.modalities)}"
             )
     wanted = [specs[modality] for modality in modalities]
+    for spec in wanted:
+        if spec.is_foreign:
+            raise MismatchError(
+                f"the {spec.modality} features were imported ({spec.name}): no encoder here makes "
+                "them, so the model cannot be given new media; train a run on the other "
+                "modalities: meld train-fusion --modalities ..."
+            )
     if run is not None and not _is_tuned(recipe.encoders):
         raise UsageError(
             f"--encoders {run}: the features were not made by encoders of a fine-tuned run; "

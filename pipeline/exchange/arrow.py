@@ -251,6 +251,37 @@ def _check_claims(path: Path, size: int, parquet: "pyarrow.parquet.ParquetFile")
         raise InputError(f"{path}: {size:,} bytes that claim to hold {claimed:,}; not read")
 
 
+def list_columns(table: pa.Table) -> list[str]:
+    """The columns that hold lists of numbers, or lists of such lists."""
+    return [field.name for field in table.schema if _is_list_of_numbers(field.type)]
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    if not _is_list(kind):
+        return False
+    inner = kind.value_type.value_type if _is_list(kind.value_type) else kind.value_type
+    return bool(pa.types.is_floating(inner) or pa.types.is_integer(inner))
+
+
+def read_lists(table: pa.Table, name: str) -> Iterator[NDArray[Any] | str | None]:
+    """Each row of a column of `list_columns`: numbers [dim] or [layers, dim]; None for an empty
+    cell; a text that says what is wrong with a cell."""
+    for cell in table.column(name):
+        yield None if not cell.is_valid else _read_list(cell.values)
+
+
+def _read_list(values: pa.Array) -> NDArray[Any] | str:
+    if not _is_list(values.type):
+        return "empty numbers" if values.null_count else values.to_numpy(zero_copy_only=False)
+    lengths = set(pyarrow.compute.list_value_length(values).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        return "lists of different lengths"
+    numbers = values.flatten()
+    if numbers.null_count:
+        return "empty numbers"
+    return numbers.to_numpy(zero_copy_only=False).reshape(len(values), -1)
+
+
 def column_names(path: Path) -> list[str]:
     """Of a Parquet file, read from its schema alone. Raises as `read_table`."""
     try:

@@ -23,6 +23,7 @@ CONFIGS = {
     "download": "pipeline.download.config.DownloadConfig",
     "extract": "pipeline.extract.extract.ExtractConfig",
     "doctor": "pipeline.doctor.examine.DoctorConfig",
+    "import": "pipeline.importing.import_features.ImportConfig",
     "train-fusion": "fusion.training.train.TrainConfig",
     "finetune": "fusion.finetuning.job.FinetuneConfig",
     "evaluate": "fusion.evaluation.evaluate.EvaluateConfig",

@@ -143,7 +143,8 @@ def test_the_json_says_everything_and_marks_random_weights():
     )
     values = report.to_dict()
     assert values["random_modalities"] == ["video"]
-    assert values["presence"] == [{"modality": "video", "random_weights": True, "rows": 2}]
+    presence = {"modality": "video", "random_weights": True, "rows": 2, "foreign": ""}
+    assert values["presence"] == [presence]
     assert values["emotion"]["model"]["accuracy"] == 1.0
     assert values["sentiment"]["majority"]["accuracy"] == pytest.approx(1 / 3)
     assert json.loads(json_bytes(values)) == values

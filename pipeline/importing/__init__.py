@@ -1,0 +1,1 @@
+"""Features that other tools made -> a modality of feature caches."""
