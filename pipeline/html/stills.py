@@ -9,9 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.corpus.clips import locate_clips
 from pipeline.recipe import TestClips
 from pipeline.schema import SPLITS, ClipKey, LocatedClip, Utterance
@@ -21,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 WIDTH = 288  # twice what the page shows, for dense screens
 MAX_SECONDS = 60.0  # for one; a decoder that needs longer hangs
-_QUALITY = 70  # about 8 kB a picture
 
 
 def read_stills(data: Path, keys: Sequence[ClipKey], test_clips: TestClips) -> dict[ClipKey, bytes]:
@@ -40,9 +36,10 @@ def read_still(clip: LocatedClip) -> bytes | None:
     """JPEG of the middle of a clip; None if no picture can be decoded."""
     # Here, so that a report without clips needs no decoder.
     from pipeline.decode.clip import decode_still
+    from pipeline.decode.jpeg import encode_jpeg
 
     picture = None if clip.path is None else decode_still(clip.path, width=WIDTH)
-    return None if picture is None else _jpeg(picture)
+    return None if picture is None else encode_jpeg(picture)
 
 
 def each_still(
@@ -70,12 +67,3 @@ def each_still(
                 pool.kill()
                 raise
             yield clip, still
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """uint8 [height, width, 3] -> a JPEG file's bytes."""
-    import torch
-    from torchvision.io import encode_jpeg
-
-    planes = torch.from_numpy(picture).permute(2, 0, 1).contiguous()  # [3, height, width]
-    return encode_jpeg(planes, quality=_QUALITY).numpy().tobytes()

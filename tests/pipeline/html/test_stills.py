@@ -1,6 +1,7 @@
 """Frames for people to look at, decoded where a crash does no harm."""
 
 import importlib
+import io
 import logging
 import multiprocessing
 import os
@@ -10,8 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
+from pipeline.decode.jpeg import encode_jpeg
 from pipeline.html.stills import each_still
 from pipeline.schema import ClipKey, LocatedClip, Utterance
 
@@ -43,6 +47,16 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     monkeypatch.syspath_prepend(tmp_path)
     reader: Read = importlib.import_module(name).read
     return reader
+
+
+@pytest.mark.parametrize("shape", [(162, 288), (51, 288), (7, 5)])
+def test_a_picture_is_a_jpeg_of_its_size_and_colours(shape: tuple[int, int]) -> None:
+    picture = np.full((*shape, 3), (200, 40, 90), np.uint8)
+    with av.open(io.BytesIO(encode_jpeg(picture)), format="mjpeg") as opened:
+        [frame] = opened.decode(video=0)
+    found = frame.to_ndarray(format="rgb24")
+    assert found.shape == picture.shape
+    assert np.abs(found.astype(int) - picture).max() <= 6
 
 
 @pytest.mark.heavy
