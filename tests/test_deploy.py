@@ -85,6 +85,7 @@ def test_the_image_has_the_releases_that_are_tested() -> None:
     assert (inside | torch) - tested == set()
 
 
+@pytest.mark.heavy
 def test_the_image_has_all_that_the_service_imports_when_it_starts() -> None:
     """Found in the source: what serving and all below it import, and what `cli` needs."""
     inside = {name for name, _ in PIN.findall((ROOT / "deploy/requirements.txt").read_text())}

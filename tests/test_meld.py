@@ -105,6 +105,7 @@ def messages() -> Iterator[str]:
                     yield value
 
 
+@pytest.mark.heavy
 def test_no_message_names_an_option_that_is_an_argument_here() -> None:
     found = [*messages()]
     assert len(found) > 40

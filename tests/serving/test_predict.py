@@ -120,6 +120,7 @@ def test_a_clip_that_cannot_be_begun_in_time_is_refused_with_a_time(
     assert folders(store) == [running]
 
 
+@pytest.mark.heavy
 def test_a_full_queue_refuses_before_the_body(
     clip_client: "TestClient", dispatcher: "Dispatcher", clip: Path
 ) -> None:

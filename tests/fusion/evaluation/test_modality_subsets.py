@@ -65,6 +65,7 @@ def test_what_is_hidden_is_absent_and_what_was_absent_stays_so(dev):
     assert hidden.features is dev.features
 
 
+@pytest.mark.heavy
 def test_without_the_modality_that_carries_the_label_little_is_left(checkpoint, dev):
     text, audio, both = measure(checkpoint, dev).subsets
     assert (text.modalities, audio.modalities) == (("text",), ("audio",))

@@ -24,6 +24,7 @@ def run(write_split, features: Path, tmp_path: Path) -> Path:
     return train_fusion(config).run
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["dev.csv", "dev.parquet"])
 def test_every_row_has_its_key_labels_and_probabilities(
     run: Path, features: Path, tmp_path: Path, name: str
@@ -52,6 +53,7 @@ def test_every_row_has_its_key_labels_and_probabilities(
     evaluate(EvaluateConfig(run=run, split="dev", predictions=out), draw=False)
 
 
+@pytest.mark.heavy
 def test_another_table_stays_and_nothing_is_measured(run: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("a,b\n1,2\n")

@@ -78,6 +78,8 @@ STEADY = TuneConfig(
     augment=AugmentConfig(token_dropout=0),
 )
 
+BRIEF = replace(STEADY, epochs=1)  # where it matters that it runs, not what it learns
+
 
 def write_corpus(folder: Path) -> Path:
     """Dialogues of four utterances; one word of each tells its emotion."""
@@ -293,7 +295,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(
     place: Path, tmp_path: Path, unbroken: FinetuneResult
 ) -> None:
     in_parts = finetune(
-        config_for(place, tmp_path / "run", tune=replace(STEADY, micro_batch_size=3))
+        config_for(place, tmp_path / "run", tune=replace(STEADY, micro_batch_size=7))
     )
     for one, other in zip(unbroken.history[1:], in_parts.history[1:], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-4)
@@ -421,7 +423,7 @@ def test_killed_before_its_first_fusion_run_was_trained_it_still_resumes(
     def stop(*_: object) -> None:
         raise Stopped
 
-    config = config_for(place, tmp_path / "run", run=None, features=place / "features")
+    config = config_for(place, tmp_path / "run", run=None, features=place / "features", tune=BRIEF)
     with monkeypatch.context() as patched:
         patched.setattr("fusion.finetuning.finetune.train_fusion", stop)
         with pytest.raises(Stopped):
@@ -604,7 +606,14 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(
         place / "corpus", tmp_path / "features", EncoderRequest(run=unbroken.run)
     )
     again = finetune(
-        config_for(place, tmp_path / "again", run=unbroken.run, features=features, weights_dir=None)
+        config_for(
+            place,
+            tmp_path / "again",
+            run=unbroken.run,
+            features=features,
+            weights_dir=None,
+            tune=BRIEF,
+        )
     )
     assert again.parity < 1e-4
     (spec,) = read_encoders(again.run).recipe.encoders

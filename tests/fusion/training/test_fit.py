@@ -201,6 +201,7 @@ def test_settings_out_of_range_are_refused(wrong):
         FitConfig(**wrong)
 
 
+@pytest.mark.heavy
 def test_label_smoothing_reaches_the_loss_that_is_trained_on_and_the_one_that_is_told(load_planted):
     data, dev = load_planted("train", 200), load_planted("dev", 50)
     smooth = dataclasses.replace(QUICK, loss=LossConfig(label_smoothing=0.5))

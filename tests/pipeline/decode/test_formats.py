@@ -106,6 +106,7 @@ def test_two_bytes_are_no_format(content: bytes) -> None:
     assert demuxer(content) is None
 
 
+@pytest.mark.heavy
 def test_noise_is_no_format() -> None:
     random = np.random.default_rng(0)
     for _ in range(50):

@@ -174,6 +174,7 @@ def matrix_bytes(matrix: Matrix) -> bytes:
     return struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
 
 
+@pytest.mark.heavy
 def test_a_picture_is_freed_when_it_has_been_seen(tmp_path: Path) -> None:
     """And not when the garbage collector comes by: until then each keeps its megabyte."""
     path = write_clip(tmp_path / "a.mp4", num_frames=40)

@@ -187,6 +187,7 @@ def check_centre(path: Path, pitch_hz: float = 500) -> None:
     assert level_at(waveform, pitch_hz - 100) < 0.01
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extension", ["wav", "mkv", "mov"])
 def test_files_of_any_number_of_channels_are_read(tmp_path: Path, extension: str) -> None:
     """Matroska says of no channel where it belongs; WAV and QuickTime do where they are told."""

@@ -109,6 +109,7 @@ def test_a_long_text_is_the_mean_over_all_its_tokens(encoder: TextEncoder, layer
     assert torch.allclose(encode(encoder, [text])[0, layer], expected, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("context", ["", "Ann: Hi. Bob:"])
 def test_one_word_anywhere_changes_the_features(
     encoder: TextEncoder, with_context: TextEncoder, context: str

@@ -217,6 +217,7 @@ def test_no_path_of_this_machine_is_in_a_cache(corpus: Corpus, tmp_path: Path) -
     assert str(tmp_path).encode() not in content
 
 
+@pytest.mark.heavy
 def test_a_run_killed_while_it_reads_changed_clips_goes_on(
     corpus: Corpus, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_run_killed_while_it_reads_changed_clips_goes_on(
     assert not (corpus.features / ".work" / "dev").exists()
 
 
+@pytest.mark.heavy
 def test_a_clip_that_changes_while_a_run_is_interrupted_is_read_again(
     corpus: Corpus, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_clip_that_changes_while_a_run_is_interrupted_is_read_again(
     assert np.array_equal(corpus.cache("train").raw["audio"][1], wanted.raw["audio"])
 
 
+@pytest.mark.heavy
 def test_a_new_clip_of_train_changes_the_embeddings_of_every_split(
     corpus: Corpus, encoded: list[str]
 ) -> None:
@@ -264,6 +267,7 @@ def test_a_new_clip_of_train_changes_the_embeddings_of_every_split(
     assert hashes != {before}
 
 
+@pytest.mark.heavy
 def test_a_corrected_label_is_taken_over_and_nothing_is_encoded(
     corpus: Corpus, encoded: list[str]
 ) -> None:
@@ -287,6 +291,7 @@ def test_another_text_is_still_another_cache(corpus: Corpus) -> None:
         corpus.extract()
 
 
+@pytest.mark.heavy
 def test_splits_extracted_side_by_side_both_get_embeddings(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +396,7 @@ def test_what_others_put_beside_the_shards_stays(corpus: Corpus) -> None:
         assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.heavy
 def test_clips_that_change_while_changed_ones_are_read_again_cost_no_finished_shard(
     corpus: Corpus, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
