@@ -19,6 +19,7 @@ from console.arguments import Command
 from console.commands.config import app as config_commands
 from console.commands.convert import EPILOG as CONVERT_EPILOG
 from console.commands.convert import convert
+from console.commands.export import EXPORT_EPILOG, VERIFY_EPILOG, export, verify
 from console.commands.import_features import EPILOG as IMPORT_EPILOG
 from console.commands.import_features import import_features
 from console.commands.listen import EPILOG as LISTEN_EPILOG
@@ -1124,6 +1125,8 @@ app.command(epilog=CONVERT_EPILOG)(convert)
 app.command("import", epilog=IMPORT_EPILOG)(import_features)
 app.command(epilog=SERVE_EPILOG)(serve)
 app.command(epilog=LISTEN_EPILOG)(listen)
+app.command(epilog=EXPORT_EPILOG)(export)
+app.command(epilog=VERIFY_EPILOG)(verify)
 app.add_typer(config_commands, rich_help_panel=_GROUP_OF["config"])
 for each in app.registered_commands:
     each.cls = Command

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
     from fusion.data.dataset import CacheDataset
     from fusion.evaluation.report import EvalReport
+    from fusion.export.export import ExportResult
+    from fusion.export.golden import Verification
     from fusion.finetuning.finetune import FinetuneResult
     from fusion.finetuning.loop import StepResult
     from fusion.inference.media import PredictedUtterance
@@ -83,6 +85,7 @@ __all__ = [
     "WeightsMissing",
     "convert",
     "evaluate",
+    "export",
     "extract",
     "finetune",
     "hf_dataset",
@@ -91,6 +94,7 @@ __all__ = [
     "read_cache",
     "torch_dataset",
     "train_fusion",
+    "verify",
 ]
 
 Parameters = ParamSpec("Parameters")
@@ -339,6 +343,60 @@ def evaluate(
         predictions=_path(predictions, "predictions"),
     )
     return measure(build_config(EvaluateConfig, options), on_progress, draw=plots)
+
+
+@_speaks_python
+def export(
+    run: AnyPath,
+    out: AnyPath,
+    *,
+    link_encoders: bool = False,
+    weights_dir: AnyPath | None = None,
+    encoders: AnyPath | None = None,
+    overwrite: bool = False,
+) -> "ExportResult":
+    """Writes a run as a bundle: one folder that predicts anywhere, without a download.
+
+    link_encoders: leave the pretrained encoders out; whoever loads it needs the same weights
+    encoders: the fine-tuned run that owns the encoders, where it is not found by itself
+
+    Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
+    """
+    from fusion.export.export import ExportConfig
+    from fusion.export.export import export as write_bundle
+
+    options = given(
+        run=_path(run, "run"),
+        out=_path(out, "out"),
+        link_encoders=link_encoders,
+        weights_dir=_path(weights_dir, "weights_dir"),
+        encoders=_path(encoders, "encoders"),
+        overwrite=overwrite,
+    )
+    return write_bundle(ExportConfig(**options))
+
+
+@_speaks_python
+def verify(
+    bundle: AnyPath,
+    *,
+    weights_dir: AnyPath | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> "Verification":
+    """Compares every file of a bundle with its hash, and what it says of the golden clips here with
+    what it said where it was exported; `trusted` is the answer, `stages` are the differences.
+
+    Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
+    """
+    from fusion.export.verify import VerifyConfig
+    from fusion.export.verify import verify as verify_bundle
+
+    options = given(
+        bundle=_path(bundle, "bundle"),
+        weights_dir=_path(weights_dir, "weights_dir"),
+        device=device,
+    )
+    return verify_bundle(VerifyConfig(**options))
 
 
 def load(

@@ -6,6 +6,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Get and check clips": ("download", "doctor", "sample"),
     "Make features and train": ("extract", "import", "convert", "info", "train-fusion", "finetune"),
     "Measure and compare": ("evaluate", "compare", "crossval", "ablate", "report"),
+    "Ship a model": ("export", "verify"),
     "Look up": ("config",),
 }
 

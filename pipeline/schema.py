@@ -191,6 +191,16 @@ class DecodedClip:
         }
         return there[modality]
 
+    def content(self, modality: Modality) -> bytes:
+        """What an encoder of that modality gets, as bytes; empty where there is nothing."""
+        frames, waveform = self.frames, self.waveform
+        held: dict[Modality, bytes] = {
+            "text": self.utterance.text.encode(),
+            "video": b"" if frames is None else frames.tobytes(),
+            "audio": b"" if waveform is None else waveform.tobytes(),
+        }
+        return held[modality]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFeatures:

@@ -22,7 +22,7 @@ _FILES: Mapping[str, tuple[str, str, str, str]] = {
     "live-sound.js": (_PACKAGE, _FOLDER, "live-sound.js", "text/javascript"),
     "resample.js": (_PACKAGE, _FOLDER, "resample.js", "text/javascript"),
     "start.css": (_PACKAGE, _FOLDER, "start.css", "text/css"),
-    "sample.mp4": (_PACKAGE, _FOLDER, "sample.mp4", "video/mp4"),  # of pipeline/sample/talk.py
+    "sample.mp4": ("pipeline", "sample", "talk.mp4", "video/mp4"),
     "style.css": ("pipeline.html", "page_frame", "style.css", "text/css"),
 }
 

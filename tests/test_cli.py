@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
     *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict", "serve", "listen"),
-    *("config show", "config keys", "convert", "import"),
+    *("config show", "config keys", "convert", "import", "export", "verify"),
 )
 
 

@@ -3,12 +3,19 @@
 All numbers come from the JSON files beside it, so that a test can reproduce it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-HARD_BELOW = 0.3  # F1 on test; a class below that is named as one that it cannot tell
-
-Values = Mapping[str, Any]  # an `evaluation-<split>.json`
+from fusion.export.scores import (
+    Say,
+    Values,
+    accuracy,
+    calibration_error,
+    classes_table,
+    hard_classes,
+    leakage_text,
+    macro_f1,
+    majority_f1,
+    scores_table,
+    weighted_f1,
+)
 
 
 def render_card(config: Values, test: Values, unnamed: Values, dev: Values) -> str:
@@ -55,15 +62,15 @@ MELD's test split, {test["rows"]:,} utterances; in brackets the 95 % interval ov
 
 {_scores(test, unnamed, dev)}
 
-{_classes(test, "emotion")}
+{classes_table(test, "emotion")}
 
-{_classes(test, "sentiment")}
+{classes_table(test, "sentiment")}
 
-{_leakage(test)}
+{leakage_text(test)}
 
 ## What it cannot do
 
-* {_hard(test)}
+* {hard_classes(test)}
 * It never saw a face and never heard a voice: irony, a smile, a cracking voice are nothing to it.
 * It knows English alone, and of it what is said in one American situation comedy of 1994 to 2004:
   scripted, acted, with a joke every few lines. On other talk (calls, lectures, interviews, news,
@@ -102,20 +109,16 @@ all the same. No decision about a person should rest on it. This is no legal adv
 
 
 def _scores(test: Values, unnamed: Values, dev: Values) -> str:
-    rows = {
-        "**weighted F1, the transcript names who speaks**": (_f1, test),
-        "weighted F1, nobody is named": (_f1, unnamed),
-        "accuracy": (_accuracy, test),
-        "macro F1": (_macro_f1, test),
-        "weighted F1 of always saying the commonest class": (_majority, test),
-        "expected calibration error": (_ece, test),
-        "weighted F1 on dev, by which it was chosen": (_f1, dev),
+    rows: dict[str, tuple[Say, Values]] = {
+        "**weighted F1, the transcript names who speaks**": (weighted_f1, test),
+        "weighted F1, nobody is named": (weighted_f1, unnamed),
+        "accuracy": (accuracy, test),
+        "macro F1": (macro_f1, test),
+        "weighted F1 of always saying the commonest class": (majority_f1, test),
+        "expected calibration error": (calibration_error, test),
+        "weighted F1 on dev, by which it was chosen": (weighted_f1, dev),
     }
-    lines = [
-        f"| {name} | {say(report, 'emotion')} | {say(report, 'sentiment')} |"
-        for name, (say, report) in rows.items()
-    ]
-    return "\n".join(["| | emotion | sentiment |", "| --- | --- | --- |", *lines])
+    return scores_table(rows)
 
 
 def _layers(config: Values) -> int:
@@ -133,63 +136,3 @@ def _settings(config: Values) -> str:
 
 def _count(config: Values) -> str:
     return f"{sum(config['label_counts']['emotion']):,}"
-
-
-def _f1(report: Values, head: str) -> str:
-    interval = report[head]["weighted_f1_interval"]
-    return f"{_of(report, head, 'weighted_f1')} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
-def _accuracy(report: Values, head: str) -> str:
-    interval = report[head]["accuracy_interval"]
-    return f"{_of(report, head, 'accuracy')} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
-def _of(report: Values, head: str, name: str) -> str:
-    return f"{report[head]['model'][name]:.3f}"
-
-
-def _macro_f1(report: Values, head: str) -> str:
-    return _of(report, head, "macro_f1")
-
-
-def _majority(report: Values, head: str) -> str:
-    return f"{report[head]['majority']['weighted_f1']:.3f}"
-
-
-def _ece(report: Values, head: str) -> str:
-    return f"{report['calibration'][head]['after']['ece']:.3f}"
-
-
-def _classes(report: Values, head: str) -> str:
-    rows = [
-        f"| {each['label']} | {each['f1']:.3f} | {each['precision']:.3f} | {each['recall']:.3f} "
-        f"| {each['support']:,} |"
-        for each in report[head]["model"]["classes"]
-    ]
-    top = (
-        f"| {head}, test | F1 | precision | recall | utterances |\n| --- | --- | --- | --- | --- |"
-    )
-    return "\n".join([top, *rows])
-
-
-def _hard(report: Values) -> str:
-    """The emotions that it cannot tell; the sentiments are never that few."""
-    classes: Sequence[Values] = report["emotion"]["model"]["classes"]
-    names = [each["label"] for each in classes if each["f1"] < HARD_BELOW]
-    if not names:
-        return f"Every emotion has an F1 of {HARD_BELOW} or more; the rarest are the worst."
-    return (
-        f"**It cannot tell {' and '.join(names)}**: F1 below {HARD_BELOW} on test. Most of them it "
-        "misses or takes\n  for something else."
-    )
-
-
-def _leakage(report: Values) -> str:
-    """What of test could be learned by heart."""
-    unseen, seen = report["leakage"]["unseen"], report["leakage"]["seen"]
-    told = f"{seen['rows']:,} of the test utterances stand word for word in train as well"
-    if unseen["rows"] == 0:
-        return f"All {told}."
-    emotion, sentiment = unseen["emotion_weighted_f1"], unseen["sentiment_weighted_f1"]
-    return f'{told} ("What?").\nWithout them weighted F1 is {emotion:.3f} and {sentiment:.3f}.'

@@ -44,9 +44,14 @@ class Checkpoint(RunDescription):
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Raises StorageError."""
+    write_weights(run, checkpoint)
+    write_description(run, checkpoint)
+
+
+def write_weights(run: Path, checkpoint: Checkpoint) -> None:
+    """Raises StorageError."""
     weights = {name: value.cpu() for name, value in checkpoint.model.state_dict().items()}
     write_whole(run / WEIGHTS, save_tensors(weights))
-    write_description(run, checkpoint)
 
 
 def read_checkpoint(run: Path) -> Checkpoint:

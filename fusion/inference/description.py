@@ -116,7 +116,12 @@ def read_description(run: Path) -> RunDescription:
 
 def write_description(run: Path, description: RunDescription) -> None:
     """Raises StorageError."""
-    write_whole(run / CONFIG, json.dumps(_describe(description), indent=2).encode() + b"\n")
+    write_whole(run / CONFIG, description_bytes(description))
+
+
+def description_bytes(description: RunDescription) -> bytes:
+    """The content of `config.json`."""
+    return json.dumps(_describe(description), indent=2).encode() + b"\n"
 
 
 def not_a_description(run: Path, error: Exception) -> CacheCorrupt:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.inference.bundle import read_export
 from fusion.inference.decoding import JointLabels, decode
 from fusion.inference.description import WEIGHTS, RunDescription, read_description
 from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
@@ -78,6 +79,7 @@ class Predictor:
                 heads never learned; or encoders other than its own.
             InputError, StorageError, WeightsMissing: the run, or something it needs, is missing.
         """
+        read_export(run)  # raises for a bundle of another version
         check_predicts(run, read_description(run))
         # PyTorch and the encoders' libraries take seconds to import.
         from fusion.inference.pytorch import PyTorchRuntime

@@ -63,6 +63,12 @@ class PyTorchRuntime:
         specs = {spec.modality: spec for spec in self.checkpoint.recipe.encoders}
         return {name: specs[name].precision for name in self.checkpoint.dims.names}
 
+    def describe(self) -> Mapping[str, str]:
+        return {
+            "threads": str(torch.get_num_threads()),
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+        }
+
     def encode(self, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
         return encode_clips(self.encoders, clips)
 

@@ -80,6 +80,9 @@ class Runtime(Protocol):
     @property
     def precision(self) -> Mapping[Modality, str]: ...
 
+    def describe(self) -> Mapping[str, str]:
+        """What decides its last digits: "threads", and "kernels" if it tells."""
+
     def encode(self, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
         """Features of the run's modalities, one entry per clip; a modality that a clip does not
         have, or that its encoder gives no numbers for, is absent and in `failures`."""

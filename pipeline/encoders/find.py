@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.encoders.choice import choose_saved
 from pipeline.encoders.encoder import EncoderChoice, EncoderWish
 from pipeline.encoders.registry import find_entry
-from pipeline.encoders.saved import INDEX_PATH, SavedEncoders, read_encoders
+from pipeline.encoders.saved import SavedEncoders, holds_encoders, read_encoders
 from pipeline.errors import (
     InputError,
     MeldError,
@@ -38,7 +38,7 @@ def find_encoders(
 
     Args:
         weights_dir: a folder to look for pretrained weights in, before the libraries' own caches.
-        run: the fine-tuned run that owns the encoders.
+        run: the fine-tuned run or the bundle that owns the encoders.
         recorded: the name of that run as features or a checkpoint recorded it; it is looked for
             where `run` is None.
         beside: files and folders that the run may lie beside; the current folder comes first.
@@ -65,7 +65,7 @@ def find_encoders(
                 "them, so the model cannot be given new media; train a run on the other "
                 "modalities: meld train-fusion --modalities ..."
             )
-    if run is not None and not _is_tuned(recipe.encoders):
+    if run is not None and not _is_tuned(recipe.encoders) and not _holds_pretrained(run):
         raise UsageError(
             f"--encoders {run}: the features were not made by encoders of a fine-tuned run; "
             "leave the option out"
@@ -75,8 +75,8 @@ def find_encoders(
         return tuple(_find_pretrained(spec, weights_dir) for spec in wanted)
     if weights_dir is not None:
         raise UsageError(
-            f"--weights-dir {weights_dir}: the features were made by encoders of a fine-tuned "
-            "run, which holds all their weights; leave the option out"
+            f"--weights-dir {weights_dir}: a fine-tuned run or a bundle holds all weights of its "
+            "encoders; leave the option out"
         )
     saved = _open_run(run, wanted) if run is not None else _find_owner(recorded, beside, wanted)
     return tuple(choose_saved(saved, spec.modality) for spec in wanted)
@@ -93,6 +93,11 @@ def name_of_owner(run: Path, features: Path) -> str:
         if folder in whole.parents:
             return whole.relative_to(folder).as_posix()
     return whole.name
+
+
+def _holds_pretrained(run: Path) -> bool:
+    """Whether it is a bundle of a run whose encoders were not fine-tuned."""
+    return holds_encoders(run) and not _is_tuned(read_encoders(run).recipe.encoders)
 
 
 def _is_tuned(specs: Sequence[EncoderSpec]) -> bool:
@@ -145,7 +150,7 @@ def _find_owner(
     places = list(_places(recorded, beside))
     refusals: list[MeldError] = []
     for place in places:
-        if not (place / INDEX_PATH).is_file():
+        if not holds_encoders(place):
             continue
         try:
             return _open_run(place, wanted)

@@ -127,6 +127,11 @@ def _tuned(spec: EncoderSpec, files_hash: str) -> EncoderSpec:
     return replace(spec, weights="finetuned", weights_hash=files_hash, started_from=origin)
 
 
+def holds_encoders(run: Path) -> bool:
+    """Whether it is a fine-tuned run or a bundle with its own encoders."""
+    return (run / INDEX_PATH).is_file()
+
+
 def read_encoders(run: Path) -> SavedEncoders:
     """What a fine-tuned run says that it owns; its files are read by `check_files` and when an
     encoder is built.

@@ -121,7 +121,9 @@ class Tokeniser:
     def __init__(self, folder: Path, *, reads_context: bool = False) -> None:
         self.reads_context = reads_context
         self.max_tokens = MAX_TOKENS_WITH_CONTEXT if reads_context else MAX_TOKENS
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         # Without its files a tokenizer is built all the same, and knows no word.
         if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
             raise ValueError("the tokenizer has no vocabulary; are its files there?")
@@ -223,13 +225,16 @@ class TextEncoder(nn.Module):
             self.model, loaded = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
+                trust_remote_code=False,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
             )
             _check_complete(loaded["missing_keys"])
         else:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             # Drawn in float32 and rounded: the same weights in every precision.
             self.model = AutoModel.from_config(config).to(dtype)
         self.layers = tuple(layers)

@@ -1,7 +1,7 @@
-"""A short talk of two people in one file, its words in a subtitle track: what the service's page
-offers to who has no video at hand.
+"""A short talk of two people in one file, its words in a subtitle track: the sample that the
+service's page offers, and the golden clips of a bundle.
 
-    python -m pipeline.sample.talk serving/page_parts/sample.mp4
+    python -m pipeline.sample.talk pipeline/sample/talk.mp4
 
 The same machine gives the same bytes again.
 """

@@ -29,10 +29,10 @@ def native_precision(device: Literal["cpu", "cuda"]) -> Precision:
         import torch
 
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if _cpu_features() & set(_BFLOAT16) else "float32"
+    return "bfloat16" if cpu_features() & set(_BFLOAT16) else "float32"
 
 
-def _cpu_features() -> set[str]:
+def cpu_features() -> set[str]:
     """As Linux names them, which is as PyTorch does; asked of PyTorch on other systems."""
     try:
         lines = _CPU_INFO.read_text().splitlines()

@@ -34,9 +34,10 @@ CONFIGS = {
     "ablate": "fusion.experiments.ablation.AblateConfig",
     "serve": "serving.config.ServeConfig",
     "listen": "serving.config.ServeConfig",
+    "verify": "fusion.export.verify.VerifyConfig",
     "demo": "fusion.experiments.demo.DemoConfig",
 }
-WITHOUT_CONFIG = {"info", "config", "convert"}  # or none of its options has a default
+WITHOUT_CONFIG = {"info", "config", "convert", "export"}  # or none of its options has a default
 # An option that has another name than its key.
 KEY_OF: dict[Any, str] = {
     "input_kind": "input",

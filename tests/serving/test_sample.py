@@ -14,7 +14,7 @@ from tests.serving.answers import wait_for
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-SAMPLE = Path(__file__).parents[2] / "serving" / "page_parts" / "sample.mp4"
+SAMPLE = Path(__file__).parents[2] / "pipeline" / "sample" / "talk.mp4"
 
 
 def test_it_is_small_is_seen_and_heard_and_its_words_are_in_it() -> None:

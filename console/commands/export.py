@@ -1,0 +1,90 @@
+"""`meld export` and `meld verify`: a model as one folder to ship, and a check of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from console.edge import reports_errors
+from console.options import AsJson, DeviceOption, EncoderOwner, TrainedRun, WeightsDir
+from pipeline.errors import MismatchError
+
+EXPORT_EPILOG = (
+    "Examples: `meld export runs/all --out shipped`   "
+    "`meld export runs/all --out shipped --link-encoders`"
+)
+VERIFY_EPILOG = "Examples: `meld verify shipped`   `meld verify shipped --json`"
+
+
+@reports_errors
+def export(
+    run: TrainedRun,
+    out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    link_encoders: Annotated[
+        bool,
+        typer.Option(
+            "--link-encoders",
+            help="Leave the pretrained encoders out: the bundle has their names and hashes, and "
+            "whoever loads it needs the same weights.",
+        ),
+    ] = False,
+    weights_dir: WeightsDir = None,
+    encoders: EncoderOwner = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the bundle that is in --out; a folder that holds anything else is "
+            "refused.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as a bundle: one folder that predicts anywhere, without a download.
+
+    It holds the weights, the encoders, a model card with the run's scores, and golden clips with
+    the expected probabilities, which meld verify computes on another machine. meld predict, serve
+    and evaluate take a bundle wherever they take a run.
+    """
+    from console.show.bundle import show_export
+    from fusion.export.export import ExportConfig
+    from fusion.export.export import export as write_bundle
+
+    config = ExportConfig(
+        run=run,
+        out=out,
+        link_encoders=link_encoders,
+        weights_dir=weights_dir,
+        encoders=encoders,
+        overwrite=overwrite,
+    )
+    show_export(write_bundle(config), as_json)
+
+
+@reports_errors
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder that meld export wrote.")],
+    weights_dir: WeightsDir = None,
+    device: DeviceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether a bundle gives on this machine what it gave where it was exported.
+
+    Every file is compared with its hash, and the golden clips are computed: what was decoded, the
+    features of each encoder, and the probabilities from every choice of modalities. Ends with
+    status 6 if a probability differs by more than 0.005.
+    """
+    from console.show.bundle import show_verification
+    from fusion.export.verify import VerifyConfig
+    from fusion.export.verify import verify as verify_bundle
+
+    config = VerifyConfig(
+        bundle=bundle, weights_dir=weights_dir, device="auto" if device is None else device.value
+    )
+    verification = verify_bundle(config)
+    show_verification(verification, as_json)
+    if not verification.trusted:
+        raise MismatchError(
+            f"{bundle}: this machine gives other probabilities than the one that exported it "
+            f"({verification.worst}); do not rely on it here"
+        )

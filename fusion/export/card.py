@@ -1,0 +1,244 @@
+"""Writes a bundle's model card, `README.md`, from its config, its scores and `export.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from fusion.export.scores import (
+    Say,
+    Values,
+    accuracy,
+    calibration_error,
+    classes_table,
+    hard_classes,
+    leakage_text,
+    macro_f1,
+    majority_f1,
+    scores_table,
+    weighted_f1,
+)
+
+_RANDOM = "RANDOM WEIGHTS: what it says of this modality means nothing by itself"
+
+
+def render_card(
+    name: str, config: Mapping[str, Any], reports: Mapping[str, Values], export: Mapping[str, Any]
+) -> str:
+    """Markdown with a YAML head, as the Hugging Face hub reads it.
+
+    name:    of the model
+    config:  the bundle's `config.json`
+    reports: {split: its `evaluation-<split>.json`}; a split that was not evaluated is left out
+    export:  the bundle's `export.json`
+    """
+    return f"""\
+---
+{_head(name, config, reports)}
+---
+
+# {name}
+
+Says of each utterance of a video which of 7 emotions and 3 sentiments it carries, from
+{_list(_modalities(config))}. Made with meld.
+
+## What it is
+
+{_encoders(config, export)}
+* Fusion: {_fusion(config)}.
+* Trained on {_trained_on(config)}.
+* {_calibration(config)}
+
+## How good it is
+
+{_scores(reports)}
+
+## What it cannot do
+
+* {_limits(reports)}
+* It was measured on the corpus above and on nothing else. On other people, languages, rooms,
+  cameras and kinds of talk expect worse, and measure it there: `meld evaluate`.
+* Its labels are what annotators took an utterance for. It says how an utterance appears, not what a
+  person feels.
+
+## Who must be told
+
+In the European Union, whoever uses a system that recognises emotions from biometric data (a face,
+a voice) must tell the people exposed to it (AI Act, Regulation (EU) 2024/1689, Art. 50(3), applied
+since 2 August 2026). At work and in education such systems are forbidden, except for medical or
+safety reasons (Art. 5(1)(f), since 2 February 2025). No decision about a person should rest on
+this model. This is no legal advice.
+
+## Data and licences
+
+* Training data: {_count(config, "emotion")} utterances with an emotion label,
+  {_count(config, "sentiment")} with a sentiment label. The corpus is not part of this folder: it
+  holds no text, picture, sound or label of it. The golden clips are a film of meld's own.
+* The encoders keep the licences of their origin: {_list(_encoder_names(config))}.
+* Under which licence these weights may be used, their maker says in `license` above. The
+  annotations of MELD, if it was trained on them, are published under GPL-3.0.
+
+## How to use it
+
+    meld predict talk.mp4 --model {name}
+    meld serve --model {name}
+    meld verify {name}     # computes the golden clips on this machine, and compares
+
+Loading it runs no code from this folder: weights are safetensors, everything else is JSON. To
+publish it: `hf upload USER/{name} {name}`.
+
+## Made by
+
+{_made_by(config, export)}
+"""
+
+
+def _head(name: str, config: Mapping[str, Any], reports: Mapping[str, Values]) -> str:
+    results = [
+        EvalResult(
+            task_type=_task(config),
+            task_name=f"{head} recognition",
+            dataset_type="unknown",
+            dataset_name="the corpus it was trained on",
+            dataset_split=split,
+            metric_type="f1",
+            metric_name=f"weighted F1, {head}",
+            metric_value=round(report[head]["model"]["weighted_f1"], 4),
+        )
+        for split, report in reports.items()
+        for head in ("emotion", "sentiment")
+        if report[head]["model"]["weighted_f1"] is not None
+    ]
+    data = ModelCardData(
+        license="unknown",
+        library_name="meld",
+        pipeline_tag=_task(config),
+        tags=["emotion-recognition", "sentiment-analysis", "multimodal", *_modalities(config)],
+        metrics=["f1"],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml().rstrip()
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    """The hub has no task of several modalities that are classified together."""
+    decodes = config["recipe"]["decode"] is not None
+    return "video-classification" if decodes else "text-classification"
+
+
+def _modalities(config: Mapping[str, Any]) -> list[str]:
+    return [each["modality"] for each in config["dims"]["modalities"]]
+
+
+def _encoder_names(config: Mapping[str, Any]) -> list[str]:
+    return [each["name"] for each in config["recipe"]["encoders"]]
+
+
+def _list(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _encoders(config: Mapping[str, Any], export: Mapping[str, Any]) -> str:
+    taken = _modalities(config)
+    where = "in this folder" if export["encoders"] == "included" else "not in this folder"
+    lines = []
+    for each in config["recipe"]["encoders"]:
+        if each["modality"] not in taken:
+            continue
+        kinds = {
+            "finetuned": f"fine-tuned from {each['started_from']} weights",
+            "none": "no trained weights",
+            "random": _RANDOM,
+        }
+        kind = kinds.get(each["weights"], f"{each['weights']} weights")
+        if "random" in each["started_from"]:
+            kind += f"; {_RANDOM}"
+        lines.append(
+            f"* {each['modality'].capitalize()}: `{each['name']}`, {kind}, {each['precision']}, "
+            f"{where}, SHA-256 `{each['weights_hash'].removeprefix('sha256:')[:12]}`."
+        )
+    return "\n".join(lines)
+
+
+def _fusion(config: Mapping[str, Any]) -> str:
+    model = config["dims"]["model"]
+    told = f"{model['fusion']}, {model['hidden']} hidden units"
+    if model["context"] == "none":
+        return f"{told}, each utterance by itself"
+    seen = "before and after" if model["future"] else "before"
+    return f"{told}, and what was said {seen} it in the dialogue"
+
+
+def _trained_on(config: Mapping[str, Any]) -> str:
+    told = f"{_count(config, 'emotion')} utterances"
+    if config["finetuned"]:
+        told += f"; the encoders of {_list(list(config['finetuned']))} were trained with it"
+    return told
+
+
+def _count(config: Mapping[str, Any], head: str) -> str:
+    return f"{sum(config['label_counts'][head]):,}"
+
+
+def _calibration(config: Mapping[str, Any]) -> str:
+    if config["decoding"] is None:
+        return "Its probabilities are not calibrated: there was no dev split with labels."
+    return (
+        "Calibrated on dev: one temperature per head, and the labels of both heads chosen together."
+    )
+
+
+def _scores(reports: Mapping[str, Values]) -> str:
+    if not reports:
+        return (
+            "It was not measured: `meld evaluate` on its run writes scores, which an export takes "
+            "over."
+        )
+    parts = [] if "test" in reports else ["It was never evaluated on test."]
+    for split, report in reversed(list(reports.items())):  # test first
+        chosen = "; it was chosen by this split" if split == "dev" else ""
+        rows: dict[str, tuple[Say, Values]] = {
+            "**weighted F1**": (weighted_f1, report),
+            "accuracy": (accuracy, report),
+            "macro F1": (macro_f1, report),
+            "weighted F1 of always saying the most frequent class": (majority_f1, report),
+            "expected calibration error": (calibration_error, report),
+        }
+        parts += [
+            f"### {split}\n\n{report['rows']:,} utterances{chosen}. In brackets: the 95 % interval "
+            "of\na bootstrap over dialogues.",
+            scores_table(rows),
+            _subsets(report),
+        ]
+        if split == "test" or "test" not in reports:
+            parts += [classes_table(report, head) for head in ("emotion", "sentiment")]
+            parts.append(leakage_text(report))
+    return "\n\n".join(filter(None, parts))
+
+
+def _subsets(report: Values) -> str:
+    if len(report["subsets"]) < 2:
+        return ""
+    lines = ["| from these modalities alone | emotion F1 | sentiment F1 |", "| --- | --- | --- |"]
+    for each in report["subsets"]:
+        scores = [each[f"{head}_f1"] for head in ("emotion", "sentiment")]
+        told = ["-" if score is None else f"{score:.3f}" for score in scores]
+        lines.append(f"| {' + '.join(each['modalities'])} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def _limits(reports: Mapping[str, Values]) -> str:
+    report = reports.get("test") or reports.get("dev")
+    if report is None or report["emotion"]["model"]["weighted_f1"] is None:
+        return "Which emotions it cannot tell was not measured."
+    return hard_classes(report)
+
+
+def _made_by(config: Mapping[str, Any], export: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in export["versions"].items())
+    return (
+        f"`meld export`, from the run `{export['run']}`; feature recipe "
+        f"`{config['fingerprint'][:12]}`, revision\n{config['recipe']['revision']}; {versions}. "
+        "This file is written from\n`config.json`, the evaluations and `export.json` beside it."
+    )

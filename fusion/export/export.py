@@ -1,0 +1,155 @@
+"""`meld export`: a trained run becomes a bundle, one folder that predicts anywhere.
+
+run -> load with its encoders -> encoders/ and model.safetensors
+                               -> golden/: what it says of a film of ours
+                               -> README.md, export.json, and config.json last
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fusion.export.card import render_card
+from fusion.export.golden import describe_machine, write_golden
+from fusion.inference.bundle import CARD, EXPORT, FORMAT, FORMAT_VERSION, GOLDEN, hash_file
+from fusion.inference.checkpoint import write_weights
+from fusion.inference.description import CONFIG, WEIGHTS, description_bytes
+from fusion.inference.predictor import Predictor
+from fusion.inference.pytorch import PyTorchRuntime
+from fusion.training.run_folder import open_run
+from pipeline.encoders.saved import FOLDER as ENCODERS
+from pipeline.encoders.saved import write_encoders
+from pipeline.errors import CacheCorrupt, StorageError, UsageError
+from pipeline.system.files import write_whole
+from pipeline.system.json_values import json_bytes, to_values
+
+log = logging.getLogger(__name__)
+
+# Of what a run holds, what is told of its corpus's single utterances.
+_PRIVATE = ("errors",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """run: a trained or fine-tuned run
+
+    out:           the bundle's folder
+    link_encoders: leave the encoders out; whoever loads the bundle needs the same pretrained
+                   weights, which are compared by hash
+    weights_dir:   a folder to look for pretrained weights in, before the libraries' own caches
+    encoders:      the fine-tuned run that owns the encoders, if it is not `run`
+    overwrite:     replace an earlier bundle in `out`
+    """
+
+    run: Path
+    out: Path
+    link_encoders: bool = False
+    weights_dir: Path | None = None
+    encoders: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """bundle: the folder; files: bytes of each file in it, by name relative to it"""
+
+    bundle: Path
+    files: Mapping[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.files.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_values(self) | {"bytes": self.num_bytes}
+
+
+def export(config: ExportConfig) -> ExportResult:
+    """Writes the bundle; a folder without `config.json` is an unfinished one.
+
+    Raises:
+        UsageError: `out` holds something else; encoders that exist nowhere else are to be linked.
+        InputError, StorageError, CacheCorrupt, WeightsMissing, MismatchError: as `Predictor.load`.
+    """
+    predictor = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
+    runtime = predictor.runtime
+    assert isinstance(runtime, PyTorchRuntime)
+    owned = [spec.modality for spec in predictor.recipe.encoders if spec.weights == "finetuned"]
+    if config.link_encoders and owned:
+        raise UsageError(
+            f"--link-encoders: the {owned[0]} encoder was fine-tuned and exists in its run alone; "
+            "leave the option out"
+        )
+    with open_run(
+        config.out, overwrite=config.overwrite, name="bundle", inputs=[config.run]
+    ) as bundle:
+        return _write(config, predictor, runtime, bundle)
+
+
+def _write(
+    config: ExportConfig, predictor: Predictor, runtime: PyTorchRuntime, bundle: Path
+) -> ExportResult:
+    if not config.link_encoders:
+        log.info("writing the encoders of %s", ", ".join(predictor.modalities))
+        taken = [
+            each for each in predictor.recipe.encoders if each.modality in predictor.modalities
+        ]
+        recipe = replace(predictor.recipe, encoders=tuple(taken))
+        write_encoders(bundle, dict(runtime.encoders.items()), recipe, tuned=())
+    log.info("computing the golden clips")
+    write_golden(predictor, bundle)
+    checkpoint = runtime.checkpoint.to_pass_on()
+    config_bytes = description_bytes(checkpoint)
+    description = json.loads(config_bytes)
+    reports = _reports(config.run)
+    for split, report in reports.items():
+        write_whole(bundle / f"evaluation-{split}.json", json_bytes(report))
+    write_weights(bundle, checkpoint)
+    files = {path.relative_to(bundle).as_posix(): hash_file(path) for path in _deciding(bundle)}
+    export = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "run": predictor.name,
+        "encoders": "linked" if config.link_encoders else "included",
+        "machine": describe_machine(predictor),
+        "versions": description["versions"],
+        "files": files | {CONFIG: hashlib.sha256(config_bytes).hexdigest()},
+    }
+    card = render_card(bundle.resolve().name, description, reports, export)
+    write_whole(bundle / CARD, card.encode())
+    write_whole(bundle / EXPORT, json_bytes(export))
+    write_whole(bundle / CONFIG, config_bytes)
+    names = (*export["files"], *(f"evaluation-{split}.json" for split in reports), CARD, EXPORT)
+    sizes = {name: (bundle / name).stat().st_size for name in names}
+    return ExportResult(bundle=bundle, files=dict(sorted(sizes.items())))
+
+
+def _deciding(bundle: Path) -> list[Path]:
+    """The files that decide what it predicts. The card is not one: whoever passes the bundle on
+    writes the licence into it; nor are evaluations, which `meld evaluate` adds."""
+    folders = [folder for name in (ENCODERS, GOLDEN) if (folder := bundle / name).is_dir()]
+    inside = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [bundle / WEIGHTS, *sorted(inside)]
+
+
+def _reports(run: Path) -> dict[str, Any]:
+    """The run's evaluations on dev and test, as far as there are any."""
+    reports = {}
+    for split in ("dev", "test"):
+        path = run / f"evaluation-{split}.json"
+        try:
+            values = json.loads(path.read_bytes())
+            reports[split] = values | dict.fromkeys(_PRIVATE)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CacheCorrupt(
+                f"{path}: no evaluation ({error}); evaluate the run again"
+            ) from error
+    return reports

@@ -1,0 +1,454 @@
+"""A bundle predicts what its run predicts, wherever it lies; a wrong one is refused in a line."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from fusion.evaluation.evaluate import EvaluateConfig, evaluate
+from fusion.export.export import ExportConfig, export
+from fusion.export.golden import TALK
+from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.load import ModelChoice
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
+from fusion.training.fit import FitConfig
+from fusion.training.train import TrainConfig, train_fusion
+from pipeline.encoders import weights
+from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.registry import find_entry
+from pipeline.encoders.saved import write_encoders
+from pipeline.errors import UsageError, WeightsMissing
+from pipeline.recipe import FeatureRecipe
+from tests.conftest import Meld
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three modalities, with dialogue context, evaluated on both splits."""
+    out = tmp_path_factory.mktemp("runs") / "all"
+    config = TrainConfig(
+        features=features,
+        out=out,
+        fit=FitConfig(epochs=2),
+        model=ModelConfig(context="dialogue", hidden=16, projection=8),
+    )
+    train_fusion(config)
+    evaluate(EvaluateConfig(run=out, split="dev"))
+    evaluate(EvaluateConfig(run=out, split="test"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(ExportConfig(run=run, out=tmp_path_factory.mktemp("bundles") / "shipped")).bundle
+
+
+@pytest.fixture(scope="module")
+def text_run(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights on a tiny text encoder: where only the files matter."""
+    wish = EncoderWish(name=str(tiny_text_folder), weights="pretrained")
+    spec = find_entry("text", str(tiny_text_folder)).choose(wish, "float32").spec
+    dims = FusionDims(
+        modalities=(ModalityDims(modality="text", layers=3, dim=48),),
+        model=ModelConfig(hidden=8, projection=8),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = FusionModel(dims).eval()
+    checkpoint = Checkpoint(
+        model=model,
+        dims=dims,
+        recipe=FeatureRecipe(encoders=(spec,), decode=None),
+        projection_hash=None,
+        emotion_counts=(1,) * 7,
+        sentiment_counts=(1,) * 3,
+        settings={},
+        features=None,
+    )
+    run = tmp_path_factory.mktemp("runs") / "words"
+    run.mkdir()
+    write_checkpoint(run, checkpoint)
+    return run
+
+
+@pytest.fixture(scope="module")
+def text_bundle(
+    text_run: Path, tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "words"
+    return export(ExportConfig(run=text_run, out=out, weights_dir=tiny_text_folder.parent)).bundle
+
+
+@pytest.fixture
+def copied(text_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(text_bundle, tmp_path / "copied"))
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any pretrained weights."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise WeightsMissing("nothing is installed here")
+
+    for name in ("find_text_encoder", "find_video_weights"):
+        monkeypatch.setattr(weights, name, missing)
+
+
+def timeline(meld: Meld, model: Path) -> dict[str, Any]:
+    done = meld("predict", TALK, "--model", model, "--json")
+    assert done.status == 0, done.err
+    return done.json["files"][0]["timeline"]
+
+
+def test_a_moved_bundle_predicts_what_its_run_predicts_without_any_weights_installed(
+    meld: Meld, run: Path, bundle: Path, tmp_path: Path, nothing_installed: None
+) -> None:
+    moved = Path(shutil.copytree(bundle, tmp_path / "elsewhere"))
+    found = timeline(meld, moved)
+    assert found["model"]["modalities"] == ["text", "video", "audio"]
+    assert len(found["utterances"]) == 5
+    wanted = json.loads((moved / "golden" / "golden.json").read_bytes())
+    whole = np.array(wanted["probabilities"]["text+video+audio"])
+    for row, utterance in zip(whole, found["utterances"], strict=True):
+        given = list(utterance["emotion"]["probabilities"].values())
+        np.testing.assert_allclose(given, row[:7], atol=1e-3)
+
+
+def test_run_and_bundle_give_one_timeline(meld: Meld, run: Path, bundle: Path) -> None:
+    of_run, of_bundle = timeline(meld, run), timeline(meld, bundle)
+    assert of_run["model"].pop("name") == "all"
+    assert of_bundle["model"].pop("name") == "shipped"
+    assert of_run == of_bundle
+
+
+def test_a_bundle_is_measured_as_its_run_is(
+    run: Path, bundle: Path, features: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(bundle, tmp_path / "shipped"))  # scores are written into it
+    of_run = evaluate(EvaluateConfig(run=run, split="dev"))
+    of_bundle = evaluate(EvaluateConfig(run=bundle, split="dev", features=features))
+    # What stands in train as well is looked for beside the run's own features alone.
+    first, second = (
+        replace(each, run="", leakage=None, errors=None).to_dict() for each in (of_run, of_bundle)
+    )
+    assert json.dumps(first) == json.dumps(second)  # as text: a number may be none
+
+
+def test_the_card_says_what_was_measured_and_nothing_of_the_corpus(
+    run: Path, bundle: Path, features: Path
+) -> None:
+    card = (bundle / "README.md").read_text()
+    test = json.loads((run / "evaluation-test.json").read_bytes())["emotion"]
+    assert f"| **weighted F1** | {test['model']['weighted_f1']:.3f}" in card
+    for each in test["model"]["classes"]:
+        f1 = "not measured" if each["f1"] is None else f"{each['f1']:.3f}"
+        assert f"| {each['label']} | {f1} |" in card
+    assert "RANDOM WEIGHTS" in card  # of the generated corpus's video net
+    assert "text + video + audio" in card
+    assert json.loads((run / "evaluation-dev.json").read_bytes())["errors"]  # texts of the corpus
+    for path in bundle.glob("evaluation-*.json"):
+        assert json.loads(path.read_bytes())["errors"] is None
+    for path in (*bundle.glob("*.json"), bundle / "README.md"):
+        assert str(features) not in path.read_text()
+        assert str(run.parent) not in path.read_text()
+
+
+def test_a_run_of_one_modality_of_several_ships_its_encoder_alone(
+    features: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        features=features, out=tmp_path / "run", modalities=("audio",), fit=FitConfig(epochs=1)
+    )
+    shipped = export(ExportConfig(run=train_fusion(config).run, out=tmp_path / "out"))
+    assert {path.name for path in (shipped.bundle / "encoders").iterdir()} == {
+        "audio",
+        "encoders.json",
+    }
+    assert ModelChoice(run=shipped.bundle).load().modalities == ("audio",)
+
+
+def test_verify_trusts_a_bundle_where_it_was_made(meld: Meld, bundle: Path) -> None:
+    done = meld("verify", bundle, "--json")
+    assert done.status == 0, done.err
+    told = done.json
+    assert told["trusted"]
+    stages = {stage["stage"]: stage["largest"] for stage in told["stages"]}
+    assert stages["decoded video"] == stages["decoded audio"] == 0
+    assert stages["probabilities from text+video+audio"] < 1e-6
+    assert "trusted" in meld("verify", bundle).out
+
+
+def test_verify_says_by_how_much_another_machine_differs(meld: Meld, copied: Path) -> None:
+    """The planted machine computed other features and other probabilities."""
+    path = copied / "golden" / "golden.json"
+    golden = json.loads(path.read_bytes())
+    golden["machine"]["kernels"] = "AVX512"
+    golden["probabilities"]["text"][2][0] += 0.02
+    path.write_text(json.dumps(golden))
+    values = load_file(copied / "golden" / "features.safetensors")
+    values["text"] = values["text"] * np.float32(1.001)
+    save_file(values, copied / "golden" / "features.safetensors")
+    rehash(copied)
+    done = meld("verify", copied)
+    assert done.status == 6
+    assert "probabilities from text: they differ by 0.02" in done.err
+    assert "AVX512 where it was exported" in done.out
+    assert "1.0e-03" in done.out
+
+
+def test_verify_refuses_a_run(meld: Meld, text_run: Path) -> None:
+    done = meld("verify", text_run)
+    assert done.status == 4
+    assert "is no bundle" in done.err
+
+
+def test_linked_encoders_are_found_again_and_are_not_in_the_bundle(
+    text_run: Path, tiny_text_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "linked"
+    config = ExportConfig(
+        run=text_run, out=out, link_encoders=True, weights_dir=tiny_text_folder.parent
+    )
+    assert not (export(config).bundle / "encoders").exists()
+    ModelChoice(run=out, weights_dir=tiny_text_folder.parent).load()
+    with pytest.raises(WeightsMissing, match="--weights-dir"):
+        ModelChoice(run=out).load()
+
+
+def test_encoders_that_exist_in_one_run_alone_cannot_be_linked(
+    text_run: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    predictor = ModelChoice(run=text_bundle).load()
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    encoders = dict(predictor.runtime.encoders.items())  # type: ignore[attr-defined]
+    recipe = write_encoders(tuned, encoders, predictor.recipe, tuned=("text",))
+    checkpoint = read_checkpoint(text_run)
+    write_checkpoint(tuned, replace(checkpoint, recipe=recipe, finetuned=("text",)))
+    with pytest.raises(UsageError, match="fine-tuned and exists in its run alone"):
+        export(ExportConfig(run=tuned, out=tmp_path / "out", link_encoders=True))
+    shipped = export(ExportConfig(run=tuned, out=tmp_path / "out")).bundle
+    assert ModelChoice(run=shipped).load().recipe == recipe
+
+
+def test_an_export_replaces_a_bundle_when_asked_and_nothing_of_the_users(
+    text_bundle: Path, copied: Path
+) -> None:
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export(ExportConfig(run=text_bundle, out=copied))
+    export(ExportConfig(run=text_bundle, out=copied, overwrite=True))
+    assert (copied / "notes.txt").read_text() == "mine"
+    ModelChoice(run=copied).load()
+
+
+def test_an_export_into_a_folder_of_something_else_is_refused(
+    text_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(UsageError, match="holds no run of meld"):
+        export(ExportConfig(run=text_bundle, out=tmp_path, overwrite=True))
+    assert (tmp_path / "README.md").read_text() == "my project"
+
+
+def rehash(bundle: Path) -> None:
+    """As whoever changes a bundle on purpose would."""
+    from fusion.inference.bundle import hash_file
+    from pipeline.encoders.weights import hash_weights
+
+    path = bundle / "encoders" / "encoders.json"
+    if path.is_file():
+        index = json.loads(path.read_bytes())
+        index["files"] = {name: hash_weights(path.parent / name) for name in index["files"]}
+        path.write_text(json.dumps(index))
+    path = bundle / "export.json"
+    values = json.loads(path.read_bytes())
+    values["files"] = {
+        name: hash_file(bundle / name) for name in values["files"] if (bundle / name).is_file()
+    }
+    path.write_text(json.dumps(values))
+
+
+def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        values = json.loads((bundle / name).read_bytes())
+        change(values)
+        (bundle / name).write_text(json.dumps(values))
+
+    return apply
+
+
+def change_weights(
+    name: str, change: Callable[[dict[str, np.ndarray]], object]
+) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        values = load_file(bundle / name)
+        change(values)
+        save_file(values, bundle / name, metadata={"format": "pt"})
+
+    return apply
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        (bundle / name).write_bytes(content)
+
+    return apply
+
+
+class Exploit:
+    """What a pickle may do when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path("was-executed"), "yes"))
+
+
+def only_a_pickle(bundle: Path) -> None:
+    (bundle / "encoders/text/model.safetensors").unlink()
+    (bundle / "encoders/text/pytorch_model.bin").write_bytes(pickle.dumps(Exploit()))
+
+
+def code_in_the_bundle(bundle: Path) -> None:
+    (bundle / "encoders/text/evil.py").write_text("open('was-executed', 'w').write('yes')")
+    change_json(
+        "encoders/text/config.json",
+        lambda config: config.update(
+            auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}, model_type="evil"
+        ),
+    )(bundle)
+
+
+def first(values: dict[str, np.ndarray], name: str) -> str:
+    return next(key for key in values if name in key)
+
+
+def spoil(values: dict[str, np.ndarray], name: str) -> None:
+    key = first(values, name)
+    values[key] = np.full_like(values[key], np.nan)
+
+
+FUSION, TEXT = "model.safetensors", "encoders/text/model.safetensors"
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "weights of another shape": (
+        change_weights(FUSION, lambda w: w.update({"heads.emotion.bias": np.zeros(6, "f4")})),
+        r"heads.emotion.bias is",
+    ),
+    "weights that are not numbers": (
+        change_weights(FUSION, lambda w: spoil(w, "heads.emotion.weight")),
+        "not finite",
+    ),
+    "an encoder's weights that are not numbers": (
+        change_weights(TEXT, lambda w: spoil(w, "attention.self.query.weight")),
+        "not finite",
+    ),
+    "a missing weight": (
+        change_weights(FUSION, lambda w: w.pop("heads.emotion.bias")),
+        "missing or unknown weights: heads.emotion.bias",
+    ),
+    "an unknown weight": (
+        change_weights(FUSION, lambda w: w.update(extra=np.zeros(1, "f4"))),
+        "missing or unknown weights: extra",
+    ),
+    "an encoder's missing weight": (
+        change_weights(TEXT, lambda w: w.pop(first(w, "attention.self.query.weight"))),
+        "no usable Hugging Face text model",
+    ),
+    "a pickle for weights": (
+        write(FUSION, pickle.dumps(Exploit())),
+        "not a safetensors file",
+    ),
+    "a pickle for an encoder": (only_a_pickle, "no usable Hugging Face text model"),
+    "code of its own": (code_in_the_bundle, "no usable Hugging Face text model"),
+    "a header of exabytes": (
+        write(FUSION, (2**62).to_bytes(8, "little") + b"{}"),
+        "not a safetensors file",
+    ),
+    "labels in another order": (
+        change_json("config.json", lambda c: c["labels"]["emotion"].reverse()),
+        "labels are",
+    ),
+    "another version of the run's format": (
+        change_json("config.json", lambda c: c.update(format_version=99)),
+        "format version 99",
+    ),
+    "another version of the bundle's format": (
+        change_json("export.json", lambda c: c.update(format_version=99)),
+        "format version 99",
+    ),
+    "another version of the encoders' format": (
+        change_json("encoders/encoders.json", lambda c: c.update(format_version=99)),
+        "format version 99",
+    ),
+    "dims for all memory there is": (
+        change_json("config.json", lambda c: c["dims"]["model"].update(hidden=2**62)),
+        "not a run's description",
+    ),
+    "another recipe than its fingerprint": (
+        change_json("config.json", lambda c: c["recipe"].update(revision=3)),
+        "does not match its fingerprint",
+    ),
+    "another encoder than the config's": (
+        change_json(
+            "encoders/encoders.json",
+            lambda c: c["recipe"]["encoders"][0].update(weights_hash="sha256:other"),
+        ),
+        "is not the one that made the features",
+    ),
+    "a tokenizer that is none": (
+        write("encoders/text/tokenizer.json", b'{"version": "1.0", "model": {"type": "Evil"}}'),
+        "no usable Hugging Face text model",
+    ),
+    "JSON nested without end": (write("config.json", b"[" * 100_000), "not JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_bundle_is_refused_in_a_line_and_executes_nothing(
+    kind: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meld: Meld
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damage, told = HOSTILE[kind]
+    damage(copied)
+    rehash(copied)
+    done = meld("predict", TALK, "--model", copied, "--json")
+    assert done.status in (5, 6), done.err
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.rglob("was-executed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("model.safetensors", lambda path: path.write_bytes(b"other"), "not the file that was"),
+        ("model.safetensors", Path.unlink, "is missing"),
+        ("golden/talk.mp4", lambda path: path.write_bytes(b"other"), "not the file that was"),
+    ],
+)
+def test_verify_finds_a_file_that_was_changed_on_the_way(
+    copied: Path, meld: Meld, name: str, change: Callable[[Path], object], told: str
+) -> None:
+    change(copied / name)
+    done = meld("verify", copied)
+    assert done.status == 5
+    assert told in done.err
+
+
+@pytest.mark.parametrize("outside", ["../../secret", "/etc/hostname"])
+def test_verify_reads_nothing_outside_of_the_bundle(copied: Path, meld: Meld, outside: str) -> None:
+    change_json("export.json", lambda values: values["files"].update({outside: "0" * 64}))(copied)
+    done = meld("verify", copied)
+    assert done.status == 5
+    assert "lies outside of the bundle" in done.err
