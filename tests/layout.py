@@ -28,7 +28,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "typer": ("cli", "console"),
     "rich": ("console",),
     "matplotlib": ("fusion.evaluation.plots", "fusion.training.curves", "fusion.reporting.svg"),
-    "onnxruntime": ("fusion.inference.voice",),
+    "onnxruntime": ("fusion.inference.voice", "pipeline.onnx"),
     "faster_whisper": ("fusion.inference.whisper",),
     "fastapi": ("serving",),
     "prometheus_client": ("serving.metrics",),

@@ -126,6 +126,14 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
     }
 
 
+def test_computing_graphs_reaches_numpy_onnxruntime_and_tokenizers_alone(
+    imports: list[Import], modules: set[str]
+) -> None:
+    """A serving environment without PyTorch; late imports count."""
+    starts = ["pipeline.onnx.encode", "fusion.inference.onnx"]
+    assert closure(imports, modules, starts) == {"numpy", "onnxruntime", "tokenizers"}
+
+
 def test_hearing_speech_loads_no_recogniser_into_the_process_and_no_torch(
     imports: list[Import], modules: set[str]
 ) -> None:

@@ -152,6 +152,6 @@ def test_a_text_that_is_lost_since_the_cache_was_made_stops_fine_tuning(
     live = open_live(job)
     assert live.train.lost == {}
     assert len(live.train[0, 4].items["text"].more) > 30
-    monkeypatch.setattr("pipeline.encoders.text._is_visible", lambda text: text != "We won!")
+    monkeypatch.setattr("pipeline.encoders.tokens.is_visible", lambda text: text != "We won!")
     with pytest.raises(RecipeMismatch, match=r"utt0: the cache has its text.*\(1 such rows\)"):
         open_live(job)

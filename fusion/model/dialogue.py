@@ -7,16 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fusion.model.dropout import Dropout
+from fusion.model.turns import place_turns
 from pipeline.schema import ClipKey
 
 
 class Turns(NamedTuple):
-    """The place of each row in its dialogue; all int64 [rows].
-
-    dialogue: the dialogue's number; rows of different dialogues never see each other
-    position: 0 for the dialogue's first utterance, without gaps
-    speaker:  the speaker's number; every unnamed speaker has an own one
-    """
+    """`TurnPlaces` as tensors; all int64 [rows]."""
 
     dialogue: Tensor
     position: Tensor
@@ -24,21 +20,7 @@ class Turns(NamedTuple):
 
     @classmethod
     def of(cls, keys: Sequence[ClipKey], speaker: Sequence[str]) -> "Turns":
-        dialogues: dict[tuple[str, int], list[int]] = {}
-        for row, key in enumerate(keys):
-            dialogues.setdefault((key.split, key.dialogue_id), []).append(row)
-        dialogue = torch.zeros(len(keys), dtype=torch.int64)
-        position = torch.zeros(len(keys), dtype=torch.int64)
-        for number, rows in enumerate(dialogues.values()):
-            rows.sort(key=lambda row: keys[row].utterance_id)
-            dialogue[rows] = number
-            position[rows] = torch.arange(len(rows))
-        numbers: dict[str | int, int] = {}
-        # In a dialogue the next to speak is mostly another: the better guess where nobody says.
-        speakers = [
-            numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(speaker)
-        ]
-        return cls(dialogue, position, torch.tensor(speakers, dtype=torch.int64))
+        return cls(*map(torch.from_numpy, place_turns(keys, speaker)))
 
     def pick(self, index: Tensor) -> "Turns":
         return Turns(*(values[index] for values in self))

@@ -1,5 +1,6 @@
 """The spectrogram encoder: log-mel statistics and a small seeded CNN; it needs no weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import torchaudio
 from torch import Tensor, nn
 
 from pipeline.encoders.augment import AugmentConfig, draw
+from pipeline.encoders.encoder import GraphSource
 from pipeline.encoders.weights import load_trained_part, save_trained_part
 from pipeline.errors import ClipError
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip
 
 NAME = "spectrogram"
@@ -87,6 +90,20 @@ class SpectrogramEncoder(nn.Module):
 
     def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
         return 0.0  # beside the other encoders'
+
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        assert decode is not None
+        return GraphSource(
+            net=SpectrogramGraph(self),
+            inputs={"waveform": torch.zeros(decode.sample_rate_hz)},
+            lengths={"waveform": {0: "samples"}},
+            outputs=("features",),
+            reading={
+                "kind": "waveform",
+                "min_samples": window_samples(decode.sample_rate_hz),
+                "sample_rate_hz": decode.sample_rate_hz,
+            },
+        )
 
     def save(self, folder: Path) -> None:
         save_trained_part(self.cnn, folder / f"{NAME}.safetensors")
@@ -185,6 +202,78 @@ def mel_statistics(log_mel: Tensor) -> Tensor:
     change = (log_mel[:, 1:] - log_mel[:, :-1]).abs().mean(1)
     spread = log_mel.std(dim=1, correction=0)
     return torch.cat([log_mel.mean(1), spread, quantiles.flatten(), change])
+
+
+class SpectrogramGraph(nn.Module):
+    """The same computation by operators that a graph has: no Fourier transform and no quantiles.
+
+    The transform is a convolution with windowed sines and cosines; frames are cut and the edges
+    reflected, as `torch.stft` does it, by indices; quantiles are read off the sorted values.
+
+    forward: float32 [samples] -> float32 [1, dim]
+    """
+
+    basis: Tensor
+    filters: Tensor
+
+    def __init__(self, encoder: SpectrogramEncoder) -> None:
+        super().__init__()
+        self.cnn = encoder.cnn
+        self.min_samples = encoder.min_samples
+        self.num_fft: int = encoder.mel.n_fft
+        self.hop: int = encoder.mel.hop_length
+        window = encoder.mel.spectrogram.window.double()
+        left = (self.num_fft - len(window)) // 2
+        right = self.num_fft - len(window) - left
+        waves = _sines_and_cosines(self.num_fft) * nn.functional.pad(window, (left, right))
+        self.register_buffer("basis", waves.float().unsqueeze(1))  # [2 * bins, 1, num_fft]
+        # Divided by the floor, to which 1 is then added: the exporter takes a constant as near to
+        # zero as the floor for zero and leaves it out (onnxscript 0.7), and silence would be NaN.
+        filters = encoder.mel.mel_scale.fb.T / LOG_FLOOR
+        self.register_buffer("filters", filters.contiguous())  # [mels, bins]
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        log_mel = self.log_mel(waveform)
+        responses = self.cnn(log_mel[None, None])[0].flatten(1)
+        pooled = torch.cat([responses.mean(1), responses.amax(1)])
+        return torch.cat([self.statistics(log_mel), pooled]).unsqueeze(0)
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """[samples] -> [mels, time]"""
+        samples = torch.sym_max(waveform.shape[0], self.min_samples)
+        last = samples - 1
+        at = (torch.arange(samples + self.num_fft) - self.num_fft // 2).abs()
+        at = last - (last - at).abs()
+        padded = torch.cat([waveform, waveform.new_zeros(self.min_samples)])[at]
+        waves = nn.functional.conv1d(padded[None, None], self.basis, stride=self.hop)[0]
+        real, imaginary = waves.chunk(2, dim=0)
+        power = self.filters @ (real * real + imaginary * imaginary)
+        return torch.log(power + 1) + math.log(LOG_FLOOR)
+
+    def statistics(self, log_mel: Tensor) -> Tensor:
+        """`mel_statistics`"""
+        ordered = log_mel.sort(dim=1).values
+        last = torch.scalar_tensor(log_mel.shape[1], dtype=torch.float32) - 1
+        mean = log_mel.mean(1)
+        change = (log_mel[:, 1:] - log_mel[:, :-1]).abs().mean(1)
+        spread = (log_mel - mean[:, None]).square().mean(1).sqrt()
+        quantiles = [_quantile(ordered, share * last) for share in QUANTILES]
+        return torch.cat([mean, spread, *quantiles, change])
+
+
+def _sines_and_cosines(length: int) -> Tensor:
+    """float64 [2 * (length // 2 + 1), length]; cosines first. Angles are reduced while they are
+    whole numbers: the sine of a large angle is less exact."""
+    turns = torch.outer(torch.arange(length // 2 + 1), torch.arange(length)) % length
+    angles = turns.double() * (2 * math.pi / length)
+    return torch.cat([angles.cos(), -angles.sin()])
+
+
+def _quantile(ordered: Tensor, rank: Tensor) -> Tensor:
+    """Between the two values that are nearest to `rank`; ordered: [mels, time], rising."""
+    below = ordered.index_select(1, rank.floor().long()[None])[:, 0]
+    above = ordered.index_select(1, rank.ceil().long()[None])[:, 0]
+    return below + (above - below) * (rank - rank.floor())
 
 
 def _small_cnn() -> nn.Sequential:

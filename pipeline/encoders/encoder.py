@@ -14,17 +14,17 @@ the encoder alone; a batch has `to(device)`. Another backbone is a file with the
 entry in `registry.py`; nothing else asks for a modality or a name.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.errors import ClipError, UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import DecodedClip, Modality
 
 if TYPE_CHECKING:  # choosing an encoder must not wait for PyTorch
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
     from pipeline.encoders.augment import AugmentConfig
 
@@ -144,6 +144,39 @@ class Encoder(Protocol[Item, BatchIn]):
 
     def save(self, folder: Path) -> None:
         """Writes everything that is needed to build it from `folder`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSource:
+    """An encoder's network as it is traced into a graph, which another runtime computes.
+
+    net:     takes the tensors of `inputs` in their order and gives those of `outputs`
+    inputs:  an example of each by name; an axis of length 1 is 1 in the graph for ever
+    lengths: {input: {axis: name}}: the axes that may have another length; those of one name are
+        equally long
+    reading: what prepares the inputs without PyTorch, and with which settings: {"kind": ...} as
+        `pipeline.onnx.reading` knows them
+    files:   {name: content} of what the reading needs besides
+    """
+
+    net: "nn.Module"
+    inputs: "Mapping[str, Tensor]"
+    lengths: Mapping[str, Mapping[int, str]]
+    outputs: tuple[str, ...]
+    reading: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """An encoder that can be written as a graph; not every encoder can."""
+
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        """decode: how the clips were decoded that it will read.
+
+        Raises:
+            UsageError: this one cannot; the message says why.
+        """
 
 
 AnyPreparation = Preparation[Any, Any]

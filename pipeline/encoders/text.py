@@ -1,17 +1,9 @@
 """Hugging Face text encoders: sentences -> one mean-pooled vector per layer.
 
-A text that is longer than one input of the encoder is read in windows that overlap. Each of its
-tokens counts once, in the window that shows most of what is said around it:
-
-    tokens   0 ............................................ n
-    windows  |=========:~~|     = pooled here, ~ read here and pooled in the neighbour
-                    |~~:======:~~|
-                           |~~:==========|
+`tokens.py` tells how a text becomes what the encoder reads.
 """
 
-import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,16 +16,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from pipeline.encoders.augment import AugmentConfig
+from pipeline.encoders.encoder import GraphSource
+from pipeline.encoders.tokens import (
+    MAX_TOKENS,
+    MAX_TOKENS_WITH_CONTEXT,
+    OVERLAP,
+    PaddedTokens,
+    Tokens,
+    prepare_texts,
+    take_second_of_pair,
+    take_whole,
+    tell_unread,
+)
 from pipeline.errors import ClipError, MismatchError, UsageError
-from pipeline.recipe import Precision
+from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import DecodedClip
-
-MAX_TOKENS = 128  # MELD's longest utterance has 90-odd; nothing is padded up to this
-MAX_TOKENS_WITH_CONTEXT = 256
-# Two neighbouring windows share at least so many tokens: 16 beside each that is pooled.
-OVERLAP = 32
-# Of one text, about 6,000 words or 40 minutes of speech; what follows is left out and recorded.
-MAX_TEXT_TOKENS = 8192
 
 # On a CPU batches of 1 to 8 are equally fast; a GPU is still busy with 16.
 BATCH = 16
@@ -46,37 +43,10 @@ _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
 _BYTES_PER_HIDDEN = 100  # of each token and layer
 _BYTES_PER_ATTENTION = 16  # of each pair of tokens, head and layer
 
-# Controls, format characters, surrogates, marks without a letter, white space. Not the unassigned:
-# Unicode may have given them a shape since.
-_UNSEEN_CATEGORIES = frozenset("Cc Cf Cs Mn Me Zl Zp Zs".split())
-_BLANK_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # Hangul fillers, Braille blank
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One sentence, tokenised: what the encoder reads at once, or the first window of it.
-
-    ids:    the whole input, special tokens and context with it
-    types:  segment of each token: 0 the context (or all there is), 1 the sentence after it
-    pooled: which tokens the sentence's vector is the mean of, together with those of `more`
-    more:   the windows that follow, of a sentence that is too long for one
-    unread: tokens at its end that are in no window
-    """
-
-    ids: list[int]
-    types: list[int]
-    pooled: list[bool]
-    more: tuple["Tokens", ...] = ()
-    unread: int = 0
-
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Windows padded to the longest: ids, types int64, mask, pooled bool, [windows, tokens].
-
-    First the first windows of all sentences, in their order, then those that follow.
-    following: how many follow of each sentence
-    """
+    """`PaddedTokens` as tensors: ids, types int64, mask, pooled bool, [windows, tokens]."""
 
     ids: Tensor
     types: Tensor
@@ -86,17 +56,14 @@ class TokenBatch:
 
     @classmethod
     def pad(cls, sentences: Sequence[Tokens], pad_id: int) -> "TokenBatch":
-        windows = [*sentences, *(window for first in sentences for window in first.more)]
-        shape = (len(windows), max(len(tokens.ids) for tokens in windows))
-        ids, types = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
-        mask, pooled = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        for row, tokens in enumerate(windows):
-            length = len(tokens.ids)
-            ids[row, :length] = torch.tensor(tokens.ids)
-            types[row, :length] = torch.tensor(tokens.types)
-            pooled[row, :length] = torch.tensor(tokens.pooled)
-            mask[row, :length] = True
-        return cls(ids, types, mask, pooled, tuple(len(first.more) for first in sentences))
+        padded = PaddedTokens.pad(sentences, pad_id)
+        return cls(
+            ids=torch.from_numpy(padded.ids),
+            types=torch.from_numpy(padded.types),
+            mask=torch.from_numpy(padded.mask),
+            pooled=torch.from_numpy(padded.pooled),
+            following=padded.following,
+        )
 
     def to(self, device: torch.device) -> "TokenBatch":
         return TokenBatch(
@@ -143,20 +110,11 @@ class Tokeniser:
         encoded = self._encode(list(sentences), None if contexts is None else list(contexts))
         if contexts is None:
             special = encoded["special_tokens_mask"]
-            return [_whole(*pair) for pair in zip(encoded["input_ids"], special, strict=True)]
+            return [take_whole(*pair) for pair in zip(encoded["input_ids"], special, strict=True)]
         return [
-            _second_of_pair(ids, encoded.sequence_ids(row))
+            take_second_of_pair(ids, encoded.sequence_ids(row))
             for row, ids in enumerate(encoded["input_ids"])
         ]
-
-    def _is_read(self, tokens: Tokens) -> bool:
-        """Whether a token of the sentence's own is there that the encoder knows: special tokens,
-        the one for unknown words among them, are the same whatever is said."""
-        return any(
-            pooled and token not in self.special_ids
-            for window in (tokens, *tokens.more)
-            for token, pooled in zip(window.ids, window.pooled, strict=True)
-        )
 
     def _encode(self, sentences: list[str], contexts: list[str] | None) -> BatchEncoding:
         """Whole, to be cut by us: the library keeps how it cuts in the tokenizer itself, where one
@@ -168,23 +126,12 @@ class Tokeniser:
         )
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Tokens | None]:
-        """What was said before is no substitute for a sentence: without one there is no item."""
-        is_there = [_is_visible(clip.utterance.text) for clip in clips]
-        said = [clip.utterance for clip, there in zip(clips, is_there, strict=True) if there]
-        if not said:
-            return [None] * len(clips)
-        contexts = [row.context for row in said] if self.reads_context else None
-        tokens = iter(self([row.text for row in said], contexts))
-        items = [next(tokens) if there else None for there in is_there]
-        return [item if item is not None and self._is_read(item) else None for item in items]
+        return prepare_texts(
+            clips, self, reads_context=self.reads_context, special_ids=self.special_ids
+        )
 
     def shortfall(self, item: Tokens) -> ClipError | None:
-        if not item.unread:
-            return None
-        num_tokens = MAX_TEXT_TOKENS + item.unread
-        return ClipError(
-            "text_cut", f"of {num_tokens:,} tokens only the first {MAX_TEXT_TOKENS:,} are read"
-        )
+        return tell_unread(item)
 
     def length(self, item: Tokens) -> int:
         return len(item.ids)
@@ -275,6 +222,37 @@ class TextEncoder(nn.Module):
         inputs = rows + (BATCH if longest >= self.preparation.max_tokens else 0)
         return float(inputs * longest * config.num_hidden_layers * of_a_layer)
 
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        """The graph reads windows of tokens; who runs it puts those of a sentence together."""
+        tokeniser = self.preparation
+        backend = getattr(tokeniser.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UsageError("this text encoder's tokenizer has no tokenizer.json; no graph of it")
+        batch = tokeniser.collate(tokeniser(["one", "two words"], self._no_context(2)))
+        inputs = {"ids": batch.ids, "mask": batch.mask, "pooled": batch.pooled}
+        if tokeniser.gives_types:
+            inputs["types"] = batch.types
+        return GraphSource(
+            net=_WindowSums(self),
+            inputs=inputs,
+            lengths={name: {0: "windows", 1: "tokens"} for name in inputs},
+            outputs=("sum", "count"),
+            reading={
+                "kind": "tokens",
+                "max_tokens": tokeniser.max_tokens,
+                "overlap": OVERLAP,
+                "reads_context": tokeniser.reads_context,
+                "pad_id": tokeniser.pad_id,
+                "special_ids": sorted(tokeniser.special_ids),
+                "gives_types": tokeniser.gives_types,
+                "batch_size": BATCH,
+            },
+            files={"tokenizer.json": backend.to_str()},
+        )
+
+    def _no_context(self, sentences: int) -> list[str] | None:
+        return [""] * sentences if self.preparation.reads_context else None
+
     def forward(self, batch: TokenBatch) -> Tensor:
         num_sentences = len(batch.following)
         total, count = self._add_up(batch, 0, num_sentences)
@@ -289,7 +267,7 @@ class TextEncoder(nn.Module):
             )
         return total / count.unsqueeze(1)
 
-    def _add_up(self, batch: TokenBatch, start: int, end: int) -> tuple[Tensor, Tensor]:
+    def _add_up(self, batch: TokenBatch, start: int, end: int | None) -> tuple[Tensor, Tensor]:
         """Over the pooled tokens of these windows: the sum of each, float32 [windows, layers, dim],
         and how many there are, float32 [windows, 1]."""
         inputs = {
@@ -310,6 +288,20 @@ class TextEncoder(nn.Module):
             return self._add_up(batch, start, end)
         summed, counted = checkpoint(self._add_up, batch, start, end, use_reentrant=False)
         return summed, counted
+
+
+class _WindowSums(nn.Module):
+    """What a graph computes of a batch: `_add_up` of all its windows."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, pooled: Tensor, types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        batch = TokenBatch(ids, ids if types is None else types, mask, pooled, ())
+        return self.encoder._add_up(batch, 0, None)
 
 
 def _add_following(first: Tensor, others: Tensor, following: Sequence[int]) -> Tensor:
@@ -334,91 +326,6 @@ def hide_tokens(
     ]
     more = tuple(hide_tokens(window, tokeniser, config, generator) for window in tokens.more)
     return replace(tokens, ids=ids, more=more)
-
-
-def _is_visible(text: str) -> bool:
-    """Whether any character of it is to be seen. A tokenizer of bytes makes tokens of every one."""
-    return any(
-        unicodedata.category(char) not in _UNSEEN_CATEGORIES and char not in _BLANK_LETTERS
-        for char in text
-    )
-
-
-def _whole(ids: list[int], special: list[int]) -> Tokens:
-    """All is pooled, special tokens too. `special`: 1 for a token that the tokenizer added."""
-    words = [position for position, added in enumerate(special) if not added]
-    room = MAX_TOKENS - (len(ids) - len(words))
-    if len(words) <= room:
-        return Tokens(ids=ids, types=[0] * len(ids), pooled=[True] * len(ids))
-    return _in_windows(
-        ids[: words[0]],
-        ids[words[0] : words[-1] + 1],
-        ids[words[-1] + 1 :],
-        room=room,
-        segment=0,
-        pools_special=True,
-    )
-
-
-def _second_of_pair(ids: list[int], parts: list[int | None]) -> Tokens:
-    """The sentence is pooled; of the context the oldest is left out, as far as both do not fit
-    into MAX_TOKENS_WITH_CONTEXT. `parts`: 0 in the context, 1 in the sentence, None on special
-    tokens."""
-    excess = max(len(ids) - MAX_TOKENS_WITH_CONTEXT, 0)
-    context = [position for position, part in enumerate(parts) if part == 0]
-    if excess > len(context):  # the sentence alone is too long
-        sentence = [position for position, part in enumerate(parts) if part == 1]
-        special = [position for position, part in enumerate(parts) if part is None]
-        return _in_windows(
-            [ids[position] for position in special if position < sentence[0]],
-            [ids[position] for position in sentence],
-            [ids[position] for position in special if position > sentence[0]],
-            room=MAX_TOKENS_WITH_CONTEXT - len(special),
-            segment=1,
-            pools_special=False,
-        )
-    cut = set(context[:excess])
-    kept = [position for position in range(len(ids)) if position not in cut]
-    second = [parts[position] == 1 for position in kept]
-    first = second.index(True) if any(second) else len(kept)
-    types = [int(position >= first) for position in range(len(kept))]
-    return Tokens(ids=[ids[position] for position in kept], types=types, pooled=second)
-
-
-def _in_windows(
-    before: list[int],
-    words: list[int],
-    after: list[int],
-    *,
-    room: int,
-    segment: int,
-    pools_special: bool,
-) -> Tokens:
-    """`words` in windows of `room`, each between the special tokens `before` and `after`. Those are
-    pooled, if at all, once as well: in the first and in the last window."""
-    read = words[:MAX_TEXT_TOKENS]
-    windows = [
-        Tokens(
-            ids=[*before, *read[start : start + room], *after],
-            types=[0] * len(before) + [segment] * (room + len(after)),
-            pooled=[
-                *[pools_special and start == 0] * len(before),
-                *(first <= position < end for position in range(start, start + room)),
-                *[pools_special and end == len(read)] * len(after),
-            ],
-        )
-        for start, first, end in _spread(len(read), room)
-    ]
-    return replace(windows[0], more=tuple(windows[1:]), unread=len(words) - len(read))
-
-
-def _spread(length: int, room: int) -> list[tuple[int, int, int]]:
-    """Windows of `room` over more tokens than that, as few as overlap by OVERLAP and evenly spread:
-    (start, first token pooled, the one after the last)."""
-    num_steps = -(-(length - room) // (room - OVERLAP))
-    starts = [step * (length - room) // num_steps for step in range(num_steps + 1)]
-    middles = [(start + room + later) // 2 for start, later in itertools.pairwise(starts)]
-    return list(zip(starts, [0, *middles], [*middles, length], strict=True))
 
 
 def _check_complete(missing_keys: Iterable[str]) -> None:

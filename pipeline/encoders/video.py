@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from pipeline.encoders.augment import AugmentConfig, draw
+from pipeline.encoders.encoder import GraphSource
 from pipeline.encoders.weights import CROP_SIZE, load_trained_part, save_trained_part
 from pipeline.errors import ClipError, MismatchError
-from pipeline.recipe import Precision
+from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import DecodedClip
 
 # On a CPU batches of 1 to 8 are equally fast, and in training the trunk's intermediate values are
@@ -117,8 +118,37 @@ class VideoEncoder(nn.Module):
         pixels = self.num_frames * self.preparation.crop[0] * self.preparation.crop[1]
         return float(value_bytes * _VALUES_PER_PIXEL * rows * pixels)
 
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        """Frames of one size, as the clips are decoded; crop and normalisation are in the graph."""
+        assert decode is not None
+        shape = (decode.num_frames, decode.frame_height, decode.frame_width, 3)
+        return GraphSource(
+            net=_BatchOfFrames(self),
+            inputs={"frames": torch.zeros(2, *shape, dtype=torch.uint8)},
+            lengths={"frames": {0: "clips"}},
+            outputs=("features",),
+            reading={
+                "kind": "frames",
+                "num_frames": decode.num_frames,
+                "height": decode.frame_height,
+                "width": decode.frame_width,
+                "batch_size": BATCH,
+            },
+        )
+
     def save(self, folder: Path) -> None:
         save_trained_part(self.trunk, folder / f"{self.name}.safetensors")
+
+
+class _BatchOfFrames(nn.Module):
+    """What a graph computes of a batch, which its reader has made small."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.encoder._encode(frames)
 
 
 def build_video_encoder(

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.encoders.audio import Sound, Sounds, SpectrogramMask, draw_mask
 from pipeline.encoders.augment import CONCERNS, AugmentConfig
-from pipeline.encoders.text import Tokens, hide_tokens
+from pipeline.encoders.text import hide_tokens
+from pipeline.encoders.tokens import Tokens
 from pipeline.encoders.video import Frames
 
 OFF = AugmentConfig.off()

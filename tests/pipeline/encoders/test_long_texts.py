@@ -15,15 +15,16 @@ from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.text import (
     BATCH,
+    TextEncoder,
+    build_text_encoder,
+    hide_tokens,
+)
+from pipeline.encoders.tokens import (
     MAX_TEXT_TOKENS,
     MAX_TOKENS,
     MAX_TOKENS_WITH_CONTEXT,
     OVERLAP,
-    TextEncoder,
-    Tokeniser,
     Tokens,
-    build_text_encoder,
-    hide_tokens,
 )
 from pipeline.encoders.video import Frames
 from pipeline.schema import ClipKey, DecodedClip, Utterance
@@ -301,7 +302,7 @@ def test_a_tokenizer_of_bytes_finds_nothing_in_unseen_characters(
     encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has a token for every byte, so tokens alone would not tell."""
-    monkeypatch.setattr(Tokeniser, "_is_read", lambda self, tokens: True)
+    monkeypatch.setattr("pipeline.encoders.tokens._is_read", lambda tokens, special_ids: True)
     unseen = itertools.islice(NOTHING.values(), 13)
     assert encoder.preparation.prepare([clip(text) for text in unseen]) == [None] * 13
 

@@ -1,0 +1,1 @@
+"""Encoders as ONNX graphs: written with PyTorch, read and computed without it."""

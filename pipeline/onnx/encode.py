@@ -1,0 +1,140 @@
+"""Encodes clips by the graphs of a folder, as `pipeline.encode` does by PyTorch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.encode_batches import BatchEncoder, encode_in_batches
+from pipeline.errors import CacheCorrupt, InputError, MismatchError
+from pipeline.onnx.graph import Graph, read_checked
+from pipeline.onnx.index import GRAPH, EncoderGraph, OnnxIndex
+from pipeline.onnx.reading import READINGS, Floats, GraphReading
+from pipeline.schema import ClipFeatures, DecodedClip, Modality
+
+
+class OnnxEncoder:
+    """One encoder: a graph, and what reads clips for it."""
+
+    def __init__(self, described: EncoderGraph, reading: GraphReading, graph: Graph) -> None:
+        self.described = described
+        self.reading = reading
+        self.graph = graph
+
+    @classmethod
+    def load(cls, folder: Path, described: EncoderGraph, *, threads: int | None) -> "OnnxEncoder":
+        """Raises as `OnnxEncoders.load`; the self-test is not run."""
+        kind = READINGS[described.reading["kind"]]
+        wanted = {GRAPH, *kind.files}
+        if set(described.files) != wanted:
+            raise CacheCorrupt(
+                f"{folder}: lists {', '.join(described.files)[:200]} and not "
+                f"{', '.join(sorted(wanted))}; export again"
+            )
+        files = {name: read_checked(folder / name, described.files[name]) for name in kind.files}
+        try:
+            reading = kind.read(described.reading, files)
+        except ValueError as error:
+            raise MismatchError(f"{folder}: cannot be read as exported ({error})") from error
+        inputs, outputs = reading.ports(described.layers, described.dim)
+        graph = Graph.load(
+            folder / GRAPH,
+            sha256=described.files[GRAPH],
+            inputs=inputs,
+            outputs=outputs,
+            threads=threads,
+        )
+        return cls(described, reading, graph)
+
+    def encode(self, items: Sequence[Any]) -> Floats:
+        """float32 [items, layers, dim]"""
+        return self.reading.encode(self.graph, items)
+
+    def encode_test_clips(self) -> Floats:
+        """float32 [clips, layers, dim]. Raises ValueError where it reads nothing in one."""
+        items = self.reading.prepare(self.reading.test_clips())
+        if any(item is None for item in items):
+            raise ValueError("the self-test's clips hold nothing that can be encoded")
+        return self.encode(items)
+
+    def error(self) -> float:
+        """The largest difference from what the self-test expects, as a share of the largest
+        expected value; infinite where a value is not finite."""
+        expected = self.described.self_test.expected
+        found = self.encode_test_clips()
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return float("inf")
+        return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+class OnnxEncoders:
+    """The encoders of a folder that `write_encoder_graphs` or `quantise_graphs` wrote."""
+
+    def __init__(self, encoders: Mapping[Modality, OnnxEncoder]) -> None:
+        self.encoders = encoders
+
+    @classmethod
+    def load(
+        cls, folder: Path, modalities: Sequence[Modality], *, threads: int | None = None
+    ) -> "OnnxEncoders":
+        """Checks every file, opens the graphs and runs their self-tests.
+
+        threads: that one call computes with; None takes one per core
+
+        Raises:
+            InputError: no such folder, or none of these encoders in it.
+            CacheCorrupt: damaged files, others than were written, or such as are not opened.
+            MismatchError: another version of the format, or a graph that computes something else
+                on this machine than where it was exported.
+            StorageError: a file cannot be read.
+        """
+        index = OnnxIndex.read(folder)
+        lacking = [name for name in modalities if name not in index.encoders]
+        if lacking:
+            raise InputError(
+                f"{folder}: no {lacking[0]} encoder; it has {', '.join(index.encoders)}"
+            )
+        loaded = {
+            name: OnnxEncoder.load(folder / name, index.encoders[name], threads=threads)
+            for name in modalities
+        }
+        for name, encoder in loaded.items():
+            check_self_test(folder / name, encoder)
+        return cls(loaded)
+
+    @property
+    def precision(self) -> dict[Modality, str]:
+        """What each encoder computes in: "float32" or "int8"."""
+        return {
+            name: "int8" if encoder.described.quantisation == "int8" else "float32"
+            for name, encoder in self.encoders.items()
+        }
+
+    def encode(self, clips: Sequence[DecodedClip]) -> list[ClipFeatures]:
+        """Features of each clip, in order; see `encode_in_batches`."""
+        return encode_in_batches(
+            {name: _batch_encoder(encoder) for name, encoder in self.encoders.items()}, clips
+        )
+
+
+def check_self_test(place: Path, encoder: OnnxEncoder) -> None:
+    """Raises MismatchError where the graph computes something else here."""
+    try:
+        error = encoder.error()
+    except ValueError as reason:
+        raise MismatchError(f"{place}: its self-test cannot be run ({reason})") from reason
+    allowed = encoder.described.self_test.tolerance
+    if error > allowed:
+        raise MismatchError(
+            f"{place}: this machine computes something else than was exported: the largest error "
+            f"is {error:.2%} of the largest value, {allowed:.2%} is allowed (8-bit graphs made for "
+            "other processors do that); export again on this machine"
+        )
+
+
+def _batch_encoder(encoder: OnnxEncoder) -> BatchEncoder:
+    encode: Callable[[Sequence[Any]], Floats] = encoder.encode
+    return BatchEncoder(
+        reading=encoder.reading, batch_size=encoder.reading.batch_size, encode=encode
+    )

@@ -1,0 +1,314 @@
+"""What a graph reads: clips -> its inputs, and its outputs -> features; without PyTorch.
+
+Each kind does what the encoder's own preparation does, from the settings that `onnx.json` holds. A
+kind that is new is one class here and one entry in `READINGS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from pipeline.encoders.tokens import (
+    MAX_TOKENS,
+    MAX_TOKENS_WITH_CONTEXT,
+    OVERLAP,
+    PaddedTokens,
+    Tokens,
+    prepare_texts,
+    take_second_of_pair,
+    take_whole,
+    tell_unread,
+)
+from pipeline.errors import ClipError
+from pipeline.onnx.graph import Graph, Port
+from pipeline.schema import ClipKey, DecodedClip, Utterance
+
+Floats = NDArray[np.float32]
+
+TOKENIZER = "tokenizer.json"
+# One that is cut into windows, one of ordinary length, one of a single word.
+_SENTENCES = (
+    " ".join(["Oh my God, we were on a break and nobody knows!"] * 15),
+    "You said what?!",
+    "Hi",
+)
+_SOUND_S = 1.3
+
+
+class GraphReading(Protocol):
+    """The settings of one kind, checked when they are read."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Clips that are encoded together, None all that there are."""
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        """Inputs and outputs of the graph."""
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> Sequence[Any | None]: ...
+
+    def shortfall(self, item: Any) -> ClipError | None: ...
+
+    def length(self, item: Any) -> int: ...
+
+    def encode(self, graph: Graph, items: Sequence[Any]) -> Floats:
+        """Items, at least one -> float32 [items, layers, dim]."""
+
+    def test_clips(self) -> list[DecodedClip]:
+        """Clips that are the same everywhere, for a test of the whole way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenReading:
+    """Sentences, as `pipeline.encoders.text.Tokeniser` reads them."""
+
+    reads_context: bool
+    pad_id: int
+    special_ids: frozenset[int]
+    gives_types: bool
+    batch_size: int | None
+    tokenizer: tokenizers.Tokenizer
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "TokenReading":
+        reads_context = take(values, "reads_context", bool)
+        known = MAX_TOKENS_WITH_CONTEXT if reads_context else MAX_TOKENS
+        for name, own in (("max_tokens", known), ("overlap", OVERLAP)):
+            if take(values, name, int) != own:
+                raise ValueError(f"{name} is {values[name]}, and this program reads with {own}")
+        special = take(values, "special_ids", list)
+        if not all(type(each) is int for each in special):
+            raise ValueError("special_ids are not numbers")
+        return cls(
+            reads_context=reads_context,
+            pad_id=take(values, "pad_id", int),
+            special_ids=frozenset(special),
+            gives_types=take(values, "gives_types", bool),
+            batch_size=_take_batch_size(values),
+            tokenizer=_open_tokenizer(files[TOKENIZER]),
+        )
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        inputs = [Port("ids", "int64", (None, None))]
+        inputs += [Port("mask", "bool", (None, None)), Port("pooled", "bool", (None, None))]
+        if self.gives_types:
+            inputs.append(Port("types", "int64", (None, None)))
+        sums = Port("sum", "float32", (None, layers, dim))
+        return inputs, [sums, Port("count", "float32", (None, 1))]
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Tokens | None]:
+        return prepare_texts(
+            clips, self.tokenise, reads_context=self.reads_context, special_ids=self.special_ids
+        )
+
+    def tokenise(
+        self, sentences: Sequence[str], contexts: Sequence[str] | None = None
+    ) -> list[Tokens]:
+        if contexts is None:
+            encoded = self.tokenizer.encode_batch(list(sentences))
+            return [take_whole(each.ids, each.special_tokens_mask) for each in encoded]
+        pairs = self.tokenizer.encode_batch(list(zip(contexts, sentences, strict=True)))
+        return [take_second_of_pair(each.ids, each.sequence_ids) for each in pairs]
+
+    def shortfall(self, item: Tokens) -> ClipError | None:
+        return tell_unread(item)
+
+    def length(self, item: Tokens) -> int:
+        return len(item.ids)
+
+    def encode(self, graph: Graph, items: Sequence[Tokens]) -> Floats:
+        batch = PaddedTokens.pad(items, self.pad_id)
+        num_sentences, num_windows = len(items), len(batch.ids)
+        total, count = self._run(graph, batch, 0, num_sentences)
+        # Few at once: each window that follows is as long as one can be.
+        step = self.batch_size or num_windows
+        parts = [
+            self._run(graph, batch, start, start + step)
+            for start in range(num_sentences, num_windows, step)
+        ]
+        if parts:
+            sums, counts = zip(*parts, strict=True)
+            total = _add_following(total, np.concatenate(sums), batch.following)
+            count = _add_following(count, np.concatenate(counts), batch.following)
+        return total / count[:, :, None]
+
+    def _run(
+        self, graph: Graph, batch: PaddedTokens, start: int, end: int
+    ) -> tuple[Floats, Floats]:
+        feeds: dict[str, NDArray[Any]] = {
+            "ids": batch.ids[start:end],
+            "mask": batch.mask[start:end],
+            "pooled": batch.pooled[start:end],
+        }
+        if self.gives_types:
+            feeds["types"] = batch.types[start:end]
+        total, count = graph.run(**feeds)
+        return total, count
+
+    def test_clips(self) -> list[DecodedClip]:
+        return [
+            DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=text, context=before))
+            for row, (text, before) in enumerate(
+                zip(_SENTENCES, ("", "Ann: Hello? Bob: We were on a break! Ann:", ""), strict=True)
+            )
+        ]
+
+
+def _add_following(first: Floats, others: Floats, following: Sequence[int]) -> Floats:
+    """[sentences, ...] and [windows that follow, ...] -> [sentences, ...]"""
+    ends = np.cumsum(following)
+    parts = (others[end - number : end] for end, number in zip(ends, following, strict=True))
+    return np.stack([one + part.sum(0) for one, part in zip(first, parts, strict=True)])
+
+
+def _open_tokenizer(content: bytes) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"{TOKENIZER} is no tokenizer ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameReading:
+    """Frames of one size."""
+
+    num_frames: int
+    height: int
+    width: int
+    batch_size: int | None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "FrameReading":
+        sizes = [take(values, name, int) for name in ("num_frames", "height", "width")]
+        if not all(1 <= size <= 4096 for size in sizes):
+            raise ValueError(f"frames of size {sizes}")
+        num_frames, height, width = sizes
+        batch_size = _take_batch_size(values)
+        return cls(num_frames=num_frames, height=height, width=width, batch_size=batch_size)
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        frames = Port("frames", "uint8", (None, self.num_frames, self.height, self.width, 3))
+        return [frames], [Port("features", "float32", (None, layers, dim))]
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[NDArray[np.uint8] | None]:
+        return [
+            None if clip.frames is None or not len(clip.frames) else clip.frames for clip in clips
+        ]
+
+    def shortfall(self, item: NDArray[np.uint8]) -> ClipError | None:
+        return None
+
+    def length(self, item: NDArray[np.uint8]) -> int:
+        return 0  # all alike
+
+    def encode(self, graph: Graph, items: Sequence[NDArray[np.uint8]]) -> Floats:
+        [features] = graph.run(frames=np.stack(list(items)))
+        return features
+
+    def test_clips(self) -> list[DecodedClip]:
+        """Half of the picture is noise and half a bright slope that moves."""
+        shape = (self.num_frames, self.height, self.width, 3)
+        noise = _noise(int(np.prod(shape))).reshape(shape)
+        slope = (
+            np.arange(self.width)[None, None, :, None]
+            + 4 * np.arange(self.num_frames)[:, None, None, None]
+        )
+        left = np.arange(self.width)[None, None, :, None] < self.width // 2
+        frames = np.where(left, noise, slope % 256).astype(np.uint8)
+        utterance = Utterance(key=ClipKey("test", 0, 0), text="")
+        times_s = np.arange(self.num_frames) / 10
+        return [DecodedClip(utterance=utterance, frames=frames, times_s=times_s)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveformReading:
+    """Sound, one clip at a time: lengths differ, and padding would leak into statistics."""
+
+    min_samples: int
+    sample_rate_hz: int
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "WaveformReading":
+        rate_hz, least = take(values, "sample_rate_hz", int), take(values, "min_samples", int)
+        if not (1 <= least <= rate_hz <= 1_000_000):
+            raise ValueError(f"min_samples {least} at {rate_hz} Hz")
+        return cls(min_samples=least, sample_rate_hz=rate_hz)
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        return [Port("waveform", "float32", (None,))], [Port("features", "float32", (layers, dim))]
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Floats | None]:
+        return [
+            None
+            if clip.waveform is None or len(clip.waveform) < self.min_samples
+            else clip.waveform
+            for clip in clips
+        ]
+
+    def shortfall(self, item: Floats) -> ClipError | None:
+        return None
+
+    def length(self, item: Floats) -> int:
+        return 0  # each is encoded alone
+
+    def encode(self, graph: Graph, items: Sequence[Floats]) -> Floats:
+        return np.stack([graph.run(waveform=waveform)[0] for waveform in items])
+
+    def test_clips(self) -> list[DecodedClip]:
+        """A tone that rises, and noise; and the shortest sound that is read."""
+        time_s = np.arange(round(_SOUND_S * self.sample_rate_hz)) / self.sample_rate_hz
+        noise = (_noise(len(time_s)) - 127.5) / 2550
+        sound = (0.5 * np.sin(2 * np.pi * (200 + 150 * time_s) * time_s) + noise).astype(np.float32)
+        return [
+            DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), waveform=each)
+            for row, each in enumerate((sound, sound[: self.min_samples]))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingKind:
+    """read:  settings and files -> the reading; raises ValueError where they are not of this kind
+    files: names of what it needs beside the graph
+    """
+
+    read: Callable[[Mapping[str, Any], Mapping[str, bytes]], GraphReading]
+    files: tuple[str, ...] = ()
+
+
+READINGS: Mapping[str, ReadingKind] = {
+    "tokens": ReadingKind(read=TokenReading.of, files=(TOKENIZER,)),
+    "frames": ReadingKind(read=FrameReading.of),
+    "waveform": ReadingKind(read=WaveformReading.of),
+}
+
+
+def _noise(length: int) -> NDArray[np.int64]:
+    """In [0, 255]; the same on every machine and in every version of NumPy."""
+    numbers = np.arange(1, length + 1, dtype=np.uint64)
+    for multiplier in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9):  # of splitmix64
+        numbers = numbers * np.uint64(multiplier)
+        numbers ^= numbers >> np.uint64(29)
+    return (numbers >> np.uint64(56)).astype(np.int64)
+
+
+def take(values: Mapping[str, Any], name: str, kind: type) -> Any:
+    """Raises ValueError where it is missing or of another type (a bool is no int)."""
+    value = values.get(name)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {value!r:.80}, not a {kind.__name__}")
+    return value
+
+
+def _take_batch_size(values: Mapping[str, Any]) -> int:
+    size: int = take(values, "batch_size", int)
+    if not 1 <= size <= 1024:
+        raise ValueError(f"batch_size is {size}")
+    return size

@@ -1,0 +1,255 @@
+"""What PyTorch computes, a graph computes; and where it does not, it is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.encode import Encoders, encode_clips
+from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.text import Tokeniser, build_text_encoder
+from pipeline.errors import CacheCorrupt, InputError, MeldError, MismatchError, UsageError
+from pipeline.onnx.encode import OnnxEncoder, OnnxEncoders
+from pipeline.onnx.index import INDEX, OnnxIndex
+from pipeline.onnx.reading import TokenReading
+from pipeline.onnx.write import trace_graph, write_encoder_graphs
+from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
+from tests.pipeline.onnx.conftest import load_encoders
+
+TEXTS = [
+    "Oh my God!",
+    "Hi",
+    "",
+    "We were on a break, and everybody knows it!\u200b",
+    "caf\u00e9 na\u00efve \u6f22\u5b57 \U0001f600 [MASK] [SEP] [UNK]",
+    "one two three " * 60,
+    "so it goes on " * 400,
+    "\u3164",
+]
+CONTEXT = "Ann: Hi. Bob: We were on a break! Ann:"
+
+
+def clip(
+    row: int, text: str = "", waveform: np.ndarray | None = None, context: str = ""
+) -> DecodedClip:
+    utterance = Utterance(key=ClipKey("test", 0, row), text=text, context=context)
+    return DecodedClip(utterance=utterance, waveform=waveform)
+
+
+def sounds() -> list[np.ndarray]:
+    """Shorter than a window, shorter than what is padded, silent, soft, loud."""
+    random = np.random.default_rng(0)
+    sizes = [(399, 0.1), (400, 0.1), (1023, 0.1), (5000, 0.0), (9000, 1e-5), (40_000, 0.3)]
+    return [(random.normal(size=size) * scale).astype(np.float32) for size, scale in sizes]
+
+
+def check_alike(ours: Sequence[ClipFeatures], wanted: Sequence[ClipFeatures]) -> None:
+    for one, other in zip(ours, wanted, strict=True):
+        assert one.failures == other.failures
+        assert one.raw.keys() == other.raw.keys()
+        for name, values in other.raw.items():
+            assert one.raw[name].dtype == np.float32
+            np.testing.assert_allclose(one.raw[name], values, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.heavy
+def test_graphs_give_the_features_of_pytorch_and_record_the_same_failures(
+    text_and_sound: Encoders, graphs: Path
+) -> None:
+    waves = [*sounds(), None, None]
+    clips = [clip(row, *each) for row, each in enumerate(zip(TEXTS, waves, strict=True))]
+    ours = OnnxEncoders.load(graphs, ("text", "audio"), threads=1).encode(clips)
+    check_alike(ours, encode_clips(text_and_sound, clips))
+    assert {failure.code for each in ours for failure in each.failures} == {"nothing_to_encode"}
+
+
+@pytest.mark.heavy
+def test_what_was_said_before_is_read_as_pytorch_reads_it(
+    graphs: Path, tiny_text_folder: Path
+) -> None:
+    """The graph is the same; only the reading differs."""
+    encoder = build_text_encoder(
+        tiny_text_folder, (0, -1), "float32", pretrained=True, reads_context=True
+    )
+    described = OnnxIndex.read(graphs).encoders["text"]
+    reading = {**described.reading, "reads_context": True, "max_tokens": 256}
+    graph = OnnxEncoder.load(graphs / "text", replace(described, reading=reading), threads=1)
+    clips = [
+        clip(row, text, context=before)
+        for row, (text, before) in enumerate(
+            [("How you doin'?", CONTEXT), ("Hi", ""), ("and so on " * 300, CONTEXT)]
+        )
+    ]
+    theirs = encoder(encoder.preparation.collate(encoder.preparation.prepare(clips)))
+    ours = graph.encode(graph.reading.prepare(clips))
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("reads_context", [False, True])
+def test_texts_become_the_same_tokens_as_with_transformers(
+    graphs: Path, tiny_text_folder: Path, reads_context: bool
+) -> None:
+    theirs = Tokeniser(tiny_text_folder, reads_context=reads_context)
+    described = OnnxIndex.read(graphs).encoders["text"]
+    settings = {"reads_context": reads_context, "max_tokens": theirs.max_tokens}
+    files = {"tokenizer.json": (graphs / "text/tokenizer.json").read_bytes()}
+    ours = TokenReading.of({**described.reading, **settings}, files)
+    clips = [clip(row, text, context=CONTEXT * row) for row, text in enumerate(TEXTS)]
+    assert ours.prepare(clips) == theirs.prepare(clips)
+    assert (ours.pad_id, ours.special_ids) == (theirs.pad_id, theirs.special_ids)
+
+
+@pytest.mark.slow
+def test_a_video_net_crops_and_normalises_in_its_graph(tmp_path: Path) -> None:
+    encoders = load_encoders(("video", EncoderWish(name="r3d_18", weights="random")))
+    write_encoder_graphs(encoders, tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 4, 112, 121, 3), np.uint8)
+    clips = [
+        DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), frames=each)
+        for row, each in enumerate(frames)
+    ]
+    check_alike(
+        OnnxEncoders.load(tmp_path, ("video",)).encode(clips), encode_clips(encoders, clips)
+    )
+
+
+@pytest.mark.slow
+def test_graphs_are_the_same_bytes_twice_and_name_no_file_of_this_machine(
+    text_and_sound: Encoders, graphs: Path, tmp_path: Path
+) -> None:
+    write_encoder_graphs(text_and_sound, tmp_path)
+    for path in graphs.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(graphs)).read_bytes()
+        assert b".py" not in path.read_bytes()
+
+
+def test_an_encoder_that_has_no_graph_is_refused_by_name(tmp_path: Path) -> None:
+    encoders = load_encoders(("audio", EncoderWish(name="prosody")))
+    with pytest.raises(UsageError, match=r"audio encoder \(ProsodyEncoder\) cannot be written"):
+        write_encoder_graphs(encoders, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_in_bfloat16_is_refused() -> None:
+    import torch
+
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    net = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    with pytest.raises(UsageError, match="weight is bfloat16 on cpu"):
+        trace_graph(net, {"x": torch.zeros(2, 2)}, lengths={}, outputs=["y"])
+
+
+# ------------------------------------------------------------------------------ damaged folders
+
+
+def change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def _text(index: dict[str, Any]) -> dict[str, Any]:
+    return index["encoders"]["text"]
+
+
+BAD_INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[MeldError], str]] = {
+    "another version": (
+        lambda index: index.update(format_version=2),
+        MismatchError,
+        "format_version is 2, and this program reads 1",
+    ),
+    "other operators": (lambda index: index.update(opset=11), MismatchError, "opset is 11"),
+    "an unknown key": (lambda index: index.update(code="x"), CacheCorrupt, "unknown: code"),
+    "a missing key": (lambda index: _text(index).pop("dim"), CacheCorrupt, "missing or .*: dim"),
+    "another modality": (
+        lambda index: index["encoders"].update(smell=_text(index)),
+        CacheCorrupt,
+        "smell",
+    ),
+    "a way out of the folder": (
+        lambda index: _text(index)["files"].update({"../x": "0" * 64}),
+        CacheCorrupt,
+        r"'\.\./x' is no name of a file",
+    ),
+    "a file too many": (
+        lambda index: _text(index)["files"].update({"x": "0" * 64}),
+        CacheCorrupt,
+        "lists .*x and not",
+    ),
+    "an unknown reading": (
+        lambda index: _text(index)["reading"].update(kind="smell"),
+        CacheCorrupt,
+        "the reading is 'smell'; known are tokens, frames, waveform",
+    ),
+    "a setting of another type": (
+        lambda index: _text(index)["reading"].update(pad_id=True),
+        MismatchError,
+        "pad_id is True, not a int",
+    ),
+    "windows cut in another way": (
+        lambda index: _text(index)["reading"].update(max_tokens=64),
+        MismatchError,
+        "max_tokens is 64, and this program reads with 128",
+    ),
+    "another width": (lambda index: _text(index).update(dim=47), CacheCorrupt, "a self-test of"),
+    "types that the graph lacks": (
+        lambda index: _text(index)["reading"].update(gives_types=False),
+        MismatchError,
+        "its inputs are .* wanted are",
+    ),
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", BAD_INDEXES)
+def test_an_index_that_is_not_ours_is_refused_in_one_line(
+    copy_graphs: Callable[[], Path], name: str
+) -> None:
+    folder = copy_graphs()
+    change, error, message = BAD_INDEXES[name]
+    change_index(folder, change)
+    with pytest.raises(error, match=message) as caught:
+        OnnxEncoders.load(folder, ("text",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.heavy
+def test_changed_missing_and_foreign_files_are_refused(
+    copy_graphs: Callable[[], Path], tmp_path: Path
+) -> None:
+    folder = copy_graphs()
+    with pytest.raises(InputError, match=r"no video encoder; it has text, audio"):
+        OnnxEncoders.load(folder, ("text", "video"))
+    path = folder / "text/tokenizer.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(CacheCorrupt, match=r"tokenizer\.json: not the file that was exported"):
+        OnnxEncoders.load(folder, ("text",))
+    (folder / "audio/model.onnx").unlink()
+    with pytest.raises(CacheCorrupt, match=r"model\.onnx is missing; export again"):
+        OnnxEncoders.load(folder, ("audio",))
+    (folder / INDEX).write_text("[" * 100_000)
+    with pytest.raises(CacheCorrupt, match="not JSON"):
+        OnnxEncoders.load(folder, ("audio",))
+    with pytest.raises(InputError, match="holds no ONNX graphs"):
+        OnnxEncoders.load(tmp_path, ("audio",))
+
+
+@pytest.mark.heavy
+def test_a_graph_that_computes_something_else_here_is_refused_with_its_error(
+    copy_graphs: Callable[[], Path],
+) -> None:
+    folder = copy_graphs()
+
+    def scale(index: dict[str, Any]) -> None:
+        test = index["encoders"]["audio"]["self_test"]
+        test["expected"] = (np.array(test["expected"]) * 2).tolist()
+
+    change_index(folder, scale)
+    with pytest.raises(MismatchError, match=r"audio: this machine .* 50\.00% .* 0\.10% is allowed"):
+        OnnxEncoders.load(folder, ("audio",))
+    OnnxEncoders.load(folder, ("text",))
