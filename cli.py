@@ -54,6 +54,7 @@ from console.options import (
     Seed,
     SplitChoice,
     TestClipsChoice,
+    TrackerOption,
     TrainedRun,
     WeightsDir,
 )
@@ -525,6 +526,7 @@ def train_fusion(
     ] = None,
     dev_share: DevShare = None,
     device: DeviceOption = None,
+    tracker: TrackerOption = None,
     config: ConfigFile = None,
     overwrite: OverwriteRun = False,
     as_json: AsJson = False,
@@ -543,6 +545,7 @@ def train_fusion(
         seed=seed,
         dev_share=dev_share,
         device=device,
+        tracker=tracker,
         overwrite=overwrite,
     )
     said = read_settings(

@@ -205,6 +205,7 @@ def train_fusion(
     learning_rate: float | None = None,
     dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
+    tracker: Literal["tensorboard", "wandb"] | None = None,
     config: Config | None = None,
     overwrite: bool = False,
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
@@ -228,6 +229,7 @@ def train_fusion(
         seed=seed,
         dev_share=dev_share,
         device=device,
+        tracker=tracker,
         overwrite=overwrite,
     )
 

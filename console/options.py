@@ -70,6 +70,11 @@ class TestClipsChoice(StrEnum):
     legacy = "legacy"
 
 
+class TrackerChoice(StrEnum):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
 class InputChoice(StrEnum):
     raw = "raw"
     embedding = "embedding"
@@ -182,5 +187,13 @@ OverwriteRun = Annotated[
     typer.Option(
         "--overwrite",
         help="Replace the run that is in --out; a folder that is not a run is refused.",
+    ),
+]
+TrackerOption = Annotated[
+    TrackerChoice | None,
+    typer.Option(
+        "--tracker",
+        help="wandb: write a run of Weights & Biases too, offline unless WANDB_MODE=online.  "
+        "[default: tensorboard]",
     ),
 ]

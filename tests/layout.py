@@ -24,6 +24,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "h5py": ("pipeline.cache.hdf5",),
     "pyarrow": ("pipeline.exchange.arrow",),
     "datasets": ("pipeline.exchange.arrow",),
+    "wandb": ("fusion.training.trackers",),
     "ray": ("pipeline.parallel", "fusion.finetuning.workers", "serving.ray_serve"),
     "typer": ("cli", "console"),
     "rich": ("console",),

@@ -37,6 +37,7 @@ _FILES = (
     *(f"{split}-{plot}.png" for split in SPLITS for plot in ("confusion", "classes")),
 )
 _EVENTS = "events.out.tfevents.*"  # TensorBoard's
+_WANDB = ("wandb/run-*", "wandb/offline-run-*")  # Weights & Biases'
 _CHECKPOINT_FILES = ("settings.json", "step.json", "last.pt", "best.safetensors")
 
 
@@ -107,6 +108,8 @@ def clear_run(run: Path) -> None:
         _remove_if_empty(run / GOLDEN)
     for path in run.glob(_EVENTS):
         path.unlink()
+    if any(any(run.glob(pattern)) for pattern in _WANDB) and _is_folder(run / "wandb"):
+        shutil.rmtree(run / "wandb")
     if _is_folder(run / ENCODERS) and (run / INDEX_PATH).is_file():
         shutil.rmtree(run / ENCODERS)
     start = run / START

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from fusion.training.history import EpochResult
 from fusion.training.losses import count_labels
 from fusion.training.parts import Parts, load_parts
 from fusion.training.run_folder import HISTORY, METRICS, open_run
+from fusion.training.trackers import TrackerName, final_tables, open_trackers
 from fusion.training.warm_start import check_shape, inherit, take_weights
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
@@ -55,6 +56,8 @@ class TrainConfig:
         trained on; a dev cache is then not read. None takes the dev cache or, where there is none,
         0.1. Which dialogues these are depends on train's labels, not on `seed`
     device: "auto" uses a GPU if there is one
+    tracker: what the training can be followed in: tensorboard, whose event files are written where
+        it is installed; or wandb, which writes an offline run of Weights & Biases beside them
     """
 
     features: Path = Path("features")
@@ -66,6 +69,7 @@ class TrainConfig:
     seed: int = 0
     dev_share: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tracker: TrackerName = "tensorboard"
     model: ModelConfig = field(default_factory=ModelConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -211,7 +215,10 @@ def train_seeds(
     ]
     with ExitStack() as held:
         runs = [held.enter_context(_open_run_of(each, train)) for each in configs]
-        logs = [held.enter_context(closing(_EpochLog(run))) for run in runs]
+        logs = [
+            held.enter_context(closing(_EpochLog(run, each)))
+            for each, run in zip(configs, runs, strict=True)
+        ]
 
         def follow(number: int, result: EpochResult) -> None:
             logs[number].write(result)
@@ -220,7 +227,7 @@ def train_seeds(
         started = time.perf_counter()
         fitted = fit_together(trainings, config.fit, follow)
         seconds = time.perf_counter() - started
-        return [
+        results = [
             _write_run(
                 _describe_run(each, model, parts, start),
                 run,
@@ -231,6 +238,9 @@ def train_seeds(
             )
             for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
         ]
+        for each_log, result in zip(logs, results, strict=True):
+            each_log.write_scores(result)
+        return results
 
 
 def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
@@ -282,43 +292,32 @@ def _write_run(
 
 
 class _EpochLog:
-    """One line per epoch in `history.jsonl`, and TensorBoard's events where it is installed.
+    """One line per epoch in `history.jsonl`, and what the run's trackers are told.
 
     Its methods raise StorageError.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, config: TrainConfig) -> None:
         self._run = run
-        self._events = None
-        try:
-            # Optional and slow to import: only a training pays for it.
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            log.info("no TensorBoard events: the package tensorboard is not installed")
-        else:
-            with self._told_as_ours():
-                self._events = SummaryWriter(str(run))
+        self._trackers = open_trackers(config.tracker, run, to_values(describe_config(config)))
 
     def write(self, result: EpochResult) -> None:
-        values = dataclasses.asdict(result)
-        with self._told_as_ours():
-            with (self._run / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-            for name, value in values.items():
-                if self._events is not None and name != "epoch" and value is not None:
-                    self._events.add_scalar(name, value, result.epoch)
-
-    def close(self) -> None:
-        if self._events is not None:
-            with self._told_as_ours():
-                self._events.close()
-
-    @contextmanager
-    def _told_as_ours(self) -> Iterator[None]:
         try:
-            yield
+            with (self._run / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(result)) + "\n")
         except OSError as error:
             raise StorageError(f"{self._run}: cannot write the training log: {error}") from error
+        for tracker in self._trackers:
+            tracker.add_epoch(result)
+
+    def write_scores(self, result: TrainResult) -> None:
+        for tracker in self._trackers:
+            tracker.add_tables(final_tables(result.train, result.dev))
+
+    def close(self) -> None:
+        with ExitStack() as closed:
+            for tracker in self._trackers:
+                closed.callback(tracker.close)
 
 
 def choose_device(name: str) -> torch.device:

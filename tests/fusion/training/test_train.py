@@ -105,7 +105,7 @@ def test_a_full_disk_under_the_history_is_told_as_such(tmp_path):
         seconds=0.1,
     )
     full = pytest.raises(StorageError, match=r"training log.* No space left")
-    with full, closing(_EpochLog(tmp_path)) as epoch_log:
+    with full, closing(_EpochLog(tmp_path, TrainConfig())) as epoch_log:
         epoch_log.write(epoch)
 
 
