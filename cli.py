@@ -525,6 +525,14 @@ def train_fusion(
         typer.Option(help="Peak learning rate of AdamW.  [default: 0.001; 0.0003 with --start]"),
     ] = None,
     dev_share: DevShare = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Without a dev cache: train again on all of train, the dialogues that were held "
+            "out too, for all epochs. Scores on dev stay those of the training without them.",
+        ),
+    ] = False,
     device: DeviceOption = None,
     tracker: TrackerOption = None,
     config: ConfigFile = None,
@@ -544,6 +552,7 @@ def train_fusion(
         out=out,
         seed=seed,
         dev_share=dev_share,
+        refit=refit,
         device=device,
         tracker=tracker,
         overwrite=overwrite,

@@ -204,6 +204,7 @@ def train_fusion(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     dev_share: float | None = None,
+    refit: bool = False,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     tracker: Literal["tensorboard", "wandb"] | None = None,
     config: Config | None = None,
@@ -216,6 +217,7 @@ def train_fusion(
     start: a trained run to continue from (warm start)
     dev_share: share of train's dialogues that is held out as dev; None is 0.1 if there is no dev
         cache (`result.dev.set_aside` lists them)
+    refit: train again on all of train, the dialogues that were held out too
 
     Raises UsageError, InputError, StorageError (CacheBusy where another process writes the run) or
     RecipeMismatch.
@@ -228,6 +230,7 @@ def train_fusion(
         out=_path(out, "out"),
         seed=seed,
         dev_share=dev_share,
+        refit=refit,
         device=device,
         tracker=tracker,
         overwrite=overwrite,

@@ -11,9 +11,11 @@ def show_training(result: TrainResult, as_json: bool) -> None:
         print_json(result.to_dict())
         return
     print_rich(render_report(result.dev))
+    refitted = result.rows_refitted
+    again = "" if refitted is None else f", then trained again on all {refitted} rows of train"
     print(
-        f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}, {result.seconds:.1f} s; "
-        f"next: {_next(result)}"
+        f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}{again}, "
+        f"{result.seconds:.1f} s; next: {_next(result)}"
     )
 
 

@@ -118,7 +118,9 @@ def _command(
         if name not in _NOT_OPTIONS and value is not None and value != default.get(name)
     }
     for name, value in differing.items():
-        if not isinstance(value, Mapping):
+        if value is True:  # a flag
+            words = [*words, f"--{name.replace('_', '-')}"]
+        elif not isinstance(value, Mapping):
             said = ",".join(value) if isinstance(value, list) else str(value)
             words = [*words, f"--{name.replace('_', '-')}", said]
     lines: list[str] = []

@@ -92,6 +92,7 @@ class Training:
     seed:  random seed of everything after the initial weights
     is_trained: the model is trained already (warm start): it is measured as epoch 0, and kept
         unless an epoch is better
+    chooses_epoch: False runs all epochs and keeps the last, whatever dev says
     """
 
     model: FusionModel
@@ -99,6 +100,7 @@ class Training:
     dev: Rows
     seed: int
     is_trained: bool = False
+    chooses_epoch: bool = True
 
 
 def fit(
@@ -197,12 +199,13 @@ class _Log:
     best: EpochResult
     best_weights: Weights
 
-    def __init__(self) -> None:
+    def __init__(self, *, chooses: bool) -> None:
         self.history = []
         self.stopped = False
+        self.chooses = chooses
 
     def add(self, result: EpochResult, weights: Callable[[], Weights], patience: int) -> None:
-        if not self.history or result.score > self.best.score:
+        if not self.chooses or not self.history or result.score > self.best.score:
             self.best, self.best_weights = result, weights()
         elif result.epoch - self.best.epoch >= patience:
             log.info("stopped after epoch %d, the best was %d", result.epoch, self.best.epoch)
@@ -216,7 +219,7 @@ class _Loop:
     def __init__(self, trainings: Sequence[Training], config: FitConfig, stop: Event) -> None:
         self.trainings, self.config, self.stop = trainings, config, stop
         self.steps = config.steps(len(trainings[0].train))
-        self.logs = [_Log() for _ in trainings]
+        self.logs = [_Log(chooses=training.chooses_epoch) for training in trainings]
         model, rows = trainings[0].model, trainings[0].train
         self.device = rows.present.device
         self.with_context = model.context is not None

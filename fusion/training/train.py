@@ -14,7 +14,7 @@ import torch
 
 from fusion.data.batches import Rows
 from fusion.data.set_aside import check_share
-from fusion.data.split import FusionData, check_recipe
+from fusion.data.split import FusionData, check_recipe, pool_splits
 from fusion.evaluation.evaluate import report_of, report_subsets
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.report import EvalReport
@@ -55,6 +55,8 @@ class TrainConfig:
     dev_share: share of train's dialogues that is held out as dev: it chooses the epoch and is not
         trained on; a dev cache is then not read. None takes the dev cache or, where there is none,
         0.1. Which dialogues these are depends on train's labels, not on `seed`
+    refit: train again on all of train, the dialogues that were held out too, for all epochs; what
+        was measured on dev stays that of the training without them
     device: "auto" uses a GPU if there is one
     tracker: what the training can be followed in: tensorboard, whose event files are written where
         it is installed; or wandb, which writes an offline run of Weights & Biases beside them
@@ -68,6 +70,7 @@ class TrainConfig:
     overwrite: bool = False
     seed: int = 0
     dev_share: float | None = None
+    refit: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tracker: TrackerName = "tensorboard"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -80,6 +83,11 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
         check_overwrite(self.overwrite, self.out)
+        if self.refit and self.start is not None:
+            raise UsageError(
+                f"--refit: the run of --start ({self.start}) is trained on as it is, and a refit "
+                "starts anew; leave one of the two out"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -144,6 +152,8 @@ class TrainResult:
 
     train, dev: measured with the best epoch's weights
     best_epoch: 0 where no epoch was better on dev than the start of a warm start
+    rows_refitted: the run's weights are of a second training on so many rows, all of train; None
+        where there was none
     has_test: the folder of caches has a test cache
     """
 
@@ -154,6 +164,7 @@ class TrainResult:
     train: EvalReport
     dev: EvalReport
     has_test: bool = True
+    rows_refitted: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return to_values(self) | {"train": self.train.to_dict(), "dev": self.dev.to_dict()}
@@ -197,6 +208,11 @@ def train_seeds(
         start=start,
     )
     train, dev = parts.train, parts.dev
+    if config.refit and parts.set_aside is None:
+        raise UsageError(
+            f"--refit: dev has a cache in {config.features}, and the model learns from all of "
+            "train already; leave it out, or hold dialogues of train out with --dev-share"
+        )
     check_modality_dropout(train.modalities, config.fit.modality_dropout)
     if parts.set_aside is not None:
         log.info("%s", parts.set_aside)
@@ -226,6 +242,7 @@ def train_seeds(
 
         started = time.perf_counter()
         fitted = fit_together(trainings, config.fit, follow)
+        again = _refit(configs, parts, device) if config.refit else [None] * len(configs)
         seconds = time.perf_counter() - started
         results = [
             _write_run(
@@ -234,13 +251,45 @@ def train_seeds(
                 result,
                 parts,
                 seconds,
+                refitted=whole,
                 draw=draw(each),
             )
-            for each, model, run, result in zip(configs, models, runs, fitted, strict=True)
+            for each, model, run, result, whole in zip(
+                configs, models, runs, fitted, again, strict=True
+            )
         ]
         for each_log, result in zip(logs, results, strict=True):
             each_log.write_scores(result)
         return results
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Refitted:
+    """A model trained on all of train."""
+
+    model: FusionModel
+    train: FusionData
+
+
+def _refit(
+    configs: Sequence[TrainConfig], parts: Parts, device: torch.device
+) -> list[_Refitted | None]:
+    """New models on all of train, for all epochs: nothing is left that could choose one, and the
+    learning rate has fallen to zero at the end."""
+    whole = pool_splits([parts.train, parts.dev])
+    models = [build_model(whole, each.model, seed=each.seed).to(device) for each in configs]
+    trainings = [
+        Training(
+            model=model,
+            train=(rows := Rows.prepare(model, whole, device)),
+            dev=rows,
+            seed=each.seed,
+            chooses_epoch=False,
+        )
+        for each, model in zip(configs, models, strict=True)
+    ]
+    fit_together(trainings, configs[0].fit)
+    return [_Refitted(model=model, train=whole) for model in models]
 
 
 def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
@@ -266,9 +315,14 @@ def _write_run(
     parts: Parts,
     seconds: float,
     *,
+    refitted: _Refitted | None,
     draw: bool,
 ) -> TrainResult:
-    """Measures a fitted model and writes its run; the checkpoint last, which makes it one."""
+    """Measures a fitted model and writes its run; the checkpoint last, which makes it one.
+
+    refitted: the model that the run gets instead. It cannot be measured on what it was trained on:
+        scores and decoding are those of the fitted one, whose dialogues were held out.
+    """
     train, dev = parts.train, parts.dev
     checkpoint = _with_decoding(described, train, dev)
     result = TrainResult(
@@ -279,6 +333,7 @@ def _write_run(
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
         dev=report_subsets(checkpoint, predict_subsets(checkpoint, dev, run=run.name)),
         has_test=(checkpoint.require_features() / "test.h5").is_file(),
+        rows_refitted=None if refitted is None else len(refitted.train),
     )
     write_whole(run / METRICS, _metrics_json(result, fitted))
     if draw:
@@ -287,6 +342,15 @@ def _write_run(
 
         plot_report(result.dev, run)
         plot_history(fitted.history, run / "training.png", title=run.name)
+    if refitted is not None:
+        emotion, sentiment = count_train_labels(refitted.train)
+        checkpoint = dataclasses.replace(
+            checkpoint,
+            model=refitted.model,
+            emotion_counts=emotion,
+            sentiment_counts=sentiment,
+            set_aside=None,  # it has seen them
+        )
     write_checkpoint(run, checkpoint)
     return result
 

@@ -7,21 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console, RenderableType
 
 from console.show.ablation import render_ablation
 from console.show.comparison import render_comparison
 from console.show.evaluation import render_report
 from console.show.training import show_training
+from fusion.data.batches import Rows
 from fusion.data.set_aside import SetAside
+from fusion.data.split import pool_splits
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.leakage import Leakage
 from fusion.experiments.ablation import AblateConfig, ablate
 from fusion.experiments.compare import CompareConfig, compare
 from fusion.inference.checkpoint import read_checkpoint
+from fusion.model.fusion import FusionModel
 from fusion.reporting.html import HtmlReportConfig, write_html_report
-from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.reporting.reproduce import remake
+from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.parts import load_parts
+from fusion.training.train import TrainConfig, build_model, train_fusion
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.errors import InputError, MismatchError, UsageError
 
@@ -192,3 +198,55 @@ def test_an_ablation_and_a_page_say_which_dialogues_dev_is(
     words = page.out.read_text()
     assert "dev is 2 of train&#39;s 20 dialogues, set aside" in words
     assert "--dev-share 0.1" in words  # of the command that makes it again
+
+
+def test_a_refit_learns_from_all_of_train_and_keeps_the_scores_of_what_was_held_out(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_fusion(dataclasses.replace(config, out=tmp_path / "first"))
+    again = train_fusion(dataclasses.replace(config, refit=True))
+    assert again.dev.set_aside == first.dev.set_aside
+    scores, as_before = again.dev.to_dict(), first.dev.to_dict()
+    assert scores | {"run": ""} == as_before | {"run": ""}
+    assert (first.rows_refitted, again.rows_refitted) == (None, 100)
+    before, after = read_checkpoint(first.run), read_checkpoint(again.run)
+    assert after.decoding == before.decoding
+    assert after.set_aside is None
+    assert sum(after.emotion_counts) == 100
+    assert leave_nothing_out(config).items() <= values_of(after.model).items()
+    assert evaluate(EvaluateConfig(run=again.run, split="train")).rows == 100
+    with pytest.raises(InputError, match=r"dev\.h5: no such cache"):
+        evaluate(EvaluateConfig(run=again.run, split="dev"))
+    show_training(again, as_json=False)
+    assert "then trained again on all 100 rows of train" in capsys.readouterr().out
+    commands = remake(after, again.run, data=None).commands
+    assert [" --refit" in command for command in commands] == [False, True]
+
+
+def leave_nothing_out(config: TrainConfig) -> dict[str, bytes]:
+    """By hand: both parts as one, every epoch, the last one's weights."""
+    parts = load_parts(
+        config.features, modalities=None, input="raw", dev_share=None, loss=config.fit.loss
+    )
+    whole = pool_splits([parts.train, parts.dev])
+    model = build_model(whole, config.model, seed=config.seed)
+    rows = Rows.prepare(model, whole, torch.device("cpu"))
+    training = Training(model=model, train=rows, dev=rows, seed=config.seed, chooses_epoch=False)
+    [result] = fit_together([training], config.fit)
+    assert result.best.epoch == config.fit.epochs
+    return values_of(model)
+
+
+def values_of(model: FusionModel) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def test_a_refit_is_refused_where_it_would_change_nothing(
+    config: TrainConfig, write_split: Callable[..., FeatureCache], tmp_path: Path
+) -> None:
+    run = train_fusion(config).run
+    with pytest.raises(UsageError, match="--refit: the run of --start"):
+        dataclasses.replace(config, start=run, refit=True)
+    write_split("dev", 20)
+    with pytest.raises(UsageError, match="--refit: dev has a cache"):
+        train_fusion(dataclasses.replace(config, refit=True, out=tmp_path / "again"))
