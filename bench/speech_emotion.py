@@ -92,7 +92,7 @@ def main() -> None:
                 f"{low:.3f} to {high:.3f}",
                 *(f"{each:.2f}" for each in _recalls(corpus.emotion, predicted)),
             )
-    console = Console()
+    console = Console(width=120)  # also in a file
     speakers = len(set(corpus.speaker.tolist()))
     console.print(f"{len(corpus.clips)} utterances, {speakers} speakers, {arguments.seeds} seeds")
     console.print(table)
