@@ -51,6 +51,7 @@ from console.options import (
     OverwriteRun,
     PrecisionChoice,
     PredictingModel,
+    RuntimeOption,
     Seed,
     SplitChoice,
     TestClipsChoice,
@@ -814,6 +815,7 @@ def predict(
             "that gives the same probabilities as meld evaluate.  [default: auto]"
         ),
     ] = None,
+    runtime: RuntimeOption = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -845,6 +847,7 @@ def predict(
         encoders=encoders,
         device=device,
         precision=precision,
+        runtime=runtime,
         workers=workers,
         address=address,
     )

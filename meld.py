@@ -355,6 +355,7 @@ def export(
     run: AnyPath,
     out: AnyPath,
     *,
+    onnx: bool = False,
     link_encoders: bool = False,
     weights_dir: AnyPath | None = None,
     encoders: AnyPath | None = None,
@@ -362,6 +363,7 @@ def export(
 ) -> "ExportResult":
     """Writes a run as a bundle: one folder that predicts anywhere, without a download.
 
+    onnx: ONNX graphs of the encoders and of the fusion model as well (extra `export`)
     link_encoders: leave the pretrained encoders out; whoever loads it needs the same weights
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
 
@@ -373,6 +375,7 @@ def export(
     options = given(
         run=_path(run, "run"),
         out=_path(out, "out"),
+        onnx=onnx,
         link_encoders=link_encoders,
         weights_dir=_path(weights_dir, "weights_dir"),
         encoders=_path(encoders, "encoders"),
@@ -387,6 +390,7 @@ def verify(
     *,
     weights_dir: AnyPath | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    runtime: Literal["auto", "torch", "onnx"] = "auto",
 ) -> "Verification":
     """Compares every file of a bundle with its hash, and what it says of the golden clips here with
     what it said where it was exported; `trusted` is the answer, `stages` are the differences.
@@ -400,6 +404,7 @@ def verify(
         bundle=_path(bundle, "bundle"),
         weights_dir=_path(weights_dir, "weights_dir"),
         device=device,
+        runtime=runtime,
     )
     return verify_bundle(VerifyConfig(**options))
 
@@ -411,6 +416,7 @@ def load(
     encoders: AnyPath | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    runtime: Literal["auto", "torch", "onnx"] = "auto",
 ) -> "Model":
     """A trained run with its encoders, ready for any media file.
 
@@ -422,11 +428,18 @@ def load(
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
     precision: what encoders compute in that can; "auto" is that of the features which the run was
         trained on, and only that gives the probabilities of `evaluate`
+    runtime: "onnx" computes the graphs of a bundle; "auto" takes PyTorch where the encoders are
+        there for it
 
     Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
     """
     return Model(
-        model, weights_dir=weights_dir, encoders=encoders, device=device, precision=precision
+        model,
+        weights_dir=weights_dir,
+        encoders=encoders,
+        device=device,
+        precision=precision,
+        runtime=runtime,
     )
 
 
@@ -445,6 +458,7 @@ class Model:
         encoders: AnyPath | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        runtime: Literal["auto", "torch", "onnx"] = "auto",
     ) -> None:
         from fusion.inference.load import ModelChoice
         from pipeline.decode.process import DecoderProcess
@@ -455,6 +469,7 @@ class Model:
             encoders=_path(encoders, "encoders"),
             device=device,
             precision=precision,
+            runtime=runtime,
         )
         self._decoder = DecoderProcess()  # it starts while the model is loaded
         self._predictor = choice.load()

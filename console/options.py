@@ -42,6 +42,12 @@ class PrecisionChoice(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class RuntimeChoice(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    onnx = "onnx"
+
+
 class LogChoice(StrEnum):
     plain = "plain"
     json = "json"
@@ -131,6 +137,13 @@ ServedPrecision = Annotated[
     typer.Option(
         help="Precision that the encoders compute in; auto is that of the training.  "
         "[default: auto]"
+    ),
+]
+RuntimeOption = Annotated[
+    RuntimeChoice | None,
+    typer.Option(
+        help="What computes the model: torch, or onnx for a bundle with ONNX graphs; auto is torch "
+        "if the encoders are there for it.  [default: auto]"
     ),
 ]
 Port = Annotated[

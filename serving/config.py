@@ -103,6 +103,8 @@ class ServeConfig:
     device:      "auto" uses a GPU if there is one
     precision:   precision that the encoders compute in; "auto" is that of the features which the
                  model was trained on
+    runtime:     what computes the model: "torch", or "onnx" for the graphs of a bundle; "auto" is
+                 torch where the encoders are there for it
     asr:         speech recogniser for media without given words, as in `WordsConfig`; None takes
                  the small English one, if it is installed
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
@@ -125,6 +127,7 @@ class ServeConfig:
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
     asr: str | None = None
     log: Literal["plain", "json"] = "plain"
     sagemaker: bool = False

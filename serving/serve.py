@@ -149,7 +149,8 @@ def read_key(file: Path) -> str:
 def _work_choice(config: ServeConfig) -> dict[str, Any]:
     paths = {"run": config.model, "weights_dir": config.weights_dir, "encoders": config.encoders}
     named = {name: str(path) for name, path in paths.items() if path is not None}
-    model = {**named, "device": config.device, "precision": config.precision}
+    chosen = {name: getattr(config, name) for name in ("device", "precision", "runtime")}
+    model = {**named, **chosen}
     return {"model": model, **({} if config.asr is None else {"asr": config.asr})}
 
 

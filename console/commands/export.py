@@ -6,11 +6,18 @@ from typing import Annotated
 import typer
 
 from console.edge import reports_errors
-from console.options import AsJson, DeviceOption, EncoderOwner, TrainedRun, WeightsDir
+from console.options import (
+    AsJson,
+    DeviceOption,
+    EncoderOwner,
+    RuntimeOption,
+    TrainedRun,
+    WeightsDir,
+)
 from pipeline.errors import MismatchError
 
 EXPORT_EPILOG = (
-    "Examples: `meld export runs/all --out shipped`   "
+    "Examples: `meld export runs/all --out shipped --onnx`   "
     "`meld export runs/all --out shipped --link-encoders`"
 )
 VERIFY_EPILOG = "Examples: `meld verify shipped`   `meld verify shipped --json`"
@@ -26,6 +33,12 @@ def export(
             "--link-encoders",
             help="Leave the pretrained encoders out: the bundle has their names and hashes, and "
             "whoever loads it needs the same weights.",
+        ),
+    ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx", help="Write ONNX graphs of the encoders and of the fusion model as well."
         ),
     ] = False,
     weights_dir: WeightsDir = None,
@@ -54,6 +67,7 @@ def export(
         run=run,
         out=out,
         link_encoders=link_encoders,
+        onnx=onnx,
         weights_dir=weights_dir,
         encoders=encoders,
         overwrite=overwrite,
@@ -66,6 +80,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder that meld export wrote.")],
     weights_dir: WeightsDir = None,
     device: DeviceOption = None,
+    runtime: RuntimeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Check whether a bundle gives on this machine what it gave where it was exported.
@@ -79,7 +94,10 @@ def verify(
     from fusion.export.verify import verify as verify_bundle
 
     config = VerifyConfig(
-        bundle=bundle, weights_dir=weights_dir, device="auto" if device is None else device.value
+        bundle=bundle,
+        weights_dir=weights_dir,
+        device="auto" if device is None else device.value,
+        runtime="auto" if runtime is None else runtime.value,
     )
     verification = verify_bundle(config)
     show_verification(verification, as_json)

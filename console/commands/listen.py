@@ -16,6 +16,7 @@ from console.options import (
     EncoderOwner,
     Port,
     PredictingModel,
+    RuntimeOption,
     ServedPrecision,
     WeightsDir,
 )
@@ -53,6 +54,7 @@ def listen(
     encoders: EncoderOwner = None,
     device: DeviceOption = None,
     precision: ServedPrecision = None,
+    runtime: RuntimeOption = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     no_browser: Annotated[
@@ -73,6 +75,7 @@ def listen(
         encoders=encoders,
         device=device,
         precision=precision,
+        runtime=runtime,
     )
     if service is not None:
         if options or config is not None:

@@ -16,6 +16,7 @@ from console.options import (
     LogChoice,
     Port,
     PredictingModel,
+    RuntimeOption,
     ServedPrecision,
     WeightsDir,
 )
@@ -70,6 +71,7 @@ def serve(
     encoders: EncoderOwner = None,
     device: DeviceOption = None,
     precision: ServedPrecision = None,
+    runtime: RuntimeOption = None,
     asr: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +109,7 @@ def serve(
         encoders=encoders,
         device=device,
         precision=precision,
+        runtime=runtime,
         asr=asr,
         log=log,
     )

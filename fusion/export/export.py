@@ -15,7 +15,16 @@ from typing import Any
 
 from fusion.export.card import render_card
 from fusion.export.golden import describe_machine, write_golden
-from fusion.inference.bundle import CARD, EXPORT, FORMAT, FORMAT_VERSION, GOLDEN, hash_file
+from fusion.inference.bundle import (
+    CARD,
+    EXPORT,
+    FORMAT,
+    FORMAT_VERSION,
+    FUSION_GRAPH,
+    GOLDEN,
+    GRAPHS,
+    hash_file,
+)
 from fusion.inference.checkpoint import write_weights
 from fusion.inference.description import CONFIG, WEIGHTS, description_bytes
 from fusion.inference.predictor import Predictor
@@ -38,6 +47,7 @@ class ExportConfig:
     """run: a trained or fine-tuned run
 
     out:           the bundle's folder
+    onnx:          write ONNX graphs of the encoders and of the fusion model as well
     link_encoders: leave the encoders out; whoever loads the bundle needs the same pretrained
                    weights, which are compared by hash
     weights_dir:   a folder to look for pretrained weights in, before the libraries' own caches
@@ -47,6 +57,7 @@ class ExportConfig:
 
     run: Path
     out: Path
+    onnx: bool = False
     link_encoders: bool = False
     weights_dir: Path | None = None
     encoders: Path | None = None
@@ -100,6 +111,8 @@ def _write(
         ]
         recipe = replace(predictor.recipe, encoders=tuple(taken))
         write_encoders(bundle, dict(runtime.encoders.items()), recipe, tuned=())
+    if config.onnx:
+        _write_graphs(runtime, bundle)
     log.info("computing the golden clips")
     write_golden(predictor, bundle)
     checkpoint = runtime.checkpoint.to_pass_on()
@@ -114,6 +127,7 @@ def _write(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "run": predictor.name,
+        "runtimes": ["torch", "onnx"] if config.onnx else ["torch"],
         "encoders": "linked" if config.link_encoders else "included",
         "machine": describe_machine(predictor),
         "versions": description["versions"],
@@ -128,10 +142,27 @@ def _write(
     return ExportResult(bundle=bundle, files=dict(sorted(sizes.items())))
 
 
+def _write_graphs(runtime: PyTorchRuntime, bundle: Path) -> None:
+    """Raises UsageError where an encoder cannot be written so, or computes in bfloat16."""
+    # The exporter is an extra, and takes seconds to import.
+    from fusion.export.onnx import write_fusion_graph
+    from pipeline.onnx.write import write_encoder_graphs
+
+    log.info("writing ONNX graphs")
+    for modality, precision in runtime.precision.items():
+        if precision != "float32":
+            raise UsageError(
+                f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
+                "in float32; extract and train with --precision float32"
+            )
+    write_encoder_graphs(runtime.encoders, bundle / GRAPHS)
+    write_fusion_graph(runtime.checkpoint.model, bundle / GRAPHS / FUSION_GRAPH)
+
+
 def _deciding(bundle: Path) -> list[Path]:
     """The files that decide what it predicts. The card is not one: whoever passes the bundle on
     writes the licence into it; nor are evaluations, which `meld evaluate` adds."""
-    folders = [folder for name in (ENCODERS, GOLDEN) if (folder := bundle / name).is_dir()]
+    folders = [folder for name in (ENCODERS, GRAPHS, GOLDEN) if (folder := bundle / name).is_dir()]
     inside = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [bundle / WEIGHTS, *sorted(inside)]
 

@@ -12,11 +12,13 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """weights_dir: where linked encoders are looked for first; device: as in `ModelChoice`"""
+    """weights_dir: where linked encoders are looked for first; device, runtime: as in
+    `ModelChoice`"""
 
     bundle: Path
     weights_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
 
 
 def verify(config: VerifyConfig) -> Verification:
@@ -34,6 +36,9 @@ def verify(config: VerifyConfig) -> Verification:
         )
     check_files(config.bundle, exported)
     predictor = ModelChoice(
-        run=config.bundle, weights_dir=config.weights_dir, device=config.device
+        run=config.bundle,
+        weights_dir=config.weights_dir,
+        device=config.device,
+        runtime=config.runtime,
     ).load()
     return verify_golden(predictor, config.bundle)

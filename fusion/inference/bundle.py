@@ -5,10 +5,11 @@ config.json             what a run's has, without the paths of the machine that 
 model.safetensors       weights of the fusion model
 encoders/               every encoder with its tokenizer, as in a fine-tuned run; not there in
                         a bundle with linked encoders
-golden/                 a short film of ours, and what the model says of it (`fusion.export.golden`)
+onnx/                   the same as ONNX graphs, if it was exported with them
+golden/                 a short film of ours, and what the model says of it
 evaluation-<split>.json its scores, without the corpus's texts
-export.json             what was exported, and the hash of each file; written last but for
-                        config.json
+export.json             what was exported, what can compute it, and the hash of each file that
+                        decides a prediction
 """
 
 import hashlib
@@ -22,6 +23,10 @@ from pipeline.errors import CacheCorrupt, MismatchError, StorageError
 EXPORT = "export.json"
 CARD = "README.md"
 GOLDEN = "golden"
+GRAPHS = "onnx"  # graphs of encoders and fusion model, where it was exported with them
+FUSION_GRAPH = "fusion.onnx"
+GRAPH_INDEX = f"{GRAPHS}/onnx.json"
+RUNTIMES = ("torch", "onnx")
 GOLDEN_FILES = ("talk.mp4", "golden.json", "features.safetensors")
 FORMAT = "meld-bundle"
 FORMAT_VERSION = 1
@@ -51,6 +56,9 @@ def read_export(folder: Path) -> Mapping[str, Any] | None:
             f"{path}: format version {values.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}; export the run again"
         )
+    runtimes = values.get("runtimes")
+    if not isinstance(runtimes, list) or not runtimes or not set(runtimes) <= set(RUNTIMES):
+        raise CacheCorrupt(f"{path}: it is computed by {runtimes!r}; export the run again")
     return values
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fusion.inference.bundle import read_export
 from fusion.inference.bundled import bundled_run
 from fusion.inference.predictor import Predictor
 from pipeline.errors import UsageError
@@ -13,34 +14,54 @@ from pipeline.system.device import has_gpu
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
     """run: a trained run; None takes the bundled one. The other fields are as in `Predictor.load`;
-    "auto" uses a GPU if there is one, and the precision that the run was trained with."""
+    "auto" uses a GPU if there is one, the precision that the run was trained with, and PyTorch,
+    except for a bundle that has ONNX graphs alone."""
 
     run: Path | None = None
     weights_dir: Path | None = None
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
 
     def load(self) -> Predictor:
         """Raises UsageError where the device or precision is not available, else as
         `Predictor.load`."""
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"--precision {self.precision}: auto, float32 or bfloat16")
+        if self.runtime not in ("auto", "torch", "onnx"):
+            raise UsageError(f"--runtime {self.runtime}: auto, torch or onnx")
         return Predictor.load(
             self._folder,
             weights_dir=self.weights_dir,
             encoders=self.encoders,
-            device=choose_device(self.device),
+            device=self._device,
             precision=None if self.precision == "auto" else self.precision,
+            runtime=None if self.runtime == "auto" else self.runtime,
         )
 
     def check(self) -> str:
         """Checks that the folder is a run, which other processes will load, and returns its name.
         Raises as `read_checkpoint`."""
-        from fusion.inference.checkpoint import read_checkpoint  # PyTorch
+        if not self._computes_graphs:
+            from fusion.inference.checkpoint import read_checkpoint  # PyTorch
 
-        read_checkpoint(self._folder)
+            read_checkpoint(self._folder)
         return self._folder.resolve().name
+
+    @property
+    def _computes_graphs(self) -> bool:
+        """Whether ONNX graphs are computed, for which PyTorch need not be there."""
+        if self.runtime != "auto":
+            return self.runtime == "onnx"
+        exported = read_export(self._folder)
+        return exported is not None and "torch" not in exported["runtimes"]
+
+    @property
+    def _device(self) -> Literal["cpu", "cuda"]:
+        if self._computes_graphs and self.device == "auto":
+            return "cpu"
+        return choose_device(self.device)
 
     @property
     def _folder(self) -> Path:

@@ -7,21 +7,22 @@ clips -> encode_clips -> features -> fusion model, with every subset of modaliti
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.inference.bundle import read_export
+from fusion.inference.bundle import GRAPH_INDEX, read_export
 from fusion.inference.decoding import JointLabels, decode
 from fusion.inference.description import WEIGHTS, RunDescription, read_description
 from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
 from fusion.inference.predictions import Predictions
-from fusion.inference.runtime import FeatureRows, Runtime
+from fusion.inference.runtime import FeatureRows, Runtime, RuntimeName
 from fusion.inference.shapley import ModalityShares, explain_modalities
 from fusion.inference.subsets import choose_subsets
 from fusion.inference.temperature import Temperature
 from fusion.labels import UNLABELLED, Labels
-from pipeline.errors import MismatchError
+from pipeline.errors import MismatchError, UsageError
 from pipeline.recipe import REVISION, DecodeConfig, FeatureRecipe, Precision
 from pipeline.schema import (
     EMOTIONS,
@@ -65,30 +66,56 @@ class Predictor:
         encoders: Path | None = None,
         device: str = "cpu",
         precision: Precision | None = None,
+        runtime: RuntimeName | None = None,
     ) -> "Predictor":
         """Reads the run once, finds its encoders and loads them; arguments as in
         `find_encoders_of`.
 
         precision: precision of the encoders that support it; None takes that of the features which
             the run was trained on, and only that gives the probabilities of `meld evaluate`
+        runtime: what computes it; None takes PyTorch where the encoders are there for it, else the
+            graphs of a bundle
 
         Raises:
-            UsageError: none of its encoders, or not this machine, can compute in that precision.
+            UsageError: none of its encoders, or not this machine, can compute in that precision;
+                the run has no graphs, or an argument says nothing to them.
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
                 features and not with the run; its features are of another revision; one of its
                 heads never learned; or encoders other than its own.
             InputError, StorageError, WeightsMissing: the run, or something it needs, is missing.
         """
-        read_export(run)  # raises for a bundle of another version
-        check_predicts(run, read_description(run))
+        description, exported = read_description(run), read_export(run)
+        check_predicts(run, description)
+        if runtime is None:
+            runtime = "torch" if exported is None or "torch" in exported["runtimes"] else "onnx"
+        if runtime == "onnx":
+            given = {"weights_dir": weights_dir, "encoders": encoders, "precision": precision}
+            _check_graphs(run, exported, given, device)
+            return cls._load_graphs(run, description, exported or {})
+        if exported is not None and "torch" not in exported["runtimes"]:
+            raise UsageError(
+                f"--runtime torch: {run} holds ONNX graphs alone; leave the option out"
+            )
         # PyTorch and the encoders' libraries take seconds to import.
         from fusion.inference.pytorch import PyTorchRuntime
 
-        runtime = PyTorchRuntime.load(
+        computed = PyTorchRuntime.load(
             run, weights_dir=weights_dir, encoders=encoders, device=device, precision=precision
         )
         fingerprint = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
-        return cls(run.resolve().name, runtime.checkpoint, runtime, fingerprint)
+        return cls(run.resolve().name, computed.checkpoint, computed, fingerprint)
+
+    @classmethod
+    def _load_graphs(
+        cls, run: Path, description: RunDescription, exported: Mapping[str, Any]
+    ) -> "Predictor":
+        from fusion.inference.onnx_runtime import OnnxRuntime
+
+        computed = OnnxRuntime.load(run, description, exported)
+        # Graphs in float32 are the run's weights; others are a model of their own.
+        decides = WEIGHTS if set(computed.precision.values()) == {"float32"} else GRAPH_INDEX
+        fingerprint = hashlib.sha256((run / decides).read_bytes()).hexdigest()
+        return cls(run.resolve().name, description, computed, fingerprint)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -235,6 +262,24 @@ class Predictor:
             emotion_logits=logits.emotion,
             sentiment_logits=logits.sentiment,
         )
+
+
+def _check_graphs(
+    run: Path, exported: Mapping[str, Any] | None, given: Mapping[str, object], device: str
+) -> None:
+    """Raises UsageError where there are no graphs, or an argument has no effect on them."""
+    if exported is None or "onnx" not in exported["runtimes"]:
+        raise UsageError(
+            f"--runtime onnx: {run} has no ONNX graphs; write them with: meld export --onnx"
+        )
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: the ONNX graphs of a bundle have their "
+                "weights and precision in them; leave the option out"
+            )
+    if device != "cpu":
+        raise UsageError(f"--device {device}: ONNX graphs are computed on the CPU")
 
 
 def check_predicts(run: Path, description: RunDescription) -> None:

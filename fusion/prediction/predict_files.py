@@ -52,6 +52,8 @@ class PredictConfig:
     device:  "auto" uses a GPU if there is one
     precision: precision that the encoders compute in; "auto" is that of the features which the
         model was trained on, and only that gives the probabilities of `meld evaluate`
+    runtime: what computes the model: "torch", or "onnx" for the graphs of a bundle; "auto" is torch
+        where the encoders are there for it
     workers: number of CPU cores, and of files predicted in parallel, if there are 32 files or more;
         1 predicts in this process. None takes all cores
     address: Ray cluster to predict on, for any number of files: "auto" or "host:port". Its machines
@@ -68,6 +70,7 @@ class PredictConfig:
     encoders: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
     workers: int | None = None
     address: str | None = None
 
@@ -108,6 +111,7 @@ class PredictConfig:
             encoders=self.encoders,
             device=self.device,
             precision=self.precision,
+            runtime=self.runtime,
         )
 
 

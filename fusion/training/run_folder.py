@@ -1,8 +1,8 @@
 """The folder of a run: opened for one writer, and cleared of an earlier run on request.
 
-Only files that this program writes into a run or a bundle are removed, by name, and the folder
-`encoders/` as a whole, and only from a folder that is known to be a run. `test-evaluations.jsonl`
-stays: it counts test evaluations, also those of the run that is replaced.
+Only files that this program writes into a run or a bundle are removed, by name, and the folders
+`encoders/` and `onnx/` as a whole, and only from a folder that is known to be a run.
+`test-evaluations.jsonl` stays: it counts test evaluations, also those of the run that is replaced.
 """
 
 import json
@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fusion.inference.bundle import CARD, EXPORT, GOLDEN, GOLDEN_FILES
+from fusion.inference.bundle import CARD, EXPORT, GOLDEN, GOLDEN_FILES, GRAPH_INDEX, GRAPHS
 from fusion.inference.description import CONFIG, FORMAT, WEIGHTS
 from pipeline.cache.embeddings import projection_path
 from pipeline.encoders.saved import FOLDER as ENCODERS
@@ -106,6 +106,8 @@ def clear_run(run: Path) -> None:
         for name in GOLDEN_FILES:
             _remove(run / GOLDEN / name)
         _remove_if_empty(run / GOLDEN)
+    if _is_folder(run / GRAPHS) and (run / GRAPH_INDEX).is_file():
+        shutil.rmtree(run / GRAPHS)
     for path in run.glob(_EVENTS):
         path.unlink()
     if any(any(run.glob(pattern)) for pattern in _WANDB) and _is_folder(run / "wandb"):
@@ -183,7 +185,7 @@ def _check_run(out: Path, overwrite: bool, inputs: Iterable[Path]) -> Path:
 def _refuse_what_is_in_the_way(run: Path) -> None:
     """Before anything of the earlier run is removed. Raises UsageError."""
     in_the_way = [run / name for name in _FILES if (run / name).is_dir()]
-    for name in (CHECKPOINTS, ENCODERS, START, GOLDEN, "features"):
+    for name in (CHECKPOINTS, ENCODERS, START, GOLDEN, GRAPHS, "features"):
         if (run / name).exists() and not (run / name).is_dir():
             in_the_way.append(run / name)
     start, encoders = run / START, run / ENCODERS
