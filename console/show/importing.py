@@ -9,7 +9,7 @@ from pipeline.importing.import_features import ImportReport, SplitImport
 _SHOWN = 3
 # What a code of the ledger means for a row.
 _TOLD = {
-    "missing": "missing: nothing was found for them",
+    "missing": "missing: nothing was found",
     "doubled": "doubled: several different features were found",
     "not_finite": "NaN or infinite values",
     "no_frames": "without a frame that can be used",
@@ -44,7 +44,8 @@ def _show_split(split: SplitImport) -> None:
     print(f"{split.split}: {split.imported} of {split.rows} rows have it now")
     for code, failures in split.by_code().items():
         told = _some([f"{each.key} ({each.message})" for each in failures])
-        print(f"  {len(failures)} rows {_TOLD[code]}: {told}")
+        rows = "1 row" if len(failures) == 1 else f"{len(failures)} rows"
+        print(f"  {rows} {_TOLD[code]}: {told}")
     if split.not_matched:
         found = _some(split.not_matched)
         print(f"  {len(split.not_matched)} found that are no clip of {split.split}: {found}")

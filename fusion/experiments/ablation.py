@@ -186,6 +186,7 @@ class AblationReport:
     computed.
 
     set_aside: the dialogues of train that are dev; None where dev has a cache
+    foreign: modalities whose features were imported, and the tool that made them
     """
 
     out: Path
@@ -199,6 +200,7 @@ class AblationReport:
     reused: int
     test_evaluations: int
     set_aside: SetAside | None = None
+    foreign: Mapping[Modality, str] = field(default_factory=dict)
 
     @property
     def best(self) -> Cell | None:
@@ -217,6 +219,7 @@ class AblationReport:
             "seeds": self.seeds,
             "fingerprint": self.fingerprint,
             "random_modalities": list(self.random_modalities),
+            "foreign": dict(self.foreign),
             "test_clips": self.test_clips,
             "test_evaluations": self.test_evaluations,
             "set_aside": to_values(self.set_aside),
@@ -259,6 +262,9 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
         random_modalities=tuple(
             name for name in train.recipe.random_modalities if name in train.modalities
         ),
+        foreign={
+            name: tool for name, tool in train.recipe.foreign.items() if name in train.modalities
+        },
         test_clips=train.recipe.test_clips,
         cells=tuple(done),
         reused=reused,

@@ -166,6 +166,7 @@ class CrossvalReport:
     groups: how many dialogues or speakers were dealt to the folds
     speakers_by_fold: who was measured in each; empty where dialogues were dealt
     text_context: number of previous utterances in the text features of each
+    foreign: modalities whose features were imported, and the tool that made them
     """
 
     rows: int
@@ -185,6 +186,7 @@ class CrossvalReport:
     settings: Mapping[str, Any]
     emotion: tuple[Metric, ...]
     sentiment: tuple[Metric, ...]
+    foreign: Mapping[Modality, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The format comes first: by it a file that may be overwritten is recognised."""
@@ -238,6 +240,9 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         random_modalities=tuple(
             name for name in data.recipe.random_modalities if name in data.modalities
         ),
+        foreign={
+            name: tool for name, tool in data.recipe.foreign.items() if name in data.modalities
+        },
         test_clips=data.recipe.test_clips,
         fingerprint=data.recipe.fingerprint,
         seconds=time.perf_counter() - started,

@@ -54,6 +54,12 @@ def test_it_is_measured_and_reported_as_foreign_and_predicts_nothing(
     assert "<strong>FOREIGN: audio.</strong>" in page.read_text()
     assert "FOREIGN: audio, egemaps</span>" in page.read_text()
 
+    tables = meld("crossval", "--features", features, "--seeds", 1, "--epochs", 1, "--folds", 2)
+    assert "audio: FOREIGN features, made by egemaps" in tables.out, tables.err
+    ablated = meld("ablate", "--features", features, "--out", tmp_path / "ablation", "--fusion",
+                   "late", "--seeds", 1, "--epochs", 1)  # fmt: skip
+    assert "audio: FOREIGN features, made by egemaps" in ablated.out, ablated.err
+
     told = meld("info", run).out
     assert "audio: FOREIGN features, imported, made by egemaps" in told
     assert f"meld import --modality audio --name egemaps --features {features}" in told

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import meld as meld_in_python
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.errors import CacheCorrupt, InputError, MeldError, RecipeMismatch, UsageError
 from pipeline.exchange import npz
@@ -293,3 +294,11 @@ def test_the_command_tells_what_it_wrote(meld: Meld, caches: Path, tmp_path: Pat
     assert (again.status, len(again.err.splitlines())) == (2, 1)
     told = meld("convert", caches, "--to", "npz", "--out", tmp_path / "npz", "--json").json
     assert told["rows"] == {"train": 7, "dev": 3, "test": 5}
+
+
+def test_the_function_does_the_same_and_names_arguments(caches: Path, tmp_path: Path) -> None:
+    assert len(meld_in_python.convert(caches, "npz", out=tmp_path / "out").files) == 3
+    with pytest.raises(UsageError, match=r"name another out, or replace it with overwrite=True"):
+        meld_in_python.convert(caches, "npz", out=tmp_path / "out")
+    with pytest.raises(UsageError, match="to must be one of parquet, npz, mmsa, cache"):
+        meld_in_python.convert(caches, "csv", out=tmp_path)  # type: ignore[arg-type]

@@ -204,13 +204,13 @@ def test_missing_doubled_foreign_and_nan_rows_are_listed(
     for told in (
         "train: 4 of 8 rows have it now",
         "2 rows NaN or infinite values: train dia0_utt1 (dia0_utt1.npy: 1 of 3 values are NaN or",
-        "1 rows missing: nothing was found for them: train dia1_utt0 (no features of dia1_utt0 in",
-        "1 rows doubled: several different features were found: train dia0_utt0 (2 different "
+        "1 row missing: nothing was found: train dia1_utt0 (no features of dia1_utt0 in",
+        "1 row doubled: several different features were found: train dia0_utt0 (2 different "
         "features: DIA0_UTT00.npy and dia0_utt0.npy)",
         "1 found that are no clip of train: speaker_means.npy",
         "1 found that are no clip of dev: dia7_utt7.npy",
-        "1 rows unreadable: dev dia0_utt0 (dia0_utt0.npy: not a readable .npy file",
-        "1 rows of another shape than most: test dia0_utt0 (dia0_utt0.npy: [1, 4], others [1, 3])",
+        "1 row unreadable: dev dia0_utt0 (dia0_utt0.npy: not a readable .npy file",
+        "1 row of another shape than most: test dia0_utt0 (dia0_utt0.npy: [1, 4], others [1, 3])",
         "video: FOREIGN features, imported, made by tool",
     ):
         assert told in done.out
