@@ -4,8 +4,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# Two processes: much of a test is waiting for Ray to start. A file's tests share what they made.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes: much of a test is waiting for Ray to start. A file's tests share what they made, and
+# tests/conftest.py says which files share a process.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo quick test browser coverage test-all check bench bundled-model clean
 

@@ -71,6 +71,12 @@ class MadeOnce(Protocol):
 
 HEAVY = {"ray_here", "meld_process", "sample", "corrupt_corpus"}
 
+# The file that is first, and what a file asks for that is to follow it in the same process.
+TOGETHER = {
+    "tests/test_cli.py": {"ray_here"},
+    "tests/serving/test_page.py": {"service", "client"},
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -96,19 +102,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _deal(items: list[pytest.Item]) -> None:
-    """Puts the files into the order in which two processes take them.
+    """Puts the files into the order in which two processes take them, and those together that share
+    what takes long to start: Ray and the features that it makes, or the service.
 
-    One makes the features that many tests read, and the other has long files to do meanwhile that
-    need none of it; then what waits for Ray and for media; at the end there is only short work.
+    One process makes the features that many tests read, and the other has the service and then a
+    long file meanwhile; then what waits for media; at the end there is only short work.
     """
-    media = {item.path for item in items if HEAVY & set(getattr(item, "fixturenames", ()))}
-    order = ("test_cli", "test_finetune", "test_ablation", "test_crossval")
+    asked_for: dict[Path, set[str]] = {}
+    for item in items:
+        asked_for.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
 
-    def rank(item: pytest.Item) -> int:
-        if item.path.stem in order:
-            return order.index(item.path.stem)
-        return len(order) + (item.path not in media)
+    def together(path: Path) -> str:
+        name = str(path.relative_to(ROOT))
+        needs = ((first, fixtures & asked_for[path]) for first, fixtures in TOGETHER.items())
+        return next((first for first, shared in needs if shared or first == name), name)
 
+    order = [*TOGETHER, "tests/fusion/finetuning/test_finetune.py"]
+
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        group = together(item.path)
+        if group in order:
+            return order.index(group), group != str(item.path.relative_to(ROOT))
+        return len(order), not HEAVY & asked_for[item.path]
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(together(item.path)))
     items.sort(key=rank)
 
 
@@ -260,12 +278,15 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(scope="session")
 def sample(made_once: MadeOnce) -> "SampleResult":
-    """Three generated dialogues, one a split: real H.264 and AAC. Not to be written to."""
+    """Three generated dialogues, one a split: real H.264 and AAC. Not to be written to.
+
+    The seed gives few rows, 3, 5 and 4, and a clip in stereo between others in 5.1.
+    """
     from pipeline.sample.corpus import SampleConfig, make_sample
 
     return made_once(
         "sample",
-        lambda folder: make_sample(SampleConfig(out=folder, dialogues=3, seed=5, workers=2)),
+        lambda folder: make_sample(SampleConfig(out=folder, dialogues=3, seed=852, workers=2)),
     )
 
 

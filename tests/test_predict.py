@@ -193,7 +193,7 @@ def test_what_a_killed_prediction_left_is_taken_over_and_changes_nothing(
     train: Train, talk: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusion.inference.media.UTTERANCES_PER_BATCH", 2)
-    predictor = Predictor.load(train())
+    predictor = Predictor.load(train(modalities=("text", "audio")))
     media, transcript = talk
     prepared = prepare_media(media, WordsConfig(transcript=transcript), predictor)
     unbroken = list(predict_media(predictor, prepared))
@@ -295,7 +295,16 @@ def test_one_format_of_one_file_goes_to_stdout(
     meld: Meld, train: Train, talk: tuple[Path, Path], tmp_path: Path
 ) -> None:
     media, transcript = talk
-    arguments = ("predict", media, "--transcript", transcript, "--model", train(), "--out", "-")
+    arguments = (
+        "predict",
+        media,
+        "--transcript",
+        transcript,
+        "--model",
+        train(modalities=("text", "audio")),
+        "--out",
+        "-",
+    )
     done = meld(*arguments, "--format", "csv")
     assert done.status == 0
     assert done.out.startswith("file,id,start_ms")
@@ -309,7 +318,15 @@ def test_subtitles_beside_a_file_are_found_and_named(
 ) -> None:
     write_clip(tmp_path / "a.mp4", num_frames=48, sound=tone([440, 660]))
     (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,500\nHello there!\n")
-    done = meld("predict", tmp_path, "--model", train(), "--out", tmp_path / "out", "--json")
+    done = meld(
+        "predict",
+        tmp_path,
+        "--model",
+        train(modalities=("text", "audio")),
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     assert done.status == 0
     [file] = done.json["files"]
     assert file["timeline"]["segmentation"]["file"] == "a.srt"
@@ -353,7 +370,15 @@ def test_one_bad_file_of_several_is_told_and_the_others_are_done(
         write_clip(folder / f"{name}.mp4", num_frames=24, sound=tone([440]))
         (folder / f"{name}.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello!\n")
     (folder / "b.mp4").write_text("<html>404")
-    done = meld("predict", folder, "--model", train(), "--out", tmp_path / "out", "--json")
+    done = meld(
+        "predict",
+        folder,
+        "--model",
+        train(modalities=("text", "audio")),
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     assert done.status == 3
     assert "b.mp4: a web page" in done.err
     assert [each["timeline"] is not None for each in done.json["files"]] == [True, False, True]
@@ -441,7 +466,15 @@ def test_a_file_without_subtitles_is_heard(
 def test_where_nobody_speaks_there_is_no_utterance_and_it_is_told(
     meld: Meld, train: Train, clip: Path, tmp_path: Path
 ) -> None:
-    done = meld("predict", clip, "--model", train(), "--out", tmp_path / "out", "--json")
+    done = meld(
+        "predict",
+        clip,
+        "--model",
+        train(modalities=("text", "audio")),
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     assert done.status == 0
     assert done.json["files"][0]["timeline"]["utterances"] == []
     assert "no speech was found in it" in done.err

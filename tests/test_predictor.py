@@ -120,7 +120,7 @@ def test_a_row_of_a_long_dialogue_sees_as_many_turns_as_it_would_in_a_short_one(
     predictor = Predictor.load(train_fusion(config).run)
     encoded = [
         dataclasses.replace(each, utterance=dataclasses.replace(each.utterance, key=key))
-        for number, each in enumerate(predictor.encode(clips[:8]) * 6)  # 48 turns
+        for number, each in enumerate((predictor.encode(clips) * 10)[:48])
         if (key := ClipKey("test", 0, number))
     ]
     in_turns = predictor.predict_turns(encoded, [0, 20, 47])

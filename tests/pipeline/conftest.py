@@ -1,6 +1,7 @@
 """Splits on their way to a cache, with planted features: no encoder and no cluster is needed."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from pipeline.extract.shards import SplitWork
 from pipeline.parallel.work import ShardFeatures
 from pipeline.recipe import EncoderSpec, FeatureRecipe
+from pipeline.sample import corpus as sample_corpus
+from pipeline.sample.clip import write_clip
 from pipeline.sample.corpus import SampleConfig, SampleResult, make_sample
-from pipeline.sample.defects import MIN_DIALOGUES
+from pipeline.sample.defects import MIN_DIALOGUES, write_defect
+from pipeline.sample.plan import ClipPlan
 from pipeline.schema import ClipFeatures, ClipKey, LocatedClip, Split, Utterance
 
 PlantSplit = Callable[..., SplitWork]
@@ -74,10 +78,32 @@ def encode_planted() -> EncodeShard:
 
 @pytest.fixture(scope="session")
 def corrupt_corpus(made_once: Callable[..., SampleResult]) -> SampleResult:
-    """A generated corpus with every defect of the real one planted. Not to be written to."""
-    return made_once(
-        "corrupt",
-        lambda folder: make_sample(
-            SampleConfig(out=folder, dialogues=MIN_DIALOGUES, seed=1, corrupt=True)
-        ),
-    )
+    """A generated corpus with every defect of the real one planted. Not to be written to.
+
+    Its intact clips are copies of two, one in stereo and one in 5.1: what they show is no test's
+    business, and drawing them all takes longer than the tests of them together.
+    """
+    drawn: dict[bool, tuple[bytes, float]] = {}
+
+    def draw_once(plan: ClipPlan, path: Path) -> float:
+        if plan.surround not in drawn:
+            duration_s = write_clip(plan, path)
+            drawn[plan.surround] = path.read_bytes(), duration_s
+        content, duration_s = drawn[plan.surround]
+        path.write_bytes(content)
+        return duration_s
+
+    def draw(plan: ClipPlan, path: Path, kind: str) -> float:
+        is_intact = kind == "curly_text"  # which is in its row
+        return draw_once(plan, path) if is_intact else write_defect(plan, path, kind)
+
+    def make(folder: Path) -> SampleResult:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sample_corpus, "write_clip", draw_once)
+            patch.setattr(sample_corpus, "write_defect", draw)
+            patch.setattr(sample_corpus, "spawn_pool", lambda size: ThreadPoolExecutor(1))
+            return make_sample(
+                SampleConfig(out=folder, dialogues=MIN_DIALOGUES, seed=1, corrupt=True)
+            )
+
+    return made_once("corrupt", make)

@@ -34,8 +34,8 @@ SILENT_ROW = 1
 
 @pytest.fixture(scope="module")
 def clips(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[LocatedClip]:
-    """The train clips of the small corpus, one of them without sound."""
-    clips = locate_clips(corpus, "train", read_corpus(corpus, ("train",))["train"], "fixed")
+    """The dev clips of the small corpus, one of them without sound."""
+    clips = locate_clips(corpus, "dev", read_corpus(corpus, ("dev",))["dev"], "fixed")
     loud = clips[SILENT_ROW].path
     assert loud is not None
     silent = tmp_path_factory.mktemp("silent") / loud.name
@@ -66,7 +66,7 @@ def shared(
     clips: list[LocatedClip], tmp_path_factory: pytest.TempPathFactory, ray_here: None
 ) -> Prepared:
     config = config_in(tmp_path_factory.mktemp("store"))
-    store = prepare_store("train", clips, config, CLUSTER)
+    store = prepare_store("dev", clips, config, CLUSTER)
     decoded = [decode_clip(clip, config.decode, config.modalities) for clip in clips]
     return Prepared(store, clips, decoded)
 
@@ -110,7 +110,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
 
 
 def again(prepared: Prepared) -> DecodedStore:
-    return prepare_store("train", prepared.clips, prepared.store.config, CLUSTER)
+    return prepare_store("dev", prepared.clips, prepared.store.config, CLUSTER)
 
 
 def assert_same(mine: DecodedClip, theirs: DecodedClip) -> None:
@@ -158,7 +158,7 @@ def test_a_store_is_small_to_send(shared: Prepared) -> None:
 def test_a_flipped_bit_is_found_and_the_clip_named(
     prepared: Prepared, modality: str, dataset: str
 ) -> None:
-    path = prepared.store.config.shard_path("train", 1)
+    path = prepared.store.config.shard_path("dev", 1)
     with h5py.File(path) as file:
         first = file[dataset].id.get_offset() + 1000  # within the first clip of the shard
     content = bytearray(path.read_bytes())
@@ -173,7 +173,7 @@ def test_a_flipped_bit_is_found_and_the_clip_named(
 
 
 def test_a_shard_cut_off_or_gone_is_told(prepared: Prepared) -> None:
-    path = prepared.store.config.shard_path("train", 0)
+    path = prepared.store.config.shard_path("dev", 0)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CacheCorrupt, match=f"{prepared.clips[0].utterance.key}: video"):
         prepared.store.read(0)
@@ -183,7 +183,7 @@ def test_a_shard_cut_off_or_gone_is_told(prepared: Prepared) -> None:
 
 
 def test_a_stranger_can_read_a_shard_with_h5py_alone(shared: Prepared) -> None:
-    with h5py.File(shared.store.config.shard_path("train", 0)) as file:
+    with h5py.File(shared.store.config.shard_path("dev", 0)) as file:
         assert np.array_equal(file["frames"][1], shared.decoded[1].frames)
         assert np.array_equal(file["times_s"][1], shared.decoded[1].times_s)
         assert np.array_equal(file["waveform"][:], shared.decoded[0].waveform)  # row 1 is silent
@@ -204,7 +204,7 @@ def test_a_second_call_decodes_nothing(prepared: Prepared, decoder: Decoder) -> 
 
 
 def test_a_missing_shard_is_decoded_again_alone(prepared: Prepared, decoder: Decoder) -> None:
-    path = prepared.store.config.shard_path("train", 1)
+    path = prepared.store.config.shard_path("dev", 1)
     whole = path.read_bytes()
     path.unlink()
     again(prepared)
@@ -215,7 +215,7 @@ def test_a_missing_shard_is_decoded_again_alone(prepared: Prepared, decoder: Dec
 def test_a_shard_that_cannot_be_read_is_decoded_again_alone(
     prepared: Prepared, decoder: Decoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = (prepared.store.config.shard_path("train", index) for index in range(2))
+    first, second = (prepared.store.config.shard_path("dev", index) for index in range(2))
     shutil.copyfile(second, first)
     with caplog.at_level(logging.WARNING):
         store = again(prepared)
@@ -230,15 +230,15 @@ def test_stopped_half_way_the_next_call_goes_on(
     decoder.limit = 1
     config = config_in(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store("train", shared.clips, config, CLUSTER)
-    leftover = config.folder("train") / ".shard-00001.h5.77.tmp"
+        prepare_store("dev", shared.clips, config, CLUSTER)
+    leftover = config.folder("dev") / ".shard-00001.h5.77.tmp"
     leftover.touch()
     decoder.limit = 1000
     seen: list[tuple[int, int, int]] = []
     # The store keeps to the shards that it was begun with.
     larger = dataclasses.replace(config, clips_per_shard=16)
     store = prepare_store(
-        "train", shared.clips, larger, CLUSTER, lambda *progress: seen.append(progress)
+        "dev", shared.clips, larger, CLUSTER, lambda *progress: seen.append(progress)
     )
     assert decoder.indices == list(range(-(-len(shared.clips) // 2)))
     assert (seen[0], seen[-1]) == ((2, len(shared.clips), 1), (len(shared.clips),) * 2 + (1,))
@@ -274,15 +274,15 @@ def test_other_clips_are_refused_and_the_first_is_named(
     with pytest.raises(RecipeMismatch, match="the first is row 2") as caught:
         again(other)
     assert str(prepared.clips[2].utterance.key) in str(caught.value)
-    assert f"delete {prepared.store.config.folder('train')}" in str(caught.value)
+    assert f"delete {prepared.store.config.folder('dev')}" in str(caught.value)
 
 
 def test_another_decoding_is_another_store(
     prepared: Prepared, decoder: Decoder, tmp_path: Path
 ) -> None:
     silent = dataclasses.replace(prepared.store.config, modalities=("video",))
-    assert silent.folder("train") != prepared.store.config.folder("train")
-    store = prepare_store("train", prepared.clips, silent, CLUSTER)
+    assert silent.folder("dev") != prepared.store.config.folder("dev")
+    store = prepare_store("dev", prepared.clips, silent, CLUSTER)
     assert list(store.present) == ["video"]
     assert store.read(0).waveform is None
     assert store.failures[SILENT_ROW] == ()
@@ -295,7 +295,7 @@ def test_too_full_a_disk_is_found_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1 << 20))
     with pytest.raises(StorageError, match=r"need about 0\.\d GiB and 0\.0 GiB are free"):
-        prepare_store("train", shared.clips, config_in(tmp_path / "store"), CLUSTER)
+        prepare_store("dev", shared.clips, config_in(tmp_path / "store"), CLUSTER)
     assert not (tmp_path / "store").exists()
     assert decoder.indices == []
 
@@ -309,10 +309,10 @@ def test_the_size_is_known_before(shared: Prepared) -> None:
 def test_a_second_writer_fails_at_once(shared: Prepared, decoder: Decoder, tmp_path: Path) -> None:
     config = config_in(tmp_path)
     with (
-        locks.hold(config.folder("train").with_suffix(".lock"), "the store"),
+        locks.hold(config.folder("dev").with_suffix(".lock"), "the store"),
         pytest.raises(CacheBusy, match=f"process {os.getpid()} on "),
     ):
-        prepare_store("train", shared.clips, config, CLUSTER)
+        prepare_store("dev", shared.clips, config, CLUSTER)
 
 
 # --------------------------------------------------------------------------------------- killers
@@ -330,7 +330,7 @@ def test_a_clip_whose_sound_kills_is_a_row_with_its_picture(
         return decode_clip(clip, modalities=modalities, **rest)
 
     monkeypatch.setattr(parallel, "decode_clip", deadly)
-    store = prepare_store("train", shared.clips, config_in(tmp_path), CLUSTER)
+    store = prepare_store("dev", shared.clips, config_in(tmp_path), CLUSTER)
     [failure] = store.failures[deadly_row]
     assert (failure.modality, failure.code, failure.lost) == ("audio", "killed_worker", True)
     assert failure.message == "decoding its audio killed the worker 2 times (SIGKILL)"
