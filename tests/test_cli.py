@@ -17,6 +17,7 @@ from pipeline.cache.format import read_header
 Meld = Callable[..., Any]
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW = pytest.mark.slow
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
     *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict", "serve", "listen"),
@@ -256,9 +257,15 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [("info {} --json", 0), ("info --help", 0), ("info no.h5", 5)]
+    ("arguments", "status", "closed"),
+    [
+        *(("info {} --json", 0, closed) for closed in (">&-", "2>&-", ">&- 2>&-")),
+        ("info --help", 0, ">&-"),
+        *(pytest.param("info --help", 0, each, marks=SLOW) for each in ("2>&-", ">&- 2>&-")),
+        # `>&-` alone: see below.
+        *(("info no.h5", 5, closed) for closed in ("2>&-", ">&- 2>&-")),
+    ],
 )
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_an_output_that_is_closed_is_one_that_nobody_wants(
     features: Path, arguments: str, status: int, closed: str
 ) -> None:

@@ -75,6 +75,7 @@ def any_size(seed: int) -> Iterator[int]:
         yield int(rng.integers(1, 4_000))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("config", [PROMPT, SpeechConfig()], ids=["prompt", "thorough"])
 def test_the_sizes_of_the_pieces_change_no_stretch(
     talk: NDArray[np.int16], config: SpeechConfig

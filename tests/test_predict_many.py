@@ -36,6 +36,12 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def by_ear(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of sound alone: each process that loads it is spared transformers."""
+    return train(features, tmp_path_factory.mktemp("runs") / "run", "audio")
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clips of two utterances each, and one that is no clip."""
     folder = tmp_path_factory.mktemp("media")
@@ -53,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_many_files_on_ray_give_the_bytes_that_one_process_gives(
     meld: Meld,
     ray_here: None,
-    run: Path,
+    by_ear: Path,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -63,7 +69,7 @@ def test_many_files_on_ray_give_the_bytes_that_one_process_gives(
     for workers in (1, 2):
         out = tmp_path / str(workers)
         done[workers] = meld(
-            *("predict", folder, "--model", run, "--out", out, "--format", "json,srt"),
+            *("predict", folder, "--model", by_ear, "--out", out, "--format", "json,srt"),
             *("--workers", workers, "--json"),
         )
         assert done[workers].status == 3
@@ -164,11 +170,10 @@ def test_another_precision_changes_the_numbers_and_is_told(
 
 
 def test_a_precision_that_no_encoder_of_the_model_has_is_refused(
-    meld: Meld, features: Path, folder: Path, tmp_path: Path
+    meld: Meld, by_ear: Path, folder: Path, tmp_path: Path
 ) -> None:
-    deaf = train(features, tmp_path / "run", "audio")
     done = meld(
-        *("predict", folder / "a.mp4", "--model", deaf, "--out", tmp_path / "out"),
+        *("predict", folder / "a.mp4", "--model", by_ear, "--out", tmp_path / "out"),
         *("--precision", "bfloat16"),
     )
     assert (done.status, done.out) == (2, "")

@@ -1,6 +1,7 @@
 """The page in a real browser: a file is sent, its utterances arrive, the result opens, it is
 erased."""
 
+import itertools
 import json
 import re
 import time
@@ -158,24 +159,23 @@ def test_it_is_used_by_keyboard_alone(page: Any, address: str, clip: Path) -> No
     assert reached[:5] == ["A", "media", "sample", "SUMMARY", "send"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_overflows_on_a_phone_or_a_desk(
-    page: Any, address: str, clip: Path, width: int, scheme: str, tmp_path: Path
+    page: Any, address: str, clip: Path, tmp_path: Path
 ) -> None:
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": width, "height": 800})
     send(page, address, clip, SRT, name=f"{'a-very-long-name-' * 8}.mp4")
     page.wait_for_selector("#links:not([hidden])")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    for scheme, width in itertools.product(("light", "dark"), (360, 1280)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, (scheme, width)
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert page.problems == []
 
 
 REAL = ROOT.parent / "shared" / "media" / "nasa_13013.mp4"
 
 
-@pytest.fixture(params=["generated", "real"])
+@pytest.fixture(params=["generated", pytest.param("real", marks=pytest.mark.slow)])
 def film(request: pytest.FixtureRequest) -> Path:
     """Somebody speaks in it."""
     pytest.importorskip("faster_whisper", reason="the extra asr is not installed")

@@ -23,7 +23,7 @@ from tests.media import grey, write_clip
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytestmark = pytest.mark.heavy
 
-NUM_CUES = 480
+NUM_CUES = 160
 
 
 class Server:
@@ -98,7 +98,7 @@ def long_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A clip, and subtitles of many utterances: work for some seconds."""
     clip = write_clip(
         tmp_path_factory.mktemp("long") / "long.mp4",
-        num_frames=25 * 50,
+        num_frames=25 * 17,
         picture=lambda number: grey(number % 50),
     )
     cues = [

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import meld
+from fusion.inference.timeline import Timeline
 from fusion.prediction.formats import FORMATS, write_as
 from fusion.prediction.page import embed
 from pipeline.decode.spans import decode_spans
@@ -106,9 +107,9 @@ def flat(grey: int) -> NDArray[np.uint8]:
     return np.full((SIZE[1], SIZE[0], 3), grey, np.uint8)
 
 
-@pytest.fixture(params=KINDS)
-def flashes(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    path = write_flashes(tmp_path / "flashes.mp4", KINDS[request.param])
+@pytest.fixture(scope="module", params=KINDS)
+def flashes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_flashes(tmp_path_factory.mktemp("clock") / "flashes.mp4", KINDS[request.param])
     subtitles = pysubs2.SSAFile()
     for number, start in enumerate(FLASHES_MS):
         subtitles.append(pysubs2.SSAEvent(start, start + FLASH_MS, f"flash {number + 1}"))
@@ -143,8 +144,12 @@ def model() -> meld.Model:
     return meld.load()
 
 
-def test_every_output_has_the_same_borders(flashes: Path, model: meld.Model) -> None:
-    timeline = model.timeline(flashes)
+@pytest.fixture(scope="module")
+def timeline(flashes: Path, model: meld.Model) -> Timeline:
+    return model.timeline(flashes)
+
+
+def test_every_output_has_the_same_borders(timeline: Timeline) -> None:
     wanted = [(start, start + FLASH_MS) for start in FLASHES_MS]
     written = {name: write_as(name, timeline, media_url="flashes.mp4") for name in FORMATS}
     for name in ("srt", "vtt"):
@@ -161,10 +166,10 @@ def test_every_output_has_the_same_borders(flashes: Path, model: meld.Model) -> 
 
 
 def test_a_player_shows_the_first_bright_picture_where_an_utterance_begins(
-    browser: Any, flashes: Path, model: meld.Model
+    browser: Any, flashes: Path, timeline: Timeline
 ) -> None:
     page = flashes.with_suffix(".html")
-    page.write_text(write_as("html", model.timeline(flashes), media_url=embed(flashes)))
+    page.write_text(write_as("html", timeline, media_url=embed(flashes)))
     opened = Opened(browser, page)
     opened.until("document.getElementById('media').readyState >= 2")
     for start in FLASHES_MS[:1]:

@@ -43,28 +43,33 @@ def encode(clip: LocatedClip) -> ClipFeatures:
     return ClipFeatures(utterance=clip.utterance, raw={"audio": values})
 
 
+def encode_each(tasks: Sequence[ShardTask], *_: object) -> Iterator[ShardFeatures]:
+    for task in tasks:
+        yield ShardFeatures(
+            split=task.split, index=task.index, features=tuple(map(encode, task.clips))
+        )
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the clips that were encoded, in order."""
     names: list[str] = []
 
-    def encode_shards(tasks: Sequence[ShardTask], *_: object) -> Iterator[ShardFeatures]:
+    def encode_and_count(tasks: Sequence[ShardTask], *_: object) -> Iterator[ShardFeatures]:
         for task in tasks:
             names.extend(str(clip.utterance.key) for clip in task.clips)
-            yield ShardFeatures(
-                split=task.split, index=task.index, features=tuple(map(encode, task.clips))
-            )
+            yield from encode_each([task])
 
-    monkeypatch.setattr(engine, "encode_shards", encode_shards)
+    monkeypatch.setattr(engine, "encode_shards", encode_and_count)
     return names
 
 
 class Corpus:
     """Two splits of seven rows, a file of a few bytes standing for each clip."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_made: bool = False) -> None:
         self.data, self.features = root / "data", root / "features"
-        for split in FOLDERS:
+        for split in () if is_made else FOLDERS:
             (self.data / FOLDERS[split]).mkdir(parents=True)
             self.write_table(split)
             for row in range(ROWS):
@@ -93,15 +98,23 @@ class Corpus:
         return read_cache(self.features / f"{split}.h5")
 
 
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus with dev extracted, its row 4 without a clip: that lies beside it."""
+    root = tmp_path_factory.mktemp("extracted")
+    made = Corpus(root)
+    made.clip("dev", 4).rename(root / "dia0_utt4.mp4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "encode_shards", encode_each)
+        made.extract()
+    return root
+
+
 @pytest.fixture
-def corpus(tmp_path: Path, encoded: list[str]) -> Corpus:
-    """With dev extracted already, its row 4 without a clip."""
-    made = Corpus(tmp_path)
-    made.clip("dev", 4).rename(tmp_path / "dia0_utt4.mp4")
-    made.extract()
-    assert len(encoded) == ROWS
-    encoded.clear()
-    return made
+def corpus(extracted: Path, tmp_path: Path, encoded: list[str]) -> Corpus:
+    """A copy of it, with the times of its files."""
+    shutil.copytree(extracted, tmp_path, dirs_exist_ok=True)
+    return Corpus(tmp_path, is_made=True)
 
 
 @contextmanager
