@@ -602,7 +602,7 @@ def finetune(
     unfreeze: Annotated[
         str | None,
         typer.Option(
-            help="Modalities whose encoders are trained, comma-separated.  [default: all]"
+            help="Modalities whose encoders are trained, comma-separated.  [default: all that can be]"
         ),
     ] = None,
     epochs: Annotated[
