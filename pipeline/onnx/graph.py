@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -36,6 +36,13 @@ class Port:
     def __str__(self) -> str:
         lengths = ", ".join("any" if length is None else str(length) for length in self.shape)
         return f"{self.name} {self.kind} [{lengths}]"
+
+
+class Computes(Protocol):
+    """What a reading asks of a graph."""
+
+    def run(self, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+        """feeds: each input by its name. Returns the outputs in their order."""
 
 
 class Graph:

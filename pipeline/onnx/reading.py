@@ -24,7 +24,7 @@ from pipeline.encoders.tokens import (
     tell_unread,
 )
 from pipeline.errors import ClipError
-from pipeline.onnx.graph import Graph, Port
+from pipeline.onnx.graph import Computes, Port
 from pipeline.schema import ClipKey, DecodedClip, Utterance
 
 Floats = NDArray[np.float32]
@@ -55,7 +55,7 @@ class GraphReading(Protocol):
 
     def length(self, item: Any) -> int: ...
 
-    def encode(self, graph: Graph, items: Sequence[Any]) -> Floats:
+    def encode(self, graph: Computes, items: Sequence[Any]) -> Floats:
         """Items, at least one -> float32 [items, layers, dim]."""
 
     def test_clips(self) -> list[DecodedClip]:
@@ -120,7 +120,7 @@ class TokenReading:
     def length(self, item: Tokens) -> int:
         return len(item.ids)
 
-    def encode(self, graph: Graph, items: Sequence[Tokens]) -> Floats:
+    def encode(self, graph: Computes, items: Sequence[Tokens]) -> Floats:
         batch = PaddedTokens.pad(items, self.pad_id)
         num_sentences, num_windows = len(items), len(batch.ids)
         total, count = self._run(graph, batch, 0, num_sentences)
@@ -137,7 +137,7 @@ class TokenReading:
         return total / count[:, :, None]
 
     def _run(
-        self, graph: Graph, batch: PaddedTokens, start: int, end: int
+        self, graph: Computes, batch: PaddedTokens, start: int, end: int
     ) -> tuple[Floats, Floats]:
         feeds: dict[str, NDArray[Any]] = {
             "ids": batch.ids[start:end],
@@ -208,7 +208,7 @@ class FrameReading:
     def length(self, item: NDArray[np.uint8]) -> int:
         return 0  # all alike
 
-    def encode(self, graph: Graph, items: Sequence[NDArray[np.uint8]]) -> Floats:
+    def encode(self, graph: Computes, items: Sequence[NDArray[np.uint8]]) -> Floats:
         [features] = graph.run(frames=np.stack(list(items)))
         return features
 
@@ -259,7 +259,7 @@ class WaveformReading:
     def length(self, item: Floats) -> int:
         return 0  # each is encoded alone
 
-    def encode(self, graph: Graph, items: Sequence[Floats]) -> Floats:
+    def encode(self, graph: Computes, items: Sequence[Floats]) -> Floats:
         return np.stack([graph.run(waveform=waveform)[0] for waveform in items])
 
     def test_clips(self) -> list[DecodedClip]:

@@ -1,0 +1,334 @@
+"""8-bit graphs: a quarter of the bytes, and faster. Needs the packages of the extra `export`.
+
+    transformers   weights of matrix products: 8 bits with a scale per column; what meets them is
+                   scaled as it comes (dynamic). Tables of embeddings: 8 bits with a scale per row.
+    convolutions   weights and what meets them: 8 bits, with ranges from calibration clips (static)
+
+No sum may leave its register: processors without VNNI add two products of unsigned and signed
+8-bit numbers in 16 bits and cut off what does not fit, without a word. Weights of matrix products
+have 7 bits for that reason, and those of convolutions are unsigned, as what meets them.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError, StorageError, UsageError
+from pipeline.onnx.encode import OnnxEncoder, check_self_test
+from pipeline.onnx.graph import Computes
+from pipeline.onnx.index import GRAPH, EncoderGraph, OnnxIndex
+from pipeline.onnx.reading import Floats
+from pipeline.onnx.wire import check_graph
+from pipeline.schema import DecodedClip, Modality
+from pipeline.system.extras import needs_extra
+from pipeline.system.files import write_whole
+
+# Smaller graphs stay in float: there is nothing to gain (the spectrogram's is 1.5 MB).
+LEAST_BYTES = 4 * 2**20
+# Of tables of embeddings, in numbers; a smaller one is beside the point.
+_LEAST_TABLE = 100_000
+# Of the largest value: what 8 bits may be off in the self-test. Ordinary rounding is at 2 to 8 %,
+# sums that were cut off are beyond 20 %.
+INT8_TOLERANCE = 0.15
+
+Feeds = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """How much of an encoder's error one layer makes when it alone has 8 bits.
+
+    node:  its name in the graph, as `keep_float` takes it
+    error: root mean square of the difference in the features, as a share of theirs
+    bytes: of its weights in float
+    """
+
+    node: str
+    error: float
+    bytes: int
+
+
+def quantise_graphs(
+    folder: Path, out: Path, calibration: Sequence[DecodedClip], *, keep_float: Collection[str] = ()
+) -> None:
+    """Writes the graphs of `folder` with 8-bit weights into `out`, `onnx.json` last.
+
+    calibration: clips like those that will be encoded; convolutions take their ranges from them
+    keep_float:  names of nodes (`rank_layers` gives them) that stay in float
+
+    Raises:
+        UsageError: a name that no graph has, or a package is missing.
+        InputError: no calibration clip has what an encoder reads.
+        MismatchError: an encoder whose 8-bit graph is too far from its float one on this machine.
+        CacheCorrupt, StorageError: as `OnnxEncoders.load`; `out` cannot be written.
+    """
+    index = OnnxIndex.read(folder)
+    loaded = {
+        name: OnnxEncoder.load(folder / name, each, threads=None)
+        for name, each in index.encoders.items()
+    }
+    contents = {name: (folder / name / GRAPH).read_bytes() for name in loaded}
+    _check_names(contents, keep_float)
+    graphs: dict[Modality, EncoderGraph] = {}
+    for name, encoder in loaded.items():
+        content = contents[name]
+        described = encoder.described
+        if len(content) >= LEAST_BYTES:
+            feeds = _record(encoder, calibration)
+            if not feeds:
+                raise InputError(f"no calibration clip has {name}, which its encoder needs")
+            content = quantise_graph(content, feeds, keep_float=keep_float)
+            digest = hashlib.sha256(content).hexdigest()
+            described = replace(
+                described,
+                files={**described.files, GRAPH: digest},
+                quantisation="int8",
+                self_test=replace(described.self_test, tolerance=INT8_TOLERANCE),
+            )
+        _write(folder / name, out / name, described, content)
+        check_self_test(out / name, OnnxEncoder.load(out / name, described, threads=None))
+        graphs[name] = described
+    OnnxIndex(encoders=graphs).write(out)
+
+
+def rank_layers(
+    folder: Path, modality: Modality, calibration: Sequence[DecodedClip]
+) -> list[LayerError]:
+    """The layers of an encoder that `quantise_graphs` would give 8 bits, the worst first: those to
+    keep in float first where a gate refuses the whole. Takes one quantisation per layer.
+
+    Raises as `quantise_graphs`.
+    """
+    index = OnnxIndex.read(folder)
+    described = index.encoders[modality]
+    encoder = OnnxEncoder.load(folder / modality, described, threads=None)
+    content = (folder / modality / GRAPH).read_bytes()
+    feeds = _record(encoder, calibration)
+    if not feeds:
+        raise InputError(f"no calibration clip has {modality}, which its encoder needs")
+    items = [item for item in encoder.reading.prepare(calibration) if item is not None]
+    wanted = encoder.encode(items)
+    sizes = _layer_bytes(content)
+    ranked = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for node, size in sizes.items():
+            others = sizes.keys() - {node}
+            one = quantise_graph(content, feeds, keep_float=others)
+            path = Path(scratch) / GRAPH
+            path.write_bytes(one)
+            files = {**described.files, GRAPH: hashlib.sha256(one).hexdigest()}
+            for name in files.keys() - {GRAPH}:
+                shutil.copyfile(folder / modality / name, Path(scratch) / name)
+            alone = OnnxEncoder.load(Path(scratch), replace(described, files=files), threads=None)
+            ranked.append(
+                LayerError(node=node, error=_difference(alone.encode(items), wanted), bytes=size)
+            )
+    return sorted(ranked, key=lambda layer: layer.error, reverse=True)
+
+
+def quantise_graph(
+    content: bytes,
+    feeds: Sequence[Feeds],
+    *,
+    keep_float: Collection[str] = (),
+    unsigned: bool = True,
+) -> bytes:
+    """One graph with 8-bit weights.
+
+    feeds:    inputs like those that it will have
+    unsigned: False gives convolutions signed weights, which some processors add up wrongly
+
+    Raises UsageError where a package of the extra `export` is missing.
+    """
+    with needs_extra("export"), _quiet():
+        import onnx
+        from onnxruntime.quantization import (
+            QuantFormat,
+            QuantType,
+            quantize_dynamic,
+            quantize_static,
+        )
+
+        with tempfile.TemporaryDirectory() as scratch:
+            source, target = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
+            source.write_bytes(content)
+            excluded = sorted(keep_float)
+            if _operators(content) & {"Conv"}:
+                quantize_static(
+                    source,
+                    target,
+                    _reader(feeds),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=["Conv"],
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+                    nodes_to_exclude=excluded,
+                    extra_options={"WeightSymmetric": True},
+                )
+                source.write_bytes(target.read_bytes())
+            if _operators(source.read_bytes()) & {"MatMul", "Gemm"}:
+                quantize_dynamic(
+                    source,
+                    target,
+                    op_types_to_quantize=["MatMul", "Gemm"],
+                    per_channel=True,
+                    reduce_range=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=excluded,
+                )
+                source.write_bytes(target.read_bytes())
+            model = onnx.load_from_string(source.read_bytes())
+    _quantise_tables(model, keep_float)
+    model.graph.ClearField("value_info")
+    quantised: bytes = model.SerializeToString(deterministic=True)
+    check_graph(quantised)
+    return quantised
+
+
+def _quantise_tables(model: Any, keep_float: Collection[str]) -> None:
+    """Rows of a table are looked up in 8 bits and multiplied by their scale."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    for node in _tables(graph):
+        if node.name in keep_float:
+            continue
+        table, out = node.input[0], node.output[0]
+        tensor = next(each for each in graph.initializer if each.name == table)
+        values = numpy_helper.to_array(tensor)  # [rows, width]
+        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
+        rounded = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+        graph.initializer.remove(tensor)
+        graph.initializer.append(numpy_helper.from_array(rounded, f"{table}_8"))
+        graph.initializer.append(
+            numpy_helper.from_array(scale.astype(np.float32), f"{table}_scale")
+        )
+        at = list(graph.node).index(node)
+        looked_up = [
+            helper.make_node("Gather", [f"{table}_8", node.input[1]], [f"{out}_8"], node.name),
+            helper.make_node(
+                "Gather", [f"{table}_scale", node.input[1]], [f"{out}_scale"], f"{node.name}_scale"
+            ),
+            helper.make_node(
+                "Cast", [f"{out}_8"], [f"{out}_cast"], f"{node.name}_cast", to=TensorProto.FLOAT
+            ),
+            helper.make_node("Mul", [f"{out}_cast", f"{out}_scale"], [out], f"{node.name}_mul"),
+        ]
+        graph.node.remove(node)
+        for position, each in enumerate(looked_up, at):
+            graph.node.insert(position, each)
+
+
+def _tables(graph: Any) -> list[Any]:
+    """Nodes that look rows up in a table of their own, which no other node uses."""
+    sizes = {each.name: list(each.dims) for each in graph.initializer if each.data_type == 1}
+    uses = [name for node in graph.node for name in node.input]
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "Gather"
+        and len(size := sizes.get(node.input[0], [])) == 2
+        and np.prod(size) >= _LEAST_TABLE
+        and uses.count(node.input[0]) == 1
+        and all(attribute.i == 0 for attribute in node.attribute if attribute.name == "axis")
+    ]
+
+
+def _layer_bytes(content: bytes) -> dict[str, int]:
+    """Names of the nodes that would get 8 bits, and what their weights take in float."""
+    with needs_extra("export"):
+        import onnx
+    graph = onnx.load_from_string(content).graph
+    sizes = {
+        each.name: 4 * int(np.prod(each.dims)) for each in graph.initializer if each.data_type == 1
+    }
+    layers = [
+        node
+        for node in graph.node
+        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in sizes
+    ]
+    found = {node.name: sizes[node.input[1]] for node in layers}
+    return found | {node.name: sizes[node.input[0]] for node in _tables(graph)}
+
+
+def _check_names(contents: Mapping[Modality, bytes], keep_float: Collection[str]) -> None:
+    known = {name for content in contents.values() for name in _layer_bytes(content)}
+    odd = sorted(set(keep_float) - known)
+    if odd:
+        raise UsageError(f"keep_float: no layer is named {', '.join(odd)[:200]}")
+
+
+def _operators(content: bytes) -> set[str]:
+    import onnx
+
+    return {node.op_type for node in onnx.load_from_string(content).graph.node}
+
+
+def _reader(feeds: Sequence[Feeds]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(feeds)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.left, None)
+
+    return Reader()
+
+
+class _Recorder:
+    """Notes what a reading feeds to a graph."""
+
+    def __init__(self, graph: Computes) -> None:
+        self.graph = graph
+        self.feeds: list[Feeds] = []
+
+    def run(self, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+        self.feeds.append(feeds)
+        return self.graph.run(**feeds)
+
+
+def _record(encoder: OnnxEncoder, clips: Sequence[DecodedClip]) -> list[Feeds]:
+    """The inputs that the graph gets for these clips, one clip at a time."""
+    recorder = _Recorder(encoder.graph)
+    for item in encoder.reading.prepare(clips):
+        if item is not None:
+            encoder.reading.encode(recorder, [item])
+    return recorder.feeds
+
+
+def _difference(found: Floats, wanted: Floats) -> float:
+    size = float(np.sqrt(np.square(wanted.astype(np.float64)).mean()))
+    return float(np.sqrt(np.square(found - wanted).astype(np.float64).mean())) / max(size, 1e-12)
+
+
+def _write(source: Path, out: Path, described: EncoderGraph, content: bytes) -> None:
+    write_whole(out / GRAPH, content)
+    for name in described.files.keys() - {GRAPH}:
+        try:
+            write_whole(out / name, (source / name).read_bytes())
+        except OSError as error:
+            raise StorageError(f"cannot read {source / name}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library advises on the root logger what was done already."""
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,189 @@
+"""8-bit graphs: near the float ones, and sums that leave their register are found."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.encode import Encoders, encode_clips
+from pipeline.errors import InputError, MismatchError, UsageError
+from pipeline.onnx.encode import OnnxEncoders
+from pipeline.onnx.graph import Graph, Port
+from pipeline.onnx.index import EncoderGraph, OnnxIndex, SelfTest
+from pipeline.onnx.quantise import (
+    INT8_TOLERANCE,
+    quantise_graph,
+    quantise_graphs,
+    rank_layers,
+)
+from pipeline.onnx.reading import FrameReading
+from pipeline.schema import ClipKey, DecodedClip, Utterance
+
+onnx = pytest.importorskip("onnx", reason="pip install 'meld[export]'")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+TEXTS = ["Oh my God!", "Hi", "We were on a break, and everybody knows it!", "so it goes " * 90]
+CLIPS = [
+    DecodedClip(utterance=Utterance(key=ClipKey("dev", 0, row), text=text))
+    for row, text in enumerate(TEXTS)
+]
+
+
+@pytest.mark.heavy
+def test_a_text_encoder_in_8_bits_is_small_and_near(
+    text_and_sound: Encoders, graphs: Path, tmp_path: Path
+) -> None:
+    quantise_graphs(graphs, tmp_path, CLIPS)
+    small, large = (folder / "text/model.onnx" for folder in (tmp_path, graphs))
+    assert small.stat().st_size < 0.3 * large.stat().st_size
+    # The spectrogram's is small already.
+    assert (tmp_path / "audio/model.onnx").read_bytes() == (
+        graphs / "audio/model.onnx"
+    ).read_bytes()
+    ours = OnnxEncoders.load(tmp_path, ("text", "audio"), threads=1)
+    assert ours.precision == {"text": "int8", "audio": "float32"}
+    for one, other in zip(ours.encode(CLIPS), encode_clips(text_and_sound, CLIPS), strict=True):
+        assert one.failures == other.failures
+        difference = np.abs(one.raw["text"] - other.raw["text"]).max()
+        assert 0 < difference < 0.05 * np.abs(other.raw["text"]).max()
+
+
+@pytest.mark.heavy
+def test_layers_are_ranked_and_those_kept_in_float_have_no_error(
+    graphs: Path, tmp_path: Path
+) -> None:
+    ranked = rank_layers(graphs, "text", CLIPS[:2])
+    assert len(ranked) == 1 + 2 * 6  # the words' table; query, key, value, out, up, down per layer
+    assert [each.error for each in ranked] == sorted((each.error for each in ranked), reverse=True)
+    assert max(ranked, key=lambda layer: layer.bytes).bytes == 30_522 * 48 * 4
+    quantise_graphs(graphs, tmp_path, CLIPS, keep_float=[each.node for each in ranked])
+    found = OnnxEncoders.load(tmp_path, ("text",)).encode(CLIPS)
+    wanted = OnnxEncoders.load(graphs, ("text",)).encode(CLIPS)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.raw["text"], other.raw["text"], atol=1e-5)
+
+
+@pytest.mark.heavy
+def test_an_unknown_layer_and_clips_without_the_modality_are_refused(
+    graphs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="keep_float: no layer is named layer_7"):
+        quantise_graphs(graphs, tmp_path, CLIPS, keep_float=["layer_7"])
+    silent = [DecodedClip(utterance=Utterance(key=ClipKey("dev", 0, 0), text=""))]
+    with pytest.raises(InputError, match="no calibration clip has text"):
+        quantise_graphs(graphs, tmp_path, silent)
+
+
+FRAMES = Port("x", "float32", (None, 8, 4, 8, 8))
+
+
+def convolution() -> bytes:
+    """3-D, with weights and inputs that add up: the largest sums are far beyond 16 bits."""
+    random = np.random.default_rng(0)
+    weights = random.uniform(0.9, 1, (8, 8, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1] * 6)],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["clips", 8, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["clips", 8, 4, 8, 8])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    return model.SerializeToString()
+
+
+def worst(content: bytes, path: Path, feed: np.ndarray, wanted: np.ndarray) -> float:
+    path.write_bytes(content)
+    output = Port("y", "float32", FRAMES.shape)
+    [found] = Graph.load(path, sha256=None, inputs=[FRAMES], outputs=[output]).run(x=feed)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def _has_vnni() -> bool:
+    path = Path("/proc/cpuinfo")
+    return path.is_file() and "vnni" in path.read_text()
+
+
+def test_unsigned_weights_of_a_convolution_are_exact_enough_on_every_processor(
+    tmp_path: Path,
+) -> None:
+    feed = np.random.default_rng(1).uniform(0.9, 1, (1, 8, 4, 8, 8)).astype(np.float32)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(convolution())
+    output = Port("y", "float32", FRAMES.shape)
+    [wanted] = Graph.load(path, sha256=None, inputs=[FRAMES], outputs=[output]).run(x=feed)
+    feeds = [{"x": feed}]
+    assert worst(quantise_graph(convolution(), feeds), path, feed, wanted) < 0.02
+    if not _has_vnni():
+        signed = quantise_graph(convolution(), feeds, unsigned=False)
+        assert worst(signed, path, feed, wanted) > 0.2
+
+
+def frames_encoder() -> bytes:
+    """uint8 [clips, 4, 8, 8, 3] -> values from 0.9 to 1 -> `convolution` -> mean: [clips, 1, 8]"""
+    random = np.random.default_rng(0)
+    constants = {
+        "tenth": np.float32(0.1 / 255),
+        "most": np.float32(0.9),
+        "w": random.uniform(0.9, 1, (8, 3, 3, 3, 3)).astype(np.float32),
+        "axes": np.array([2, 3, 4]),
+        "first": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "tenth"], ["small"]),
+        helper.make_node("Add", ["small", "most"], ["near"]),
+        helper.make_node("Transpose", ["near"], ["pixels"], perm=[0, 4, 1, 2, 3]),
+        helper.make_node("Conv", ["pixels", "w"], ["found"], name="conv", pads=[1] * 6),
+        helper.make_node("ReduceMean", ["found", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "first"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["clips", 4, 8, 8, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["clips", 1, 8])],
+        [numpy_helper.from_array(np.array(values), name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    return model.SerializeToString()
+
+
+def write_frames_encoder(folder: Path, content: bytes, expected: np.ndarray) -> None:
+    (folder / "video").mkdir(parents=True)
+    (folder / "video/model.onnx").write_bytes(content)
+    described = EncoderGraph(
+        reading={"kind": "frames", "num_frames": 4, "height": 8, "width": 8, "batch_size": 8},
+        layers=1,
+        dim=8,
+        files={"model.onnx": hashlib.sha256(content).hexdigest()},
+        quantisation="int8",
+        self_test=SelfTest(expected=expected, tolerance=INT8_TOLERANCE),
+    )
+    OnnxIndex(encoders={"video": described}).write(folder)
+
+
+def test_signed_convolutions_whose_sums_leave_their_register_fail_the_self_test_at_load(
+    tmp_path: Path,
+) -> None:
+    reading = FrameReading(num_frames=4, height=8, width=8, batch_size=8)
+    inputs, outputs = reading.ports(1, 8)
+    path = tmp_path / "float.onnx"
+    path.write_bytes(frames_encoder())
+    graph = Graph.load(path, sha256=None, inputs=inputs, outputs=outputs)
+    items = [item for item in reading.prepare(reading.test_clips()) if item is not None]
+    expected = reading.encode(graph, items)
+    feeds = [{"frames": np.stack(items)}]
+
+    write_frames_encoder(tmp_path / "good", quantise_graph(frames_encoder(), feeds), expected)
+    OnnxEncoders.load(tmp_path / "good", ("video",))
+
+    if _has_vnni():
+        pytest.skip("this processor adds signed 8-bit products exactly")
+    signed = quantise_graph(frames_encoder(), feeds, unsigned=False)
+    write_frames_encoder(tmp_path / "signed", signed, expected)
+    with pytest.raises(MismatchError, match=r"video: this machine .* the largest error is \d\d"):
+        OnnxEncoders.load(tmp_path / "signed", ("video",))
