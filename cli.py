@@ -602,7 +602,8 @@ def finetune(
     unfreeze: Annotated[
         str | None,
         typer.Option(
-            help="Modalities whose encoders are trained, comma-separated.  [default: all that can be]"
+            help="Modalities whose encoders are trained, comma-separated.  "
+            "[default: all that can be]"
         ),
     ] = None,
     epochs: Annotated[

@@ -35,7 +35,8 @@ class FinetuneConfig:
     data:       folder with the CSVs and clips
     features:   folder of the caches; None takes the run's own (or features/ without a run)
     modalities: modalities of the fusion model that is trained first; a given run has its own
-    unfreeze:   modalities whose encoders are trained; None takes all of the run whose encoder has parameters
+    unfreeze:   modalities whose encoders are trained; None takes all of the run
+        whose encoder has parameters
     store:      folder of the decoded clips; None takes <features>/decoded
     encoders:   fine-tuned run whose encoders made the features; None takes the one that is recorded
                 in them
