@@ -88,6 +88,7 @@ def examples() -> dict[str, str]:
     return {title: "\n".join(blocks) for title, blocks in found.items() if blocks}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("title", examples())
 def test_the_examples_of_the_page_run(
     title: str,

@@ -56,6 +56,7 @@ def listener() -> Iterator[tuple[int, list[bytes]]]:
     thread.join(5)
 
 
+@pytest.mark.heavy
 def test_tensorboard_has_curves_settings_and_scores(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_without_the_extra_the_command_that_installs_it_is_told(
     ]
 
 
+@pytest.mark.heavy
 def test_a_run_that_is_replaced_takes_its_tracked_one_with_it(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def _distances(values: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.linalg.norm(values[:50, None] - values[None, :50], axis=2)
 
 
+@pytest.mark.heavy
 def test_unseen_rows_of_the_subspace_are_kept_too() -> None:
     projection = fit_projection(planted(400, 300, 10))
     unseen = planted(50, 300, 10, seed=1)
@@ -118,6 +119,7 @@ def test_layers_are_averaged() -> None:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("num_rows", "dim"), [(2, 300), (20, 300), (127, 300), (129, 300), (500, 6)]
 )
@@ -169,6 +171,7 @@ def test_a_modality_that_no_row_has_gets_no_projection() -> None:
     assert fit_projections(cache(np.zeros((5, 1, 8), np.float32), np.zeros(5, np.bool_))) == {}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "change",
     [

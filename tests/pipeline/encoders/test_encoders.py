@@ -761,6 +761,7 @@ def test_every_subset_of_modalities_goes_to_its_own_clip(encoders: Encoders) -> 
     assert encode_clips(encoders, []) == []
 
 
+@pytest.mark.heavy
 def test_features_that_are_not_finite_are_lost_and_recorded(encoders: Encoders) -> None:
     earlier = ClipFailure(
         key=ClipKey("train", 0, 1), modality="video", stage="decode", code="x", message="y"
@@ -791,6 +792,7 @@ def test_features_are_float32_and_gradients_are_off(encoders: Encoders) -> None:
     assert all(values.dtype == np.float32 for values in features.raw.values())
 
 
+@pytest.mark.heavy
 def test_fine_tuning_can_send_gradients_through(encoders: Encoders) -> None:
     encoded = encoders.encode("text", [clip(0, "Hi")])
     assert encoded.requires_grad

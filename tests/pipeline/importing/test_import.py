@@ -150,6 +150,7 @@ def test_layers_and_frames_are_told_apart_by_three_axes(
     assert np.allclose(above, expected(clips, "dev", mean)[:, 0] + 10, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_features_of_another_cache_that_were_converted(
     caches: Path, clips: Clips, npy: Write, tmp_path: Path
 ) -> None:
