@@ -48,6 +48,10 @@ class RuntimeChoice(StrEnum):
     onnx = "onnx"
 
 
+class QuantiseChoice(StrEnum):
+    int8 = "int8"
+
+
 class LogChoice(StrEnum):
     plain = "plain"
     json = "json"

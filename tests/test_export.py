@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.export.export import ExportConfig, export
+from fusion.export.gate import VariantCost
 from fusion.export.golden import TALK
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.load import ModelChoice
@@ -31,6 +32,7 @@ from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError, WeightsMissing
 from pipeline.recipe import FeatureRecipe
+from pipeline.schema import EMOTIONS, SENTIMENTS
 from tests.conftest import Meld
 
 pytestmark = pytest.mark.heavy
@@ -259,6 +261,78 @@ def test_graphs_predict_where_pytorch_and_transformers_are_not_installed(
     ):
         given = list(utterance["emotion"]["probabilities"].values())
         np.testing.assert_allclose(given, row[:7], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of words alone: dev has 12 dialogues of 3 utterances."""
+    folder = tmp_path_factory.mktemp("words")
+    rows = [
+        f'{number},"{EMOTIONS[number % 7]} number {number}",Joey,{EMOTIONS[number % 7]},'
+        f"{SENTIMENTS[number % 3]},{number // 3},{number % 3},1,1"
+        for number in range(36)
+    ]
+    head = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode"
+    (folder / "dev_sent_emo.csv").write_text("\n".join([head, *rows]))
+    return folder
+
+
+def test_8_bits_that_lose_little_are_written_without_pytorch_and_with_what_they_cost(
+    meld: Meld, text_run: Path, tiny_text_folder: Path, words: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    config = ExportConfig(
+        run=text_run,
+        out=out,
+        quantise="int8",
+        max_loss=100,
+        data=words,
+        weights_dir=tiny_text_folder.parent,
+    )
+    gate = export(config).gate
+    assert gate is not None
+    by_torch, in_float, in_8_bits = gate.variants
+    assert (gate.rows, gate.dialogues) == (36, 12)
+    assert in_float.emotion.largest_logit_error < 1e-4 < in_8_bits.emotion.largest_logit_error
+    assert in_8_bits.num_bytes < 0.4 * in_float.num_bytes
+    assert by_torch.emotion.agreement == in_float.emotion.agreement == 1
+    assert not (out / "encoders").exists()
+    assert "| ONNX int8 |" in (out / "README.md").read_text()
+    exported = json.loads((out / "export.json").read_bytes())
+    assert exported["runtimes"] == ["onnx"]
+    assert exported["gate"]["passes"]
+    told = meld("verify", out, "--json").json
+    assert told["trusted"]
+    assert timeline(meld, out)["model"]["precision"] == {"text": "int8"}
+
+
+def test_8_bit_graphs_read_no_cached_features(meld: Meld, graphs: Path, tmp_path: Path) -> None:
+    small = Path(shutil.copytree(graphs, tmp_path / "small"))
+    change_json("export.json", lambda values: values.update(runtimes=["onnx"]))(small)
+    done = meld("evaluate", small, "--features", tmp_path)
+    assert done.status == 2
+    assert "8-bit graphs, which read no cached features" in done.err
+
+
+def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_lost(
+    meld: Meld,
+    text_run: Path,
+    text_bundle: Path,
+    tiny_text_folder: Path,
+    words: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(VariantCost, "passes", lambda self, max_loss: False)
+    monkeypatch.setattr("fusion.export.graphs._rank", lambda *_: [])
+    out = Path(shutil.copytree(text_bundle, tmp_path / "shipped"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    options = ("--quantise", "int8", "--data", words, "--weights-dir", tiny_text_folder.parent)
+    done = meld("export", text_run, "--out", out, "--overwrite", *options)
+    assert done.status == 6
+    assert "nothing was written" in done.err
+    assert "ONNX int8" in done.out
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from console.options import (
     AsJson,
     DeviceOption,
     EncoderOwner,
+    MeasuredSplit,
+    QuantiseChoice,
     RuntimeOption,
     TrainedRun,
     WeightsDir,
@@ -18,7 +20,7 @@ from pipeline.errors import MismatchError
 
 EXPORT_EPILOG = (
     "Examples: `meld export runs/all --out shipped --onnx`   "
-    "`meld export runs/all --out shipped --link-encoders`"
+    "`meld export runs/all --out small --quantise int8 --data data`"
 )
 VERIFY_EPILOG = "Examples: `meld verify shipped`   `meld verify shipped --json`"
 
@@ -41,6 +43,30 @@ def export(
             "--onnx", help="Write ONNX graphs of the encoders and of the fusion model as well."
         ),
     ] = False,
+    quantise: Annotated[
+        QuantiseChoice | None,
+        typer.Option(
+            help="int8: write graphs with 8-bit weights instead of the encoders, if they lose no "
+            "more than --max-loss.  [default: nothing is quantised]"
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float,
+        typer.Option(
+            help="Points of weighted F1 that --quantise may lose: limit of the lower bound of the "
+            "difference's 95 % interval."
+        ),
+    ] = 1.0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --quantise: corpus that the loss is measured on, its CSVs, and its clips "
+            "if the run sees or hears.  [default: the run's own, or data]"
+        ),
+    ] = None,
+    split: Annotated[
+        MeasuredSplit, typer.Option(help="With --quantise: split of that corpus.")
+    ] = MeasuredSplit.dev,
     weights_dir: WeightsDir = None,
     encoders: EncoderOwner = None,
     overwrite: Annotated[
@@ -59,20 +85,30 @@ def export(
     the expected probabilities, which meld verify computes on another machine. meld predict, serve
     and evaluate take a bundle wherever they take a run.
     """
-    from console.show.bundle import show_export
+    from console.show.bundle import show_export, show_gate
     from fusion.export.export import ExportConfig
     from fusion.export.export import export as write_bundle
+    from fusion.export.gate import ExportRefused
 
     config = ExportConfig(
         run=run,
         out=out,
         link_encoders=link_encoders,
         onnx=onnx,
+        quantise=None if quantise is None else "int8",
+        max_loss=max_loss,
+        data=data,
+        split=split.value,
         weights_dir=weights_dir,
         encoders=encoders,
         overwrite=overwrite,
     )
-    show_export(write_bundle(config), as_json)
+    try:
+        result = write_bundle(config)
+    except ExportRefused as refused:
+        show_gate(refused.report, as_json)
+        raise
+    show_export(result, as_json)
 
 
 @reports_errors

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from console.printing import print_json, print_rich
 from fusion.export.export import ExportResult
+from fusion.export.gate import GateReport, HeadCost
 from fusion.export.golden import StageDifference, Verification
 
 
@@ -13,8 +14,47 @@ def show_export(result: ExportResult, as_json: bool) -> None:
         return
     for name, size in result.files.items():
         print(f"  {size:>13,} B  {name}")
+    if result.gate is not None:
+        _print_gate(result.gate)
     print(f"{result.bundle}: {result.num_bytes:,} B in {len(result.files)} files")
     print(f"check it on another machine: meld verify {result.bundle}")
+
+
+def show_gate(report: GateReport, as_json: bool) -> None:
+    """Of an export that was refused."""
+    if as_json:
+        print_json({"gate": report.to_dict()})
+        return
+    _print_gate(report)
+
+
+def _print_gate(report: GateReport) -> None:
+    table = Table(
+        title=f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; "
+        f"weighted F1, and the change with its 95 % interval, in points"
+    )
+    columns = ("", "MB", "ms, 1 core", f"ms, {report.cores} cores", "head", "F1", "change")
+    for column in (*columns, "same label", "largest logit error"):
+        table.add_column(column)
+    for each in report.variants:
+        sizes = (each.num_bytes / 1e6, each.ms_one_core, each.ms_all_cores)
+        table.add_row(
+            each.name, *(f"{size:.1f}" for size in sizes), "emotion", *_cost(each.emotion)
+        )
+        table.add_row("", "", "", "", "sentiment", *_cost(each.sentiment))
+    print_rich(table)
+    if report.kept_float:
+        print(f"  layers left in float: {', '.join(report.kept_float)}")
+
+
+def _cost(cost: HeadCost) -> tuple[str, str, str, str]:
+    change = "-"
+    if cost.change is not None:
+        points = (cost.change.value, cost.change.low, cost.change.high)
+        value, low, high = (100 * each for each in points)
+        change = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    f1 = "-" if cost.f1 is None else f"{cost.f1.value:.3f}"
+    return f1, change, f"{cost.agreement:.1%}", f"{cost.largest_logit_error:.1e}"
 
 
 def show_verification(verification: Verification, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from fusion.evaluation.modality_subsets import score_subsets
 from fusion.evaluation.report import Calibration, EvalReport, HeadReport, ModalityPresence
 from fusion.evaluation.scores import accuracy_of, score
 from fusion.evaluation.test_evaluations import record_evaluation
+from fusion.inference.bundle import EXPORT, read_export
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.decoding import Decoding
 from fusion.inference.predict import predict_subsets
@@ -122,6 +123,12 @@ def open_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[Checkpoint, FusionData]:
     """A run and the features of a split, checked against the recipe that it was trained on."""
+    exported = read_export(config.run)
+    if exported is not None and "torch" not in exported["runtimes"]:
+        raise UsageError(
+            f"{config.run} holds 8-bit graphs, which read no cached features; what they score "
+            f"beside the run that they were made of is in {config.run / EXPORT}"
+        )
     checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
     features = _features(config, checkpoint, on_progress)

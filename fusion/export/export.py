@@ -1,6 +1,7 @@
 """`meld export`: a trained run becomes a bundle, one folder that predicts anywhere.
 
-run -> load with its encoders -> encoders/ and model.safetensors
+run -> load with its encoders -> graphs, and what they lose on dev (`graphs.py`, `gate.py`)
+                               -> encoders/ and model.safetensors
                                -> golden/: what it says of a film of ours
                                -> README.md, export.json, and config.json last
 """
@@ -8,25 +9,29 @@ run -> load with its encoders -> encoders/ and model.safetensors
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fusion.export.card import render_card
+from fusion.export.gate import Gate, GateReport
 from fusion.export.golden import describe_machine, write_golden
+from fusion.export.graphs import Graphs, quantise, write_graphs
 from fusion.inference.bundle import (
     CARD,
     EXPORT,
     FORMAT,
     FORMAT_VERSION,
-    FUSION_GRAPH,
     GOLDEN,
     GRAPHS,
     hash_file,
 )
 from fusion.inference.checkpoint import write_weights
 from fusion.inference.description import CONFIG, WEIGHTS, description_bytes
+from fusion.inference.onnx_runtime import OnnxRuntime
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
 from fusion.training.run_folder import open_run
@@ -48,6 +53,12 @@ class ExportConfig:
 
     out:           the bundle's folder
     onnx:          write ONNX graphs of the encoders and of the fusion model as well
+    quantise:      "int8" writes graphs with 8-bit weights, and no encoders for PyTorch
+    data:          corpus that the loss is measured on: its CSVs, and its clips if the run sees or
+                   hears; None takes the one that the run was fine-tuned on, or "data"
+    split:         its part
+    max_loss:      points of weighted F1 that 8 bits may lose: what the lower bound of the 95 %
+                   interval of the difference must not go beyond
     link_encoders: leave the encoders out; whoever loads the bundle needs the same pretrained
                    weights, which are compared by hash
     weights_dir:   a folder to look for pretrained weights in, before the libraries' own caches
@@ -58,25 +69,44 @@ class ExportConfig:
     run: Path
     out: Path
     onnx: bool = False
+    quantise: Literal["int8"] | None = None
+    data: Path | None = None
+    split: Literal["dev", "test"] = "dev"
+    max_loss: float = 1.0
     link_encoders: bool = False
     weights_dir: Path | None = None
     encoders: Path | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        if self.quantise is None and self.data is not None:
+            raise UsageError(f"--data {self.data}: nothing is measured without --quantise")
+        if self.quantise not in (None, "int8"):
+            raise UsageError(f"--quantise {self.quantise}: int8")
+        if self.quantise is not None and self.link_encoders:
+            raise UsageError("--link-encoders: 8-bit graphs hold the encoders; leave one out")
+        if not self.max_loss >= 0:
+            raise UsageError(f"--max-loss must be 0 or more points, not {self.max_loss}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """bundle: the folder; files: bytes of each file in it, by name relative to it"""
+    """bundle: the folder; files: bytes of each file in it, by name relative to it
+
+    gate: what 8 bits cost; None where nothing was quantised
+    """
 
     bundle: Path
     files: Mapping[str, int]
+    gate: GateReport | None = None
 
     @property
     def num_bytes(self) -> int:
         return sum(self.files.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return to_values(self) | {"bytes": self.num_bytes}
+        gate = None if self.gate is None else self.gate.to_dict()
+        return to_values(self) | {"bytes": self.num_bytes, "gate": gate}
 
 
 def export(config: ExportConfig) -> ExportResult:
@@ -95,25 +125,49 @@ def export(config: ExportConfig) -> ExportResult:
             f"--link-encoders: the {owned[0]} encoder was fine-tuned and exists in its run alone; "
             "leave the option out"
         )
-    with open_run(
-        config.out, overwrite=config.overwrite, name="bundle", inputs=[config.run]
-    ) as bundle:
-        return _write(config, predictor, runtime, bundle)
+    # Graphs first, and elsewhere: what the gate refuses replaces nothing.
+    with tempfile.TemporaryDirectory(prefix="meld-export-") as work:
+        graphs = _make_graphs(config, predictor, runtime, Path(work))
+        with open_run(
+            config.out, overwrite=config.overwrite, name="bundle", inputs=[config.run]
+        ) as bundle:
+            return _write(config, predictor, runtime, graphs, bundle)
+
+
+def _make_graphs(
+    config: ExportConfig, predictor: Predictor, runtime: PyTorchRuntime, work: Path
+) -> Graphs | None:
+    if not config.onnx and config.quantise is None:
+        return None
+    write_graphs(runtime, work / "float")
+    if config.quantise is None:
+        return Graphs(folder=work / "float")
+    data = config.data or predictor.description.data or Path("data")
+    gate = Gate(predictor, data, config.split, config.max_loss)
+    return quantise(predictor, work / "float", work, gate)
 
 
 def _write(
-    config: ExportConfig, predictor: Predictor, runtime: PyTorchRuntime, bundle: Path
+    config: ExportConfig,
+    predictor: Predictor,
+    runtime: PyTorchRuntime,
+    graphs: Graphs | None,
+    bundle: Path,
 ) -> ExportResult:
-    if not config.link_encoders:
+    in_float = graphs is None or graphs.gate is None
+    if in_float and not config.link_encoders:
         log.info("writing the encoders of %s", ", ".join(predictor.modalities))
         taken = [
             each for each in predictor.recipe.encoders if each.modality in predictor.modalities
         ]
         recipe = replace(predictor.recipe, encoders=tuple(taken))
         write_encoders(bundle, dict(runtime.encoders.items()), recipe, tuned=())
-    if config.onnx:
-        _write_graphs(runtime, bundle)
+    if graphs is not None:
+        _copy(graphs.folder, bundle / GRAPHS)
     log.info("computing the golden clips")
+    if not in_float:  # 8 bits say something else than the run, and are checked against themselves
+        shipped = OnnxRuntime.load(bundle / GRAPHS, predictor.description)
+        predictor = Predictor(predictor.name, predictor.description, shipped)
     write_golden(predictor, bundle)
     checkpoint = runtime.checkpoint.to_pass_on()
     config_bytes = description_bytes(checkpoint)
@@ -127,8 +181,9 @@ def _write(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "run": predictor.name,
-        "runtimes": ["torch", "onnx"] if config.onnx else ["torch"],
-        "encoders": "linked" if config.link_encoders else "included",
+        "runtimes": [*(["torch"] if in_float else []), *(["onnx"] if graphs else [])],
+        "encoders": "linked" if config.link_encoders else "included" if in_float else "int8",
+        "gate": None if graphs is None or graphs.gate is None else graphs.gate.to_dict(),
         "machine": describe_machine(predictor),
         "versions": description["versions"],
         "files": files | {CONFIG: hashlib.sha256(config_bytes).hexdigest()},
@@ -139,24 +194,19 @@ def _write(
     write_whole(bundle / CONFIG, config_bytes)
     names = (*export["files"], *(f"evaluation-{split}.json" for split in reports), CARD, EXPORT)
     sizes = {name: (bundle / name).stat().st_size for name in names}
-    return ExportResult(bundle=bundle, files=dict(sorted(sizes.items())))
+    return ExportResult(
+        bundle=bundle,
+        files=dict(sorted(sizes.items())),
+        gate=None if graphs is None else graphs.gate,
+    )
 
 
-def _write_graphs(runtime: PyTorchRuntime, bundle: Path) -> None:
-    """Raises UsageError where an encoder cannot be written so, or computes in bfloat16."""
-    # The exporter is an extra, and takes seconds to import.
-    from fusion.export.onnx import write_fusion_graph
-    from pipeline.onnx.write import write_encoder_graphs
-
-    log.info("writing ONNX graphs")
-    for modality, precision in runtime.precision.items():
-        if precision != "float32":
-            raise UsageError(
-                f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
-                "in float32; extract and train with --precision float32"
-            )
-    write_encoder_graphs(runtime.encoders, bundle / GRAPHS)
-    write_fusion_graph(runtime.checkpoint.model, bundle / GRAPHS / FUSION_GRAPH)
+def _copy(folder: Path, out: Path) -> None:
+    """Raises StorageError."""
+    try:
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error}") from error
 
 
 def _deciding(bundle: Path) -> list[Path]:

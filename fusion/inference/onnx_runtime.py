@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusion.inference.bundle import FUSION_GRAPH, GRAPHS
+from fusion.inference.bundle import FUSION_GRAPH
 from fusion.inference.description import RunDescription
 from fusion.inference.onnx import OnnxFusion
 from fusion.inference.runtime import FeatureRows, HeadLogits, RuntimeName
@@ -28,23 +28,28 @@ class OnnxRuntime:
 
     @classmethod
     def load(
-        cls, bundle: Path, description: RunDescription, exported: Mapping[str, object]
+        cls,
+        folder: Path,
+        description: RunDescription,
+        *,
+        sha256: str | None = None,
+        threads: int | None = None,
     ) -> "OnnxRuntime":
-        """exported: the content of its `export.json`. Every graph is checked before it is opened,
-        and computes its self-test.
+        """Every graph is checked before it is opened, and computes its self-test.
+
+        folder:  of the graphs
+        sha256:  of the fusion model's graph; None compares nothing
+        threads: that one call computes with; None takes one per core
 
         Raises InputError, CacheCorrupt, MismatchError or StorageError, as `OnnxEncoders.load`.
         """
-        threads = num_cores()
-        folder = bundle / GRAPHS
+        threads = num_cores() if threads is None else threads
         encoders = OnnxEncoders.load(folder, description.dims.names, threads=threads)
-        files = exported.get("files")
-        digest = files.get(f"{GRAPHS}/{FUSION_GRAPH}") if isinstance(files, dict) else None
         fusion = OnnxFusion.load(
-            folder / FUSION_GRAPH, description.dims, sha256=digest, threads=threads
+            folder / FUSION_GRAPH, description.dims, sha256=sha256, threads=threads
         )
         told = ", ".join(f"{name} in {kind}" for name, kind in encoders.precision.items())
-        log.info("bundle %s (%s) by ONNX Runtime", bundle.resolve(), told)
+        log.info("graphs of %s (%s) by ONNX Runtime", folder.resolve(), told)
         return cls(encoders, fusion, threads)
 
     @property

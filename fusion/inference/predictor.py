@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.inference.bundle import GRAPH_INDEX, read_export
+from fusion.inference.bundle import FUSION_GRAPH, GRAPH_INDEX, GRAPHS, read_export
 from fusion.inference.decoding import JointLabels, decode
 from fusion.inference.description import WEIGHTS, RunDescription, read_description
 from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
@@ -111,7 +111,9 @@ class Predictor:
     ) -> "Predictor":
         from fusion.inference.onnx_runtime import OnnxRuntime
 
-        computed = OnnxRuntime.load(run, description, exported)
+        files = exported.get("files")
+        digest = files.get(f"{GRAPHS}/{FUSION_GRAPH}") if isinstance(files, dict) else None
+        computed = OnnxRuntime.load(run / GRAPHS, description, sha256=digest)
         # Graphs in float32 are the run's weights; others are a model of their own.
         decides = WEIGHTS if set(computed.precision.values()) == {"float32"} else GRAPH_INDEX
         fingerprint = hashlib.sha256((run / decides).read_bytes()).hexdigest()

@@ -1,0 +1,123 @@
+"""The ONNX graphs of an export: in float, or in 8 bits if the gate lets them pass.
+
+encoders and fusion model -> float graphs -> 8-bit graphs -> gate
+                                                 ^            | refused
+                                                 '-- more layers stay in float: the worst first
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fusion.export.gate import Candidate, ExportRefused, Gate, GateReport, refusal
+from fusion.inference.bundle import FUSION_GRAPH
+from fusion.inference.onnx_runtime import OnnxRuntime
+from fusion.inference.predictor import Predictor
+from fusion.inference.pytorch import PyTorchRuntime
+from pipeline.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_CLIPS, RANKING_CLIPS = 100, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """folder: with the graphs; gate: what they cost, None where they are in float"""
+
+    folder: Path
+    gate: GateReport | None = None
+
+
+def write_graphs(runtime: PyTorchRuntime, folder: Path) -> None:
+    """Float graphs of every encoder and of the fusion model.
+
+    Raises UsageError where an encoder cannot be written so, or computes in bfloat16.
+    """
+    # The exporter is an extra, and takes seconds to import.
+    from fusion.export.onnx import write_fusion_graph
+    from pipeline.onnx.write import write_encoder_graphs
+
+    for modality, precision in runtime.precision.items():
+        if precision != "float32":
+            raise UsageError(
+                f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
+                "in float32; extract and train with --precision float32"
+            )
+    log.info("writing ONNX graphs")
+    write_encoder_graphs(runtime.encoders, folder)
+    write_fusion_graph(runtime.checkpoint.model, folder / FUSION_GRAPH)
+
+
+def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Graphs:
+    """8-bit graphs that pass the gate: all layers in 8 bits, or as many as pass. The layers that
+    stay in float are those that make the largest error alone: 1, 2, 4, 8, ... of them.
+
+    Raises:
+        ExportRefused: they lose too much even so.
+        UsageError, InputError, MismatchError: as `quantise_graphs`.
+    """
+    from pipeline.onnx.quantise import quantise_graphs
+
+    calibration = gate.calibration(predictor, CALIBRATION_CLIPS)
+    original = [
+        gate.measure(_by_torch(predictor)),
+        gate.measure(_by_graphs("ONNX", predictor, in_float)),
+    ]
+    ranked: list[str] = []
+    num_kept = 0
+    while True:
+        kept = ranked[:num_kept]
+        folder = work / f"int8-{num_kept}"
+        quantise_graphs(in_float, folder, calibration, keep_float=kept)
+        shutil.copyfile(in_float / FUSION_GRAPH, folder / FUSION_GRAPH)
+        cost = gate.measure(_by_graphs("ONNX int8", predictor, folder))
+        report = gate.report([*original, cost], kept_float=kept)
+        if report.passes:
+            return Graphs(folder=folder, gate=report)
+        log.info("%d layers in float: %s", num_kept, refusal(report))
+        if not ranked:
+            ranked = _rank(predictor, in_float, gate)
+        if num_kept >= len(ranked) or cost.emotion.change is None:
+            raise ExportRefused(refusal(report), report)
+        num_kept = min(max(1, 2 * num_kept), len(ranked))
+        shutil.rmtree(folder)
+
+
+def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:
+    """Names of the layers that can have 8 bits, the worst first."""
+    from pipeline.onnx.index import OnnxIndex
+    from pipeline.onnx.quantise import LEAST_BYTES, rank_layers
+
+    clips = gate.calibration(predictor, RANKING_CLIPS)
+    layers = []
+    for modality in OnnxIndex.read(in_float).encoders:
+        if (in_float / modality / "model.onnx").stat().st_size >= LEAST_BYTES:
+            layers += rank_layers(in_float, modality, clips)
+    return [layer.node for layer in sorted(layers, key=lambda layer: layer.error, reverse=True)]
+
+
+def _by_torch(predictor: Predictor) -> Candidate:
+    def load(threads: int) -> Predictor:
+        torch.set_num_threads(threads)
+        return predictor
+
+    runtime = predictor.runtime
+    assert isinstance(runtime, PyTorchRuntime)
+    nets: Sequence[torch.nn.Module] = (runtime.encoders, runtime.checkpoint.model)
+    values = [value for net in nets for value in (*net.parameters(), *net.buffers())]
+    num_bytes = sum(value.numel() * value.element_size() for value in values)
+    return Candidate(name="PyTorch", load=load, num_bytes=num_bytes)
+
+
+def _by_graphs(name: str, predictor: Predictor, folder: Path) -> Candidate:
+    def load(threads: int) -> Predictor:
+        runtime = OnnxRuntime.load(folder, predictor.description, threads=threads)
+        return Predictor(predictor.name, predictor.description, runtime)
+
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*.onnx"))
+    return Candidate(name=name, load=load, num_bytes=num_bytes)
