@@ -39,6 +39,12 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `predictions/` may be written."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="module")
 def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three modalities, with dialogue context, evaluated on both splits."""

@@ -1,5 +1,6 @@
 """A bundle that was written (`meld export`), and whether it can be trusted here (`meld verify`)."""
 
+from rich import box
 from rich.table import Table
 
 from console.printing import print_json, print_rich
@@ -29,32 +30,29 @@ def show_gate(report: GateReport, as_json: bool) -> None:
 
 
 def _print_gate(report: GateReport) -> None:
-    table = Table(
-        title=f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; "
-        f"weighted F1, and the change with its 95 % interval, in points"
+    print(
+        f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; weighted F1, its "
+        "change in points with the 95 % interval, and how often both say the same"
     )
-    columns = ("", "MB", "ms, 1 core", f"ms, {report.cores} cores", "head", "F1", "change")
-    for column in (*columns, "same label", "largest logit error"):
-        table.add_column(column)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    for column in ("", "MB", f"ms, 1|{report.cores} cores", "F1", "change", "agree"):
+        table.add_column(column, no_wrap=True)
     for each in report.variants:
-        sizes = (each.num_bytes / 1e6, each.ms_one_core, each.ms_all_cores)
-        table.add_row(
-            each.name, *(f"{size:.1f}" for size in sizes), "emotion", *_cost(each.emotion)
-        )
-        table.add_row("", "", "", "", "sentiment", *_cost(each.sentiment))
+        sizes = (f"{each.num_bytes / 1e6:.1f}", f"{each.ms_one_core:.1f}, {each.ms_all_cores:.1f}")
+        table.add_row(each.name, *sizes, *_cost(each.emotion))
+        table.add_row("  sentiment", "", "", *_cost(each.sentiment))
     print_rich(table)
     if report.kept_float:
         print(f"  layers left in float: {', '.join(report.kept_float)}")
 
 
-def _cost(cost: HeadCost) -> tuple[str, str, str, str]:
+def _cost(cost: HeadCost) -> tuple[str, str, str]:
     change = "-"
     if cost.change is not None:
         points = (cost.change.value, cost.change.low, cost.change.high)
         value, low, high = (100 * each for each in points)
         change = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-    f1 = "-" if cost.f1 is None else f"{cost.f1.value:.3f}"
-    return f1, change, f"{cost.agreement:.1%}", f"{cost.largest_logit_error:.1e}"
+    return "-" if cost.f1 is None else f"{cost.f1.value:.3f}", change, f"{cost.agreement:.1%}"
 
 
 def show_verification(verification: Verification, as_json: bool) -> None:

@@ -224,9 +224,10 @@ def refusal(report: GateReport) -> str:
         if (change := getattr(worst, head).change) is not None
     ]
     measured = ", ".join(told) or "too few dialogues have labels to say"
+    kept = f" with {len(report.kept_float)} layers in float" if report.kept_float else ""
     return (
-        f"{worst.name} loses more than --max-loss {report.max_loss:g} points of weighted F1 on "
-        f"{report.split}: {measured}; nothing was written"
+        f"{worst.name}{kept} may lose more than --max-loss {report.max_loss:g} points of weighted "
+        f"F1 on {report.split}: {measured}; nothing was written"
     )
 
 

@@ -23,6 +23,8 @@ from pipeline.errors import UsageError
 log = logging.getLogger(__name__)
 
 CALIBRATION_CLIPS, RANKING_CLIPS = 100, 16
+# Of the float graphs' bytes; beyond it too much is left in float to be worth the loss.
+MOST_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Gr
     stay in float are those that make the largest error alone: 1, 2, 4, 8, ... of them.
 
     Raises:
-        ExportRefused: they lose too much even so.
+        ExportRefused: they lose too much as long as they have at most half of the bytes.
         UsageError, InputError, MismatchError: as `quantise_graphs`.
     """
     from pipeline.onnx.quantise import quantise_graphs
@@ -69,6 +71,7 @@ def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Gr
         gate.measure(_by_graphs("ONNX", predictor, in_float)),
     ]
     ranked: list[str] = []
+    best: GateReport | None = None  # of those that were refused
     num_kept = 0
     while True:
         kept = ranked[:num_kept]
@@ -77,15 +80,24 @@ def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Gr
         shutil.copyfile(in_float / FUSION_GRAPH, folder / FUSION_GRAPH)
         cost = gate.measure(_by_graphs("ONNX int8", predictor, folder))
         report = gate.report([*original, cost], kept_float=kept)
+        if cost.num_bytes > MOST_SHARE * original[-1].num_bytes and best is not None:
+            raise ExportRefused(refusal(best), best)
         if report.passes:
             return Graphs(folder=folder, gate=report)
-        log.info("%d layers in float: %s", num_kept, refusal(report))
+        log.info("layers in float: %d; %s", num_kept, refusal(report))
+        best = report if best is None or _loss(report) < _loss(best) else best
         if not ranked:
             ranked = _rank(predictor, in_float, gate)
         if num_kept >= len(ranked) or cost.emotion.change is None:
-            raise ExportRefused(refusal(report), report)
+            raise ExportRefused(refusal(best), best)
         num_kept = min(max(1, 2 * num_kept), len(ranked))
         shutil.rmtree(folder)
+
+
+def _loss(report: GateReport) -> float:
+    """Of the head that loses more: the lower bound of its change, as a loss."""
+    changes = (report.variants[-1].emotion.change, report.variants[-1].sentiment.change)
+    return max((-change.low for change in changes if change is not None), default=float("inf"))
 
 
 def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:

@@ -1,5 +1,6 @@
 """A service with its real worker and the model that comes with this program, one for all tests."""
 
+import faulthandler
 import os
 import socket
 import threading
@@ -100,6 +101,8 @@ def address(service: "Service") -> Iterator[str]:
             time.sleep(0.05)
         server.should_exit = True
         thread.join(30)
+        if thread.is_alive():
+            faulthandler.dump_traceback()  # what it waits for
         assert not thread.is_alive()
         assert not open_ones
 
