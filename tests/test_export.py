@@ -39,12 +39,6 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `predictions/` may be written."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
-
-
 @pytest.fixture(scope="module")
 def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three modalities, with dialogue context, evaluated on both splits."""
@@ -119,7 +113,8 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def timeline(meld: Meld, model: Path) -> dict[str, Any]:
-    done = meld("predict", TALK, "--model", model, "--json")
+    out = model.parent / "predictions"
+    done = meld("predict", TALK, "--model", model, "--out", out, "--json")
     assert done.status == 0, done.err
     return done.json["files"][0]["timeline"]
 
@@ -462,20 +457,31 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return apply
 
 
+EXECUTED = "was-executed"  # beside the bundle
+
+
 class Exploit:
     """What a pickle may do when it is loaded."""
 
+    def __init__(self, bundle: Path) -> None:
+        self.trace = bundle.parent / EXECUTED
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.write_text, (Path("was-executed"), "yes"))
+        return (Path.write_text, (self.trace, "yes"))
+
+
+def a_pickle(bundle: Path) -> None:
+    (bundle / FUSION).write_bytes(pickle.dumps(Exploit(bundle)))
 
 
 def only_a_pickle(bundle: Path) -> None:
-    (bundle / "encoders/text/model.safetensors").unlink()
-    (bundle / "encoders/text/pytorch_model.bin").write_bytes(pickle.dumps(Exploit()))
+    (bundle / TEXT).unlink()
+    (bundle / "encoders/text/pytorch_model.bin").write_bytes(pickle.dumps(Exploit(bundle)))
 
 
 def code_in_the_bundle(bundle: Path) -> None:
-    (bundle / "encoders/text/evil.py").write_text("open('was-executed', 'w').write('yes')")
+    trace = str(bundle.parent / EXECUTED)
+    (bundle / "encoders/text/evil.py").write_text(f"open({trace!r}, 'w').write('yes')")
     change_json(
         "encoders/text/config.json",
         lambda config: config.update(
@@ -519,10 +525,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         change_weights(TEXT, lambda w: w.pop(first(w, "attention.self.query.weight"))),
         "no usable Hugging Face text model",
     ),
-    "a pickle for weights": (
-        write(FUSION, pickle.dumps(Exploit())),
-        "not a safetensors file",
-    ),
+    "a pickle for weights": (a_pickle, "not a safetensors file"),
     "a pickle for an encoder": (only_a_pickle, "no usable Hugging Face text model"),
     "code of its own": (code_in_the_bundle, "no usable Hugging Face text model"),
     "a header of exabytes": (
@@ -570,17 +573,21 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_bundle_is_refused_in_a_line_and_executes_nothing(
-    kind: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meld: Meld
+    kind: str, copied: Path, tmp_path: Path, meld: Meld
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     damage, told = HOSTILE[kind]
     damage(copied)
     rehash(copied)
-    done = meld("predict", TALK, "--model", copied, "--json")
+    done = meld("predict", TALK, "--model", copied, "--out", tmp_path / "out", "--json")
     assert done.status in (5, 6), done.err
     assert told in done.err
     assert "Traceback" not in done.err
-    assert not list(tmp_path.rglob("was-executed"))
+    assert not (tmp_path / EXECUTED).exists()
+
+
+def test_the_planted_pickle_would_tell_if_it_were_loaded(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Exploit(tmp_path / "bundle")))
+    assert (tmp_path / EXECUTED).exists()
 
 
 @pytest.mark.parametrize(
