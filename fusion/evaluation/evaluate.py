@@ -123,13 +123,13 @@ def open_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[Checkpoint, FusionData]:
     """A run and the features of a split, checked against the recipe that it was trained on."""
+    checkpoint = read_checkpoint(config.run)
     exported = read_export(config.run)
     if exported is not None and "torch" not in exported["runtimes"]:
         raise UsageError(
             f"{config.run} holds 8-bit graphs, which read no cached features; what they score "
             f"beside the run that they were made of is in {config.run / EXPORT}"
         )
-    checkpoint = read_checkpoint(config.run)
     dims = checkpoint.dims
     features = _features(config, checkpoint, on_progress)
     log.info("%s: features from %s", config.run, features)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from fusion.inference.bundle import read_export
 from fusion.inference.bundled import bundled_run
+from fusion.inference.description import read_description
 from fusion.inference.predictor import Predictor
 from pipeline.errors import UsageError
 from pipeline.system.device import has_gpu
@@ -54,6 +55,7 @@ class ModelChoice:
         """Whether ONNX graphs are computed, for which PyTorch need not be there."""
         if self.runtime != "auto":
             return self.runtime == "onnx"
+        read_description(self._folder)  # where it is no run, that is told
         exported = read_export(self._folder)
         return exported is not None and "torch" not in exported["runtimes"]
 
