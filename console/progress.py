@@ -3,9 +3,9 @@ remaining time. A bar is removed when the work is done.
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from console.printing import say
@@ -102,13 +102,13 @@ class _Lines:
     total, begins a new stage."""
 
     def __init__(self) -> None:
-        now_s = time.monotonic()
+        now_s = monotonic()
         self._started_s = self._said_s = now_s
         self._stage: tuple[int | None, int, float] | None = None  # total, done and time at first
         self._last = 0
 
     def is_time(self, done: int, total: int | None) -> bool:
-        now_s = time.monotonic()
+        now_s = monotonic()
         if self._stage is None or self._stage[0] != total or done < self._last:
             self._stage = (total, done, now_s)
         self._last = done
@@ -123,7 +123,7 @@ class _Lines:
         if total is None or self._stage is None or done <= self._stage[1]:
             return ""
         _, first, since_s = self._stage
-        left_s = (time.monotonic() - since_s) / (done - first) * (total - done)
+        left_s = (monotonic() - since_s) / (done - first) * (total - done)
         for unit, seconds in (("h", 3600), ("min", 60)):
             if left_s >= 2 * seconds:
                 return f"about {left_s / seconds:.0f} {unit} left"
