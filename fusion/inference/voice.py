@@ -233,7 +233,7 @@ class VoiceDetector:
 def _load_detector(model: Path) -> Any:
     """One for all that listen at a time: the state is the caller's, and a session may be run by
     several threads."""
-    import onnxruntime  # optional, and not light
+    from pipeline.onnx.silent import onnxruntime  # optional, and not light
 
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1

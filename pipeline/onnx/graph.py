@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from pipeline.errors import CacheCorrupt, MismatchError, StorageError
+from pipeline.onnx.silent import onnxruntime
 from pipeline.onnx.wire import Refused, check_graph
 
 OPSET = 20  # version of ONNX's operators: what PyTorch 2.11 writes best, and ONNX Runtime reads

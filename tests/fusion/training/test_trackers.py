@@ -122,7 +122,8 @@ def test_weights_and_biases_has_the_same_offline_and_asks_no_network(
     finally:
         wandb.teardown()
     assert done.status == 0, done.err
-    assert heard == []
+    # What ONNX Runtime of another test in this process may still send is not W&B's.
+    assert [each for each in heard if b"events.data.microsoft.com" not in each] == []
 
     [file] = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
     records = list(records_of(file))
