@@ -351,6 +351,23 @@ def test_what_says_nothing_to_graphs_is_refused(
     assert told in done.err
 
 
+@pytest.mark.parametrize("option", [("--max-loss", 3), ("--split", "test"), ("--data", "d")])
+def test_what_is_measured_is_said_with_quantise_alone(
+    meld: Meld, text_run: Path, tmp_path: Path, option: tuple[object, ...]
+) -> None:
+    done = meld("export", text_run, "--out", tmp_path / "out", *option)
+    assert done.status == 2
+    assert "nothing is measured without --quantise" in done.err
+
+
+def test_8_bit_graphs_are_not_exported_again(meld: Meld, graphs: Path, tmp_path: Path) -> None:
+    small = Path(shutil.copytree(graphs, tmp_path / "small"))
+    change_json("export.json", lambda values: values.update(runtimes=["onnx"]))(small)
+    done = meld("export", small, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "export the run that they were made of" in done.err
+
+
 def test_a_run_has_no_graphs(meld: Meld, text_run: Path) -> None:
     done = meld("predict", TALK, "--model", text_run, "--runtime", "onnx")
     assert done.status == 2

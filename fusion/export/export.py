@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.export.card import render_card
 from fusion.export.gate import Gate, GateReport
 from fusion.export.golden import describe_machine, write_golden
@@ -28,6 +29,7 @@ from fusion.inference.bundle import (
     GOLDEN,
     GRAPHS,
     hash_file,
+    read_export,
 )
 from fusion.inference.checkpoint import write_weights
 from fusion.inference.description import CONFIG, WEIGHTS, description_bytes
@@ -79,8 +81,14 @@ class ExportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.quantise is None and self.data is not None:
-            raise UsageError(f"--data {self.data}: nothing is measured without --quantise")
+        measuring: dict[str, tuple[object, object]] = {
+            "data": (self.data, None),
+            "split": (self.split, "dev"),
+            "max-loss": (self.max_loss, 1.0),
+        }
+        for name, (value, default) in measuring.items():
+            if self.quantise is None and value != default:
+                raise UsageError(f"--{name} {value}: nothing is measured without --quantise")
         if self.quantise not in (None, "int8"):
             raise UsageError(f"--quantise {self.quantise}: int8")
         if self.quantise is not None and self.link_encoders:
@@ -116,6 +124,11 @@ def export(config: ExportConfig) -> ExportResult:
         UsageError: `out` holds something else; encoders that exist nowhere else are to be linked.
         InputError, StorageError, CacheCorrupt, WeightsMissing, MismatchError: as `Predictor.load`.
     """
+    exported = read_export(config.run)
+    if exported is not None and "torch" not in exported["runtimes"]:
+        raise UsageError(
+            f"{config.run} holds 8-bit graphs alone; export the run that they were made of"
+        )
     predictor = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
     runtime = predictor.runtime
     assert isinstance(runtime, PyTorchRuntime)
@@ -144,6 +157,8 @@ def _make_graphs(
         return Graphs(folder=work / "float")
     data = config.data or predictor.description.data or Path("data")
     gate = Gate(predictor, data, config.split, config.max_loss)
+    if config.split == "test":
+        record_evaluation(config.run, "export")
     return quantise(predictor, work / "float", work, gate)
 
 
