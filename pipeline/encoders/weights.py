@@ -42,7 +42,11 @@ FRAME_SIZE = (128, 171)  # height, width that frames are scaled to
 CROP_SIZE = (112, 112)  # of that, what the net sees
 
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-_HASHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".pth")
+# Of the files of a folder; a file that is named itself is hashed whatever its name.
+_HASHED_SUFFIXES = (
+    *(".json", ".txt", ".model", ".safetensors", ".pth"),
+    *(".npy", ".parquet", ".vec"),  # word vectors
+)
 
 
 def find_text_encoder(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
@@ -187,7 +191,7 @@ def hash_weights(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.iterdir())
     digest = hashlib.sha256()
     for file in files:
-        if file.is_file() and file.suffix in _HASHED_SUFFIXES:
+        if file == path or (file.is_file() and file.suffix in _HASHED_SUFFIXES):
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(f"{file.name}\0{content}\n".encode())
