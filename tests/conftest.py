@@ -6,12 +6,14 @@ fixtures is heavy by itself; one that starts a process in its own way is marked.
 """
 
 import fcntl
+import gc
 import io
 import json
 import logging
 import multiprocessing.process
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +86,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="only tests that start neither Ray nor a child process; one that does fails",
     )
+
+
+# A file that starts a line with this holds no quick test: it need not be read, nor what it imports.
+ALL_HEAVY = re.compile(r"^pytestmark = pytest\.mark\.(heavy|slow)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--quick") or not collection_path.is_file():
+        return None
+    return True if ALL_HEAVY.search(collection_path.read_text(encoding="utf-8")) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays to the end, a million objects: the garbage collector would look them
+    through while more come, a sixth of collection, and again in every full pass later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,10 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
+from torchvision.models.video.resnet import VideoResNet
 
 from pipeline.encoders.augment import AugmentConfig, draw
 from pipeline.encoders.encoder import GraphSource
-from pipeline.encoders.weights import CROP_SIZE, load_trained_part, save_trained_part
+from pipeline.encoders.weights import (
+    CROP_SIZE,
+    assign_copies,
+    is_finite,
+    load_trained_part,
+    save_trained_part,
+)
 from pipeline.errors import ClipError, MismatchError
 from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import DecodedClip
@@ -69,6 +76,8 @@ def _crop_start(room: int, share: float, generator: torch.Generator) -> int:
 class VideoEncoder(nn.Module):
     """Preset and trunk of a video ResNet, without its classifier.
 
+    trunk: the whole net; its classifier is taken off
+
     forward: uint8 [batch, frames, height, width, 3] -> float32 [batch, 1, 512]
     """
 
@@ -76,7 +85,9 @@ class VideoEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, precision: Precision, num_frames: int) -> None:
+    def __init__(
+        self, name: str, trunk: VideoResNet, precision: Precision, num_frames: int
+    ) -> None:
         super().__init__()
         self.name = name
         self.num_frames = num_frames
@@ -86,7 +97,7 @@ class VideoEncoder(nn.Module):
         # Buffers, so that they travel to the device; float32 whatever the trunk is in.
         self.register_buffer("mean", torch.tensor(preset.mean), persistent=False)
         self.register_buffer("std", torch.tensor(preset.std), persistent=False)
-        self.trunk = get_model(name, weights=None)
+        self.trunk = trunk
         self.dim = int(self.trunk.fc.in_features)
         self.trunk.fc = nn.Identity()
         self.dtype = getattr(torch, precision)
@@ -160,10 +171,8 @@ def build_video_encoder(
     Raises:
         MismatchError: the file is no state dict of this net.
     """
-    # torchvision initialises from the global generator; seeding it here is what "seeded" means.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = VideoEncoder(name, precision, num_frames)
+    trunk = random_trunk(name) if path is None else _trunk_without_weights(name)
+    encoder = VideoEncoder(name, trunk, precision, num_frames)
     if path is not None and path.is_dir():
         load_trained_part(encoder.trunk, path / f"{name}.safetensors")
     elif path is not None:
@@ -172,12 +181,28 @@ def build_video_encoder(
     return encoder.eval()
 
 
+def random_trunk(name: str) -> VideoResNet:
+    """Seeded: torchvision initialises from the global generator, which is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk: VideoResNet = get_model(name, weights=None)
+    return trunk
+
+
+def _trunk_without_weights(name: str) -> VideoResNet:
+    """On the meta device: drawing 33 million weights takes longer than reading those that would
+    replace them."""
+    with torch.device("meta"):
+        trunk: VideoResNet = get_model(name, weights=None)
+    return trunk
+
+
 def _load(encoder: VideoEncoder, name: str, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         classifier = [state.pop(key) for key in ("fc.weight", "fc.bias")]
-        encoder.trunk.load_state_dict(state)
-        finite = all(torch.isfinite(value).all() for value in [*state.values(), *classifier])
+        assign_copies(encoder.trunk, state)
+        finite = all(map(is_finite, [*state.values(), *classifier]))
     except Exception as error:  # what a wrong pickle raises shares no base class
         reason = next(iter(str(error).strip().splitlines()), "unreadable")
         raise MismatchError(f"{path}: not the weights of {name} ({reason})") from error

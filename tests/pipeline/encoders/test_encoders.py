@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import get_model, get_model_weights
 
 from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders import weights
+from pipeline.encoders import video, weights
 from pipeline.encoders.audio import (
     Sound,
     SoundBatch,
@@ -65,6 +65,13 @@ def video_state() -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return get_model("r3d_18", weights=None).state_dict()
+
+
+def on_meta(name: str) -> torch.nn.Module:
+    """The net without values."""
+    with torch.device("meta"):
+        net: torch.nn.Module = get_model(name, weights=None)
+    return net
 
 
 def flat(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -365,9 +372,8 @@ def test_preprocessing_is_torchvisions_own(name: str) -> None:
     pixels = frames(2)
     preset = get_model_weights(name).DEFAULT.transforms()
     expected = preset(pixels.permute(0, 1, 4, 2, 3))
-    assert torch.equal(
-        VideoEncoder(name, "float32", FEW_FRAMES.num_frames).preprocess(pixels), expected
-    )
+    encoder = VideoEncoder(name, on_meta(name), "float32", FEW_FRAMES.num_frames)
+    assert torch.equal(encoder.preprocess(pixels), expected)
 
 
 @pytest.mark.heavy
@@ -389,6 +395,29 @@ def test_features_are_what_the_classifier_sees(
         logits = whole.fc(features[:, 0])
     assert features.shape == (1, 1, 512)
     assert torch.allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_a_file_are_all_there_is_and_none_are_drawn_first(
+    video_state: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in flat(video_state).items()
+    }
+    torch.save(state, tmp_path / R3D_18)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "random_trunk", lambda name: pytest.fail("weights were drawn"))
+        trunk = build_video_encoder("r3d_18", tmp_path / R3D_18, "float32").trunk
+    assert {name for name in state if not name.startswith("fc.")} == set(trunk.state_dict())
+    for name, value in trunk.state_dict().items():
+        assert value.dtype == video_state[name].dtype
+        assert torch.equal(value, flat(video_state)[name])
+    for parameter in trunk.parameters():
+        assert parameter.requires_grad
+        with torch.no_grad():
+            parameter.add_(1)  # as training does: a file's tensors may share memory
 
 
 @pytest.mark.heavy
@@ -448,7 +477,7 @@ WRONG_VIDEO: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "a list": lambda state: list(state.values())[:3],
     "a tensor": lambda state: state["fc.bias"],
     "nothing": lambda _: None,
-    "other net": lambda _: flat(get_model("mc3_18", weights=None).state_dict()),
+    "other net": lambda _: flat(on_meta("mc3_18").state_dict()),
 }
 
 

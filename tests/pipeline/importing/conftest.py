@@ -1,5 +1,6 @@
 """Caches of text alone, into which features are imported, and features as tools write them."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -48,13 +49,19 @@ def plant(split: Split) -> FeatureCache:
     )
 
 
-@pytest.fixture
-def caches(tmp_path: Path) -> Path:
-    """A folder with all three splits, embedded."""
+@pytest.fixture(scope="session")
+def planted_caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planted") / "features"
     for split in ROWS:
-        write_cache(tmp_path / f"features/{split}.h5", plant(split))
-    complete_embeddings(tmp_path / "features", RECIPE, ())
-    return tmp_path / "features"
+        write_cache(folder / f"{split}.h5", plant(split))
+    complete_embeddings(folder, RECIPE, ())
+    return folder
+
+
+@pytest.fixture
+def caches(planted_caches: Path, tmp_path: Path) -> Path:
+    """A folder with all three splits, embedded."""
+    return Path(shutil.copytree(planted_caches, tmp_path / "features"))
 
 
 @pytest.fixture
