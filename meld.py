@@ -48,6 +48,7 @@ from pipeline.options import (
     modalities_in,
     weights_in,
 )
+from pipeline.settings import build_config
 
 if TYPE_CHECKING:
     import datasets
@@ -356,7 +357,10 @@ def export(
     out: AnyPath,
     *,
     onnx: bool = False,
-    quantise: Literal["int8"] | None = None,
+    quantise: Literal["int8", "bfloat16"] | None = None,
+    prune: float | None = None,
+    epochs: int | None = None,
+    learning_rate: str | Mapping[str, float] | None = None,
     max_loss: float | None = None,
     data: AnyPath | None = None,
     split: Literal["dev", "test"] | None = None,
@@ -368,23 +372,31 @@ def export(
     """Writes a run as a bundle: one folder that predicts anywhere, without a download.
 
     onnx: ONNX graphs of the encoders and of the fusion model as well (extra `export`)
-    quantise: "int8" writes graphs with 8-bit weights instead of the encoders; they may lose
-        `max_loss` points of weighted F1 on `split` of the corpus `data`, at the lower bound of the
-        95 % interval of the difference. `gate` of the result says what they cost
+    quantise: "int8" writes graphs with 8-bit weights instead of the encoders, "bfloat16" encoders
+        that compute in bfloat16
+    prune: share of the units of each layer to remove; what is left is fine-tuned for at most
+        `epochs` with `learning_rate`, as `finetune` takes it, in the folder `out` + ".pruning"
+    max_loss: points of weighted F1 that these may lose on `split` of the corpus `data`, at the
+        lower bound of the 95 % interval of the difference; `gate` of the result says what they cost
     link_encoders: leave the pretrained encoders out; whoever loads it needs the same weights
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
 
     Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing; MismatchError also
-    where 8 bits lose too much.
+    where a smaller model loses too much, or a pruned one is not faster.
     """
     from fusion.export.export import ExportConfig
     from fusion.export.export import export as write_bundle
+    from fusion.finetuning.loop import TuneConfig
+
+    tune = given(epochs=epochs, learning_rates=learning_rates_in(learning_rate))
 
     options = given(
         run=_path(run, "run"),
         out=_path(out, "out"),
         onnx=onnx,
         quantise=quantise,
+        prune=prune,
+        tune=build_config(TuneConfig, tune, table="tune"),
         max_loss=max_loss,
         data=_path(data, "data"),
         split=split,

@@ -50,6 +50,7 @@ class RuntimeChoice(StrEnum):
 
 class QuantiseChoice(StrEnum):
     int8 = "int8"
+    bfloat16 = "bfloat16"
 
 
 class LogChoice(StrEnum):

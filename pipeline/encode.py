@@ -23,6 +23,7 @@ class Encoders(nn.Module):
     def __init__(self, choices: Sequence[EncoderChoice], decode: DecodeConfig | None) -> None:
         super().__init__()
         self.decode = decode
+        self.choices = tuple(choices)
         self.register_buffer("place", torch.empty(0), persistent=False)
         self.by_modality = nn.ModuleDict(
             {choice.spec.modality: cast(Any, build_encoder(choice, decode)) for choice in choices}

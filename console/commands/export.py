@@ -1,7 +1,7 @@
 """`meld export` and `meld verify`: a model as one folder to ship, and a check of it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,19 @@ from console.options import (
     TrainedRun,
     WeightsDir,
 )
+from console.printing import say
+from console.progress import progress
 from pipeline.errors import MismatchError
+from pipeline.options import given, learning_rates_in
+from pipeline.settings import build_config
+
+if TYPE_CHECKING:
+    from fusion.finetuning.loop import StepResult
 
 EXPORT_EPILOG = (
     "Examples: `meld export runs/all --out shipped --onnx`   "
-    "`meld export runs/all --out small --quantise int8 --data data`"
+    "`meld export runs/all --out small --quantise int8 --data data`   "
+    "`meld export runs/all --out half --prune 0.5 --data data`"
 )
 VERIFY_EPILOG = "Examples: `meld verify shipped`   `meld verify shipped --json`"
 
@@ -46,26 +54,45 @@ def export(
     quantise: Annotated[
         QuantiseChoice | None,
         typer.Option(
-            help="int8: write graphs with 8-bit weights instead of the encoders, if they lose no "
-            "more than --max-loss.  [default: nothing is quantised]"
+            help="int8: write graphs with 8-bit weights instead of the encoders. bfloat16: write "
+            "encoders that compute in bfloat16.  [default: nothing is quantised]"
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the attention heads, feed-forward neurons, channels and hidden units of "
+            "each layer to remove, such as 0.3; what is left is fine-tuned, in --out.pruning.  "
+            "[default: nothing is removed]"
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="With --prune: epochs of that fine-tuning, at most.  [default: 3]"),
+    ] = None,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="With --prune: its peak learning rates, as meld finetune takes them.  [default: "
+            "those of meld finetune]"
         ),
     ] = None,
     max_loss: Annotated[
         float,
         typer.Option(
-            help="Points of weighted F1 that --quantise may lose: limit of the lower bound of the "
-            "difference's 95 % interval."
+            help="Points of weighted F1 that --quantise and --prune may lose: limit of the lower "
+            "bound of the difference's 95 % interval."
         ),
     ] = 1.0,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="With --quantise: corpus that the loss is measured on, its CSVs, and its clips "
-            "if the run sees or hears.  [default: the run's own, or data]"
+            help="With --quantise or --prune: corpus that the loss is measured on, its CSVs, and "
+            "its clips if the run sees or hears.  [default: the run's own, or data]"
         ),
     ] = None,
     split: Annotated[
-        MeasuredSplit, typer.Option(help="With --quantise: split of that corpus.")
+        MeasuredSplit, typer.Option(help="With --quantise or --prune: split of that corpus.")
     ] = MeasuredSplit.dev,
     weights_dir: WeightsDir = None,
     encoders: EncoderOwner = None,
@@ -89,13 +116,19 @@ def export(
     from fusion.export.export import ExportConfig
     from fusion.export.export import export as write_bundle
     from fusion.export.gate import ExportRefused
+    from fusion.export.prune import Watch
+    from fusion.finetuning.loop import TuneConfig
+
+    tune = given(epochs=epochs, learning_rates=learning_rates_in(learning_rate))
 
     config = ExportConfig(
         run=run,
         out=out,
         link_encoders=link_encoders,
         onnx=onnx,
-        quantise=None if quantise is None else "int8",
+        quantise=None if quantise is None else quantise.value,
+        prune=prune,
+        tune=build_config(TuneConfig, tune, table="tune"),
         max_loss=max_loss,
         data=data,
         split=split.value,
@@ -104,7 +137,17 @@ def export(
         overwrite=overwrite,
     )
     try:
-        result = write_bundle(config)
+        if prune is None:
+            result = write_bundle(config)
+        else:
+            with progress("clips", note="failures") as advance:
+
+                def follow(step: "StepResult") -> None:
+                    told = f"{step.rows_per_s:.0f} a second, epoch {step.epoch}"
+                    advance(step.rows, step.rows_in_all, told=f"{told}, loss {step.loss:.3f}")
+
+                watch = Watch(say=say, on_step=follow, on_progress=advance)
+                result = write_bundle(config, watch)
     except ExportRefused as refused:
         show_gate(refused.report, as_json)
         raise

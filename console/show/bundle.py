@@ -18,6 +18,8 @@ def show_export(result: ExportResult, as_json: bool) -> None:
     if result.gate is not None:
         _print_gate(result.gate)
     print(f"{result.bundle}: {result.num_bytes:,} B in {len(result.files)} files")
+    if result.work is not None:
+        print(f"the smaller run, fine-tuned: {result.work / 'tuned'}")
     print(f"check it on another machine: meld verify {result.bundle}")
 
 

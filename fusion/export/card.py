@@ -224,7 +224,7 @@ def _scores(reports: Mapping[str, Values]) -> str:
 
 
 def _gate(export: Mapping[str, Any]) -> str:
-    """What 8 bits cost, or nothing."""
+    """What a smaller model cost, or nothing."""
     gate = export["gate"]
     if gate is None:
         return ""
@@ -241,9 +241,9 @@ def _gate(export: Mapping[str, Any]) -> str:
         )
     table = "\n".join(lines)
     return f"""\
-### What 8 bits cost
+### What the smaller model costs
 
-The scores above are those of the run in float32. This bundle computes with 8-bit weights. On
+{_made_smaller(export)} On
 {gate["split"]} ({gate["rows"]:,} utterances) it was compared with the run, utterance by utterance;
 the change is in points of weighted F1, with the 95 % interval of a paired bootstrap over dialogues.
 Times are of one utterance by itself, without decoding, on the machine that exported.
@@ -251,6 +251,19 @@ Times are of one utterance by itself, without decoding, on the machine that expo
 {table}
 
 """
+
+
+def _made_smaller(export: Mapping[str, Any]) -> str:
+    """What was done, and whose the scores above are."""
+    if export["pruned"] is not None:
+        told = (
+            f"This bundle is the run `{export['run']}` with {100 * export['pruned']:g} % of the "
+            "units of each\nlayer removed, and fine-tuned again."
+        )
+        computes = {"int8": " It computes with 8-bit weights."}
+        return told + computes.get(export["encoders"], "")
+    weights = "8-bit weights" if export["encoders"] == "int8" else "encoders in bfloat16"
+    return f"The scores above are those of the run in float32. This bundle computes with {weights}."
 
 
 def _head_cost(cost: Mapping[str, Any]) -> str:

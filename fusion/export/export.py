@@ -1,6 +1,8 @@
 """`meld export`: a trained run becomes a bundle, one folder that predicts anywhere.
 
-run -> load with its encoders -> graphs, and what they lose on dev (`graphs.py`, `gate.py`)
+run -> load with its encoders -> fewer units, fine-tuned again (`prune.py`), or bfloat16
+                               -> graphs in float or in 8 bits (`graphs.py`)
+                               -> what all of that loses on dev (`gate.py`)
                                -> encoders/ and model.safetensors
                                -> golden/: what it says of a film of ours
                                -> README.md, export.json, and config.json last
@@ -12,15 +14,18 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fusion.evaluation.test_evaluations import record_evaluation
+from fusion.export.bfloat16 import check_bfloat16, in_bfloat16
 from fusion.export.card import render_card
-from fusion.export.gate import Gate, GateReport
+from fusion.export.gate import ExportRefused, Gate, GateReport, refusal
 from fusion.export.golden import describe_machine, write_golden
-from fusion.export.graphs import Graphs, quantise, write_graphs
+from fusion.export.graphs import by_graphs, by_torch, quantise, write_graphs
+from fusion.export.prune import PruneConfig, Watch, check_prunable, prune, work_folder
+from fusion.finetuning.loop import TuneConfig
 from fusion.inference.bundle import (
     CARD,
     EXPORT,
@@ -55,12 +60,15 @@ class ExportConfig:
 
     out:           the bundle's folder
     onnx:          write ONNX graphs of the encoders and of the fusion model as well
-    quantise:      "int8" writes graphs with 8-bit weights, and no encoders for PyTorch
+    quantise:      "int8" writes graphs with 8-bit weights, and no encoders for PyTorch;
+                   "bfloat16" writes encoders that PyTorch computes in bfloat16
+    prune:         share of the units of each layer to remove; what is left is fine-tuned
+    tune:          settings of that fine-tuning
     data:          corpus that the loss is measured on: its CSVs, and its clips if the run sees or
                    hears; None takes the one that the run was fine-tuned on, or "data"
     split:         its part
-    max_loss:      points of weighted F1 that 8 bits may lose: what the lower bound of the 95 %
-                   interval of the difference must not go beyond
+    max_loss:      points of weighted F1 that a smaller model may lose: what the lower bound of the
+                   95 % interval of the difference must not go beyond
     link_encoders: leave the encoders out; whoever loads the bundle needs the same pretrained
                    weights, which are compared by hash
     weights_dir:   a folder to look for pretrained weights in, before the libraries' own caches
@@ -71,7 +79,9 @@ class ExportConfig:
     run: Path
     out: Path
     onnx: bool = False
-    quantise: Literal["int8"] | None = None
+    quantise: Literal["int8", "bfloat16"] | None = None
+    prune: float | None = None
+    tune: TuneConfig = field(default_factory=TuneConfig)
     data: Path | None = None
     split: Literal["dev", "test"] = "dev"
     max_loss: float = 1.0
@@ -87,26 +97,52 @@ class ExportConfig:
             "max-loss": (self.max_loss, 1.0),
         }
         for name, (value, default) in measuring.items():
-            if self.quantise is None and value != default:
-                raise UsageError(f"--{name} {value}: nothing is measured without --quantise")
-        if self.quantise not in (None, "int8"):
-            raise UsageError(f"--quantise {self.quantise}: int8")
-        if self.quantise is not None and self.link_encoders:
+            if not self.is_smaller and value != default:
+                raise UsageError(
+                    f"--{name} {value}: nothing is measured without --quantise or --prune"
+                )
+        if self.quantise not in (None, "int8", "bfloat16"):
+            raise UsageError(f"--quantise {self.quantise}: int8 or bfloat16")
+        if self.quantise == "int8" and self.link_encoders:
             raise UsageError("--link-encoders: 8-bit graphs hold the encoders; leave one out")
+        if self.quantise == "int8" and self.onnx:
+            raise UsageError("--onnx: --quantise int8 writes graphs, in 8 bits; leave one out")
+        if self.quantise == "bfloat16" and self.link_encoders:
+            raise UsageError(
+                "--link-encoders: the encoders are smaller in bfloat16, and exist nowhere else; "
+                "leave one out"
+            )
+        if self.quantise == "bfloat16" and self.onnx:
+            raise UsageError("--onnx: graphs are written in float32 or int8; leave one out")
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise UsageError(f"--prune is a share above 0 and below 1, not {self.prune}")
+        if self.prune is not None and self.link_encoders:
+            raise UsageError(
+                "--link-encoders: pruned encoders exist in the bundle alone; leave one out"
+            )
+        if self.prune is None and self.tune != TuneConfig():
+            raise UsageError("--epochs, --learning-rate: nothing is fine-tuned without --prune")
         if not self.max_loss >= 0:
             raise UsageError(f"--max-loss must be 0 or more points, not {self.max_loss}")
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether what is exported is another model than the run."""
+        return self.quantise is not None or self.prune is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
     """bundle: the folder; files: bytes of each file in it, by name relative to it
 
-    gate: what 8 bits cost; None where nothing was quantised
+    gate: what a smaller model costs; None where the bundle is the run
+    work: of a pruned one, the folder that its fine-tuned run lies in
     """
 
     bundle: Path
     files: Mapping[str, int]
     gate: GateReport | None = None
+    work: Path | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -117,12 +153,15 @@ class ExportResult:
         return to_values(self) | {"bytes": self.num_bytes, "gate": gate}
 
 
-def export(config: ExportConfig) -> ExportResult:
+def export(config: ExportConfig, watch: Watch | None = None) -> ExportResult:
     """Writes the bundle; a folder without `config.json` is an unfinished one.
 
     Raises:
-        UsageError: `out` holds something else; encoders that exist nowhere else are to be linked.
-        InputError, StorageError, CacheCorrupt, WeightsMissing, MismatchError: as `Predictor.load`.
+        UsageError: `out` holds something else; encoders that exist nowhere else are to be linked;
+            the run cannot be made smaller so.
+        ExportRefused: a smaller model loses too much, or is not faster.
+        InputError, StorageError, CacheCorrupt, WeightsMissing, MismatchError: as `Predictor.load`;
+            with `prune` also as `extract` and `finetune`.
     """
     exported = read_export(config.run)
     if exported is not None and "torch" not in exported["runtimes"]:
@@ -130,64 +169,122 @@ def export(config: ExportConfig) -> ExportResult:
             f"{config.run} holds 8-bit graphs alone; export the run that they were made of"
         )
     predictor = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
-    runtime = predictor.runtime
-    assert isinstance(runtime, PyTorchRuntime)
     owned = [spec.modality for spec in predictor.recipe.encoders if spec.weights == "finetuned"]
     if config.link_encoders and owned:
         raise UsageError(
             f"--link-encoders: the {owned[0]} encoder was fine-tuned and exists in its run alone; "
             "leave the option out"
         )
-    # Graphs first, and elsewhere: what the gate refuses replaces nothing.
+    # What the gate refuses replaces nothing, so everything is made elsewhere first.
     with tempfile.TemporaryDirectory(prefix="meld-export-") as work:
-        graphs = _make_graphs(config, predictor, runtime, Path(work))
+        product = _make(config, predictor, Path(work), watch or Watch())
         with open_run(
             config.out, overwrite=config.overwrite, name="bundle", inputs=[config.run]
         ) as bundle:
-            return _write(config, predictor, runtime, graphs, bundle)
+            return _write(config, product, bundle)
 
 
-def _make_graphs(
-    config: ExportConfig, predictor: Predictor, runtime: PyTorchRuntime, work: Path
-) -> Graphs | None:
-    if not config.onnx and config.quantise is None:
-        return None
-    write_graphs(runtime, work / "float")
-    if config.quantise is None:
-        return Graphs(folder=work / "float")
+@dataclass(frozen=True, kw_only=True)
+class _Product:
+    """What is shipped. run: its folder, whose evaluations are shipped too; name: of the original;
+    graphs: folder of its graphs; gate: what it costs where it is not the original"""
+
+    run: Path
+    name: str
+    predictor: Predictor
+    graphs: Path | None = None
+    gate: GateReport | None = None
+
+    @property
+    def runtime(self) -> PyTorchRuntime:
+        runtime = self.predictor.runtime
+        assert isinstance(runtime, PyTorchRuntime)
+        return runtime
+
+
+def _make(config: ExportConfig, predictor: Predictor, work: Path, watch: Watch) -> _Product:
+    product = _Product(run=config.run, name=predictor.name, predictor=predictor)
+    if not config.is_smaller:
+        return _with_graphs(product, work) if config.onnx else product
     data = config.data or predictor.description.data or Path("data")
+    if config.prune is not None:
+        check_prunable(config.run, predictor)
+    if config.quantise == "bfloat16":
+        check_bfloat16(config.run, predictor)
     gate = Gate(predictor, data, config.split, config.max_loss)
     if config.split == "test":
         record_evaluation(config.run, "export")
-    return quantise(predictor, work / "float", work, gate)
+    measured = [gate.measure(by_torch("PyTorch", predictor))]
+    kind = ""
+    if config.prune is not None:
+        product = _pruned(config, product, gate, data, watch)
+        kind = f"{100 * config.prune:g} % pruned, "
+        measured.append(gate.measure(by_torch(f"{kind}PyTorch", product.predictor)))
+        product = _passed(product, gate.report(measured, must_be_faster=True))
+    if config.quantise == "bfloat16":
+        product = replace(product, predictor=in_bfloat16(product.predictor))
+        measured.append(gate.measure(by_torch(f"{kind}bfloat16", product.predictor)))
+        product = _passed(product, gate.report(measured))
+    if config.onnx or config.quantise == "int8":
+        product = _with_graphs(product, work)
+        assert product.graphs is not None
+    if config.quantise == "int8":
+        assert product.graphs is not None
+        graphs = quantise(product.predictor, product.graphs, work, gate, measured, kind=kind)
+        return replace(product, graphs=graphs.folder, gate=graphs.gate)
+    if config.onnx:
+        assert product.graphs is not None
+        measured.append(gate.measure(by_graphs(f"{kind}ONNX", product.predictor, product.graphs)))
+        product = _passed(product, gate.report(measured, must_be_faster=config.prune is not None))
+    return product
 
 
-def _write(
-    config: ExportConfig,
-    predictor: Predictor,
-    runtime: PyTorchRuntime,
-    graphs: Graphs | None,
-    bundle: Path,
-) -> ExportResult:
-    in_float = graphs is None or graphs.gate is None
-    if in_float and not config.link_encoders:
+def _passed(product: _Product, report: GateReport) -> _Product:
+    """Raises ExportRefused."""
+    if not report.passes:
+        raise ExportRefused(refusal(report), report)
+    return replace(product, gate=report)
+
+
+def _with_graphs(product: _Product, work: Path) -> _Product:
+    write_graphs(product.runtime, work / "float")
+    return replace(product, graphs=work / "float")
+
+
+def _pruned(
+    config: ExportConfig, product: _Product, gate: Gate, data: Path, watch: Watch
+) -> _Product:
+    assert config.prune is not None
+    if gate.split != "dev":  # which units matter is chosen, and dev chooses
+        gate = Gate(product.predictor, data, "dev", config.max_loss)
+    settings = PruneConfig(
+        share=config.prune, work=work_folder(config.out), data=data, tune=config.tune
+    )
+    run = prune(config.run, product.predictor, gate, settings, watch)
+    return replace(product, run=run, predictor=Predictor.load(run))
+
+
+def _write(config: ExportConfig, product: _Product, bundle: Path) -> ExportResult:
+    predictor, runtime = product.predictor, product.runtime
+    for_torch = config.quantise != "int8"
+    if for_torch and not config.link_encoders:
         log.info("writing the encoders of %s", ", ".join(predictor.modalities))
         taken = [
             each for each in predictor.recipe.encoders if each.modality in predictor.modalities
         ]
         recipe = replace(predictor.recipe, encoders=tuple(taken))
         write_encoders(bundle, dict(runtime.encoders.items()), recipe, tuned=())
-    if graphs is not None:
-        _copy(graphs.folder, bundle / GRAPHS)
+    if product.graphs is not None:
+        _copy(product.graphs, bundle / GRAPHS)
     log.info("computing the golden clips")
-    if not in_float:  # 8 bits say something else than the run, and are checked against themselves
+    if not for_torch:  # 8 bits say something else than the run, and are checked against themselves
         shipped = OnnxRuntime.load(bundle / GRAPHS, predictor.description)
         predictor = Predictor(predictor.name, predictor.description, shipped)
     write_golden(predictor, bundle)
     checkpoint = runtime.checkpoint.to_pass_on()
     config_bytes = description_bytes(checkpoint)
     description = json.loads(config_bytes)
-    reports = _reports(config.run)
+    reports = _reports(product.run)
     for split, report in reports.items():
         write_whole(bundle / f"evaluation-{split}.json", json_bytes(report))
     write_weights(bundle, checkpoint)
@@ -195,10 +292,11 @@ def _write(
     export = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "run": predictor.name,
-        "runtimes": [*(["torch"] if in_float else []), *(["onnx"] if graphs else [])],
-        "encoders": "linked" if config.link_encoders else "included" if in_float else "int8",
-        "gate": None if graphs is None or graphs.gate is None else graphs.gate.to_dict(),
+        "run": product.name,
+        "runtimes": [*(["torch"] if for_torch else []), *(["onnx"] if product.graphs else [])],
+        "encoders": "linked" if config.link_encoders else "included" if for_torch else "int8",
+        "pruned": config.prune,
+        "gate": None if product.gate is None else product.gate.to_dict(),
         "machine": describe_machine(predictor),
         "versions": description["versions"],
         "files": files | {CONFIG: hashlib.sha256(config_bytes).hexdigest()},
@@ -212,7 +310,8 @@ def _write(
     return ExportResult(
         bundle=bundle,
         files=dict(sorted(sizes.items())),
-        gate=None if graphs is None else graphs.gate,
+        gate=product.gate,
+        work=None if config.prune is None else work_folder(config.out),
     )
 
 

@@ -91,6 +91,7 @@ class GateReport:
     """variants: the original first, the exported one last
 
     kept_float: nodes that were left in float because the whole lost too much
+    must_be_faster: whether it is refused where it is not faster than the original, too
     """
 
     split: Split
@@ -100,10 +101,18 @@ class GateReport:
     max_loss: float
     variants: tuple[VariantCost, ...]
     kept_float: tuple[str, ...] = ()
+    must_be_faster: bool = False
 
     @property
     def passes(self) -> bool:
-        return self.variants[-1].passes(self.max_loss)
+        last = self.variants[-1]
+        return last.passes(self.max_loss) and (self.is_faster or not self.must_be_faster)
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the last variant takes less time than the original, on one core and on all."""
+        first, last = self.variants[0], self.variants[-1]
+        return last.ms_one_core < first.ms_one_core and last.ms_all_cores < first.ms_all_cores
 
     def to_dict(self) -> dict[str, Any]:
         return to_values(self) | {"passes": self.passes}
@@ -150,7 +159,7 @@ class Gate:
         predictor = candidate.load(cores)
         own = self._logits(predictor)
         original = self._original = self._original or own
-        timed = list(self.clips(predictor, self._spread(TIMED_CLIPS)))
+        timed = list(self.clips(predictor, self.spread(TIMED_CLIPS)))
         all_cores = _milliseconds(predictor, timed)
         one_core = _milliseconds(candidate.load(1), timed)
         candidate.load(cores)  # PyTorch's threads are the process's
@@ -164,7 +173,11 @@ class Gate:
         )
 
     def report(
-        self, variants: Sequence[VariantCost], *, kept_float: Sequence[str] = ()
+        self,
+        variants: Sequence[VariantCost],
+        *,
+        kept_float: Sequence[str] = (),
+        must_be_faster: bool = False,
     ) -> GateReport:
         return GateReport(
             split=self.split,
@@ -174,6 +187,7 @@ class Gate:
             max_loss=self.max_loss,
             variants=tuple(variants),
             kept_float=tuple(kept_float),
+            must_be_faster=must_be_faster,
         )
 
     def clips(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[DecodedClip]:
@@ -189,9 +203,9 @@ class Gate:
 
     def calibration(self, predictor: Predictor, count: int) -> list[DecodedClip]:
         """`count` clips, evenly spread: convolutions take the ranges of their values from them."""
-        return list(self.clips(predictor, self._spread(count)))
+        return list(self.clips(predictor, self.spread(count)))
 
-    def _spread(self, count: int) -> list[int]:
+    def spread(self, count: int) -> list[int]:
         chosen = np.linspace(0, len(self.utterances) - 1, min(count, len(self.utterances)))
         return sorted({int(row) for row in chosen})
 
@@ -215,8 +229,14 @@ class Gate:
 
 
 def refusal(report: GateReport) -> str:
-    """What the gate says of a variant that loses too much."""
-    worst = report.variants[-1]
+    """What the gate says of a variant that loses too much, or is not faster."""
+    first, worst = report.variants[0], report.variants[-1]
+    if report.must_be_faster and worst.passes(report.max_loss):
+        return (
+            f"{worst.name} is not faster here than {first.name}: {worst.ms_one_core:.1f} ms an "
+            f"utterance on one core and {worst.ms_all_cores:.1f} on all, where {first.name} takes "
+            f"{first.ms_one_core:.1f} and {first.ms_all_cores:.1f}; nothing was written"
+        )
     told = [
         f"{head} {100 * change.value:+.2f} points "
         f"[{100 * change.low:+.2f}, {100 * change.high:+.2f}]"

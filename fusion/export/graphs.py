@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 
-from fusion.export.gate import Candidate, ExportRefused, Gate, GateReport, refusal
+from fusion.export.gate import (
+    Candidate,
+    ExportRefused,
+    Gate,
+    GateReport,
+    VariantCost,
+    refusal,
+)
 from fusion.inference.bundle import FUSION_GRAPH
 from fusion.inference.onnx_runtime import OnnxRuntime
 from fusion.inference.predictor import Predictor
@@ -29,7 +36,7 @@ MOST_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
-    """folder: with the graphs; gate: what they cost, None where they are in float"""
+    """folder: with the graphs; gate: what those in 8 bits cost"""
 
     folder: Path
     gate: GateReport | None = None
@@ -55,9 +62,20 @@ def write_graphs(runtime: PyTorchRuntime, folder: Path) -> None:
     write_fusion_graph(runtime.checkpoint.model, folder / FUSION_GRAPH)
 
 
-def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Graphs:
+def quantise(
+    predictor: Predictor,
+    in_float: Path,
+    work: Path,
+    gate: Gate,
+    measured: Sequence[VariantCost],
+    *,
+    kind: str = "",
+) -> Graphs:
     """8-bit graphs that pass the gate: all layers in 8 bits, or as many as pass. The layers that
     stay in float are those that make the largest error alone: 1, 2, 4, 8, ... of them.
+
+    measured: the original run, and what was made of it before; kind: what is told of `predictor`
+        in the names of variants, "" where it is the original
 
     Raises:
         ExportRefused: they lose too much as long as they have at most half of the bytes.
@@ -66,10 +84,8 @@ def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Gr
     from pipeline.onnx.quantise import quantise_graphs
 
     calibration = gate.calibration(predictor, CALIBRATION_CLIPS)
-    original = [
-        gate.measure(_by_torch(predictor)),
-        gate.measure(_by_graphs("ONNX", predictor, in_float)),
-    ]
+    in_float_cost = gate.measure(by_graphs(f"{kind}ONNX", predictor, in_float))
+    before = [*measured, in_float_cost]
     ranked: list[str] = []
     best: GateReport | None = None  # of those that were refused
     num_kept = 0
@@ -78,9 +94,9 @@ def quantise(predictor: Predictor, in_float: Path, work: Path, gate: Gate) -> Gr
         folder = work / f"int8-{num_kept}"
         quantise_graphs(in_float, folder, calibration, keep_float=kept)
         shutil.copyfile(in_float / FUSION_GRAPH, folder / FUSION_GRAPH)
-        cost = gate.measure(_by_graphs("ONNX int8", predictor, folder))
-        report = gate.report([*original, cost], kept_float=kept)
-        if cost.num_bytes > MOST_SHARE * original[-1].num_bytes and best is not None:
+        cost = gate.measure(by_graphs(f"{kind}ONNX int8", predictor, folder))
+        report = gate.report([*before, cost], kept_float=kept)
+        if cost.num_bytes > MOST_SHARE * in_float_cost.num_bytes and best is not None:
             raise ExportRefused(refusal(best), best)
         if report.passes:
             return Graphs(folder=folder, gate=report)
@@ -113,7 +129,9 @@ def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:
     return [layer.node for layer in sorted(layers, key=lambda layer: layer.error, reverse=True)]
 
 
-def _by_torch(predictor: Predictor) -> Candidate:
+def by_torch(name: str, predictor: Predictor) -> Candidate:
+    """A run as PyTorch computes it."""
+
     def load(threads: int) -> Predictor:
         torch.set_num_threads(threads)
         return predictor
@@ -123,10 +141,12 @@ def _by_torch(predictor: Predictor) -> Candidate:
     nets: Sequence[torch.nn.Module] = (runtime.encoders, runtime.checkpoint.model)
     values = [value for net in nets for value in (*net.parameters(), *net.buffers())]
     num_bytes = sum(value.numel() * value.element_size() for value in values)
-    return Candidate(name="PyTorch", load=load, num_bytes=num_bytes)
+    return Candidate(name=name, load=load, num_bytes=num_bytes)
 
 
-def _by_graphs(name: str, predictor: Predictor, folder: Path) -> Candidate:
+def by_graphs(name: str, predictor: Predictor, folder: Path) -> Candidate:
+    """The same by the graphs in `folder`."""
+
     def load(threads: int) -> Predictor:
         runtime = OnnxRuntime.load(folder, predictor.description, threads=threads)
         return Predictor(predictor.name, predictor.description, runtime)

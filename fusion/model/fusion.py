@@ -11,8 +11,8 @@
 `standardise` is a step of its own, so that training on a cache does it once and not every epoch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fusion.model.dialogue import DialogueContext, Turns
 from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
 from fusion.model.dropout import Dropout
 from fusion.model.joins import JOINS, draw_small
+from pipeline.encoders.pruning import PrunableLayer, prune_layers, units_of
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 
 
@@ -161,6 +162,18 @@ class FusionModel(nn.Module):
                 raise ValueError("a model with dialogue context needs to know the dialogues")
             hidden = self.context(hidden, turns)
         return self.heads(hidden)
+
+    def prunable(self) -> list[PrunableLayer]:
+        """The hidden units; none where a dialogue's context reads them too."""
+        if self.context is not None:
+            return []
+        return self.join.prunable((self.heads.emotion, self.heads.sentiment))
+
+    def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
+        """All layers keep the same number of units, which `dims` then says."""
+        prune_layers(self.prunable(), kept)
+        (hidden,) = set(units_of(self.prunable()).values())
+        self.dims = replace(self.dims, model=replace(self.dims.model, hidden=hidden))
 
     def _branches(self) -> list[tuple[Modality, ModalityBranch]]:
         return [(name, self.branches[name]) for name in self.dims.names]  # type: ignore[misc]

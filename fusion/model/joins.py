@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusion.model.dims import ATTENTION_HEADS, FusionType
 from fusion.model.dropout import Dropout
+from pipeline.encoders.pruning import PrunableLayer
 
 
 def draw_small(*shape: int) -> Tensor:
@@ -30,9 +31,16 @@ class Join(nn.Module):
     """projects: whether each modality is projected before it gets here."""
 
     projects: ClassVar[bool] = True
+    trunk: nn.Sequential  # its last layer
 
     def forward(self, vectors: Sequence[Tensor], present: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def prunable(self, readers: Sequence[nn.Module]) -> list[PrunableLayer]:
+        """Its hidden units. readers: the modules that read its output."""
+        return [
+            PrunableLayer(name="join.trunk", producers=(self.trunk[0],), consumers=tuple(readers))
+        ]
 
 
 class LateJoin(Join):
@@ -58,6 +66,15 @@ class EarlyJoin(LateJoin):
 
     def forward(self, vectors: Sequence[Tensor], present: Tensor) -> Tensor:
         return self.second(self.norm(super().forward(vectors, present)))
+
+    def prunable(self, readers: Sequence[nn.Module]) -> list[PrunableLayer]:
+        second = self.second[0]
+        return [
+            PrunableLayer(
+                name="join.trunk", producers=(self.trunk[0], self.norm), consumers=(second,)
+            ),
+            PrunableLayer(name="join.second", producers=(second,), consumers=tuple(readers)),
+        ]
 
 
 class HybridJoin(Join):

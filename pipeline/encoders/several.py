@@ -24,6 +24,7 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
 )
+from pipeline.encoders.pruning import HasPrunable, PrunableLayer
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip
@@ -151,6 +152,23 @@ class SeveralEncoders(nn.Module):
             for number, depths in enumerate(own)
             for path, depth in depths.items()
         }
+
+    def prunable(self) -> list[PrunableLayer]:
+        """Of those encoders that have some."""
+        return [
+            replace(layer, name=f"parts.{number}.{layer.name}")
+            for number, encoder in enumerate(self._encoders)
+            if isinstance(encoder, HasPrunable)
+            for layer in encoder.prunable()
+        ]
+
+    def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
+        rest = list(kept)
+        for encoder in self._encoders:
+            if isinstance(encoder, HasPrunable):
+                count = len(encoder.prunable())
+                encoder.prune_to(rest[:count])
+                rest = rest[count:]
 
     def checkpoint_gradients(self) -> None:
         for encoder in self._encoders:

@@ -7,16 +7,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.encoder import GraphSource
+from pipeline.encoders.pruning import PrunableLayer, check_units, prune_layers, units_of
 from pipeline.encoders.tokens import (
     MAX_TOKENS,
     MAX_TOKENS_WITH_CONTEXT,
@@ -37,6 +40,15 @@ BATCH = 16
 
 # Where Hugging Face models number their layers: bert.encoder.layer.3., layers.3., h.3., block.3.
 _LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
+
+# The parts of a layer that is built as BERT's is, and what `config.json` says of a pruned one.
+_ATTENTION = "attention.self"
+_BERT_LAYER = (
+    _ATTENTION,
+    *(f"attention.self.{name}" for name in ("query", "key", "value")),
+    *("attention.output.dense", "intermediate.dense", "output.dense"),
+)
+_UNITS = "pruned_units"
 
 # What a backward pass keeps, measured on the CPU (LOG.md); autocast keeps much of a transformer in
 # float32, so both precisions are alike.
@@ -168,7 +180,14 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.preparation = Tokeniser(folder, reads_context=reads_context)
         dtype = getattr(torch, precision)
-        if pretrained:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        units = getattr(config, _UNITS, None)
+        if pretrained and units is not None:
+            self.model = AutoModel.from_config(config).to(dtype)
+            # A pooler is not used, and what is not used was never pruned or trained.
+            self.prune_to([range(number) for number in check_units(self.prunable(), units)])
+            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        elif pretrained:
             self.model, loaded = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -179,9 +198,6 @@ class TextEncoder(nn.Module):
             )
             _check_complete(loaded["missing_keys"])
         else:
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
             # Drawn in float32 and rounded: the same weights in every precision.
             self.model = AutoModel.from_config(config).to(dtype)
         self.layers = tuple(layers)
@@ -204,6 +220,45 @@ class TextEncoder(nn.Module):
         }
         top = max(numbered.values(), default=0)
         return {path: numbered.get(path, 0 if "embeddings" in path else top) for path in paths}
+
+    def prunable(self) -> list[PrunableLayer]:
+        """Attention heads and feed-forward neurons of networks that are built as BERT is (RoBERTa,
+        ELECTRA, CamemBERT, XLM-R, ...); none of others."""
+        modules = dict(self.model.named_modules())
+        layers = []
+        for path in modules:
+            parts = {each: modules.get(f"{path}.{each}") for each in _BERT_LAYER}
+            if any(part is None for part in parts.values()):
+                continue
+            query, key, value, read_heads, widen, narrow = (
+                part for name, part in parts.items() if part is not None and name != _ATTENTION
+            )
+            layers += [
+                PrunableLayer(
+                    name=f"{path}.attention",
+                    producers=(query, key, value),
+                    consumers=(read_heads,),
+                    unit=int(cast(Any, parts[_ATTENTION]).attention_head_size),
+                ),
+                PrunableLayer(name=f"{path}.intermediate", producers=(widen,), consumers=(narrow,)),
+            ]
+        return layers
+
+    def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
+        """`config.json` then says how many units each layer has: transformers by itself knows
+        networks whose heads were not pruned."""
+        layers = self.prunable()
+        prune_layers(layers, kept)
+        pruned = self.prunable()
+        setattr(self.model.config, _UNITS, units_of(pruned))
+        for layer in pruned:
+            attention = self.model.get_submodule(layer.name)
+            inner = getattr(attention, "self", None)
+            if inner is None:
+                self.model.config.intermediate_size = layer.num_units
+            else:
+                inner.num_attention_heads = layer.num_units
+                inner.all_head_size = layer.num_units * layer.unit
 
     def checkpoint_gradients(self) -> None:
         """About a third more time for a fraction of the memory."""

@@ -1,15 +1,17 @@
 """torchvision's video ResNets: clips of frames to one vector per clip."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
-from torchvision.models.video.resnet import VideoResNet
+from torchvision.models.video.resnet import BasicBlock, VideoResNet
 
 from pipeline.encoders.augment import AugmentConfig, draw
 from pipeline.encoders.encoder import GraphSource
+from pipeline.encoders.pruning import PrunableLayer, check_units, prune_layers, units_of
 from pipeline.encoders.weights import (
     CROP_SIZE,
     assign_copies,
@@ -25,6 +27,7 @@ from pipeline.schema import DecodedClip
 # the largest thing in memory.
 BATCH = 8
 
+_CONFIG, _UNITS = "config.json", "pruned_units"
 _VALUES_PER_PIXEL = 450  # that a backward pass keeps, of frames x height x width; measured, LOG.md
 
 
@@ -91,6 +94,7 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.num_frames = num_frames
+        self.units: dict[str, int] | None = None  # of a pruned net
         self.preparation = Frames()
         preset = get_model_weights(name).DEFAULT.transforms()
         self.crop_height, self.crop_width = preset.crop_size
@@ -147,8 +151,57 @@ class VideoEncoder(nn.Module):
             },
         )
 
+    def prunable(self) -> list[PrunableLayer]:
+        """The channels inside of each residual block; those between blocks stay, and with them the
+        512 features."""
+        layers = []
+        for path, block in self.trunk.named_modules():
+            if isinstance(block, BasicBlock):
+                layers += _inner_channels(path, block)
+        return layers
+
+    def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
+        prune_layers(self.prunable(), kept)
+        self.units = units_of(self.prunable())
+
     def save(self, folder: Path) -> None:
+        """The weights, and of a pruned net `config.json` with its widths."""
         save_trained_part(self.trunk, folder / f"{self.name}.safetensors")
+        if self.units is not None:
+            config = {"name": self.name, _UNITS: self.units}
+            (folder / _CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+    def load_saved(self, folder: Path) -> None:
+        """What `save` wrote. Raises MismatchError where it is not this net's."""
+        path = folder / _CONFIG
+        if path.is_file():
+            try:
+                units = json.loads(path.read_bytes())[_UNITS]
+                self.prune_to([range(number) for number in check_units(self.prunable(), units)])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise MismatchError(
+                    f"{path}: not the config of a pruned {self.name} ({error})"
+                ) from error
+        load_trained_part(self.trunk, folder / f"{self.name}.safetensors")
+
+
+def _inner_channels(path: str, block: BasicBlock) -> list[PrunableLayer]:
+    """Those between its two convolutions; where a convolution is two, one in space and one in time,
+    those between them as well."""
+    first, norm = block.conv1[0], block.conv1[1]
+    second = block.conv2[0]
+    layers = []
+    for name, part in (("conv1", first), ("conv2", second)):
+        if isinstance(part, nn.Sequential):
+            layers.append(
+                PrunableLayer(
+                    name=f"{path}.{name}.0", producers=(part[0], part[1]), consumers=(part[3],)
+                )
+            )
+    last = first[3] if isinstance(first, nn.Sequential) else first
+    reader = second[0] if isinstance(second, nn.Sequential) else second
+    layers.append(PrunableLayer(name=f"{path}.conv1", producers=(last, norm), consumers=(reader,)))
+    return layers
 
 
 class _BatchOfFrames(nn.Module):
@@ -174,7 +227,7 @@ def build_video_encoder(
     trunk = random_trunk(name) if path is None else _trunk_without_weights(name)
     encoder = VideoEncoder(name, trunk, precision, num_frames)
     if path is not None and path.is_dir():
-        load_trained_part(encoder.trunk, path / f"{name}.safetensors")
+        encoder.load_saved(path)
     elif path is not None:
         _load(encoder, name, path)
     encoder.trunk.to(dtype=encoder.dtype, memory_format=torch.channels_last_3d)
