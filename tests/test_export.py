@@ -336,6 +336,61 @@ def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_los
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+def test_layers_that_lose_too_much_in_8_bits_compute_in_float_and_stay_small(
+    text_run: Path,
+    tiny_text_folder: Path,
+    words: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The planted gate lets pass what errs less than all layers in 8 bits do."""
+    errors: list[float] = []
+
+    def passes(self: VariantCost, max_loss: float) -> bool:
+        errors.append(self.emotion.largest_logit_error)
+        return len(errors) == 3
+
+    monkeypatch.setattr(VariantCost, "passes", passes)
+    config = ExportConfig(
+        run=text_run,
+        out=tmp_path / "small",
+        quantise="int8",
+        data=words,
+        weights_dir=tiny_text_folder.parent,
+    )
+    gate = export(config).gate
+    assert gate is not None
+    assert len(gate.float_layers) == 2
+    in_float, in_8_bits = gate.variants[1:]
+    assert in_8_bits.num_bytes < 0.4 * in_float.num_bytes
+
+
+@pytest.mark.slow
+def test_planted_scales_that_are_off_by_two_are_found_and_nothing_is_written(
+    meld: Meld,
+    text_run: Path,
+    tiny_text_folder: Path,
+    words: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.onnx import quantise
+
+    right = quantise._round_to_8_bits
+
+    def off_by_two(values: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        rounded, scale = right(values, axes)
+        return rounded, 2 * scale
+
+    monkeypatch.setattr(quantise, "_round_to_8_bits", off_by_two)
+    out = tmp_path / "small"
+    options = ("--quantise", "int8", "--data", words, "--weights-dir", tiny_text_folder.parent)
+    done = meld("export", text_run, "--out", out, "--max-loss", "100", *options)
+    assert done.status == 6
+    assert "the largest error is" in done.err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

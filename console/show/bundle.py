@@ -44,8 +44,8 @@ def _print_gate(report: GateReport) -> None:
         table.add_row(each.name, *sizes, *_cost(each.emotion))
         table.add_row("  sentiment", "", "", *_cost(each.sentiment))
     print_rich(table)
-    if report.kept_float:
-        print(f"  layers left in float: {', '.join(report.kept_float)}")
+    if report.float_layers:
+        print(f"  layers that compute in float: {', '.join(report.float_layers)}")
 
 
 def _cost(cost: HeadCost) -> tuple[str, str, str]:

@@ -90,7 +90,7 @@ class VariantCost:
 class GateReport:
     """variants: the original first, the exported one last
 
-    kept_float: nodes that were left in float because the whole lost too much
+    float_layers: nodes that compute in float, from 8-bit weights, because the whole lost too much
     must_be_faster: whether it is refused where it is not faster than the original, too
     """
 
@@ -100,7 +100,7 @@ class GateReport:
     cores: int
     max_loss: float
     variants: tuple[VariantCost, ...]
-    kept_float: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
     must_be_faster: bool = False
 
     @property
@@ -176,7 +176,7 @@ class Gate:
         self,
         variants: Sequence[VariantCost],
         *,
-        kept_float: Sequence[str] = (),
+        float_layers: Sequence[str] = (),
         must_be_faster: bool = False,
     ) -> GateReport:
         return GateReport(
@@ -186,7 +186,7 @@ class Gate:
             cores=num_cores(),
             max_loss=self.max_loss,
             variants=tuple(variants),
-            kept_float=tuple(kept_float),
+            float_layers=tuple(float_layers),
             must_be_faster=must_be_faster,
         )
 
@@ -244,7 +244,7 @@ def refusal(report: GateReport) -> str:
         if (change := getattr(worst, head).change) is not None
     ]
     measured = ", ".join(told) or "too few dialogues have labels to say"
-    kept = f" with {len(report.kept_float)} layers in float" if report.kept_float else ""
+    kept = f" with {len(report.float_layers)} layers in float" if report.float_layers else ""
     return (
         f"{worst.name}{kept} may lose more than --max-loss {report.max_loss:g} points of weighted "
         f"F1 on {report.split}: {measured}; nothing was written"

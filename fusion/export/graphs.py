@@ -2,7 +2,8 @@
 
 encoders and fusion model -> float graphs -> 8-bit graphs -> gate
                                                  ^            | refused
-                                                 '-- more layers stay in float: the worst first
+                                                 '-- more layers compute in float from weights
+                                                     that are stored in 8 bits: the worst first
 """
 
 import logging
@@ -30,8 +31,6 @@ from pipeline.errors import UsageError
 log = logging.getLogger(__name__)
 
 CALIBRATION_CLIPS, RANKING_CLIPS = 100, 16
-# Of the float graphs' bytes; beyond it too much is left in float to be worth the loss.
-MOST_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +70,14 @@ def quantise(
     *,
     kind: str = "",
 ) -> Graphs:
-    """8-bit graphs that pass the gate: all layers in 8 bits, or as many as pass. The layers that
-    stay in float are those that make the largest error alone: 1, 2, 4, 8, ... of them.
+    """8-bit graphs that pass the gate: all layers compute in 8 bits, or as many as pass. Those that
+    compute in float are those that make the largest error alone: 1, 2, 4, 8, ... of them.
 
     measured: the original run, and what was made of it before; kind: what is told of `predictor`
         in the names of variants, "" where it is the original
 
     Raises:
-        ExportRefused: they lose too much as long as they have at most half of the bytes.
+        ExportRefused: they lose too much even where all layers compute in float.
         UsageError, InputError, MismatchError: as `quantise_graphs`.
     """
     from pipeline.onnx.quantise import quantise_graphs
@@ -92,19 +91,17 @@ def quantise(
     while True:
         kept = ranked[:num_kept]
         folder = work / f"int8-{num_kept}"
-        quantise_graphs(in_float, folder, calibration, keep_float=kept)
+        quantise_graphs(in_float, folder, calibration, float_layers=kept)
         shutil.copyfile(in_float / FUSION_GRAPH, folder / FUSION_GRAPH)
         cost = gate.measure(by_graphs(f"{kind}ONNX int8", predictor, folder))
-        report = gate.report([*before, cost], kept_float=kept)
-        if cost.num_bytes > MOST_SHARE * in_float_cost.num_bytes and best is not None:
-            raise ExportRefused(refusal(best), best)
+        report = gate.report([*before, cost], float_layers=kept)
         if report.passes:
             return Graphs(folder=folder, gate=report)
-        log.info("layers in float: %d; %s", num_kept, refusal(report))
+        log.info("layers that compute in float: %d; %s", num_kept, refusal(report))
         best = report if best is None or _loss(report) < _loss(best) else best
         if not ranked:
             ranked = _rank(predictor, in_float, gate)
-        if num_kept >= len(ranked) or cost.emotion.change is None:
+        if num_kept == len(ranked) or cost.emotion.change is None:
             raise ExportRefused(refusal(best), best)
         num_kept = min(max(1, 2 * num_kept), len(ranked))
         shutil.rmtree(folder)
@@ -117,7 +114,7 @@ def _loss(report: GateReport) -> float:
 
 
 def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:
-    """Names of the layers that can have 8 bits, the worst first."""
+    """Names of the layers that can compute in 8 bits, the worst first."""
     from pipeline.onnx.index import OnnxIndex
     from pipeline.onnx.quantise import LEAST_BYTES, rank_layers
 

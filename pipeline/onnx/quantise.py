@@ -3,6 +3,8 @@
     transformers   weights of matrix products: 8 bits with a scale per column; what meets them is
                    scaled as it comes (dynamic). Tables of embeddings: 8 bits with a scale per row.
     convolutions   weights and what meets them: 8 bits, with ranges from calibration clips (static)
+    float layers   those that lose too much so: only what is stored has 8 bits, with a scale per
+                   output; the product is computed in float, as fast as in a float graph
 
 No sum may leave its register: processors without VNNI add two products of unsigned and signed
 8-bit numbers in 16 bits and cut off what does not fit, without a word. Weights of matrix products
@@ -45,9 +47,9 @@ Feeds = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """How much of an encoder's error one layer makes when it alone has 8 bits.
+    """How much of an encoder's error one layer makes when it alone computes in 8 bits.
 
-    node:  its name in the graph, as `keep_float` takes it
+    node:  its name in the graph, as `float_layers` takes it
     error: root mean square of the difference in the features, as a share of theirs
     bytes: of its weights in float
     """
@@ -58,12 +60,16 @@ class LayerError:
 
 
 def quantise_graphs(
-    folder: Path, out: Path, calibration: Sequence[DecodedClip], *, keep_float: Collection[str] = ()
+    folder: Path,
+    out: Path,
+    calibration: Sequence[DecodedClip],
+    *,
+    float_layers: Collection[str] = (),
 ) -> None:
     """Writes the graphs of `folder` with 8-bit weights into `out`, `onnx.json` last.
 
     calibration: clips like those that will be encoded; convolutions take their ranges from them
-    keep_float:  names of nodes (`rank_layers` gives them) that stay in float
+    float_layers: names of nodes (`rank_layers` gives them) that compute in float
 
     Raises:
         UsageError: a name that no graph has, or a package is missing.
@@ -77,7 +83,7 @@ def quantise_graphs(
         for name, each in index.encoders.items()
     }
     contents = {name: (folder / name / GRAPH).read_bytes() for name in loaded}
-    _check_names(contents, keep_float)
+    _check_names(contents, float_layers)
     graphs: dict[Modality, EncoderGraph] = {}
     for name, encoder in loaded.items():
         content = contents[name]
@@ -86,7 +92,7 @@ def quantise_graphs(
             feeds = _record(encoder, calibration)
             if not feeds:
                 raise InputError(f"no calibration clip has {name}, which its encoder needs")
-            content = quantise_graph(content, feeds, keep_float=keep_float)
+            content = quantise_graph(content, feeds, float_layers=float_layers)
             digest = hashlib.sha256(content).hexdigest()
             described = replace(
                 described,
@@ -103,8 +109,8 @@ def quantise_graphs(
 def rank_layers(
     folder: Path, modality: Modality, calibration: Sequence[DecodedClip]
 ) -> list[LayerError]:
-    """The layers of an encoder that `quantise_graphs` would give 8 bits, the worst first: those to
-    keep in float first where a gate refuses the whole. Takes one quantisation per layer.
+    """The layers of an encoder that `quantise_graphs` lets compute in 8 bits, the worst first: if a
+    gate refuses the whole, those should compute in float first. Takes one quantisation per layer.
 
     Raises as `quantise_graphs`.
     """
@@ -116,19 +122,23 @@ def rank_layers(
     if not feeds:
         raise InputError(f"no calibration clip has {modality}, which its encoder needs")
     items = [item for item in encoder.reading.prepare(calibration) if item is not None]
-    wanted = encoder.encode(items)
     sizes = _layer_bytes(content)
     ranked = []
     with tempfile.TemporaryDirectory() as scratch:
-        for node, size in sizes.items():
-            others = sizes.keys() - {node}
-            one = quantise_graph(content, feeds, keep_float=others)
-            path = Path(scratch) / GRAPH
-            path.write_bytes(one)
-            files = {**described.files, GRAPH: hashlib.sha256(one).hexdigest()}
+
+        def load(graph: bytes) -> OnnxEncoder:
+            (Path(scratch) / GRAPH).write_bytes(graph)
+            files = {**described.files, GRAPH: hashlib.sha256(graph).hexdigest()}
             for name in files.keys() - {GRAPH}:
                 shutil.copyfile(folder / modality / name, Path(scratch) / name)
-            alone = OnnxEncoder.load(Path(scratch), replace(described, files=files), threads=None)
+            return OnnxEncoder.load(Path(scratch), replace(described, files=files), threads=None)
+
+        stored = load(quantise_graph(content, feeds, float_layers=sizes))
+        wanted = stored.encode(items)
+        for node, size in sizes.items():
+            others = sizes.keys() - {node}
+            one = quantise_graph(content, feeds, float_layers=others)
+            alone = load(one)
             ranked.append(
                 LayerError(node=node, error=_difference(alone.encode(items), wanted), bytes=size)
             )
@@ -139,12 +149,13 @@ def quantise_graph(
     content: bytes,
     feeds: Sequence[Feeds],
     *,
-    keep_float: Collection[str] = (),
+    float_layers: Collection[str] = (),
     unsigned: bool = True,
 ) -> bytes:
     """One graph with 8-bit weights.
 
     feeds:    inputs like those that it will have
+    float_layers: nodes that compute in float, from weights that are stored in 8 bits
     unsigned: False gives convolutions signed weights, which some processors add up wrongly
 
     Raises UsageError where a package of the extra `export` is missing.
@@ -161,8 +172,8 @@ def quantise_graph(
         with tempfile.TemporaryDirectory() as scratch:
             source, target = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
             source.write_bytes(content)
-            excluded = sorted(keep_float)
-            if _operators(content) & {"Conv"}:
+            excluded = sorted(float_layers)
+            if _has_other(content, {"Conv"}, excluded):
                 quantize_static(
                     source,
                     target,
@@ -176,7 +187,7 @@ def quantise_graph(
                     extra_options={"WeightSymmetric": True},
                 )
                 source.write_bytes(target.read_bytes())
-            if _operators(source.read_bytes()) & {"MatMul", "Gemm"}:
+            if _has_other(source.read_bytes(), {"MatMul", "Gemm"}, excluded):
                 quantize_dynamic(
                     source,
                     target,
@@ -188,31 +199,73 @@ def quantise_graph(
                 )
                 source.write_bytes(target.read_bytes())
             model = onnx.load_from_string(source.read_bytes())
-    _quantise_tables(model, keep_float)
+    _store_in_8_bits(model, float_layers)
+    _quantise_tables(model)
     model.graph.ClearField("value_info")
     quantised: bytes = model.SerializeToString(deterministic=True)
     check_graph(quantised)
     return quantised
 
 
-def _quantise_tables(model: Any, keep_float: Collection[str]) -> None:
+def _store_in_8_bits(model: Any, nodes: Collection[str]) -> None:
+    """Weights of these nodes: 8-bit numbers with a scale per output, which the runtime multiplies
+    once, when it loads the graph."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    tensors = {each.name: each for each in graph.initializer if each.data_type == 1}
+    uses = [name for node in graph.node for name in node.input]
+    for node in [each for each in graph.node if each.name in nodes]:
+        weight = node.input[1]
+        if uses.count(weight) > 1:  # a weight that is shared stays as it is
+            continue
+        values = numpy_helper.to_array(tensors[weight])
+        outputs = _axis_of_outputs(node, values.ndim)
+        others = tuple(axis for axis in range(values.ndim) if axis != outputs)
+        rounded, scale = _round_to_8_bits(values, others)
+        graph.initializer.remove(tensors[weight])
+        graph.initializer.append(numpy_helper.from_array(rounded, f"{weight}_8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{weight}_scale"))
+        at = list(graph.node).index(node)
+        cast = helper.make_node(
+            "Cast", [f"{weight}_8"], [f"{weight}_cast"], f"{node.name}_cast", to=TensorProto.FLOAT
+        )
+        multiply = helper.make_node(
+            "Mul", [f"{weight}_cast", f"{weight}_scale"], [weight], f"{node.name}_mul"
+        )
+        graph.node.insert(at, cast)
+        graph.node.insert(at + 1, multiply)
+
+
+def _axis_of_outputs(node: Any, num_axes: int) -> int:
+    """Of its weight. Of a product of many matrices each column has one scale in all of them."""
+    if node.op_type == "Conv":
+        return 0
+    is_transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    return 0 if is_transposed else num_axes - 1
+
+
+def _round_to_8_bits(
+    values: NDArray[Any], axes: tuple[int, ...]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The numbers, and a scale for each that shares those axes; their product is near `values`."""
+    scale = np.maximum(np.abs(values).max(axis=axes, keepdims=True), 1e-12) / 127
+    rounded = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+    return rounded, scale.astype(np.float32)
+
+
+def _quantise_tables(model: Any) -> None:
     """Rows of a table are looked up in 8 bits and multiplied by their scale."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
     for node in _tables(graph):
-        if node.name in keep_float:
-            continue
         table, out = node.input[0], node.output[0]
         tensor = next(each for each in graph.initializer if each.name == table)
-        values = numpy_helper.to_array(tensor)  # [rows, width]
-        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
-        rounded = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+        rounded, scale = _round_to_8_bits(numpy_helper.to_array(tensor), (1,))  # [rows, width]
         graph.initializer.remove(tensor)
         graph.initializer.append(numpy_helper.from_array(rounded, f"{table}_8"))
-        graph.initializer.append(
-            numpy_helper.from_array(scale.astype(np.float32), f"{table}_scale")
-        )
+        graph.initializer.append(numpy_helper.from_array(scale, f"{table}_scale"))
         at = list(graph.node).index(node)
         looked_up = [
             helper.make_node("Gather", [f"{table}_8", node.input[1]], [f"{out}_8"], node.name),
@@ -245,7 +298,7 @@ def _tables(graph: Any) -> list[Any]:
 
 
 def _layer_bytes(content: bytes) -> dict[str, int]:
-    """Names of the nodes that would get 8 bits, and what their weights take in float."""
+    """Names of the nodes that would compute in 8 bits, and what their weights take in float."""
     with needs_extra("export"):
         import onnx
     graph = onnx.load_from_string(content).graph
@@ -257,21 +310,22 @@ def _layer_bytes(content: bytes) -> dict[str, int]:
         for node in graph.node
         if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in sizes
     ]
-    found = {node.name: sizes[node.input[1]] for node in layers}
-    return found | {node.name: sizes[node.input[0]] for node in _tables(graph)}
+    return {node.name: sizes[node.input[1]] for node in layers}
 
 
-def _check_names(contents: Mapping[Modality, bytes], keep_float: Collection[str]) -> None:
+def _check_names(contents: Mapping[Modality, bytes], float_layers: Collection[str]) -> None:
     known = {name for content in contents.values() for name in _layer_bytes(content)}
-    odd = sorted(set(keep_float) - known)
+    odd = sorted(set(float_layers) - known)
     if odd:
-        raise UsageError(f"keep_float: no layer is named {', '.join(odd)[:200]}")
+        raise UsageError(f"float_layers: no layer is named {', '.join(odd)[:200]}")
 
 
-def _operators(content: bytes) -> set[str]:
+def _has_other(content: bytes, operators: Collection[str], excluded: Collection[str]) -> bool:
+    """Whether a graph has a node with one of these operators that is not excluded."""
     import onnx
 
-    return {node.op_type for node in onnx.load_from_string(content).graph.node}
+    nodes = onnx.load_from_string(content).graph.node
+    return any(node.op_type in operators and node.name not in excluded for node in nodes)
 
 
 def _reader(feeds: Sequence[Feeds]) -> Any:
