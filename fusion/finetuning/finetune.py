@@ -31,7 +31,14 @@ from fusion.finetuning.job import (
     resolve,
 )
 from fusion.finetuning.loop import StepResult, Tuning, predict_raw
-from fusion.finetuning.setup import LiveData, Watch, build_end_to_end, check_parity, open_live
+from fusion.finetuning.setup import (
+    LiveData,
+    Watch,
+    build_end_to_end,
+    check_parity,
+    check_wishes,
+    open_live,
+)
 from fusion.finetuning.workers import Worker, run_workers
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.description import CONFIG
@@ -130,11 +137,14 @@ def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
             ProgressFolder(config.begun).remove_leftovers()
             yield resolve(config, config.begun, hardware)
         return
+    inputs = _look_at_inputs(config)
+    if config.run is not None:
+        check_wishes(resolve(config, Path(), hardware), read_checkpoint(config.run))
     with open_run(
         config.out,
         overwrite=config.overwrite,
         name=f"finetune-seed{config.seed}",
-        inputs=_look_at_inputs(config),
+        inputs=inputs,
     ) as out:
         job = resolve(config, out, hardware)
         ProgressFolder(out).begin(job.settings)

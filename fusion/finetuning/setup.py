@@ -74,7 +74,7 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
     Raises UsageError, InputError, StorageError, RecipeMismatch or WeightsMissing.
     """
     start = read_checkpoint(job.run)
-    unfrozen = _check_wishes(job, start)
+    unfrozen = check_wishes(job, start)
     if start.recipe.revision != REVISION:
         raise RecipeMismatch(
             f"{job.run} was trained on features of revision {start.recipe.revision}, this "
@@ -107,8 +107,11 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
     )
 
 
-def _check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
-    """The modalities to unfreeze, in our order."""
+def check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
+    """The modalities to unfreeze, in our order.
+
+    Raises UsageError where `start` cannot be fine-tuned as asked.
+    """
     names = start.dims.names
     if start.dims.input != "raw":
         raise UsageError(

@@ -729,6 +729,16 @@ def test_a_run_that_sees_whole_dialogues_is_not_fine_tuned(place: Path, tmp_path
     train_fusion(config)
     with pytest.raises(UsageError, match="sees whole dialogues"):
         opened(place, run=tmp_path / "run")
+    asked = FinetuneConfig(
+        run=tmp_path / "run",
+        data=place / "corpus",
+        weights_dir=place / "weights",
+        out=tmp_path / "tuned",
+        tune=BRIEF,
+    )
+    with pytest.raises(UsageError, match="sees whole dialogues"):
+        finetune(asked)
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_without_dev_the_dialogues_that_the_start_set_aside_choose_here_too(
