@@ -1,5 +1,7 @@
 """A bundle that was written (`meld export`), and whether it can be trusted here (`meld verify`)."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
@@ -7,6 +9,7 @@ from console.printing import print_json, print_rich
 from fusion.export.export import ExportResult
 from fusion.export.gate import GateReport, HeadCost
 from fusion.export.golden import StageDifference, Verification
+from fusion.labels import HEADS
 
 
 def show_export(result: ExportResult, as_json: bool) -> None:
@@ -33,28 +36,52 @@ def show_gate(report: GateReport, as_json: bool) -> None:
 
 def _print_gate(report: GateReport) -> None:
     print(
-        f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; weighted F1, its "
-        "change in points with the 95 % interval, and how often both say the same"
+        f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; milliseconds of an "
+        f"utterance and speed beside {report.variants[0].name}, on one core and on {report.cores}"
     )
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for column in ("", "MB", f"ms, 1|{report.cores} cores", "F1", "change", "agree"):
-        table.add_column(column, no_wrap=True)
-    for each in report.variants:
-        sizes = (f"{each.num_bytes / 1e6:.1f}", f"{each.ms_one_core:.1f}, {each.ms_all_cores:.1f}")
-        table.add_row(each.name, *sizes, *_cost(each.emotion))
-        table.add_row("  sentiment", "", "", *_cost(each.sentiment))
-    print_rich(table)
+    _print_table(
+        ("", "MB", "ms, 1 core", f"ms, {report.cores}", "x, 1 core", f"x, {report.cores}"),
+        [
+            (
+                each.name,
+                f"{each.num_bytes / 1e6:.1f}",
+                f"{each.ms_one_core:.1f}",
+                f"{each.ms_all_cores:.1f}",
+                f"{each.speed_one_core:.2f}",
+                f"{each.speed_all_cores:.2f}",
+            )
+            for each in report.variants
+        ],
+    )
+    print(
+        "weighted F1, its change in points with the 95 % interval, and how often both say the same"
+    )
+    for head in HEADS:
+        _print_table(
+            (head, "F1", "change", "agree", "largest logit error"),
+            [(each.name, *_cost(getattr(each, head))) for each in report.variants],
+        )
     if report.float_layers:
         print(f"  layers that compute in float: {', '.join(report.float_layers)}")
 
 
-def _cost(cost: HeadCost) -> tuple[str, str, str]:
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=True, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    print_rich(table)
+
+
+def _cost(cost: HeadCost) -> tuple[str, str, str, str]:
     change = "-"
     if cost.change is not None:
         points = (cost.change.value, cost.change.low, cost.change.high)
         value, low, high = (100 * each for each in points)
         change = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return "-" if cost.f1 is None else f"{cost.f1.value:.3f}", change, f"{cost.agreement:.1%}"
+    score = "-" if cost.f1 is None else f"{cost.f1.value:.3f}"
+    return score, change, f"{cost.agreement:.1%}", f"{cost.largest_logit_error:.1e}"
 
 
 def show_verification(verification: Verification, as_json: bool) -> None:

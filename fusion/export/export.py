@@ -260,7 +260,9 @@ def _pruned(
     settings = PruneConfig(
         share=config.prune, work=work_folder(config.out), data=data, tune=config.tune
     )
-    run = prune(config.run, product.predictor, gate, settings, watch)
+    # Of its own, because it is pruned in place, and the original still takes turns with variants.
+    original = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
+    run = prune(config.run, original, gate, settings, watch)
     return replace(product, run=run, predictor=Predictor.load(run))
 
 
