@@ -6,7 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,14 @@ from tests.conftest import Meld
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_timed_clips() -> Iterator[None]:
+    """How fast something is does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusion.export.gate.TIMED_CLIPS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
