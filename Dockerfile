@@ -3,10 +3,12 @@
 #     docker build -t meld .
 #     docker run --rm -p 127.0.0.1:8000:8000 -v meld-data:/data -v "$PWD/key.txt":/run/secrets/key:ro meld
 #
-# docs/deploy.md says what else it needs. Nothing is downloaded when it starts.
+# docs/deploy.md says what else it needs. Nothing is downloaded when it starts. With `--build-arg
+# RUNTIME=onnx` it is built without PyTorch, for bundles with ONNX graphs.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
+ARG RUNTIME=torch
 # PyTorch's builds for CPUs are a tenth of those for GPUs, which need CUDA's libraries as well. What
 # else PyTorch needs is in the requirements, with its hash.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -14,10 +16,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/meld
 ENV PATH=/opt/meld/bin:$PATH
 WORKDIR /src
-RUN pip install --no-deps --index-url "$TORCH_INDEX" \
-    torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
-COPY deploy/requirements.txt deploy/
-RUN pip install --no-deps --require-hashes -r deploy/requirements.txt
+RUN if [ "$RUNTIME" = torch ]; then pip install --no-deps --index-url "$TORCH_INDEX" \
+    torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0; fi
+COPY deploy/requirements-torch.txt deploy/requirements-onnx.txt deploy/
+RUN pip install --no-deps --require-hashes -r "deploy/requirements-$RUNTIME.txt"
 COPY pyproject.toml README.md LICENSE cli.py meld.py ./
 COPY console/ console/
 COPY fusion/ fusion/

@@ -166,10 +166,10 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Generate a small corpus in MELD's format: spoken sentences and drawn faces, H.264 and AAC."""
-    from console.show.sample import show_sample
     from pipeline.settings import build_config
 
     with needs_extra("sample"):
+        from console.show.sample import show_sample
         from pipeline.sample.corpus import SampleConfig, make_sample
 
     options = given(out=out, dialogues=dialogues, seed=seed, corrupt=corrupt, workers=workers)
@@ -1121,10 +1121,10 @@ def demo(
     Nothing is downloaded: text is encoded by the bundled encoder, video with random weights, which
     are marked in every output.
     """
-    from console.show.demo import show_demo
     from pipeline.settings import build_config
 
-    with needs_extra("sample"):
+    with needs_extra("train,sample,minilm"):
+        from console.show.demo import show_demo
         from fusion.experiments.demo import DemoConfig, run_demo
 
     config = build_config(DemoConfig, given(out=out, seed=seed, dialogues=dialogues))

@@ -15,7 +15,8 @@ Every error is a `MeldError`. Its subclasses tell a wrong argument (`UsageError`
 (`InputError`), a failed read or write (`StorageError`) and things that do not match
 (`MismatchError`).
 
-Importing this module imports nothing heavy. Extraction starts Ray unless it runs in the process
+Importing this module imports nothing heavy, and a part that is not installed is a `UsageError`,
+which names the command to install it. Extraction starts Ray unless it runs in the process
 already; a caller's Ray is used and left running.
 """
 
@@ -49,6 +50,7 @@ from pipeline.options import (
     weights_in,
 )
 from pipeline.settings import build_config
+from pipeline.system.extras import missing_part, needs_extra
 
 if TYPE_CHECKING:
     import datasets
@@ -116,6 +118,11 @@ def _speaks_python(function: Callable[Parameters, Result]) -> Callable[Parameter
         except MeldError as error:
             error.args = (in_python(str(error)),)
             raise
+        except ModuleNotFoundError as error:
+            missing = missing_part(error)
+            if missing is None:
+                raise
+            raise missing from error
 
     return call
 
@@ -384,9 +391,10 @@ def export(
     Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing; MismatchError also
     where a smaller model loses too much, or a pruned one is not faster.
     """
-    from fusion.export.export import ExportConfig
-    from fusion.export.export import export as write_bundle
-    from fusion.finetuning.loop import TuneConfig
+    with needs_extra("export"):
+        from fusion.export.export import ExportConfig
+        from fusion.export.export import export as write_bundle
+        from fusion.finetuning.loop import TuneConfig
 
     tune = given(epochs=epochs, learning_rates=learning_rates_in(learning_rate))
 
@@ -452,8 +460,8 @@ def load(
     encoders: the fine-tuned run that owns the encoders, where it is not found by itself
     precision: what encoders compute in that can; "auto" is that of the features which the run was
         trained on, and only that gives the probabilities of `evaluate`
-    runtime: "onnx" computes the graphs of a bundle; "auto" takes PyTorch where the encoders are
-        there for it
+    runtime: "onnx" computes the graphs of a bundle; "auto" takes PyTorch where it is installed and
+        the encoders are there for it
 
     Raises UsageError, InputError, StorageError, MismatchError or WeightsMissing.
     """
@@ -706,8 +714,6 @@ def hf_dataset(cache: "FeatureCache | AnyPath") -> "datasets.Dataset":
 
     Raises UsageError where `datasets` is not installed; and as `read_cache`.
     """
-    from pipeline.system.extras import needs_extra
-
     with needs_extra("datasets"):
         from pipeline.exchange.arrow import to_dataset
 

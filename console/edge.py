@@ -1,6 +1,7 @@
 """The edge between a command and its user: log lines, and errors as one line and an exit status.
 
-Any exception other than `MeldError` is a bug and keeps its traceback.
+Any exception other than `MeldError` is a bug and keeps its traceback; but an optional part that is
+not installed is a `UsageError`, wherever its import failed.
 """
 
 import errno
@@ -15,10 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import MeldError, StorageError
+from pipeline.system.extras import missing_part
 from pipeline.system.extras import needs_extra as needs_extra
 from pipeline.system.one_line import one_line
 
 EXIT_INTERRUPTED = 130
+# Ends what is said where the service is not installed.
+WITHOUT_TORCH = ", or 'meld[serve-onnx]' for bundles with ONNX graphs, without PyTorch"
 # Errors of a path that the user typed, raised by whatever code opens it first.
 _PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Packages whose log lines --verbose shows; other libraries' lines are not shown.
@@ -38,8 +42,8 @@ def tell(line: str) -> None:
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command: adds --verbose, and reports a `MeldError` as one line and its exit
-    status."""
+    """Decorates a command: adds --verbose, and reports a `MeldError`, or that an optional part is
+    not installed, as one line and its exit status."""
 
     @functools.wraps(command)
     def run(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
@@ -47,8 +51,12 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except MeldError as error:
-            tell(f"meld: error: {one_line(str(error))}")
-            raise typer.Exit(error.exit_status) from error
+            raise _told(error) from error
+        except ModuleNotFoundError as error:
+            missing = missing_part(error)
+            if missing is None:
+                raise
+            raise _told(missing) from error
         except OSError as error:
             if error.filename is None or error.errno not in _PATH_FAILS:
                 raise
@@ -72,6 +80,11 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     )
     run.__annotations__ = {**command.__annotations__, "verbose": Verbose}
     return run
+
+
+def _told(error: MeldError) -> typer.Exit:
+    tell(f"meld: error: {one_line(str(error))}")
+    return typer.Exit(error.exit_status)
 
 
 class _ToStderr(logging.Handler):

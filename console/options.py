@@ -148,7 +148,7 @@ RuntimeOption = Annotated[
     RuntimeChoice | None,
     typer.Option(
         help="What computes the model: torch, or onnx for a bundle with ONNX graphs; auto is torch "
-        "if the encoders are there for it.  [default: auto]"
+        "if it is installed and the encoders are there for it.  [default: auto]"
     ),
 ]
 Port = Annotated[

@@ -10,8 +10,8 @@ per heavy library; no branch on a name outside the rooms that own it.
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Import:
     """One import statement.
 
     at_start: it runs when the module is imported; typing_only: only type checkers read it
+    extra: the optional part that it belongs to: it stands in `with needs_extra(...)`
     """
 
     module: str
@@ -54,6 +55,7 @@ class Import:
     wanted: str
     at_start: bool
     typing_only: bool = False
+    extra: str = ""
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line} imports {self.wanted}"
@@ -65,6 +67,7 @@ class _Reader(ast.NodeVisitor):
         self.package = module.split(".") if is_package else module.split(".")[:-1]
         self.at_start = True
         self.typing_only = False
+        self.extra = ""
         self.found: list[Import] = []
 
     def visit_Import(self, node: ast.Import) -> None:
@@ -97,8 +100,19 @@ class _Reader(ast.NodeVisitor):
         else:
             self.generic_visit(node)
 
+    def visit_With(self, node: ast.With) -> None:
+        before = self.extra
+        for item in node.items:
+            call = item.context_expr
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "needs_extra":
+                self.extra = ast.literal_eval(call.args[0])
+        self.generic_visit(node)
+        self.extra = before
+
     def _add(self, line: int, wanted: str) -> None:
-        self.found.append(Import(self.module, line, wanted, self.at_start, self.typing_only))
+        self.found.append(
+            Import(self.module, line, wanted, self.at_start, self.typing_only, self.extra)
+        )
 
 
 def module_files(root: Path) -> dict[str, Path]:
@@ -123,7 +137,7 @@ def read_imports(root: Path) -> list[Import]:
             wanted = each.wanted
             if wanted not in files and wanted.rpartition(".")[0] in files:
                 wanted = wanted.rpartition(".")[0]
-            found.append(Import(each.module, each.line, wanted, each.at_start, each.typing_only))
+            found.append(replace(each, wanted=wanted))
     return found
 
 
@@ -221,13 +235,23 @@ def ways_to(
                 open_ways.append([*way, each.wanted])
 
 
-def closure(imports: Sequence[Import], modules: set[str], starts: Sequence[str]) -> set[str]:
-    """The libraries that importing and using `starts` reaches: late imports count as well."""
+def closure(
+    imports: Sequence[Import],
+    modules: set[str],
+    starts: Sequence[str],
+    extras: Collection[str] | None = None,
+) -> set[str]:
+    """The libraries that importing and using `starts` reaches: late imports count as well.
+
+    extras: the optional parts that are installed; None takes all
+    """
     seen, queue, libraries = set(starts), list(starts), set()
     while queue:
         module = queue.pop()
         for each in imports:
             if each.module != module or each.typing_only:
+                continue
+            if each.extra and extras is not None and each.extra not in extras:
                 continue
             if each.wanted in modules:
                 if each.wanted not in seen:

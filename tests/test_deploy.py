@@ -79,8 +79,9 @@ def test_the_settings_for_sagemaker_are_settings() -> None:
 
 def test_the_image_has_the_releases_that_are_tested() -> None:
     tested = set(PIN.findall((ROOT / "requirements.txt").read_text()))
-    inside = set(PIN.findall((ROOT / "deploy/requirements.txt").read_text()))
-    torch = set(re.findall(r"\b(torch(?:vision|audio)?)==(\S+)", DOCKERFILE))
+    files = [(ROOT / f"deploy/requirements-{name}.txt").read_text() for name in ("torch", "onnx")]
+    inside = {pin for text in files for pin in PIN.findall(text)}
+    torch = set(re.findall(r"\b(torch(?:vision|audio)?)==([^\s;]+)", DOCKERFILE))
     assert len(torch) == 3
     assert (inside | torch) - tested == set()
 
@@ -88,7 +89,8 @@ def test_the_image_has_the_releases_that_are_tested() -> None:
 @pytest.mark.heavy
 def test_the_image_has_all_that_the_service_imports_when_it_starts() -> None:
     """Found in the source: what serving and all below it import, and what `cli` needs."""
-    inside = {name for name, _ in PIN.findall((ROOT / "deploy/requirements.txt").read_text())}
+    pinned = (ROOT / "deploy/requirements-torch.txt").read_text()
+    inside = {name for name, _ in PIN.findall(pinned)}
     inside |= {"torch", "torchvision", "torchaudio"}
     package_of = {"multipart": "python-multipart", "yaml": "pyyaml"}
     own = {"cli", "meld", "console", "serving", "fusion", "pipeline"}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.edge import reports_errors
+from console.edge import needs_extra, reports_errors
 from console.options import (
     AsJson,
     DeviceOption,
@@ -113,11 +113,13 @@ def export(
     and evaluate take a bundle wherever they take a run.
     """
     from console.show.bundle import show_export, show_gate
-    from fusion.export.export import ExportConfig
-    from fusion.export.export import export as write_bundle
-    from fusion.export.gate import ExportRefused
-    from fusion.export.prune import Watch
-    from fusion.finetuning.loop import TuneConfig
+
+    with needs_extra("export"):
+        from fusion.export.export import ExportConfig
+        from fusion.export.export import export as write_bundle
+        from fusion.export.gate import ExportRefused
+        from fusion.export.prune import Watch
+        from fusion.finetuning.loop import TuneConfig
 
     tune = given(epochs=epochs, learning_rates=learning_rates_in(learning_rate))
 

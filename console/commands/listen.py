@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.edge import needs_extra, reports_errors
+from console.edge import WITHOUT_TORCH, needs_extra, reports_errors
 from console.options import (
     AsJson,
     ConfigFile,
@@ -88,7 +88,7 @@ def listen(
     from serving.config import ServeConfig
 
     serve_config = read_settings(config, options).build(ServeConfig)
-    with needs_extra("serve"):
+    with needs_extra("serve", WITHOUT_TORCH):
         from serving.serve import serve
 
     def tell(address: str, ready: "WorkerReady") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.edge import log_as, needs_extra, reports_errors
+from console.edge import WITHOUT_TORCH, log_as, needs_extra, reports_errors
 from console.options import (
     AsJson,
     ConfigFile,
@@ -116,7 +116,7 @@ def serve(
     from serving.config import ServeConfig
 
     serve_config = read_settings(config, options).build(ServeConfig)
-    with needs_extra("serve"):
+    with needs_extra("serve", WITHOUT_TORCH):
         from serving.logs import Event, JsonLines
         from serving.serve import check as check_service
         from serving.serve import serve as run

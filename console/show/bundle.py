@@ -1,18 +1,21 @@
 """A bundle that was written (`meld export`), and whether it can be trusted here (`meld verify`)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from console.printing import print_json, print_rich
-from fusion.export.export import ExportResult
-from fusion.export.gate import GateReport, HeadCost
 from fusion.export.golden import StageDifference, Verification
 from fusion.labels import HEADS
 
+if TYPE_CHECKING:  # exporting needs PyTorch, and verifying need not
+    from fusion.export.export import ExportResult
+    from fusion.export.gate import GateReport, HeadCost
 
-def show_export(result: ExportResult, as_json: bool) -> None:
+
+def show_export(result: "ExportResult", as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
         return
@@ -26,7 +29,7 @@ def show_export(result: ExportResult, as_json: bool) -> None:
     print(f"check it on another machine: meld verify {result.bundle}")
 
 
-def show_gate(report: GateReport, as_json: bool) -> None:
+def show_gate(report: "GateReport", as_json: bool) -> None:
     """Of an export that was refused."""
     if as_json:
         print_json({"gate": report.to_dict()})
@@ -34,7 +37,7 @@ def show_gate(report: GateReport, as_json: bool) -> None:
     _print_gate(report)
 
 
-def _print_gate(report: GateReport) -> None:
+def _print_gate(report: "GateReport") -> None:
     print(
         f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; milliseconds of an "
         f"utterance and speed beside {report.variants[0].name}, on one core and on {report.cores}"
@@ -74,7 +77,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print_rich(table)
 
 
-def _cost(cost: HeadCost) -> tuple[str, str, str, str]:
+def _cost(cost: "HeadCost") -> tuple[str, str, str, str]:
     change = "-"
     if cost.change is not None:
         points = (cost.change.value, cost.change.low, cost.change.high)

@@ -14,6 +14,7 @@ _DECIDING = (
     ("PyAV", "av"),
     ("faster-whisper", "faster-whisper"),
     ("CTranslate2", "ctranslate2"),
+    ("tokenizers", "tokenizers"),
     ("ONNX Runtime", "onnxruntime"),
 )
 # Of FFmpeg's, those that clips go through.

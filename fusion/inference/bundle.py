@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fusion.inference.runtime import RuntimeName
 from pipeline.errors import CacheCorrupt, MismatchError, StorageError
+from pipeline.system.extras import is_installed
 
 EXPORT = "export.json"
 CARD = "README.md"
@@ -60,6 +62,18 @@ def read_export(folder: Path) -> Mapping[str, Any] | None:
     if not isinstance(runtimes, list) or not runtimes or not set(runtimes) <= set(RUNTIMES):
         raise CacheCorrupt(f"{path}: it is computed by {runtimes!r}; export the run again")
     return values
+
+
+def choose_runtime(exported: Mapping[str, Any] | None) -> RuntimeName:
+    """What computes a folder where nobody chose: PyTorch, and the graphs of a bundle that has
+    nothing else, or where PyTorch is not installed.
+
+    exported: as of `read_export`
+    """
+    runtimes = ["torch"] if exported is None else exported["runtimes"]
+    if "onnx" in runtimes and ("torch" not in runtimes or not is_installed("torch")):
+        return "onnx"
+    return "torch"
 
 
 def check_files(folder: Path, export: Mapping[str, Any]) -> None:

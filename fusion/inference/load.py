@@ -4,19 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fusion.inference.bundle import read_export
+from fusion.inference.bundle import choose_runtime, read_export
 from fusion.inference.bundled import bundled_run
 from fusion.inference.description import read_description
 from fusion.inference.predictor import Predictor
 from pipeline.errors import UsageError
 from pipeline.system.device import has_gpu
+from pipeline.system.extras import is_installed, needs_extra
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
     """run: a trained run; None takes the bundled one. The other fields are as in `Predictor.load`;
-    "auto" uses a GPU if there is one, the precision that the run was trained with, and PyTorch,
-    except for a bundle that has ONNX graphs alone."""
+    "auto" uses a GPU if there is one, the precision that the run was trained with, and what
+    `choose_runtime` says."""
 
     run: Path | None = None
     weights_dir: Path | None = None
@@ -36,7 +37,7 @@ class ModelChoice:
             self._folder,
             weights_dir=self.weights_dir,
             encoders=self.encoders,
-            device=self._device,
+            device=self.resolved_device,
             precision=None if self.precision == "auto" else self.precision,
             runtime=None if self.runtime == "auto" else self.runtime,
         )
@@ -45,7 +46,8 @@ class ModelChoice:
         """Checks that the folder is a run, which other processes will load, and returns its name.
         Raises as `read_checkpoint`."""
         if not self._computes_graphs:
-            from fusion.inference.checkpoint import read_checkpoint  # PyTorch
+            with needs_extra("torch"):
+                from fusion.inference.checkpoint import read_checkpoint
 
             read_checkpoint(self._folder)
         return self._folder.resolve().name
@@ -56,13 +58,14 @@ class ModelChoice:
         if self.runtime != "auto":
             return self.runtime == "onnx"
         read_description(self._folder)  # where it is no run, that is told
-        exported = read_export(self._folder)
-        return exported is not None and "torch" not in exported["runtimes"]
+        return choose_runtime(read_export(self._folder)) == "onnx"
 
     @property
-    def _device(self) -> Literal["cpu", "cuda"]:
-        if self._computes_graphs and self.device == "auto":
-            return "cpu"
+    def resolved_device(self) -> Literal["cpu", "cuda"]:
+        """What it is computed on. Raises UsageError where there is no such thing, else as
+        `read_description`."""
+        if self._computes_graphs and self.device in ("auto", "cuda"):
+            return "cpu" if self.device == "auto" else "cuda"  # which is refused when it is loaded
         return choose_device(self.device)
 
     @property
@@ -74,6 +77,10 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cud
     """Resolves "auto" for this machine. Raises UsageError."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: auto, cpu or cuda")
+    if device == "cuda" and not is_installed("torch"):
+        raise UsageError(
+            "--device cuda: PyTorch is not installed; get it with: pip install 'meld[torch]'"
+        )
     if device == "cuda" and not has_gpu():
         raise UsageError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
     return "cuda" if device != "cpu" and has_gpu() else "cpu"

@@ -5,6 +5,7 @@ clips -> encode_clips -> features -> fusion model, with every subset of modaliti
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.inference.bundle import FUSION_GRAPH, GRAPH_INDEX, GRAPHS, read_export
+from fusion.inference.bundle import (
+    FUSION_GRAPH,
+    GRAPH_INDEX,
+    GRAPHS,
+    choose_runtime,
+    read_export,
+)
 from fusion.inference.decoding import JointLabels, decode
 from fusion.inference.description import WEIGHTS, RunDescription, read_description
 from fusion.inference.prediction import Alone, HeadPrediction, Part, Prediction
@@ -33,7 +40,11 @@ from pipeline.schema import (
     DecodedClip,
     Modality,
 )
+from pipeline.system.extras import needs_extra
 
+log = logging.getLogger(__name__)
+
+_WITHOUT_TORCH = ", or name a bundle that has ONNX graphs: meld export --onnx"
 # The length of MELD's longest dialogue. A model trained on those would not handle the thousand
 # utterances of an hour well.
 MOST_TURNS = 33
@@ -73,12 +84,13 @@ class Predictor:
 
         precision: precision of the encoders that support it; None takes that of the features which
             the run was trained on, and only that gives the probabilities of `meld evaluate`
-        runtime: what computes it; None takes PyTorch where the encoders are there for it, else the
-            graphs of a bundle
+        runtime: what computes it; None takes PyTorch where it is installed and the encoders are
+            there for it, else the graphs of a bundle
 
         Raises:
             UsageError: none of its encoders, or not this machine, can compute in that precision;
-                the run has no graphs, or an argument says nothing to them.
+                the run has no graphs, or an argument says nothing to them; what computes it is not
+                installed.
             MismatchError: the run was trained on 128-d embeddings, whose projection lies with the
                 features and not with the run; its features are of another revision; one of its
                 heads never learned; or encoders other than its own.
@@ -87,7 +99,9 @@ class Predictor:
         description, exported = read_description(run), read_export(run)
         check_predicts(run, description)
         if runtime is None:
-            runtime = "torch" if exported is None or "torch" in exported["runtimes"] else "onnx"
+            runtime = choose_runtime(exported)
+            if runtime == "onnx" and exported is not None and "torch" in exported["runtimes"]:
+                log.info("PyTorch is not installed: %s is computed by its ONNX graphs", run)
         if runtime == "onnx":
             given = {"weights_dir": weights_dir, "encoders": encoders, "precision": precision}
             _check_graphs(run, exported, given, device)
@@ -97,7 +111,8 @@ class Predictor:
                 f"--runtime torch: {run} holds ONNX graphs alone; leave the option out"
             )
         # PyTorch and the encoders' libraries take seconds to import.
-        from fusion.inference.pytorch import PyTorchRuntime
+        with needs_extra("torch", _WITHOUT_TORCH):
+            from fusion.inference.pytorch import PyTorchRuntime
 
         computed = PyTorchRuntime.load(
             run, weights_dir=weights_dir, encoders=encoders, device=device, precision=precision
@@ -109,7 +124,8 @@ class Predictor:
     def _load_graphs(
         cls, run: Path, description: RunDescription, exported: Mapping[str, Any]
     ) -> "Predictor":
-        from fusion.inference.onnx_runtime import OnnxRuntime
+        with needs_extra("onnx"):
+            from fusion.inference.onnx_runtime import OnnxRuntime
 
         files = exported.get("files")
         digest = files.get(f"{GRAPHS}/{FUSION_GRAPH}") if isinstance(files, dict) else None

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MeldError, MismatchError, WeightsMissing
+from pipeline.system.extras import needs_extra
 from pipeline.system.resources import share_cores
 
 log = logging.getLogger(__name__)
@@ -163,8 +164,9 @@ def _in_package(name: str) -> Path | None:
 
 
 def _in_hub_cache(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    with needs_extra("asr"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
     try:

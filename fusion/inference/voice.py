@@ -21,6 +21,7 @@ from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, WeightsMissing
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan
+from pipeline.system.extras import needs_extra
 
 RATE_HZ = 16_000  # what the detector and every recogniser hear
 FRAME_MS = 32
@@ -233,7 +234,8 @@ class VoiceDetector:
 def _load_detector(model: Path) -> Any:
     """One for all that listen at a time: the state is the caller's, and a session may be run by
     several threads."""
-    from pipeline.onnx.silent import onnxruntime  # optional, and not light
+    with needs_extra("asr"):
+        from pipeline.onnx.silent import onnxruntime  # not light
 
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.inference.recogniser import COMPUTE_TYPE, Passage, Recognised, Word, first_line
+from pipeline.system.extras import needs_extra
 
 
 def main() -> None:
@@ -44,7 +45,8 @@ def main() -> None:
 
 
 def load(folder: Path, num_threads: int) -> Any:
-    from faster_whisper import WhisperModel
+    with needs_extra("asr"):
+        from faster_whisper import WhisperModel
 
     return WhisperModel(
         str(folder),

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion.inference.load import ModelChoice, choose_device
+from fusion.inference.load import ModelChoice
 from fusion.inference.media import PredictedUtterance
 from fusion.inference.predict_media import WordsConfig, find_sidecar
 from fusion.inference.speech import SpeechConfig
@@ -22,6 +22,7 @@ from pipeline.corpus.clips import EXTENSIONS
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import ClipError, InputError, StorageError, UsageError
 from pipeline.parallel.work import Cluster
+from pipeline.system.extras import is_installed, needs_extra
 from pipeline.system.files import write_whole
 from pipeline.system.resources import num_cores
 
@@ -53,9 +54,10 @@ class PredictConfig:
     precision: precision that the encoders compute in; "auto" is that of the features which the
         model was trained on, and only that gives the probabilities of `meld evaluate`
     runtime: what computes the model: "torch", or "onnx" for the graphs of a bundle; "auto" is torch
-        where the encoders are there for it
+        where it is installed and the encoders are there for it
     workers: number of CPU cores, and of files predicted in parallel, if there are 32 files or more;
-        1 predicts in this process. None takes all cores
+        1 predicts in this process. None takes all cores, and this process alone where Ray is not
+        installed
     address: Ray cluster to predict on, for any number of files: "auto" or "host:port". Its machines
         must see the files, the model and `out` under the same names
     """
@@ -208,7 +210,12 @@ def _needs_ray(config: PredictConfig, num_files: int) -> bool:
         return True
     many_cores = (num_cores() if config.workers is None else config.workers) > 1
     # One GPU is busy with one process.
-    return num_files >= MANY_FILES and many_cores and choose_device(config.device) == "cpu"
+    if num_files < MANY_FILES or not many_cores or config.model_choice.resolved_device != "cpu":
+        return False
+    if config.workers is None and not is_installed("ray"):
+        log.info("Ray is not installed: the files are predicted one after another")
+        return False
+    return True
 
 
 def _on_ray(
@@ -218,7 +225,8 @@ def _on_ray(
     on_files: OnFiles,
 ) -> tuple[str, Iterator[tuple[int, FileResult]]]:
     """Several at a time. The name of the model; which file, and its result, in any order."""
-    from fusion.prediction.many_files import FileWork, predict_on_ray  # Ray
+    with needs_extra("train", ", or leave --workers and --address out"):
+        from fusion.prediction.many_files import FileWork, predict_on_ray
 
     name = config.model_choice.check()  # before workers are started for it
     work = FileWork(words=config.words, model=config.model_choice, saved_in=config.saved_in)

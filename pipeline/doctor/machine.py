@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.encoders import weights
 from pipeline.encoders.choice import DEFAULT_ENCODERS
 from pipeline.errors import WeightsMissing
+from pipeline.system.extras import is_installed
 from pipeline.system.resources import (
     OBJECT_STORE_BYTES,
     Space,
@@ -19,8 +20,8 @@ from pipeline.system.resources import (
     shared_memory,
 )
 
-# Of development; who needs it knows.
-_UNTOLD_EXTRAS = ("dev",)
+# Of development, and those that others have in them.
+_UNTOLD_EXTRAS = ("dev", "http", "all")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([a-z0-9-]+)['\"]")
 
 
@@ -54,7 +55,7 @@ class Machine:
     """None: the system does not tell.
 
     shared_memory: where Ray keeps what workers hand on; None where there is no such thing
-    gpus:          names with their memory; empty where PyTorch finds none
+    gpus:          names with their memory; empty where PyTorch finds none, or is not installed
     """
 
     cores: int
@@ -99,6 +100,8 @@ def gib(num_bytes: int | None) -> str:
 
 
 def _find_gpus() -> tuple[str, ...]:
+    if not is_installed("torch"):
+        return ()
     import torch  # slow to import
 
     if not torch.cuda.is_available():

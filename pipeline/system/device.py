@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.recipe import Precision
+from pipeline.system.extras import is_installed, needs_extra
 
 _DEVICES = Path("/dev")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -18,7 +19,10 @@ def has_gpu() -> bool:
     """Whether PyTorch can compute on a GPU here."""
     if _DEVICES.is_dir() and not any(any(_DEVICES.glob(name)) for name in _GPU_FILES):
         return False  # no driver
-    import torch
+    if not is_installed("torch"):
+        return False
+    with needs_extra("torch"):
+        import torch
 
     return torch.cuda.is_available()
 
@@ -26,18 +30,23 @@ def has_gpu() -> bool:
 def native_precision(device: Literal["cpu", "cuda"]) -> Precision:
     """bfloat16 where the hardware multiplies in it, float32 elsewhere."""
     if device == "cuda":
-        import torch
+        with needs_extra("torch"):
+            import torch
 
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if cpu_features() & set(_BFLOAT16) else "float32"
 
 
 def cpu_features() -> set[str]:
-    """As Linux names them, which is as PyTorch does; asked of PyTorch on other systems."""
+    """As Linux names them, which is as PyTorch does; asked of PyTorch on other systems, and none
+    where that is not installed either."""
     try:
         lines = _CPU_INFO.read_text().splitlines()
     except OSError:
-        import torch
+        if not is_installed("torch"):
+            return set()
+        with needs_extra("torch"):
+            import torch
 
         return {name for name, there in torch.cpu.get_capabilities().items() if there is True}
     flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
