@@ -57,11 +57,12 @@ def _print_gate(report: "GateReport") -> None:
         ],
     )
     print(
-        "weighted F1, its change in points with the 95 % interval, and how often both say the same"
+        "weighted F1, its change in points (95 % interval), how often both say the same, and the "
+        "largest difference of logits"
     )
     for head in HEADS:
         _print_table(
-            (head, "F1", "change", "agree", "largest logit error"),
+            (head, "F1", "change", "agree", "logits"),
             [(each.name, *_cost(getattr(each, head))) for each in report.variants],
         )
     if report.float_layers:

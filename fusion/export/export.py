@@ -192,6 +192,7 @@ class _Product:
     run: Path
     name: str
     predictor: Predictor
+    is_pruned: bool = False
     graphs: Path | None = None
     gate: GateReport | None = None
 
@@ -242,7 +243,10 @@ def _make(config: ExportConfig, predictor: Predictor, work: Path, watch: Watch) 
 def _passed(product: _Product, report: GateReport) -> _Product:
     """Raises ExportRefused."""
     if not report.passes:
-        raise ExportRefused(refusal(report), report)
+        told = refusal(report)
+        if product.is_pruned:
+            told += f", and the smaller run stays in {product.run}"
+        raise ExportRefused(told, report)
     return replace(product, gate=report)
 
 
@@ -263,7 +267,7 @@ def _pruned(
     # Of its own, because it is pruned in place, and the original still takes turns with variants.
     original = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
     run = prune(config.run, original, gate, settings, watch)
-    return replace(product, run=run, predictor=Predictor.load(run))
+    return replace(product, run=run, predictor=Predictor.load(run), is_pruned=True)
 
 
 def _write(config: ExportConfig, product: _Product, bundle: Path) -> ExportResult:

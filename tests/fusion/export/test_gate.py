@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from console.show.bundle import show_gate
 from fusion.export.gate import Candidate, Gate, refusal
 from fusion.inference.runtime import FeatureRows, HeadLogits
 from fusion.model.dims import FusionDims, ModalityDims
@@ -115,3 +116,42 @@ def test_a_corpus_without_labels_cannot_say_what_is_lost(tmp_path: Path) -> None
     )
     with pytest.raises(InputError, match="no row of dev has a label"):
         Gate(predictor(nothing), tmp_path, "dev", max_loss=1.0)
+
+
+def test_the_table_of_the_gate_is_whole_in_80_columns(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, variant = predictor(nothing), predictor(lambda number: number % 10 == 3)
+    gate = Gate(original, corpus, "dev", max_loss=1.0)
+    names = ("PyTorch", "50 % pruned, ONNX int8")
+    costs = [
+        gate.measure(candidate(name, made))
+        for name, made in zip(names, (original, variant), strict=True)
+    ]
+    show_gate(gate.report(costs), as_json=False)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    change = costs[1].sentiment.change
+    assert change is not None
+    assert f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]" in shown
+
+
+def test_a_variant_is_timed_in_turns_with_the_run(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine becomes slower all the time, for both alike; the variant takes half as long."""
+    now = [1.0]
+    original, variant = predictor(nothing), predictor(nothing)
+
+    def milliseconds(made: Any, clip: DecodedClip) -> float:
+        now[0] += 0.01
+        return now[0] * (2 if made is original else 1)
+
+    monkeypatch.setattr("fusion.export.gate._time", milliseconds)
+    gate = Gate(original, corpus, "dev", max_loss=1.0)
+    costs = [gate.measure(candidate("run", original)), gate.measure(candidate("half", variant))]
+    assert (costs[0].speed_one_core, costs[0].speed_all_cores) == (1, 1)
+    assert costs[1].speed_one_core == pytest.approx(2, abs=0.02)
+    report = gate.report(costs, must_be_faster=True)
+    assert report.is_faster
+    assert not gate.report(costs[:1], must_be_faster=True).passes

@@ -163,12 +163,13 @@ def test_what_is_not_faster_is_refused_and_the_fine_tuned_run_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fusion.export.gate._time", lambda predictor, clip: 7.0)
+    assert half.work is not None
     before = (half.bundle / "config.json").read_bytes()
     with pytest.raises(ExportRefused, match=r"not faster here: 1\.00 times as fast") as refused:
         export(config(place, half.bundle, weights_dir=tiny_text_folder.parent, overwrite=True))
     assert refused.value.report.variants[-1].name == "50 % pruned, PyTorch"
+    assert f"the smaller run stays in {half.work / 'tuned'}" in str(refused.value)
     assert (half.bundle / "config.json").read_bytes() == before
-    assert half.work is not None
     assert (half.work / "tuned" / "config.json").is_file()
 
 
