@@ -21,10 +21,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # A file that does not compile is one that nobody imports: it stops no installation.
 NEVER_IMPORTED := /(tests?|testing|_inductor|rllib|tune|serve|dashboard|autoscaler|triton)/|/transformers/models/(?!auto|bert/)
 # --no-deps: requirements.txt is the whole closure, every file pinned by hash.
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-faces.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "meld needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python $(MAKECMDGOALS))"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r requirements.txt -r requirements-faces.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q -j 0 -x '$(NEVER_IMPORTED)' .venv/lib || true
 	@touch $@

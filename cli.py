@@ -262,7 +262,11 @@ def extract(
         ),
     ] = None,
     video: Annotated[
-        str | None, typer.Option(help="r3d_18, mc3_18 or r2plus1d_18.  [default: r3d_18]")
+        str | None,
+        typer.Option(
+            help="r3d_18, mc3_18 or r2plus1d_18; or faces: what the largest face of each frame "
+            "expresses (needs no download).  [default: r3d_18]"
+        ),
     ] = None,
     audio: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoders.encoder import SaysWhatIsNotThere
 from pipeline.errors import ClipError
 from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
 
@@ -67,10 +68,13 @@ def _tell_what_is_not_read(
     if item is None:
         if not clip.has(modality):
             return []
-        nothing = ClipError(
-            "nothing_to_encode", f"its {modality} holds nothing that can be encoded"
+        reading = encoder.reading
+        told = (
+            reading.nothing
+            if isinstance(reading, SaysWhatIsNotThere)
+            else f"its {modality} holds nothing that can be encoded"
         )
-        return [_failure(clip, modality, nothing)]
+        return [_failure(clip, modality, ClipError("nothing_to_encode", told))]
     left_out = encoder.reading.shortfall(item)
     return [] if left_out is None else [_failure(clip, modality, left_out, lost=False)]
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pipeline.schema import MEDIA, MODALITIES, Modality
 
@@ -20,6 +20,7 @@ Precision = Literal["float32", "bfloat16"]
 WeightsKind = Literal["pretrained", "random", "none", "finetuned", "foreign"]
 ChannelPolicy = Literal["front_centre", "downmix"]
 TestClips = Literal["fixed", "legacy"]
+FrameFit = Literal["stretch", "crop", "pad"]
 # The rules of `DecodeConfig.channel` in a line each.
 CHANNEL_RULES: Mapping[ChannelPolicy, str] = {
     "front_centre": "the front centre of surround sound, else the mean of what has sound",
@@ -33,6 +34,9 @@ class DecodeConfig:
 
     Frames are spread evenly over the utterance by presentation time and scaled to
     `frame_height` x `frame_width` (the video encoder's preset, before its crop).
+    `frame_fit`: how a picture of another shape gets that size. "stretch" scales its height and its
+    width each for itself; "crop" keeps its shape, and what stands out at both sides is left out;
+    "pad" keeps its shape and fills up with black.
     `channel`: MELD's sound is 5.1 in 88 % of its clips, and there the front centre carries the
     dialogue. "front_centre" takes it of all sound of more than two channels that has one (5.1, 7.1,
     5.0, 3.0, ...), unless it is silent from the file's start to the span's end while others are
@@ -53,8 +57,11 @@ class DecodeConfig:
     channel: ChannelPolicy = "front_centre"
     max_duration_s: float = 30.0
     test_clips: TestClips = "fixed"
+    frame_fit: FrameFit = "stretch"
 
     def __post_init__(self) -> None:
+        if self.frame_fit not in get_args(FrameFit):
+            raise ValueError(f"frame_fit must be one of {get_args(FrameFit)}, not {self.frame_fit}")
         for name in ("num_frames", "frame_height", "frame_width", "sample_rate_hz"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -151,7 +158,10 @@ class FeatureRecipe:
 
     def to_json(self) -> str:
         """Canonical: the fingerprint is of these characters."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        values = dataclasses.asdict(self)
+        if self.decode is not None and self.decode.frame_fit == "stretch":
+            del values["decode"]["frame_fit"]  # recipes that are older than it mean this
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureRecipe":
@@ -177,7 +187,8 @@ class FeatureRecipe:
 
 
 def _read_decode(values: dict[str, Any]) -> DecodeConfig:
-    lacking = {field.name for field in dataclasses.fields(DecodeConfig)} - values.keys()
+    known = {field.name for field in dataclasses.fields(DecodeConfig)} - {"frame_fit"}
+    lacking = known - values.keys()
     if lacking:  # a default here would be a guess at what that version did
         raise ValueError(f"written by another version: no decode.{', '.join(sorted(lacking))}")
     return DecodeConfig(**values)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("pipeline", "fusion", "meld", "serving", "console", "cli")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "av": ("pipeline.decode", "pipeline.sample"),
-    "h5py": ("pipeline.cache.hdf5",),
+    "h5py": ("pipeline.cache.hdf5", "pipeline.encoders.faces"),  # Keras' weights are HDF5
     "pyarrow": ("pipeline.exchange.arrow", "pipeline.encoders.vector_files"),
     "datasets": ("pipeline.exchange.arrow",),
     "wandb": ("fusion.training.trackers",),
@@ -38,7 +38,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 # kinds of media, and the doctor looks at a file's streams: there the names are the subject.
 OWNERS = ("pipeline.encoders", "pipeline.decode", "pipeline.sample", "pipeline.doctor")
 NAMES = frozenset(
-    "text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm glove word2vec".split()
+    "text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm "
+    "glove word2vec faces".split()
 )
 
 

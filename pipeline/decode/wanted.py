@@ -339,6 +339,8 @@ def _continued(packets: Sequence[av.Packet], screen: _Screen) -> frozenset[int]:
 
 # --------------------------------------------------------------------------------------- to RGB
 
+_MOST_STRIP = 4
+
 
 class _Converter:
     """Frames to upright pictures of the config's size.
@@ -360,7 +362,44 @@ class _Converter:
         orientation = Orientation.of(frame) or self._orientation
         if orientation.swaps_sides:
             height, width = width, height
+        rows, columns = _scaled_size(frame.height, frame.width, height, width, self._config)
         scaled = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR"
+            frame, width=columns, height=rows, format="rgb24", interpolation="BILINEAR"
         )
-        return orientation.apply(scaled.to_ndarray().astype(np.uint8, copy=False))
+        picture = _fit(scaled.to_ndarray().astype(np.uint8, copy=False), height, width)
+        return orientation.apply(picture)
+
+
+def _scaled_size(
+    rows: int, columns: int, height: int, width: int, config: DecodeConfig
+) -> tuple[int, int]:
+    """The size that a picture is scaled to, before it is cropped or padded to `height` x `width`.
+
+    A strip is made no longer than `_MOST_STRIP` times the side it has to cover: else a hostile one
+    of 16 x 65,536 pixels would be scaled to hundreds of megabytes.
+    """
+    if config.frame_fit == "stretch":
+        return height, width
+    scales = height / rows, width / columns
+    if config.frame_fit == "pad":
+        scale = min(scales)
+        return min(max(round(rows * scale), 2), height), min(max(round(columns * scale), 2), width)
+    scale = max(scales)
+    return (
+        min(max(round(rows * scale), height), _MOST_STRIP * height),
+        min(max(round(columns * scale), width), _MOST_STRIP * width),
+    )
+
+
+def _fit(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [rows, columns, 3] -> the middle [height, width, 3] of it, black where it does not
+    reach. As torchvision's centre crop rounds: 29.5 is 30."""
+    rows, columns = picture.shape[:2]
+    if (rows, columns) == (height, width):
+        return picture
+    top, left = round((rows - height) / 2), round((columns - width) / 2)
+    middle = picture[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
+    fitted = np.zeros((height, width, 3), np.uint8)
+    above, before = max(-top, 0), max(-left, 0)
+    fitted[above : above + middle.shape[0], before : before + middle.shape[1]] = middle
+    return fitted

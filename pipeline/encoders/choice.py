@@ -29,7 +29,7 @@ class EncoderRequest:
     text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
                   or "minilm" (bundled); or word vectors: "glove" (bundled), "glove:FILE",
                   "word2vec:FILE"
-    video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18"
+    video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18", or "faces"
     audio:        "spectrogram", which None takes, or "prosody"; of each modality also several
                   encoders, joined by commas: "spectrogram,prosody"
     text_weights, video_weights: "pretrained", or "random" for untrained features, which every

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.errors import ClipError, UsageError
-from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
+from pipeline.recipe import DecodeConfig, EncoderSpec, FrameFit, Precision
 from pipeline.schema import DecodedClip, Modality
 
 if TYPE_CHECKING:  # choosing an encoder must not wait for PyTorch
@@ -183,6 +183,25 @@ AnyPreparation = Preparation[Any, Any]
 AnyEncoder = Encoder[Any, Any]
 
 
+@runtime_checkable
+class SaysWhatIsNotThere(Protocol):
+    """A preparation that tells why a clip has no item, in words that a user reads."""
+
+    nothing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameView:
+    """The frames that an encoder wants, see `DecodeConfig`."""
+
+    height: int
+    width: int
+    fit: FrameFit
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} ({self.fit})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
     """How a registered encoder is found and built. These functions import what they need when they
@@ -196,6 +215,8 @@ class EncoderEntry:
     is_layered: whether its layers have different depths (`Encoder.layer_depths`) and may recompute
         their intermediate values (`Encoder.checkpoint_gradients`)
     learns:     whether it has parameters that fine-tuning can train
+    frames:     name -> the frames that it wants, of an encoder of pictures; may raise UsageError
+    knows:      of an entry for any name, whether there is an encoder of that name
     """
 
     modality: Modality
@@ -207,3 +228,5 @@ class EncoderEntry:
     has_batchnorm: bool = False
     is_layered: bool = False
     learns: bool = True
+    frames: Callable[[str], FrameView] | None = None
+    knows: Callable[[str], bool] = lambda name: True

@@ -14,6 +14,7 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
     EncoderWish,
+    FrameView,
     WeightsChoice,
 )
 from pipeline.errors import UsageError
@@ -35,7 +36,7 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
         return several_names.join_entries(
             modality, {each: find_entry(modality, each) for each in names}
         )
-    if modality in OPEN:
+    if modality in OPEN and OPEN[modality].knows(name):
         return OPEN[modality]
     known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
     raise UsageError(
@@ -207,6 +208,45 @@ def _build_video(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncod
     return build_video_encoder(spec.name, choice.path, spec.precision, decode.num_frames)
 
 
+# --------------------------------------------------------------------------------------- faces
+
+# High enough for a face across the room, and the shape of most videos; others are padded, as a
+# detector of faces knows no squeezed ones.
+FACE_VIEW = FrameView(height=288, width=512, fit="pad")
+
+
+def _choose_faces(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    path = None
+    if wish.weights == "pretrained":
+        path, cascade = weights.find_face_weights()
+    else:
+        cascade = weights.find_face_cascade()
+    network = weights.hash_weights(path) if path else RANDOM_SEED
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="video",
+            name=wish.name,
+            weights=wish.weights,
+            weights_hash=f"{network}, cascade {weights.hash_weights(cascade)}",
+            pooling="mean and maximum over frames with a face",
+            precision="float32",  # it is small
+        ),
+        path=path,
+    )
+
+
+def _prepare_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.faces import FaceFinder
+
+    return FaceFinder(weights.find_face_cascade())
+
+
+def _build_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.faces import build_face_encoder
+
+    return build_face_encoder(choice.path, weights.find_face_cascade())
+
+
 # ------------------------------------------------------------------------------ the spectrogram
 
 
@@ -269,6 +309,9 @@ _VIDEO_NET = EncoderEntry(
     build=_build_video,
     searches=_searches_video,
     has_batchnorm=True,
+    frames=lambda name: FrameView(
+        height=weights.FRAME_SIZE[0], width=weights.FRAME_SIZE[1], fit="stretch"
+    ),
 )
 _VECTOR_FILE = EncoderEntry(
     modality="text",
@@ -285,6 +328,15 @@ ENCODERS: dict[str, EncoderEntry] = {
     "glove:": _VECTOR_FILE,
     "word2vec:": _VECTOR_FILE,
     **dict.fromkeys(weights.VIDEO_WEIGHTS, _VIDEO_NET),
+    "faces": EncoderEntry(
+        modality="video",
+        choose=_choose_faces,
+        prepare=_prepare_faces,
+        build=_build_faces,
+        autocast=False,
+        has_batchnorm=True,
+        frames=lambda name: FACE_VIEW,
+    ),
     "spectrogram": EncoderEntry(
         modality="audio",
         choose=_choose_spectrogram,

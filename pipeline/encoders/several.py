@@ -23,6 +23,7 @@ from pipeline.encoders.encoder import (
     AnyPreparation,
     EncoderChoice,
     EncoderEntry,
+    SaysWhatIsNotThere,
 )
 from pipeline.encoders.pruning import HasPrunable, PrunableLayer
 from pipeline.errors import ClipError
@@ -56,6 +57,13 @@ class SeveralPreparations:
         self.parts = dict(parts)
         limits = [part.most_rows for part in self.parts.values() if part.most_rows is not None]
         self.most_rows: int | None = min(limits, default=None)
+        told = [
+            f"{name}: {part.nothing}"
+            if isinstance(part, SaysWhatIsNotThere)
+            else f"{name} finds nothing to encode"
+            for name, part in self.parts.items()
+        ]
+        self.nothing = "; ".join(told)
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Items | None]:
         columns = [part.prepare(clips) for part in self.parts.values()]

@@ -12,6 +12,7 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
     EncoderWish,
+    FrameView,
 )
 from pipeline.errors import UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision, WeightsKind
@@ -59,6 +60,16 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
     def searches(wish: EncoderWish) -> bool:
         return any(entry.searches(replace(wish, name=name)) for name, entry in entries.items())
 
+    def frames(_: str) -> FrameView:
+        views = {name: entry.frames(name) for name, entry in entries.items() if entry.frames}
+        if len(set(views.values())) > 1:
+            wants = ", ".join(f"{name} {view}" for name, view in views.items())
+            raise UsageError(
+                f"--{modality} {SEPARATOR.join(entries)}: they want frames of different sizes "
+                f"({wants}), and a clip's are decoded once; name some that want the same"
+            )
+        return next(iter(views.values()))
+
     each = tuple(entries.values())
     return EncoderEntry(
         modality=modality,
@@ -70,6 +81,7 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
         has_batchnorm=any(entry.has_batchnorm for entry in each),
         is_layered=any(entry.is_layered for entry in each),
         learns=any(entry.learns for entry in each),
+        frames=frames if any(entry.frames for entry in each) else None,
     )
 
 

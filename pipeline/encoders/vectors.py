@@ -77,6 +77,7 @@ class Words:
     """A sentence as the vectors of its known words, float32 [known words, dim]."""
 
     most_rows: int | None = None
+    nothing = "no word of it has a vector"
 
     def __init__(self, opened: "Opening") -> None:
         self._opening = opened

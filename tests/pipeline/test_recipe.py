@@ -36,6 +36,7 @@ DECODE_CHANGES = {
     "channel": "downmix",
     "max_duration_s": 15.0,
     "test_clips": "legacy",
+    "frame_fit": "pad",
 }
 SPEC_CHANGES = {
     "name": "other",
@@ -177,3 +178,19 @@ def test_random_weights_that_were_trained_are_still_told() -> None:
     tuned = spec("video", weights="finetuned", started_from="random")
     assert recipe(spec("text"), tuned).random_modalities == ("video",)
     assert recipe(spec("text"), spec("video", weights="finetuned")).random_modalities == ()
+
+
+def test_a_recipe_that_is_older_than_the_fit_of_frames_means_what_it_did() -> None:
+    """Its fingerprint, too: nothing has to be extracted again."""
+    now = recipe()
+    values = json.loads(now.to_json())
+    assert "frame_fit" not in values["decode"]
+    assert FeatureRecipe.from_json(now.to_json()) == now
+    padded = recipe(decode=DecodeConfig(frame_fit="pad"))
+    assert FeatureRecipe.from_json(padded.to_json()) == padded
+    assert padded.differences(now) == ["decode.frame_fit: pad != stretch"]
+
+
+def test_an_unknown_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="frame_fit must be one of"):
+        DecodeConfig(frame_fit="squeeze")  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from pipeline.decode.clip import decode_clip, decode_still
 from pipeline.decode.container import CORE_SECONDS_PER_PACKET, end_where_decoding_hangs
 from pipeline.decode.inspect import inspect_clip
 from pipeline.decode.video import Screen, choose_frames
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FrameFit
 from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
 from tests.media import FPS, RATE_HZ, SIZE, grey, pitch_of, textured, tone, write_clip
 
@@ -728,3 +728,57 @@ def test_there_is_no_still_of_what_has_no_picture(tmp_path: Path) -> None:
     sound = write_clip(tmp_path / "a.wav", codec=None, sound=tone([440]), sound_codec="pcm_s16le")
     assert decode_still(sound, width=80) is None
     assert decode_still(tmp_path / "nowhere.mp4", width=80) is None
+
+
+# ----------------------------------------------------------------------------- how frames fit
+
+
+BRIGHT, DARK, BLACK = 200, 100, 0
+# Twice as wide as high: a dark square between two bright halves of one.
+WIDE = np.full((80, 160, 3), BRIGHT, np.uint8)
+WIDE[:, 40:120] = DARK
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "across", "down"),
+    [
+        ("stretch", (64, 64), [BRIGHT, DARK, BRIGHT], [DARK, DARK, DARK]),
+        ("crop", (64, 64), [DARK, DARK, DARK], [DARK, DARK, DARK]),
+        ("pad", (64, 64), [BRIGHT, DARK, BRIGHT], [BLACK, DARK, BLACK]),
+        ("pad", (64, 240), [BLACK, DARK, BLACK], [DARK, DARK, DARK]),
+        ("crop", (40, 160), [BRIGHT, DARK, BRIGHT], [DARK, DARK, DARK]),
+    ],
+)
+def test_a_wide_picture_is_stretched_cropped_or_padded(
+    fit: FrameFit, size: tuple[int, int], across: list[int], down: list[int]
+) -> None:
+    height, width = size
+    config = DecodeConfig(frame_height=height, frame_width=width, frame_fit=fit)
+    picture = av.VideoFrame.from_ndarray(WIDE, "rgb24").reformat(format="yuv420p")
+    fitted = decode_wanted._Converter(config).to_rgb(picture)
+    assert fitted.shape == (height, width, 3)
+    frame = fitted.mean(axis=2)
+    for line, wanted in ((frame[height // 2], across), (frame[:, width // 2], down)):
+        found = [line[2], line[len(line) // 2], line[-3]]
+        assert found == pytest.approx(wanted, abs=12)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 4000), (4000, 16)])
+def test_a_strip_costs_no_memory(fit: FrameFit, rows: int, columns: int) -> None:
+    config = DecodeConfig(frame_height=256, frame_width=256, frame_fit=fit)
+    strip = av.VideoFrame.from_ndarray(np.full((rows, columns, 3), 200, np.uint8), "rgb24")
+    picture = decode_wanted._Converter(config).to_rgb(strip)
+    assert picture.shape == (256, 256, 3)
+    scaled = decode_wanted._scaled_size(rows, columns, 256, 256, config)
+    assert max(scaled) <= 4 * 256
+
+
+def test_a_turned_picture_is_padded_as_it_is_seen() -> None:
+    config = DecodeConfig(frame_height=64, frame_width=128, frame_fit="pad")
+    converter = decode_wanted._Converter(config)
+    converter._orientation = decode_wanted.Orientation(quarter_turns=1)
+    upright = converter.to_rgb(av.VideoFrame.from_ndarray(WIDE, "rgb24"))
+    assert upright.shape == (64, 128, 3)  # 160 high and 80 wide as it is seen
+    assert upright[:, 64].mean(axis=1)[[2, 32, 61]] == pytest.approx([200, 100, 200], abs=12)
+    assert upright[32, [2, -3]].max() == 0
