@@ -264,7 +264,8 @@ def extract(
     video: Annotated[
         str | None,
         typer.Option(
-            help="r3d_18, mc3_18 or r2plus1d_18; or faces: what the largest face of each frame "
+            help="r3d_18, mc3_18 or r2plus1d_18; resnet18, resnet50, vgg16 or another image net of "
+            "torchvision's, frame by frame; or faces: what the largest face of each frame "
             "expresses (needs no download).  [default: r3d_18]"
         ),
     ] = None,

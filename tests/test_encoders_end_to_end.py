@@ -39,12 +39,14 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
                 "video": "faces",
             }
             return encoders, {"text": (1, 3), "video": (1, 271)}, (), folder
+        if name == "an image net":
+            return {"video": "resnet18"}, {"video": (1, 1024)}, ("--weights", "video=random"), None
         raise AssertionError(name)
 
     return ask
 
 
-@pytest.mark.parametrize("name", ["word vectors and faces"])
+@pytest.mark.parametrize("name", ["word vectors and faces", "an image net"])
 def test_each_goes_from_clips_to_predictions(
     name: str,
     asks: Callable[[str], Ask],

@@ -29,7 +29,8 @@ class EncoderRequest:
     text:         "bert-base-uncased", which None takes, another Hugging Face model name, a folder,
                   or "minilm" (bundled); or word vectors: "glove" (bundled), "glove:FILE",
                   "word2vec:FILE"
-    video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18", or "faces"
+    video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18", "faces", or an image
+                  net of torchvision's ("resnet18", "resnet50", "vgg16", ...)
     audio:        "spectrogram", which None takes, or "prosody"; of each modality also several
                   encoders, joined by commas: "spectrogram,prosody"
     text_weights, video_weights: "pretrained", or "random" for untrained features, which every

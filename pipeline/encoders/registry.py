@@ -39,8 +39,10 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
     if modality in OPEN and OPEN[modality].knows(name):
         return OPEN[modality]
     known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
+    others = ", and torchvision's other image nets" if modality in OPEN else ""
     raise UsageError(
-        f"--{modality} {name}: unknown; known are {', '.join(known)}, or several joined by commas"
+        f"--{modality} {name}: unknown; known are {', '.join(known)}{others}, or several joined by "
+        "commas"
     )
 
 
@@ -208,6 +210,54 @@ def _build_video(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncod
     return build_video_encoder(spec.name, choice.path, spec.precision, decode.num_frames)
 
 
+# -------------------------------------------------------------------- torchvision's image nets
+
+
+def _image_net(name: str) -> weights.ImageNet:
+    net = weights.find_image_net(name)
+    if net is None:
+        raise UsageError(f"--video {name}: no net of torchvision's")
+    return net
+
+
+def _image_net_frames(name: str) -> FrameView:
+    side = _image_net(name).resize
+    return FrameView(height=side, width=side, fit="crop")
+
+
+def _choose_image_net(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    path, net = None, _image_net(wish.name)
+    if wish.weights == "pretrained":
+        path = weights.find_video_weights(wish.name, wish.weights_dir, url=net.url)
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="video",
+            name=wish.name,
+            weights=wish.weights,
+            weights_hash=weights.hash_weights(path) if path else RANDOM_SEED,
+            pooling="mean and standard deviation over frames",
+            precision=precision,
+        ),
+        path=path,
+    )
+
+
+def _prepare_image_net(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.frames import MOST_TRAINING_ROWS
+    from pipeline.encoders.video import Frames
+
+    side = _image_net(choice.spec.name).crop
+    return Frames(crop=(side, side), most_rows=MOST_TRAINING_ROWS)
+
+
+def _build_image_net(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.frames import build_image_net_encoder
+
+    assert decode is not None
+    spec = choice.spec
+    return build_image_net_encoder(spec.name, choice.path, spec.precision, decode.num_frames)
+
+
 # --------------------------------------------------------------------------------------- faces
 
 # High enough for a face across the room, and the shape of most videos; others are padded, as a
@@ -322,12 +372,23 @@ _VECTOR_FILE = EncoderEntry(
     searches=lambda wish: True,
     learns=False,
 )
+_IMAGE_NET = EncoderEntry(
+    modality="video",
+    choose=_choose_image_net,
+    prepare=_prepare_image_net,
+    build=_build_image_net,
+    searches=_searches_video,
+    has_batchnorm=True,
+    frames=_image_net_frames,
+    knows=lambda name: weights.find_image_net(name) is not None,
+)
 # A name that ends in a colon is followed by a file's.
 ENCODERS: dict[str, EncoderEntry] = {
     "glove": replace(_VECTOR_FILE, searches=lambda wish: False),
     "glove:": _VECTOR_FILE,
     "word2vec:": _VECTOR_FILE,
     **dict.fromkeys(weights.VIDEO_WEIGHTS, _VIDEO_NET),
+    **dict.fromkeys(weights.IMAGE_NETS, _IMAGE_NET),
     "faces": EncoderEntry(
         modality="video",
         choose=_choose_faces,
@@ -353,7 +414,8 @@ ENCODERS: dict[str, EncoderEntry] = {
         learns=False,
     ),
 }
-# Where any other name may be an encoder's: of a folder, or of a model on a hub.
+# Where any other name may be an encoder's: of a folder, of a model on a hub, of a net of
+# torchvision's.
 OPEN: dict[Modality, EncoderEntry] = {
     "text": EncoderEntry(
         modality="text",
@@ -362,5 +424,6 @@ OPEN: dict[Modality, EncoderEntry] = {
         build=_build_text,
         searches=_searches_text,
         is_layered=True,
-    )
+    ),
+    "video": _IMAGE_NET,
 }

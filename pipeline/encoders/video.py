@@ -37,8 +37,9 @@ class Frames:
     crop: height, width of what augmentation leaves, and of what the net sees
     """
 
-    most_rows: int | None = BATCH
-    crop = CROP_SIZE
+    def __init__(self, *, crop: tuple[int, int] = CROP_SIZE, most_rows: int | None = BATCH) -> None:
+        self.crop = crop
+        self.most_rows = most_rows
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Tensor | None]:
         return [

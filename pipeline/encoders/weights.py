@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,30 @@ VIDEO_WEIGHTS = {
         ("r2plus1d_18", "r2plus1d_18-91a641e6.pth"),
     )
 }
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """An image net of torchvision's: its `DEFAULT` weights, and the preset that belongs to them.
+
+    resize: pixels of the shorter side of a frame; crop: pixels of the square that the net sees
+    """
+
+    url: str
+    resize: int
+    crop: int
+
+
+# The usual ones, for the same reason.
+IMAGE_NETS = {
+    name: ImageNet(f"https://download.pytorch.org/models/{file}", resize, 224)
+    for name, file, resize in (
+        ("resnet18", "resnet18-f37072fd.pth", 256),
+        ("resnet50", "resnet50-11ad3fa6.pth", 232),
+        ("vgg16", "vgg16-397923af.pth", 256),
+    )
+}
+
 FRAME_SIZE = (128, 171)  # height, width that frames are scaled to
 CROP_SIZE = (112, 112)  # of that, what the net sees
 
@@ -139,8 +164,23 @@ def count_layers(folder: Path) -> int:
         raise MismatchError(f"{path}: not the config of a text encoder ({error})") from error
 
 
-def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
-    """The .pth file of torchvision's default weights for a video net.
+def find_image_net(name: str) -> ImageNet | None:
+    """What is known of it, also of one that is not in `IMAGE_NETS`; None for no image net."""
+    if name in IMAGE_NETS:
+        return IMAGE_NETS[name]
+    import torchvision
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return None
+    best = torchvision.models.get_model_weights(name).DEFAULT
+    preset = best.transforms()
+    return ImageNet(best.url, preset.resize_size[0], preset.crop_size[0])
+
+
+def find_video_weights(
+    name: str, weights_dir: Path | None, *, url: str | None = None, download: bool = True
+) -> Path:
+    """The .pth file of torchvision's default weights for a video net, or for another net's `url`.
 
     Looks at: `weights_dir`; the cache of torch.hub; and, if `download`, torchvision's server. What
     is downloaded goes into that cache, never into the user's folder.
@@ -148,7 +188,7 @@ def find_video_weights(name: str, weights_dir: Path | None, *, download: bool = 
     Raises:
         WeightsMissing: with what was tried and what to do.
     """
-    url = VIDEO_WEIGHTS[name]
+    url = url or VIDEO_WEIGHTS[name]
     filename = os.path.basename(url)  # noqa: PTH119 - a URL, not a path
     folder = _torch_hub_folder()
     folders = [folder] if weights_dir is None else [weights_dir, folder]

@@ -11,12 +11,14 @@ import pytest
 
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.registry import find_entry
 from pipeline.encoders.text import Tokeniser, build_text_encoder
 from pipeline.errors import CacheCorrupt, InputError, MeldError, MismatchError, UsageError
 from pipeline.onnx.encode import OnnxEncoder, OnnxEncoders
 from pipeline.onnx.index import INDEX, OnnxIndex
 from pipeline.onnx.reading import TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
 from tests.pipeline.onnx.conftest import load_encoders
 
@@ -109,6 +111,23 @@ def test_a_video_net_crops_and_normalises_in_its_graph(tmp_path: Path) -> None:
     encoders = load_encoders(("video", EncoderWish(name="r3d_18", weights="random")))
     write_encoder_graphs(encoders, tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (9, 4, 112, 121, 3), np.uint8)
+    clips = [
+        DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), frames=each)
+        for row, each in enumerate(frames)
+    ]
+    check_alike(
+        OnnxEncoders.load(tmp_path, ("video",)).encode(clips), encode_clips(encoders, clips)
+    )
+
+
+@pytest.mark.slow
+def test_an_image_net_pools_its_frames_in_its_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    decode = DecodeConfig(num_frames=2, frame_height=256, frame_width=256, frame_fit="crop")
+    wish = EncoderWish(name="resnet18", weights="random")
+    encoders = Encoders([find_entry("video", "resnet18").choose(wish, "float32")], decode)
+    write_encoder_graphs(encoders, tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 256, 256, 3), np.uint8)
     clips = [
         DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), frames=each)
         for row, each in enumerate(frames)
