@@ -209,7 +209,7 @@ def _make(config: ExportConfig, predictor: Predictor, work: Path, watch: Watch) 
         return _with_graphs(product, work) if config.onnx else product
     data = config.data or predictor.description.data or Path("data")
     if config.prune is not None:
-        check_prunable(config.run, predictor)
+        check_prunable(config.run, predictor, data)
     if config.quantise == "bfloat16":
         check_bfloat16(config.run, predictor)
     gate = Gate(predictor, data, config.split, config.max_loss)

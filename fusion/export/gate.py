@@ -222,6 +222,12 @@ class Gate:
         rows = range(len(self.utterances))
         for start in rows[::BATCH]:
             features += predictor.encode(list(self.clips(predictor, rows[start : start + BATCH])))
+        for modality in predictor.modalities:
+            if not any(modality in each.raw for each in features):
+                raise InputError(
+                    f"{self.data}: no clip of {self.split} has {modality}, which the run reads, so "
+                    "what it loses there cannot be measured; name the folder with the clips: --data"
+                )
         keys = [each.key for each in self.utterances]
         return predictor.runtime.fuse(FeatureRows.of(predictor.description.dims, features, keys))
 

@@ -32,6 +32,7 @@ from fusion.inference.pytorch import PyTorchRuntime
 from fusion.labels import UNLABELLED
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.run_folder import CHECKPOINTS, hold_run
+from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.encoders.encoder import AnyEncoder
 from pipeline.encoders.pruning import HasPrunable, Importance, PrunableLayer, units_of
@@ -39,7 +40,7 @@ from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.extract.extract import ExtractConfig, extract
-from pipeline.schema import DecodedClip, Modality
+from pipeline.schema import DecodedClip, Modality, Split
 from pipeline.settings import describe_config
 from pipeline.system.files import write_whole
 from pipeline.system.json_values import json_bytes
@@ -84,8 +85,9 @@ def work_folder(out: Path) -> Path:
     return whole.with_name(f"{whole.name}.pruning")
 
 
-def check_prunable(run: Path, predictor: Predictor) -> None:
-    """Raises UsageError where the run has nothing that can be pruned, or cannot be fine-tuned."""
+def check_prunable(run: Path, predictor: Predictor, data: Path) -> None:
+    """Raises UsageError where the run has nothing that can be pruned, or cannot be fine-tuned;
+    InputError where the corpus has no part to fine-tune on."""
     if predictor.description.dims.model.context != "none":
         raise UsageError(
             f"--prune: {run} sees whole dialogues (--context dialogue), and what is pruned must be "
@@ -103,6 +105,13 @@ def check_prunable(run: Path, predictor: Predictor) -> None:
             f"--prune: no encoder of {run} has units that can be removed ({names}); those of text "
             "encoders that are built as BERT is, and of video nets, can be"
         )
+    read_corpus(data, _splits(predictor))
+
+
+def _splits(predictor: Predictor) -> tuple[Split, ...]:
+    """To fine-tune on and to choose by: train alone, where dialogues of it were set aside."""
+    set_aside = predictor.description.set_aside
+    return tuple(dict.fromkeys(cached_split(split, set_aside) for split in ("train", "dev")))
 
 
 def prune(run: Path, predictor: Predictor, gate: Gate, config: PruneConfig, watch: Watch) -> Path:
@@ -124,11 +133,7 @@ def prune(run: Path, predictor: Predictor, gate: Gate, config: PruneConfig, watc
     if (tuned / CONFIG).is_file():
         log.info("%s: fine-tuned before", tuned)
         return tuned
-    splits = tuple(
-        dict.fromkeys(
-            cached_split(split, predictor.description.set_aside) for split in ("train", "dev")
-        )
-    )
+    splits = _splits(predictor)
     watch.say(f"extracting features of {' and '.join(splits)} by the smaller encoders")
     extract(
         ExtractConfig(

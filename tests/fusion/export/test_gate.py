@@ -118,6 +118,15 @@ def test_a_corpus_without_labels_cannot_say_what_is_lost(tmp_path: Path) -> None
         Gate(predictor(nothing), tmp_path, "dev", max_loss=1.0)
 
 
+def test_a_corpus_without_what_the_run_reads_cannot_say_what_is_lost(corpus: Path) -> None:
+    """Its clips are not beside its CSVs."""
+    original = predictor(nothing)
+    original.modalities = ("text", "video")
+    gate = Gate(original, corpus, "dev", max_loss=1.0)
+    with pytest.raises(InputError, match="no clip of dev has video, which the run reads"):
+        gate.measure(candidate("run", original))
+
+
 def test_the_table_of_the_gate_is_whole_in_80_columns(
     corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

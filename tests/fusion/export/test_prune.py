@@ -19,7 +19,7 @@ from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.errors import UsageError
+from pipeline.errors import InputError, UsageError
 from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.schema import EMOTIONS, ClipKey, DecodedClip, Utterance
 from tests.conftest import Meld
@@ -244,6 +244,18 @@ def test_a_run_that_sees_whole_dialogues_is_not_pruned(
     with pytest.raises(UsageError, match="sees whole dialogues"):
         export(replace(asked, run=place / "dialogues"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_without_train_is_refused_before_anything_is_made(
+    place: Path, tiny_text_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dev_sent_emo.csv").write_bytes(
+        (place / "corpus" / "dev_sent_emo.csv").read_bytes()
+    )
+    asked = config(place, tmp_path / "out", weights_dir=tiny_text_folder.parent, data=tmp_path)
+    with pytest.raises(InputError, match=r"no train_sent_emo\.csv"):
+        export(asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["dev_sent_emo.csv"]
 
 
 @pytest.mark.parametrize(
