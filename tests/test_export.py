@@ -386,6 +386,21 @@ def test_8_bit_graphs_read_no_cached_features(meld: Meld, graphs: Path, tmp_path
     assert "8-bit graphs, which read no cached features" in done.err
 
 
+def test_a_folder_that_is_taken_is_refused_before_any_work(
+    meld: Meld, graphs: Path, text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("the model is loaded")
+
+    monkeypatch.setattr("fusion.inference.predictor.Predictor.load", load)
+    (tmp_path / "holiday.jpg").touch()
+    for out, told in ((graphs, "holds a run; name another --out"), (tmp_path, "holds no run")):
+        done = meld("export", text_run, "--out", out, "--onnx")
+        assert (done.status, told in done.err) == (2, True), done.err
+    done = meld("export", text_run, "--out", text_run, "--overwrite")
+    assert "is needed and lies in" in done.err
+
+
 def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_lost(
     meld: Meld,
     text_run: Path,

@@ -41,7 +41,7 @@ from fusion.inference.description import CONFIG, WEIGHTS, description_bytes
 from fusion.inference.onnx_runtime import OnnxRuntime
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
-from fusion.training.run_folder import open_run
+from fusion.training.run_folder import open_run, refuse_taken
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
@@ -168,6 +168,8 @@ def export(config: ExportConfig, watch: Watch | None = None) -> ExportResult:
         raise UsageError(
             f"{config.run} holds 8-bit graphs alone; export the run that they were made of"
         )
+    # At once: a smaller model takes minutes to measure.
+    refuse_taken(config.out, overwrite=config.overwrite, inputs=[config.run])
     predictor = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
     owned = [spec.modality for spec in predictor.recipe.encoders if spec.weights == "finetuned"]
     if config.link_encoders and owned:

@@ -68,6 +68,17 @@ def open_run(
         yield run
 
 
+def refuse_taken(out: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Refuses at once a folder that `open_run` would refuse after the work; makes nothing.
+
+    Raises UsageError, or StorageError where it cannot be read.
+    """
+    try:
+        _check_place(out, overwrite, inputs)
+    except (OSError, RuntimeError) as error:  # Runtime: a link that leads back to itself
+        raise StorageError(f"cannot read the run's folder: {error}") from error
+
+
 def hold_run(run: Path) -> AbstractContextManager[None]:
     """The one lock of a run. Raises CacheBusy or StorageError."""
     return locks.hold(run / MARKER, f"the run {run}")
@@ -165,12 +176,17 @@ def _is_folder(path: Path) -> bool:
 
 
 def _check_run(out: Path, overwrite: bool, inputs: Iterable[Path]) -> Path:
+    _check_place(out, overwrite, inputs)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _check_place(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise UsageError(f"{path} is needed and lies in {out}; name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    if all(path.name == MARKER for path in out.iterdir()):
-        return out
+    if not out.exists() or all(path.name == MARKER for path in out.iterdir()):
+        return
     if not is_run(out):
         raise UsageError(
             f"{out} is not empty and holds no run of meld, so nothing in it is replaced; "
@@ -179,7 +195,6 @@ def _check_run(out: Path, overwrite: bool, inputs: Iterable[Path]) -> Path:
     if not overwrite:
         raise UsageError(f"{out} holds a run; name another --out, or --overwrite it")
     _refuse_what_is_in_the_way(out)
-    return out
 
 
 def _refuse_what_is_in_the_way(run: Path) -> None:
