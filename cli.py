@@ -273,7 +273,8 @@ def extract(
         str | None,
         typer.Option(
             help="spectrogram; prosody: pitch, loudness, rhythm and voice quality; or both, as "
-            "spectrogram,prosody.  "
+            "spectrogram,prosody; or a model of speech: wav2vec2-base, hubert-base, wavlm-base, "
+            "whisper-tiny.en, another Hugging Face name, a folder.  "
             "[default: spectrogram]"
         ),
     ] = None,

@@ -78,7 +78,8 @@ def splits_in(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def weights_in(text: str | None) -> dict[str, str]:
-    """Settings of the `encoders` table: "random" -> both; "video=random,text=pretrained" -> each.
+    """Settings of the `encoders` table: "random" -> text's and video's, which always have trained
+    weights; "video=random,text=pretrained" -> each.
 
     Raises UsageError for anything else.
     """
@@ -86,19 +87,19 @@ def weights_in(text: str | None) -> dict[str, str]:
         return {}
     if not isinstance(text, str):
         raise UsageError(f"--weights {text!r}: pretrained, random, or a choice per modality")
-    from pipeline.encoders.choice import EncoderRequest
+    from pipeline.encoders.choice import ALWAYS_TRAINED, EncoderRequest
     from pipeline.schema import MODALITIES
 
     known = [name for name in MODALITIES if f"{name}_weights" in vars(EncoderRequest())]
     if "=" not in text:
-        text = ",".join(f"{name}={text}" for name in known)
+        text = ",".join(f"{name}={text}" for name in ALWAYS_TRAINED)
     chosen = {}
     for part in text.split(","):
         modality, _, choice = part.strip().partition("=")
         if modality not in known or choice not in ("pretrained", "random"):
             raise UsageError(
                 f"--weights {part.strip()}: pretrained, random, or per modality such as "
-                "video=random (audio has no trained weights)"
+                "video=random"
             )
         chosen[f"{modality}_weights"] = choice
     return chosen

@@ -39,7 +39,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 OWNERS = ("pipeline.encoders", "pipeline.decode", "pipeline.sample", "pipeline.doctor")
 NAMES = frozenset(
     "text video audio r3d_18 mc3_18 r2plus1d_18 spectrogram prosody minilm "
-    "glove word2vec faces resnet18 resnet50 vgg16".split()
+    "glove word2vec faces resnet18 resnet50 vgg16 "
+    "wav2vec2-base hubert-base wavlm-base wavlm-base-plus whisper-tiny.en".split()
 )
 
 

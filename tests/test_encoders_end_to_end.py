@@ -16,6 +16,7 @@ from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.schema import SPLITS, Modality
 from tests.conftest import Meld
+from tests.pipeline.encoders.test_speech import LAYERS, WIDTH, make
 
 pytestmark = pytest.mark.heavy
 
@@ -41,12 +42,15 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
             return encoders, {"text": (1, 3), "video": (1, 271)}, (), folder
         if name == "an image net":
             return {"video": "resnet18"}, {"video": (1, 1024)}, ("--weights", "video=random"), None
+        if name in ("wav2vec2", "whisper"):
+            made, _ = make(name, folder / name)
+            return {"audio": str(made)}, {"audio": (LAYERS + 1, WIDTH)}, (), folder
         raise AssertionError(name)
 
     return ask
 
 
-@pytest.mark.parametrize("name", ["word vectors and faces", "an image net"])
+@pytest.mark.parametrize("name", ["word vectors and faces", "an image net", "wav2vec2", "whisper"])
 def test_each_goes_from_clips_to_predictions(
     name: str,
     asks: Callable[[str], Ask],
@@ -59,7 +63,8 @@ def test_each_goes_from_clips_to_predictions(
     features, run = tmp_path / "features", tmp_path / "run"
     asked = [part for modality, each in encoders.items() for part in (f"--{modality}", each)]
     settings = tmp_path / "few.toml"
-    settings.write_text("rows_per_shard = 4\nnum_frames = 4\n")
+    frames = "num_frames = 4\n" if "video" in encoders else ""
+    settings.write_text(f"rows_per_shard = 4\n{frames}")
     extracted = meld(
         *("extract", "--split", "all", "--data", corpus, "--features", features),
         *("--modalities", ",".join(encoders), "--config", settings, *asked, *options, "--json"),

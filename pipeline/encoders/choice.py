@@ -20,6 +20,8 @@ DEFAULT_ENCODERS: dict[Modality, str] = {
     "video": "r3d_18",
     "audio": "spectrogram",
 }
+# Modalities whose encoders have trained weights, nearly all: those that `--weights random` means.
+ALWAYS_TRAINED: tuple[Modality, ...] = ("text", "video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,15 @@ class EncoderRequest:
                   "word2vec:FILE"
     video:        "r3d_18", which None takes, "mc3_18" or "r2plus1d_18", "faces", or an image
                   net of torchvision's ("resnet18", "resnet50", "vgg16", ...)
-    audio:        "spectrogram", which None takes, or "prosody"; of each modality also several
-                  encoders, joined by commas: "spectrogram,prosody"
-    text_weights, video_weights: "pretrained", or "random" for untrained features, which every
-                  output marks; None takes pretrained
-    text_layers:  hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as None does (a
-                  learned mix of them is worth 1.7 points of weighted F1 on MELD's dev text, see
-                  LOG.md)
+    audio:        "spectrogram", which None takes, "prosody", or a model of speech:
+                  "wav2vec2-base", "hubert-base", "wavlm-base", "wavlm-base-plus",
+                  "whisper-tiny.en", another Hugging Face name, or a folder; of each modality also
+                  several encoders, joined by commas: "spectrogram,prosody"
+    text_weights, video_weights, audio_weights: "pretrained", or "random" for untrained features,
+                  which every output marks; None takes pretrained
+    text_layers, audio_layers: hidden states to keep, 0 = embeddings, -1 = last; empty keeps all, as
+                  None does (a learned mix of them is worth 1.7 points of weighted F1 on MELD's dev
+                  text, see LOG.md)
     context:      number of previous utterances of the dialogue, with their speakers, that the text
                   encoder reads before the current one; None takes 0
     weights_dir:  folder that is searched for pretrained weights before the libraries' caches
@@ -49,14 +53,21 @@ class EncoderRequest:
     audio: str | None = None
     text_weights: WeightsChoice | None = None
     video_weights: WeightsChoice | None = None
+    audio_weights: WeightsChoice | None = None
     text_layers: tuple[int, ...] | None = None
+    audio_layers: tuple[int, ...] | None = None
     context: int | None = None
     weights_dir: Path | None = None
     run: Path | None = None
 
     def __post_init__(self) -> None:
         for modality in MODALITIES:
-            find_entry(modality, self.wish(modality).name)
+            wish = self.wish(modality)
+            if wish.weights == "random" and not find_entry(modality, wish.name).has_weights:
+                raise UsageError(
+                    f"--weights {modality}=random: {wish.name} has no trained weights; leave it out"
+                )
+            find_entry(modality, wish.name)
         if self.context is not None and self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
 

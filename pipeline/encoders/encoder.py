@@ -215,6 +215,7 @@ class EncoderEntry:
     is_layered: whether its layers have different depths (`Encoder.layer_depths`) and may recompute
         their intermediate values (`Encoder.checkpoint_gradients`)
     learns:     whether it has parameters that fine-tuning can train
+    has_weights: whether it has trained weights, in whose place random ones may be asked for
     frames:     name -> the frames that it wants, of an encoder of pictures; may raise UsageError
     knows:      of an entry for any name, whether there is an encoder of that name
     """
@@ -228,5 +229,6 @@ class EncoderEntry:
     has_batchnorm: bool = False
     is_layered: bool = False
     learns: bool = True
+    has_weights: bool = True
     frames: Callable[[str], FrameView] | None = None
     knows: Callable[[str], bool] = lambda name: True

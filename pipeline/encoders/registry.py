@@ -22,6 +22,12 @@ from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import Modality
 
 RANDOM_SEED = "seed 0"
+# What else than the registered names may be named.
+_OTHERS: dict[Modality, str] = {
+    "text": "",
+    "video": ", and torchvision's other image nets",
+    "audio": f", {', '.join(weights.SPEECH_MODELS)}, owner/model of the hub, a folder",
+}
 
 
 def find_entry(modality: Modality, name: str) -> EncoderEntry:
@@ -39,7 +45,7 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
     if modality in OPEN and OPEN[modality].knows(name):
         return OPEN[modality]
     known = (each for each, entry in ENCODERS.items() if entry.modality == modality)
-    others = ", and torchvision's other image nets" if modality in OPEN else ""
+    others = _OTHERS[modality]
     raise UsageError(
         f"--{modality} {name}: unknown; known are {', '.join(known)}{others}, or several joined by "
         "commas"
@@ -297,6 +303,54 @@ def _build_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncod
     return build_face_encoder(choice.path, weights.find_face_cascade())
 
 
+# ------------------------------------------------------------- Hugging Face models of speech
+
+
+def _choose_speech(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+    name = wish.name
+    if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
+        name = f"./{Path(name).resolve().name}"
+    folder = weights.find_speech_model(wish.name, wish.weights_dir)
+    num_layers = weights.count_layers(folder)
+    layers = wish.layers or tuple(range(num_layers))
+    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if wrong:
+        raise UsageError(f"audio_layers: {name} has layers 0 to {num_layers - 1}, not {wrong[0]}")
+    return EncoderChoice(
+        spec=EncoderSpec(
+            modality="audio",
+            name=name,
+            weights=wish.weights,
+            weights_hash=_text_hash(folder, wish.weights),
+            pooling="mean over frames",
+            precision=precision,
+            layers=layers,
+        ),
+        path=folder,
+    )
+
+
+def _prepare_speech(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
+    from pipeline.encoders.speech import MIN_SAMPLES, SpeechSounds
+
+    return SpeechSounds(min_samples=MIN_SAMPLES)
+
+
+def _build_speech(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
+    from pipeline.encoders.speech import build_speech_encoder
+
+    assert choice.path is not None
+    assert decode is not None
+    spec = choice.spec
+    return build_speech_encoder(
+        choice.path,
+        spec.layers,
+        spec.precision,
+        pretrained=spec.weights != "random",
+        sample_rate_hz=decode.sample_rate_hz,
+    )
+
+
 # ------------------------------------------------------------------------------ the spectrogram
 
 
@@ -404,6 +458,7 @@ ENCODERS: dict[str, EncoderEntry] = {
         prepare=_prepare_sounds,
         build=_build_spectrogram,
         autocast=False,
+        has_weights=False,
     ),
     "prosody": EncoderEntry(
         modality="audio",
@@ -411,6 +466,7 @@ ENCODERS: dict[str, EncoderEntry] = {
         prepare=_prepare_sounds,
         build=_build_prosody,
         autocast=False,
+        has_weights=False,
         learns=False,
     ),
 }
@@ -426,4 +482,15 @@ OPEN: dict[Modality, EncoderEntry] = {
         is_layered=True,
     ),
     "video": _IMAGE_NET,
+    "audio": EncoderEntry(
+        modality="audio",
+        choose=_choose_speech,
+        prepare=_prepare_speech,
+        build=_build_speech,
+        searches=lambda wish: not (Path(wish.name) / "config.json").is_file(),
+        is_layered=True,
+        knows=lambda name: (
+            name in weights.SPEECH_MODELS or "/" in name or (Path(name) / "config.json").is_file()
+        ),
+    ),
 }

@@ -81,6 +81,7 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
         has_batchnorm=any(entry.has_batchnorm for entry in each),
         is_layered=any(entry.is_layered for entry in each),
         learns=any(entry.learns for entry in each),
+        has_weights=any(entry.has_weights for entry in each),
         frames=frames if any(entry.frames for entry in each) else None,
     )
 

