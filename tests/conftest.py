@@ -110,6 +110,8 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
+# First: pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HEAVY & set(getattr(item, "fixturenames", ())):
@@ -123,6 +125,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in quick])
         items[:] = quick
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("loadgroup", default=False):
+        # Else each test would go to whatever process is free, and both would make what a file
+        # shares: pytest-xdist says nothing where its groups do not work.
+        assert all("@" in item.nodeid for item in session.items), (
+            "pytest-xdist lost the groups; install what requirements.txt pins"
+        )
 
 
 def _deal(items: list[pytest.Item]) -> None:
