@@ -5,7 +5,9 @@ Tiers: `make quick` runs what starts neither Ray nor a child process (checked: s
 fixtures is heavy by itself; one that starts a process in its own way is marked.
 """
 
+import copy
 import fcntl
+import functools
 import gc
 import io
 import json
@@ -184,6 +186,19 @@ def one_thread_a_process() -> Iterator[None]:
     from fusion.training.fit import one_thread
 
     with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def random_weights_are_drawn_once() -> Iterator[None]:
+    """A process draws the random weights of a video net once, and then copies them: drawing takes
+    longer than many a test of something else that asks for some."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Where no collected test has imported it, its seconds are left to the test that will.
+        video = sys.modules.get("pipeline.encoders.video")
+        if video is not None:
+            drawn = functools.cache(video.random_trunk)
+            patch.setattr(video, "random_trunk", lambda name: copy.deepcopy(drawn(name)))
         yield
 
 

