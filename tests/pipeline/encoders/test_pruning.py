@@ -173,11 +173,11 @@ def test_importance_of_a_head_is_of_all_its_outputs_together() -> None:
     ("units", "unit", "share", "kept"),
     [
         (1536, 1, 0.5, 768),
-        (1536, 1, 0.3, 1072),  # 1075.2, in eights
+        (1536, 1, 0.3, 1072),  # 1075.2, in sixteens
         (64, 1, 0.3, 48),  # 44.8
         (12, 32, 0.3, 8),  # heads, 8.4
         (12, 32, 0.99, 1),
-        (64, 1, 0.99, 8),
+        (64, 1, 0.99, 16),
         (5, 1, 0.5, 2),
     ],
 )
