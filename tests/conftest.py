@@ -236,6 +236,7 @@ def meld() -> Meld:
 
     def run(*arguments: object, **environment: str) -> Finished:
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+        before = {path.name for path in ROOT.iterdir()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["meld", *map(str, arguments)])
             patch.chdir(ROOT)
@@ -243,6 +244,8 @@ def meld() -> Meld:
                 patch.setenv(name, value)
             with redirect_stdout(out), redirect_stderr(err), _fresh_logging():
                 status = _run_main()
+        for name in ("predictions", "runs"):  # a later test looks whether it wrote there
+            assert not (ROOT / name).exists() or name in before, f"{arguments}: name an --out"
         return Finished(status, *(each.buffer.getvalue().decode() for each in (out, err)))
 
     return run

@@ -93,7 +93,8 @@ def test_each_goes_from_clips_to_predictions(
             row for row in csv.DictReader(file) if int(row["utterance_id"]) == clip.utterance.key[2]
         )
     predicted = meld(
-        *("predict", clip.path, "--model", run, "--text", clip.utterance.text, *found, "--json")
+        *("predict", clip.path, "--model", run, "--text", clip.utterance.text, *found, "--json"),
+        *("--out", tmp_path / "out"),
     )
     assert predicted.status == 0, predicted.err
     [utterance] = predicted.json["files"][0]["timeline"]["utterances"]
