@@ -41,21 +41,25 @@ class Graphs:
     gate: GateReport | None = None
 
 
-def write_graphs(runtime: PyTorchRuntime, folder: Path) -> None:
-    """Float graphs of every encoder and of the fusion model.
-
-    Raises UsageError where an encoder cannot be written so, or computes in bfloat16.
-    """
-    # The exporter is an extra, and takes seconds to import.
-    from fusion.export.onnx import write_fusion_graph
-    from pipeline.onnx.write import write_encoder_graphs
-
+def check_float(runtime: PyTorchRuntime) -> None:
+    """Raises UsageError where an encoder computes in bfloat16, of which no graph can be written."""
     for modality, precision in runtime.precision.items():
         if precision != "float32":
             raise UsageError(
                 f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
                 "in float32; extract and train with --precision float32"
             )
+
+
+def write_graphs(runtime: PyTorchRuntime, folder: Path) -> None:
+    """Float graphs of every encoder and of the fusion model.
+
+    Raises UsageError where an encoder cannot be written so.
+    """
+    # The exporter is an extra, and takes seconds to import.
+    from fusion.export.onnx import write_fusion_graph
+    from pipeline.onnx.write import write_encoder_graphs
+
     log.info("writing ONNX graphs")
     write_encoder_graphs(runtime.encoders, folder)
     write_fusion_graph(runtime.checkpoint.model, folder / FUSION_GRAPH)
