@@ -189,7 +189,7 @@ def _check_record(path: Path, wanted: dict[str, Any], config: PruneConfig) -> No
         raise CacheCorrupt(f"{path}: not what --prune wrote; remove {config.work}") from error
     if differing:
         raise UsageError(
-            f"{config.work} holds the work of an --prune with another {', '.join(differing)}; "
+            f"{config.work} holds the work of a --prune with another {', '.join(differing)}; "
             "remove it, or name another --out"
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from pipeline.encoders.encoder import GraphSource
-from pipeline.encoders.video import Frames
+from pipeline.encoders.video import Frames, graph_of_frames
 from pipeline.encoders.weights import (
     assign_copies,
     is_finite,
@@ -92,20 +92,7 @@ class ImageNetEncoder(nn.Module):
     def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
         """Frames of one size, as the clips are decoded; crop and normalisation are in the graph."""
         assert decode is not None
-        shape = (decode.num_frames, decode.frame_height, decode.frame_width, 3)
-        return GraphSource(
-            net=_BatchOfFrames(self, decode.num_frames),
-            inputs={"frames": torch.zeros(2, *shape, dtype=torch.uint8)},
-            lengths={"frames": {0: "clips"}},
-            outputs=("features",),
-            reading={
-                "kind": "frames",
-                "num_frames": decode.num_frames,
-                "height": decode.frame_height,
-                "width": decode.frame_width,
-                "batch_size": BATCH,
-            },
-        )
+        return graph_of_frames(_BatchOfFrames(self, decode.num_frames), decode, BATCH)
 
     def save(self, folder: Path) -> None:
         save_trained_part(self.trunk, folder / f"{self.name}.safetensors")

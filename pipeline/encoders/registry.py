@@ -70,15 +70,9 @@ def build_encoder(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEnco
 
 
 def _choose_text(wish: EncoderWish, precision: Precision) -> EncoderChoice:
-    name = wish.name
-    if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
-        name = Path(name).resolve().name
+    name = Path(wish.name).resolve().name if _is_model_folder(wish.name) else wish.name
     folder = weights.find_text_encoder(wish.name, wish.weights_dir)
-    num_layers = weights.count_layers(folder)
-    layers = wish.layers or tuple(range(num_layers))
-    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
-    if wrong:
-        raise UsageError(f"text_layers: {name} has layers 0 to {num_layers - 1}, not {wrong[0]}")
+    layers = _layers_of(folder, wish, name, "text_layers")
     return EncoderChoice(
         spec=EncoderSpec(
             modality="text",
@@ -94,9 +88,23 @@ def _choose_text(wish: EncoderWish, precision: Precision) -> EncoderChoice:
     )
 
 
+def _is_model_folder(name: str) -> bool:
+    """Of one the recipe has the last name alone: the hash tells which, a path says only where."""
+    return (Path(name) / "config.json").is_file()
+
+
+def _layers_of(folder: Path, wish: EncoderWish, name: str, setting: str) -> tuple[int, ...]:
+    """The layers that are asked for, or all. Raises UsageError where the model has no such."""
+    num_layers = weights.count_layers(folder)
+    layers = wish.layers or tuple(range(num_layers))
+    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if wrong:
+        raise UsageError(f"{setting}: {name} has layers 0 to {num_layers - 1}, not {wrong[0]}")
+    return layers
+
+
 def _searches_text(wish: EncoderWish) -> bool:
-    is_folder = (Path(wish.name) / "config.json").is_file()
-    return wish.name != weights.BUNDLED_TEXT_ENCODER and not is_folder
+    return wish.name != weights.BUNDLED_TEXT_ENCODER and not _is_model_folder(wish.name)
 
 
 def _text_hash(folder: Path, choice: WeightsChoice) -> str:
@@ -307,15 +315,9 @@ def _build_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncod
 
 
 def _choose_speech(wish: EncoderWish, precision: Precision) -> EncoderChoice:
-    name = wish.name
-    if (Path(name) / "config.json").is_file():  # the hash tells which; a path says only where
-        name = f"./{Path(name).resolve().name}"
+    name = f"./{Path(wish.name).resolve().name}" if _is_model_folder(wish.name) else wish.name
     folder = weights.find_speech_model(wish.name, wish.weights_dir)
-    num_layers = weights.count_layers(folder)
-    layers = wish.layers or tuple(range(num_layers))
-    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
-    if wrong:
-        raise UsageError(f"audio_layers: {name} has layers 0 to {num_layers - 1}, not {wrong[0]}")
+    layers = _layers_of(folder, wish, name, "audio_layers")
     return EncoderChoice(
         spec=EncoderSpec(
             modality="audio",
@@ -487,10 +489,8 @@ OPEN: dict[Modality, EncoderEntry] = {
         choose=_choose_speech,
         prepare=_prepare_speech,
         build=_build_speech,
-        searches=lambda wish: not (Path(wish.name) / "config.json").is_file(),
+        searches=lambda wish: not _is_model_folder(wish.name),
         is_layered=True,
-        knows=lambda name: (
-            name in weights.SPEECH_MODELS or "/" in name or (Path(name) / "config.json").is_file()
-        ),
+        knows=lambda name: name in weights.SPEECH_MODELS or "/" in name or _is_model_folder(name),
     ),
 }

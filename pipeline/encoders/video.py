@@ -137,20 +137,7 @@ class VideoEncoder(nn.Module):
     def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
         """Frames of one size, as the clips are decoded; crop and normalisation are in the graph."""
         assert decode is not None
-        shape = (decode.num_frames, decode.frame_height, decode.frame_width, 3)
-        return GraphSource(
-            net=_BatchOfFrames(self),
-            inputs={"frames": torch.zeros(2, *shape, dtype=torch.uint8)},
-            lengths={"frames": {0: "clips"}},
-            outputs=("features",),
-            reading={
-                "kind": "frames",
-                "num_frames": decode.num_frames,
-                "height": decode.frame_height,
-                "width": decode.frame_width,
-                "batch_size": BATCH,
-            },
-        )
+        return graph_of_frames(_BatchOfFrames(self), decode, BATCH)
 
     def prunable(self) -> list[PrunableLayer]:
         """The channels inside of each residual block; those between blocks stay, and with them the
@@ -203,6 +190,24 @@ def _inner_channels(path: str, block: BasicBlock) -> list[PrunableLayer]:
     reader = second[0] if isinstance(second, nn.Sequential) else second
     layers.append(PrunableLayer(name=f"{path}.conv1", producers=(last, norm), consumers=(reader,)))
     return layers
+
+
+def graph_of_frames(net: nn.Module, decode: DecodeConfig, batch_size: int) -> GraphSource:
+    """Of a net that reads uint8 [clips, frames, height, width, 3]; batch_size: clips at a time."""
+    shape = (decode.num_frames, decode.frame_height, decode.frame_width, 3)
+    return GraphSource(
+        net=net,
+        inputs={"frames": torch.zeros(2, *shape, dtype=torch.uint8)},
+        lengths={"frames": {0: "clips"}},
+        outputs=("features",),
+        reading={
+            "kind": "frames",
+            "num_frames": decode.num_frames,
+            "height": decode.frame_height,
+            "width": decode.frame_width,
+            "batch_size": batch_size,
+        },
+    )
 
 
 class _BatchOfFrames(nn.Module):
