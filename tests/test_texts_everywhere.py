@@ -77,7 +77,15 @@ def run(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "encode_shards", encode_here)
-        extract(ExtractConfig(data=corpus, features=features, modalities=("text",), encoders=wish))
+        extract(
+            ExtractConfig(
+                data=corpus,
+                features=features,
+                modalities=("text",),
+                encoders=wish,
+                precision="float32",  # on every machine: the values are compared
+            )
+        )
     config = TrainConfig(features=features, out=place / "run", fit=FitConfig(epochs=1))
     return train_fusion(config).run
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -96,6 +97,10 @@ def hear(
             **options,
         )
     )
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
 
 
 def utterances(stretches: Sequence[Stretch]) -> list[SpokenSpan]:
@@ -302,7 +307,8 @@ def test_the_real_recogniser_writes_planted_speech_down_and_invents_nothing(tmp_
         for name, sound in silent.items():
             path = write_sound(tmp_path / f"{name}.wav", sound)
             assert utterances(hear(Planted(path, (), 5_000), recogniser)) == [], name
-    assert [each.text for each in spans] == said
+    # Words: a comma where another machine hears a full stop is rounding of its 8-bit products.
+    assert [words_of(each.text) for each in spans] == [words_of(text) for text in said]
     for each, (_, start_ms, end_ms) in zip(spans, talk.spoken, strict=True):
         assert each.span.start_ms == pytest.approx(start_ms, abs=150)
         assert each.span.end_ms == pytest.approx(end_ms, abs=200)
