@@ -31,6 +31,7 @@ import pytest
 # What takes seconds to import is imported where it is used: the process that only deals tests to
 # others (pytest-xdist) reads this file too.
 if TYPE_CHECKING:
+    from pipeline.parallel.work import ShardFeatures
     from pipeline.sample.corpus import SampleResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,7 @@ HEAVY = {"ray_here", "meld_process", "sample", "corrupt_corpus"}
 TOGETHER = {
     "tests/test_cli.py": {"ray_here"},
     "tests/serving/test_page.py": {"service", "client"},
+    "tests/pipeline/onnx/test_quantise.py": {"text_and_sound"},
 }
 
 
@@ -140,7 +142,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _deal(items: list[pytest.Item]) -> None:
     """Puts the files into the order in which two processes take them, and those together that share
-    what takes long to start: Ray and the features that it makes, or the service.
+    what takes long to make: Ray and the features that it gives, the service, or graphs of encoders.
 
     One process makes the features that many tests read, and the other has the service and then a
     long file meanwhile; then what waits for media; at the end there is only short work.
@@ -305,6 +307,27 @@ def ray_here() -> Iterator[None]:
 
     with ray_cluster(Cluster(workers=2), least_cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def encode_here() -> Callable[..., Iterator[Any]]:
+    """In the place of `engine.encode_shards`: decodes and encodes in this process, without Ray,
+    where a test is about what is extracted. Starting an encoder in Ray takes seconds."""
+
+    def encode_shards(
+        tasks: Any, choices: Any, decode: Any, cluster: Any
+    ) -> Iterator["ShardFeatures"]:
+        from pipeline.parallel import engine
+
+        encoder = engine._ShardEncoder(list(choices), decode, "cpu", num_threads=1)
+        for task in tasks:
+            if decode is None:
+                yield encoder.encode(task)
+            else:
+                work = engine._decoding(decode, [choice.spec.modality for choice in choices])
+                yield encoder.encode(engine._work_on_shard(task, work))
+
+    return encode_shards
 
 
 # -------------------------------------------------------------------------------------- media

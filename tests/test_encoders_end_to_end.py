@@ -23,7 +23,7 @@ pytestmark = pytest.mark.heavy
 # Encoders by modality, shapes of their features, further options of `meld extract`, and a folder
 # that what made the features is searched in.
 Shapes = dict[Modality, tuple[int, int]]
-Ask = tuple[dict[Modality, str], Shapes, tuple[str, ...], Path | None]
+Ask = tuple[dict[Modality, str], Shapes, tuple[str, ...], Path]
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +34,20 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
     (folder / "tiny.txt").write_text("".join(lines))
 
     def ask(name: str) -> Ask:
-        if name == "word vectors and faces":
-            encoders: dict[Modality, str] = {
-                "text": f"glove:{folder / 'tiny.txt'}",
-                "video": "faces",
-            }
-            return encoders, {"text": (1, 3), "video": (1, 271)}, (), folder
-        if name == "an image net":
-            return {"video": "resnet18"}, {"video": (1, 1024)}, ("--weights", "video=random"), None
-        if name in ("wav2vec2", "whisper"):
-            made, _ = make(name, folder / name)
-            return {"audio": str(made)}, {"audio": (LAYERS + 1, WIDTH)}, (), folder
-        raise AssertionError(name)
+        speech = "whisper" if name == "word vectors, faces and whisper" else "wav2vec2"
+        audio, _ = make(speech, folder / speech)
+        encoders: dict[Modality, str] = {"audio": str(audio)}
+        dims: Shapes = {"audio": (LAYERS + 1, WIDTH)}
+        if speech == "whisper":
+            encoders |= {"text": f"glove:{folder / 'tiny.txt'}", "video": "faces"}
+            return encoders, {"text": (1, 3), "video": (1, 271), **dims}, (), folder
+        encoders |= {"video": "resnet18"}
+        return encoders, {"video": (1, 1024), **dims}, ("--weights", "video=random"), folder
 
     return ask
 
 
-@pytest.mark.parametrize("name", ["word vectors and faces", "an image net", "wav2vec2", "whisper"])
+@pytest.mark.parametrize("name", ["word vectors, faces and whisper", "an image net and wav2vec2"])
 def test_each_goes_from_clips_to_predictions(
     name: str,
     asks: Callable[[str], Ask],
@@ -80,7 +77,6 @@ def test_each_goes_from_clips_to_predictions(
     trained = meld("train-fusion", "--features", features, "--out", run, "--epochs", 1)
     assert trained.status == 0, trained.err
     table = tmp_path / "dev.csv"
-    found = ("--weights-dir", weights_dir) if weights_dir is not None else ()
     evaluated = meld(
         *("evaluate", run, "--features", features, "--split", "dev", "--predictions", table)
     )
@@ -93,8 +89,8 @@ def test_each_goes_from_clips_to_predictions(
             row for row in csv.DictReader(file) if int(row["utterance_id"]) == clip.utterance.key[2]
         )
     predicted = meld(
-        *("predict", clip.path, "--model", run, "--text", clip.utterance.text, *found, "--json"),
-        *("--out", tmp_path / "out"),
+        *("predict", clip.path, "--model", run, "--text", clip.utterance.text, "--json"),
+        *("--out", tmp_path / "out", "--weights-dir", weights_dir),
     )
     assert predicted.status == 0, predicted.err
     [utterance] = predicted.json["files"][0]["timeline"]["utterances"]

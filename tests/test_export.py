@@ -435,6 +435,7 @@ def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_los
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_layers_that_lose_too_much_in_8_bits_compute_in_float_and_stay_small(
     text_run: Path,
     tiny_text_folder: Path,

@@ -1,6 +1,6 @@
 """Unseen, long and endless texts are the same to extraction, fine-tuning and prediction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,10 @@ from pipeline.cache.format import read_cache
 from pipeline.cache.info import describe
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.texts import with_context
-from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest
-from pipeline.encoders.encoder import EncoderChoice
 from pipeline.errors import RecipeMismatch
 from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.parallel import engine as parallel
-from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.schema import DecodedClip
 
 pytestmark = pytest.mark.heavy
@@ -43,22 +40,11 @@ TEXTS = {
 }
 
 
-def encode_here(
-    tasks: list[ShardTask], choices: list[EncoderChoice], *_: object
-) -> Iterator[ShardFeatures]:
-    """In this process instead of through Ray."""
-    encoders = Encoders(choices, None)
-    for task in tasks:
-        clips = [DecodedClip(utterance=clip.utterance) for clip in task.clips]
-        yield ShardFeatures(
-            split=task.split, index=task.index, features=tuple(encode_clips(encoders, clips))
-        )
-
-
 @pytest.fixture(scope="module", params=[0, 2], ids=["alone", "context"])
 def run(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_text_folder: Path,
+    encode_here: Callable[..., Any],
     request: pytest.FixtureRequest,
 ) -> Path:
     """A run on text, beside corpus/ and features/."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,17 @@ FILLING = "the a we you they coffee house street and then so was on in of today 
 TUNE = TuneConfig(epochs=1, batch_size=16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_ray(encode_here: Callable[..., Any]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.parallel.engine.encode_shards", encode_here)
+        yield
+
+
 @pytest.fixture(scope="module")
-def place(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> Path:
+def place(
+    tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory, without_ray: None
+) -> Path:
     """corpus/, whose emotions are one planted word each; features/ by a tiny BERT; run/"""
     place = tmp_path_factory.mktemp("prune")
     (place / "corpus").mkdir()

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -371,7 +372,12 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(ahead: int) -> None:
+def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch waits so long, 5 s by default, for the process that read it.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+
     class Damaged(Dataset):
         preparations: ClassVar[dict[str, Any]] = {}
         reads_media = True
@@ -383,6 +389,8 @@ def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(ahead: int) -> None
     with pytest.raises(CacheCorrupt) as caught:
         list(load(Damaged(), [[7]], worker, epoch=1, ahead=ahead))
     assert str(caught.value) == "shard-0: row 7 is damaged: decode it again"
+    del caught
+    gc.collect()
 
 
 def assert_same_weights(mine: Path, theirs: Path) -> None:
