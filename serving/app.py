@@ -108,7 +108,7 @@ def create_app(parts: Parts) -> ASGIApp:
     app = FastAPI(
         title="meld",
         version=version("meld"),
-        summary="What is felt in a video, utterance by utterance",
+        summary="Emotions and sentiments in a video, utterance by utterance",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
@@ -494,7 +494,7 @@ def _add_rest(app: FastAPI) -> None:
         "/v1/text",
         responses={200: READ, **problems(400, 401, 403, 408, 413, 422, 503)},
         tags=["at once"],
-        summary="What is felt in words alone",
+        summary="Emotions and sentiments of words without media",
     )
     async def read_text(request: Request, words: Words, parts: WithParts) -> WordsRead:
         """Answered at once, also while a job is worked on."""

@@ -285,7 +285,7 @@ class Dispatcher:
         log.info(Event("job_erased", job=job_id, by=by, had_ended=has_ended))
 
     def read_words(self, turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What is felt in words alone. Raises Busy, and what `predict_words` raises."""
+        """Predicts words without media. Raises Busy, and what `predict_words` raises."""
         with self._changed:
             self._check_open()
             seat = self._seat_for_words()

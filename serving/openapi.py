@@ -155,12 +155,12 @@ ACCEPTED: dict[str, Any] = {
     "content": {JSON: {"example": _JOB}},
 }
 OF_A_JOB: dict[str, Any] = {
-    "description": "How it stands.",
+    "description": "State and progress of the job.",
     "headers": _RETRY,
     "content": {JSON: {"example": _RUNNING}},
 }
 READ: dict[str, Any] = {
-    "description": "What is felt in each turn.",
+    "description": "Emotion and sentiment of each turn.",
     "content": {
         JSON: {
             "example": {

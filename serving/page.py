@@ -1,6 +1,8 @@
-"""The pages at `/` and `/live`: their markup from templates, their scripts and style as files of
-their own, so that their policy can forbid every other script."""
+"""The pages at `/` and `/live`: their markup from templates, their scripts and style as separate
+files, so that their policy can forbid every other script. All their texts are in texts.json, which
+the templates read here and the scripts as texts.js."""
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -27,9 +29,17 @@ _FILES: Mapping[str, tuple[str, str, str, str]] = {
 }
 
 
+def read_texts() -> Mapping[str, Mapping[str, str]]:
+    """The texts of both pages by page and name; `shared` are those that both show."""
+    content = resources.files(_PACKAGE).joinpath(_FOLDER, "texts.json").read_bytes()
+    texts: Mapping[str, Mapping[str, str]] = json.loads(content)
+    return texts
+
+
 def render_start(*, model: Mapping[str, Any], notice: str, limits: Limits, needs_key: bool) -> str:
     environment = page_environment(_PACKAGE, _FOLDER)
     return environment.get_template("start.html.jinja").render(
+        texts=read_texts(),
         model=model,
         notice=notice,
         kept=_duration(limits.retention_hours),
@@ -45,6 +55,7 @@ def render_live(
 ) -> str:
     environment = page_environment(_PACKAGE, _FOLDER)
     return environment.get_template("live.html.jinja").render(
+        texts=read_texts(),
         model=model,
         notice=notice,
         kept=_duration(limits.retention_hours),
@@ -55,7 +66,9 @@ def render_live(
 
 
 def page_file(name: str) -> tuple[bytes, str] | None:
-    """Content and type of a file that the page loads."""
+    """Content and type of a file that the pages load; None for every other name."""
+    if name == "texts.js":
+        return f"const TEXTS = {json.dumps(read_texts())};\n".encode(), "text/javascript"
     if name not in _FILES:
         return None
     package, folder, file, media_type = _FILES[name]

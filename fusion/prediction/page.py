@@ -96,12 +96,12 @@ def _made(speech: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _block(each: Mapping[str, Any]) -> dict[str, Any]:
     emotion, sentiment = each["emotion"], each["sentiment"]
-    felt = f"{emotion['label']} {emotion['confidence']:.0%}, {sentiment['label']}"
+    labels = f"{emotion['label']} {emotion['confidence']:.0%}, {sentiment['label']}"
     return {
         **_place(each),
         "emotion": emotion["label"],
         "lane": LANES.index(emotion["label"]),
-        "told": f"{brief_clock(each['start_ms'])} {felt}",
+        "told": f"{brief_clock(each['start_ms'])} {labels}",
         "of": each,
     }
 

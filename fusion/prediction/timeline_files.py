@@ -79,12 +79,12 @@ def to_vtt(timeline: Timeline) -> str:
 def _caption(each: PredictedUtterance) -> str:
     """ "[joy 72 %] Joey: How you doin'?" """
     spoken, prediction = each.spoken, each.prediction
-    felt = "no prediction" if prediction is None else _felt(prediction.emotion)
+    emotion = "no prediction" if prediction is None else _emotion(prediction.emotion)
     speaker = f"{spoken.speaker}: " if spoken.speaker else ""
-    return f"[{felt}] {speaker}{spoken.text}".strip()
+    return f"[{emotion}] {speaker}{spoken.text}".strip()
 
 
-def _felt(emotion: HeadPrediction) -> str:
+def _emotion(emotion: HeadPrediction) -> str:
     return f"{emotion.label} {emotion.confidence:.0%}".replace("%", " %")
 
 

@@ -8,8 +8,6 @@ let recording = null; // the last one, if it is to be kept
 
 document.addEventListener("key-entered", () => part("start").focus());
 
-function secondsOf(ms) { return `${Math.round(ms / 1000)} s`; }
-
 // ---------------------------------------------------------------------------------- it begins
 
 part("live-form").addEventListener("submit", (event) => {
@@ -18,8 +16,8 @@ part("live-form").addEventListener("submit", (event) => {
 });
 
 function wordsOf(error) {
-  if (error.name === "NotAllowedError") { return "The browser was not allowed to use the microphone or the camera."; }
-  if (error.name === "NotFoundError") { return "There is no microphone, or no camera: leave the camera out, or plug one in."; }
+  if (error.name === "NotAllowedError") { return TEXTS.live.not_allowed; }
+  if (error.name === "NotFoundError") { return TEXTS.live.not_found; }
   return error.message;
 }
 
@@ -33,12 +31,12 @@ async function begin() {
   recording = null;
   now = { samples: 0, provisional: new Map() };
   if (!navigator.mediaDevices) {
-    throw new Error("Browsers give the microphone to pages of https and of this machine alone.");
+    throw new Error(TEXTS.live.insecure);
   }
-  tell("state", "Waiting for the service");
+  tell("state", TEXTS.live.connecting);
   const socket = await connect();
   now.socket = socket;
-  tell("state", "Asking for the microphone");
+  tell("state", TEXTS.live.asking);
   const withCamera = part("camera").checked;
   now.media = await navigator.mediaDevices.getUserMedia({
     // As it is: what makes a voice pleasant changes what is heard in it.
@@ -51,13 +49,13 @@ async function begin() {
   part("stop").hidden = false;
   part("stop").focus();
   part("start").hidden = true;
-  tell("state", "Listening");
+  tell("state", TEXTS.live.listening);
 }
 
-// Resolves when the service has told what holds.
+// Resolves when the service has said which settings hold.
 async function connect() {
   const answer = await fetch("/v1/live/tickets", { method: "POST" }).catch(() => null);
-  if (answer === null) { throw new Error("The service does not answer."); }
+  if (answer === null) { throw new Error(TEXTS.shared.no_answer); }
   if (answer.status === 401) { part("key-form").hidden = false; part("key").focus(); }
   if (!answer.ok) { throw new Error(await problemOf(answer)); }
   const { ticket } = await answer.json();
@@ -71,9 +69,9 @@ async function connect() {
       show(told);
     });
     socket.addEventListener("close", () => {
-      failed(new Error("The service did not let this page in, or the connection was lost."));
+      failed(new Error(TEXTS.live.not_connected));
       if (now !== null && now.socket === socket) {
-        if (!now.isClosed) { tell("live-told", "The connection was lost."); }
+        if (!now.isClosed) { tell("live-told", TEXTS.live.connection_lost); }
         end();
       }
     });
@@ -94,7 +92,7 @@ async function listen(media, socket) {
     }
     if (socket.readyState !== WebSocket.OPEN) { return; }
     if (socket.bufferedAmount > MOST_WAITING_BYTES) {
-      tell("live-told", "The connection is too slow for the sound; it was ended.");
+      tell("live-told", TEXTS.live.too_slow);
       socket.close();
       return;
     }
@@ -146,33 +144,36 @@ function record(media) {
 
 function show(told) {
   if (told.type === "session.created") { now.provisionalMs = told.provisional_every_ms; }
-  if (told.type === "utterance.start") { tell("now", "Somebody speaks"); }
+  if (told.type === "utterance.start") { tell("now", TEXTS.live.speaking); }
   if (told.type === "measurement.result" && !told.final && told.utterance.emotion) {
-    tell("now", `So far, from ${sensesOf(told.utterance)}: ${feltIn(told.utterance)}`);
+    const values = { modalities: modalitiesOf(told.utterance), prediction: predictionOf(told.utterance) };
+    tell("now", filled(TEXTS.live.so_far, values));
   }
   if (told.type === "measurement.result" && told.final) { addUtterance(told.utterance); }
-  if (told.type === "utterance.end") { tell("now", told.utterances.length ? "" : "No words were heard in that"); }
+  if (told.type === "utterance.end") { tell("now", told.utterances.length ? "" : TEXTS.live.no_speech); }
   if (told.type === "error") { tell("live-told", told.detail); }
   if (told.type === "session.closed") {
     now.isClosed = true;
     const { received, produced } = told;
-    const pictures = received.pictures ? `, ${received.pictures} pictures` : "";
-    tell("state", `Ended: ${secondsOf(received.audio_ms)} of sound${pictures}, ${produced.utterances} utterances.`);
+    tell("state", filled(received.pictures ? TEXTS.live.ended_with_pictures : TEXTS.live.ended, {
+      seconds: Math.round(received.audio_ms / 1000),
+      pictures: received.pictures,
+      utterances: produced.utterances,
+    }));
     tell("now", "");
   }
 }
 
-function sensesOf(utterance) {
-  const names = { video: "face", audio: "voice", text: "words" };
+function modalitiesOf(utterance) {
   return Object.entries(utterance.modalities)
-    .filter(([, its]) => its.present).map(([name]) => names[name] ?? name).join(" and ");
+    .filter(([, its]) => its.present).map(([name]) => TEXTS.live[name] ?? name).join(TEXTS.live.and);
 }
 
 // ------------------------------------------------------------------------------------ it ends
 
 part("stop").addEventListener("click", () => {
   part("stop").disabled = true;
-  tell("state", "Answering what was said last");
+  tell("state", TEXTS.live.finishing);
   clearInterval(now.camera);
   now.worklet.port.postMessage(null);
 });
@@ -208,7 +209,7 @@ part("send-kept").addEventListener("click", async () => {
     body: recording,
   }).catch(() => null);
   part("send-kept").disabled = false;
-  if (response === null) { tell("kept-told", "The service does not answer."); return; }
+  if (response === null) { tell("kept-told", TEXTS.shared.no_answer); return; }
   if (!response.ok) { tell("kept-told", await problemOf(response)); return; }
   location.assign(`/#${(await response.json()).id}`);
 });

@@ -1,9 +1,12 @@
 "use strict";
-// What both pages share: the key, the rows of utterances, and how things are told. Everything that
-// comes from the media or the server is put in as text, never as markup.
+// What both pages share: the key, the rows of utterances, and showing texts. Everything that comes
+// from the media or the server is inserted as text, never as markup. texts.js defines TEXTS.
 const part = (id) => document.getElementById(id);
 
 function tell(id, words) { part(id).textContent = words; }
+
+// A text of texts.json with its {places} filled.
+function filled(text, values) { return text.replace(/\{(\w+)\}/g, (_, name) => values[name]); }
 
 function clock(ms) {
   const tenths = Math.floor(ms / 100);
@@ -27,7 +30,7 @@ part("key-form").addEventListener("submit", async (event) => {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ key: part("key").value }),
   }).catch(() => null);
-  if (response === null) { tell("key-told", "The service does not answer."); return; }
+  if (response === null) { tell("key-told", TEXTS.shared.no_answer); return; }
   if (!response.ok) { tell("key-told", await problemOf(response)); return; }
   part("key").value = "";
   part("key-form").hidden = true;
@@ -45,12 +48,15 @@ function addUtterance(each) {
   const row = part("utterances").tBodies[0].insertRow();
   row.insertCell().textContent = clock(each.start_ms);
   const words = each.speaker ? `${each.speaker}: ${each.text}` : each.text;
-  row.insertCell().textContent = words || "(no words are known)";
-  row.insertCell().textContent = feltIn(each);
+  row.insertCell().textContent = words || TEXTS.shared.no_words;
+  row.insertCell().textContent = predictionOf(each);
   part("utterances").hidden = false;
 }
 
-function feltIn(each) {
-  return each.error ??
-    `${each.emotion.label} ${percent(each.emotion.confidence)}, ${each.sentiment.label}`;
+function predictionOf(each) {
+  return each.error ?? filled(TEXTS.shared.prediction, {
+    emotion: each.emotion.label,
+    percent: percent(each.emotion.confidence),
+    sentiment: each.sentiment.label,
+  });
 }

@@ -1,6 +1,6 @@
 "use strict";
 const mostBytes = Number(document.body.dataset.mostBytes);
-let job = null;      // the address of the job that is shown
+let job = null;      // the address of the job on the page
 let events = null;
 let sending = null;
 
@@ -28,13 +28,13 @@ part("send-form").addEventListener("submit", (event) => {
 part("sample").addEventListener("click", async () => {
   tell("send-told", "");
   const response = await fetch("/page/sample.mp4").catch(() => null);
-  if (response === null || !response.ok) { tell("send-told", "The service does not answer."); return; }
+  if (response === null || !response.ok) { tell("send-told", TEXTS.shared.no_answer); return; }
   send(new File([await response.blob()], "sample.mp4", { type: "video/mp4" }));
 });
 
 function send(file, subtitles) {
   if (file.size > mostBytes) {
-    tell("send-told", `${file.name} has ${file.size} bytes; ${mostBytes} are the most.`);
+    tell("send-told", filled(TEXTS.start.too_large, { name: file.name, bytes: file.size, most: mostBytes }));
     return;
   }
   const form = new FormData();
@@ -43,7 +43,7 @@ function send(file, subtitles) {
   const kind = /^(video|audio)\//.test(file.type) ? file.type : "application/octet-stream";
   form.append("media", new Blob([file], { type: kind }), file.name);
   showJob(file.name);
-  tell("state", "Sending");
+  tell("state", TEXTS.start.sending);
   sending = new XMLHttpRequest();
   sending.responseType = "json";
   sending.upload.addEventListener("progress", (sent) => showProgress(sent.loaded, sent.total));
@@ -51,12 +51,12 @@ function send(file, subtitles) {
     const { status, response } = sending;
     sending = null;
     if (status === 202) { follow(`/v1/jobs/${response.id}`); return; }
-    backToForm(response?.detail ?? `The service answered ${status}.`);
+    backToForm(response?.detail ?? filled(TEXTS.start.refused, { status }));
     if (status === 401) { part("key-form").hidden = false; part("key").focus(); }
   });
   sending.addEventListener("error", () => {
     sending = null;
-    backToForm("The connection was lost while the file was sent.");
+    backToForm(TEXTS.start.sending_failed);
   });
   sending.open("POST", "/v1/jobs");
   sending.send(form);
@@ -80,7 +80,7 @@ function showJob(name) {
   part("again").hidden = true;
   part("erase").hidden = false;
   part("erase").disabled = false;
-  part("erase").textContent = "Cancel and erase";
+  part("erase").textContent = TEXTS.start.cancel;
   part("utterances").hidden = true;
   part("utterances").tBodies[0].replaceChildren();
   tell("job-told", "");
@@ -108,10 +108,10 @@ function follow(address) {
   events.addEventListener("end", (event) => { events.close(); showEnd(JSON.parse(event.data)); });
   events.addEventListener("error", () => {
     if (events.readyState === EventSource.CLOSED) {
-      tell("job-told", "The job is gone: it was erased, or the key is needed again.");
+      tell("job-told", TEXTS.start.job_gone);
       showGone();
     } else {
-      tell("state", "The connection was lost; trying again");
+      tell("state", TEXTS.start.reconnecting);
     }
   });
 }
@@ -119,13 +119,13 @@ function follow(address) {
 function showState(view) {
   part("job-name").textContent = view.file;
   if (view.state === "queued") {
-    tell("state", `Waiting: ${view.jobs_before ?? 0} before it`);
+    tell("state", filled(TEXTS.start.waiting, { count: view.jobs_before ?? 0 }));
     showProgress(null);
     return;
   }
   const { stage, done_s: done, total_s: total } = view.progress;
-  const what = stage === "hearing" ? "Hearing what is said" : "Predicting";
-  tell("state", `${what}: ${Math.round(done)} of ${Math.round(total)} s`);
+  const text = stage === "hearing" ? TEXTS.start.hearing : TEXTS.start.predicting;
+  tell("state", filled(text, { done: Math.round(done), total: Math.round(total) }));
   showProgress(done, total);
 }
 
@@ -133,13 +133,13 @@ function showEnd(view) {
   part("job-name").textContent = view.file;
   part("progress").hidden = true;
   part("again").hidden = false;
-  part("erase").textContent = "Erase";
+  part("erase").textContent = TEXTS.start.erase;
   if (view.state === "failed") {
-    tell("state", "It could not be predicted.");
+    tell("state", TEXTS.start.failed);
     tell("job-told", view.error.detail);
     return;
   }
-  tell("state", `Done. It is erased by itself ${new Date(view.erased_at).toLocaleString()}.`);
+  tell("state", filled(TEXTS.start.done, { time: new Date(view.erased_at).toLocaleString() }));
   part("page").href = `${job}/timeline?format=html`;
   for (const format of ["json", "csv", "srt", "vtt"]) {
     part(format).href = `${job}/timeline?format=${format}&download=true`;
@@ -160,7 +160,7 @@ part("erase").addEventListener("click", async () => {
   if (sending !== null) {
     sending.abort();
     sending = null;
-    backToForm("Nothing was kept.");
+    backToForm(TEXTS.start.nothing_kept);
     return;
   }
   part("erase").disabled = true;
@@ -169,12 +169,12 @@ part("erase").addEventListener("click", async () => {
   if (response !== null && (response.ok || response.status === 404)) {
     part("utterances").hidden = true;
     tell("job-told", "");
-    tell("state", "Erased: the media, the words and the results.");
+    tell("state", TEXTS.start.erased);
     showGone();
     part("again").focus();
   } else {
     part("erase").disabled = false;
-    tell("job-told", response === null ? "The service does not answer." : await problemOf(response));
+    tell("job-told", response === null ? TEXTS.shared.no_answer : await problemOf(response));
   }
 });
 

@@ -74,7 +74,7 @@ class StandIn:
                 "recogniser": {"name": "tiny.en", "languages": ["en"]},
                 "card": "long",
             },
-            notice="Feelings are recognised.",
+            notice="Emotions are recognised.",
             reads_words=True,
         )
     )
@@ -204,7 +204,7 @@ def test_a_session_from_its_ticket_to_its_end(door: Door, talk: bytes) -> None:
         assert created["type"] == "session.created"
         assert created["model"]["name"] == "stand-in"
         assert "card" not in created["model"]
-        assert created["notice"] == "Feelings are recognised."
+        assert created["notice"] == "Emotions are recognised."
         assert created["audio"] == {"format": "s16le", "rate_hz": 16_000, "channels": 1}
         say(session, "session.update", hearing="prompt")
         assert json.loads(session.recv()) == {

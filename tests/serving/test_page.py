@@ -78,7 +78,7 @@ def test_a_file_is_sent_its_utterances_arrive_the_result_opens_and_it_is_erased(
     page.goto(job)
     page.wait_for_selector("#links:not([hidden])")
     page.click("#erase")
-    page.wait_for_selector("text=Erased: the media, the words and the results.")
+    page.wait_for_selector("text=Erased: the file, the words and the results.")
     page.goto("about:blank")
     gone = page.goto(f"{address}/v1/jobs/{job.rpartition('#')[2]}")
     assert gone.status == 404
@@ -107,7 +107,7 @@ def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
     page.wait_for_selector("#links:not([hidden])")
     assert page.inner_text("#job-name") == f"{ATTACK}.mp4"
     assert page.locator("#job img").count() == 0
-    assert page.title() == "meld: what is felt in a video"
+    assert page.title() == "meld: emotions in a video"
     page.click("#page")
     page.wait_for_selector("#transcript")
     assert page.locator("img").count() == 0
@@ -124,7 +124,7 @@ def test_so_are_a_label_a_speaker_and_why_something_failed(page: Any, address: s
         "**/events", lambda asked: asked.fulfill(content_type="text/event-stream", body=stream)
     )
     page.goto(f"{address}/#{'0' * 32}")
-    page.wait_for_selector("text=It could not be predicted.")
+    page.wait_for_selector("text=No prediction was made.")
     assert page.inner_text("#utterances tbody").count(ATTACK) == 7
     assert page.inner_text("#job-told") == ATTACK
     assert page.locator("img").count() == 0
@@ -146,7 +146,7 @@ def test_a_refusal_is_told_on_the_page_and_another_file_may_be_sent(
     large = {"name": "film.mp4", "mimeType": "video/mp4", "buffer": b"x" * (2**20 + 1)}
     page.set_input_files("#media", large)
     page.click("#send")
-    assert "1048576 are the most" in page.inner_text("#send-told")
+    assert "accepts up to 1048576" in page.inner_text("#send-told")
 
 
 def test_it_is_used_by_keyboard_alone(page: Any, address: str, clip: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_film_is_heard_looked_through_by_click_and_key_saved_and_erased(
     page.goto(job)
     page.wait_for_selector("#links:not([hidden])")
     page.click("#erase")
-    page.wait_for_selector("text=Erased: the media, the words and the results.")
+    page.wait_for_selector("text=Erased: the file, the words and the results.")
     assert page.problems == []
 
 

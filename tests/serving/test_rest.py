@@ -390,9 +390,9 @@ def test_the_key_is_sent_with_each_request_or_entered_once_in_a_browser(
 
 def test_the_page_says_what_is_recognised_and_how_long_it_is_kept(client: "TestClient") -> None:
     page = client.get("/")
-    assert "Feelings are recognised here" in page.text
+    assert "Emotions are recognised here" in page.text
     assert "2024/1689" in page.text
-    assert "kept for 24 hours" in page.text
+    assert "erased 24 hours after the job ends" in page.text
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -445,4 +445,4 @@ def test_the_page_says_durations_as_people_do(hours: float, told: str) -> None:
     limits = Limits(retention_hours=hours)
     model = {"name": "m", "modalities": [], "random_weights": []}
     page = render_start(model=model, notice="", limits=limits, needs_key=False)
-    assert f"is kept for {told} after it is done" in page
+    assert f"are erased {told} after the job ends" in page

@@ -29,7 +29,7 @@ def test_it_is_small_is_seen_and_heard_and_its_words_are_in_it() -> None:
 
 
 @pytest.mark.heavy
-def test_the_service_offers_it_and_says_what_is_felt_in_it(client: "TestClient") -> None:
+def test_the_service_offers_it_and_predicts_its_emotions(client: "TestClient") -> None:
     offered = client.get("/page/sample.mp4")
     assert (offered.headers["content-type"], offered.content) == ("video/mp4", SAMPLE.read_bytes())
     files = {"media": ("sample.mp4", offered.content, "video/mp4")}

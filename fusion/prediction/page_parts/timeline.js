@@ -88,7 +88,7 @@
     const where = element("p", `${each.id}, ${times}${each.speaker ? `, ${each.speaker}` : ""}`, "soft");
     const parts = [where, element("blockquote", each.text || "(no words are known)", "text")];
     if (each.error) parts.push(element("p", each.error, "warning"));
-    if (each.divided) parts.push(element("p", "Divided: one modality alone predicts positive and another negative.", "badge"));
+    if (each.divided) parts.push(element("p", "The modalities disagree: one alone predicts positive, another negative.", "badge"));
     const tables = element("div", "", "pair");
     if (each.emotion) {
       tables.append(bars("Emotion", each.emotion.probabilities, each.emotion.label, (name) => `e-${name}`));
@@ -182,9 +182,9 @@
     const captions = media.addTextTrack("captions", "Words and emotions", "en");
     for (const each of utterances) {
       if (each.end_ms <= each.start_ms) continue;
-      const felt = each.emotion ? `${each.emotion.label} ${percent(each.emotion.confidence)}` : "no prediction";
+      const emotion = each.emotion ? `${each.emotion.label} ${percent(each.emotion.confidence)}` : "no prediction";
       const cue = new VTTCue(each.start_ms / 1000, each.end_ms / 1000, "");
-      const said = `[${felt}] ${each.speaker ? `${each.speaker}: ` : ""}${each.text}`;
+      const said = `[${emotion}] ${each.speaker ? `${each.speaker}: ` : ""}${each.text}`;
       cue.text = said.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
       captions.addCue(cue);
     }

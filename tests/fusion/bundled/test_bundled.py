@@ -99,7 +99,7 @@ def predict(*dialogues: list[str]) -> list[Prediction]:
 
 
 @pytest.mark.heavy
-def test_it_feels_what_plain_sentences_say_offline_from_anywhere(
+def test_it_predicts_the_emotion_of_plain_sentences_offline_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

@@ -123,7 +123,7 @@ def test_without_a_script_and_on_paper_everything_can_be_read() -> None:
     words = " ".join(
         " ".join(Elements(render_page(three().to_dict(), media_url=None)).words).split()
     )
-    for told in ("joy 90 %", "positive 90 %", "anger 80 %", "divided", "Joey", "No!"):
+    for told in ("joy 90 %", "positive 90 %", "anger 80 %", "modalities disagree", "Joey", "No!"):
         assert told in words
     assert "nothing to predict from (audio: the file has no sound)" in words
 
@@ -237,7 +237,7 @@ def test_clicks_and_keys_go_to_moments_of_the_video(browser: Any, folder: Path) 
     assert "nothing to predict from" in opened.now()
     page.keyboard.press("ArrowRight")
     assert opened.seconds() == pytest.approx(4)
-    assert "Divided" in opened.now()
+    assert "The modalities disagree" in opened.now()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert (opened.current(), opened.seconds()) == ("u0001", 0)
