@@ -21,7 +21,7 @@ from pipeline.corpus.clips import locate_clips
 from pipeline.corpus.texts import with_context
 from pipeline.decode.clip import decode_clip
 from pipeline.errors import MismatchError
-from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, DecodedClip
+from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFeatures, ClipKey, DecodedClip
 
 pytestmark = pytest.mark.heavy
 
@@ -44,6 +44,11 @@ def clips(corpus: Path, run: Path) -> list[DecodedClip]:
     rows = with_context(read_corpus(corpus, ("dev",))["dev"], 0)
     located = locate_clips(corpus, "dev", rows, "fixed")
     return [decode_clip(clip, recipe.decode, recipe.modalities) for clip in located]
+
+
+@pytest.fixture(scope="module")
+def encoded(run: Path, clips: list[DecodedClip]) -> list[ClipFeatures]:
+    return Predictor.load(run).encode(clips)
 
 
 def test_clips_get_the_probabilities_that_their_cached_features_get(
@@ -109,7 +114,7 @@ def test_a_clip_without_a_picture_is_predicted_from_the_rest(
 
 @pytest.mark.parametrize("future", [False, True])
 def test_a_row_of_a_long_dialogue_sees_as_many_turns_as_it_would_in_a_short_one(
-    features: Path, tmp_path: Path, clips: list[DecodedClip], future: bool
+    features: Path, tmp_path: Path, encoded: list[ClipFeatures], future: bool
 ) -> None:
     config = TrainConfig(
         features=features,
@@ -120,7 +125,7 @@ def test_a_row_of_a_long_dialogue_sees_as_many_turns_as_it_would_in_a_short_one(
     predictor = Predictor.load(train_fusion(config).run)
     encoded = [
         dataclasses.replace(each, utterance=dataclasses.replace(each.utterance, key=key))
-        for number, each in enumerate((predictor.encode(clips) * 10)[:48])
+        for number, each in enumerate((encoded * 10)[:48])
         if (key := ClipKey("test", 0, number))
     ]
     in_turns = predictor.predict_turns(encoded, [0, 20, 47])

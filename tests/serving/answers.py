@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.serving.conftest import HOME
 
 if TYPE_CHECKING:
@@ -42,6 +44,23 @@ def problem(answer: Any) -> tuple[int, str]:
     assert body["title"]
     assert body["detail"]
     return answer.status_code, body["code"]
+
+
+def check_same(found: Any, wanted: Any) -> None:
+    """Equal, but for rounding: processes with other numbers of threads add in another order, and
+    probabilities are told to the sixth digit."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            check_same(found[key], value)
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            check_same(one, other)
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, abs=5e-6)
+    else:
+        assert found == wanted
 
 
 def stored(service: "Service") -> set[str]:
