@@ -2,7 +2,7 @@
 
     python -m bench [--clips 240] [--tutorial-clips 24] [--out bench/out]
 
-Every ratio comes from one run, on the same generated clips, with the machine to itself.
+Every ratio comes from one run on the same generated clips. Nothing else may run on the machine.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from pipeline.schema import MODALITIES, LocatedClip
 from pipeline.system.device import native_precision
 
 CLIPS_PER_DIALOGUE = 5.3
-SMALL_DIALOGUES = 4  # some 20 clips: what starting costs beside the work
+SMALL_DIALOGUES = 4  # about 20 clips, to measure the fixed cost of starting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """One `meld extract` as a process of its own, import to exit."""
+    """One `meld extract` in a new process, from import to exit."""
 
     seconds: float
     steady_s: float
@@ -63,7 +63,7 @@ def main() -> None:
     small = _time_extraction(few_data, work / "bench-features-small", text_folder, len(few_clips))
     say("measuring the floor")
     floor = _floor(clips, text_folder, workers)
-    say("extracting the tutorial way")
+    say("extracting as tutorials do")
     tutorial_s = measure_tutorial(clips[: arguments.tutorial_clips], text_folder, workers)
     say("training")
     training = measure_training(work, arguments.epochs, workers)
@@ -101,8 +101,8 @@ def _locate(data: Path) -> list[LocatedClip]:
 
 
 def _bert_base_shape(folder: Path) -> Path:
-    """BERT base's config with the bundled tokenizer (the same vocabulary): random weights of it
-    cost what the trained ones cost."""
+    """Writes BERT base's config with the bundled tokenizer, which has the same vocabulary. Random
+    weights cost the same time as trained ones."""
     from transformers import BertConfig
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _floor(clips: list[LocatedClip], text_folder: Path, workers: int) -> Floor:
 
 
 def _time_help() -> float:
-    """Median of five."""
+    """The median of five starts, in seconds."""
     command = [str(Path(sys.executable).parent / "meld"), "--help"]
     times_s = []
     for _ in range(5):
@@ -183,7 +183,7 @@ def _results(
 
 
 def _small_job(extraction: Extraction, floor_s: float, num_clips: int) -> dict[str, dict[str, Any]]:
-    """Start to exit as a process of its own: imports, Ray, models, merging and all."""
+    """Rows of a new process from start to exit, with imports, Ray, models and merging."""
     what = f"{num_clips} clips"
     return {
         f"floor: {what}": {"value": floor_s, "unit": "s", "goal": ""},

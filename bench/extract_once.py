@@ -1,4 +1,4 @@
-"""One extraction in a process of its own: python -m bench.extract_once DATA FEATURES TEXT_FOLDER.
+"""Runs one extraction in a new process: python -m bench.extract_once DATA FEATURES TEXT_FOLDER.
 
 Prints a JSON list of [monotonic seconds, rows done]. Weights are random (the speed is the same).
 """

@@ -1,5 +1,5 @@
-"""Fine-tuning against its floors: clips from the store against decoding them again, and a step
-against forward and backward on tensors that are in memory already.
+"""Compares fine-tuning with its floors: reading clips from the store with decoding them again, and
+a training step with forward and backward passes on tensors in memory.
 
     python -m bench.finetuning --run RUN --data DATA [--steps 8] [--micro-batch 4]
 
@@ -56,7 +56,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _time_reading(live: LiveData, data: Path) -> tuple[float, float]:
-    """Seconds for all of train, on one core: augmented rows from the store; decoding alone."""
+    """Seconds for all rows of train on one core: augmented, from the store; and only decoded."""
     started_s = time.perf_counter()
     for row in range(len(live.train)):
         live.train[1, row]
@@ -71,8 +71,8 @@ def _time_reading(live: LiveData, data: Path) -> tuple[float, float]:
 
 
 def _time_steps(live: LiveData, steps: int, micro_batch: int) -> tuple[float, float]:
-    """Seconds a clip: whole steps of the loop; forward and backward of the same batches held in
-    memory. One after the other in turns, so that a busy moment hits both."""
+    """Seconds per clip of whole training steps, and of forward and backward passes on the same
+    batches in memory. Both alternate, so that other load affects both."""
     config = TuneConfig(batch_size=4 * micro_batch, micro_batch_size=micro_batch)
     model = build_end_to_end(live, CPU)
     tuning = Tuning(
@@ -90,7 +90,7 @@ def _time_steps(live: LiveData, steps: int, micro_batch: int) -> tuple[float, fl
         tuning.do_step(batch, ready)
         middle_s = time.perf_counter()
         _forward_and_backward(tuning, [next(held) for _ in tuning.parts(batch)])
-        if index:  # the first pays for what PyTorch sets up
+        if index:  # the first pass includes the set-up of PyTorch
             step_s += middle_s - started_s
             floor_s += time.perf_counter() - middle_s
     clips = sum(len(batch) for batch in rows[1:])

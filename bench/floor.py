@@ -1,4 +1,4 @@
-"""The least that extraction can cost: decoding alone on all cores, then the models alone."""
+"""The floor of extraction time: decoding alone on all cores, then the models alone."""
 
 import multiprocessing
 import time
@@ -35,9 +35,9 @@ def measure_floor(
     decode: DecodeConfig,
     workers: int,
 ) -> Floor:
-    """Both parts on warm processes: start-up and storing cost nothing here."""
+    """Measures both parts in warm processes, without start-up and writing."""
     decode_s = _time_decoding(clips, decode, workers)
-    # A sixth of the clips, repeated in turn: the models do not care which pixels they see.
+    # A sixth of the clips, repeated: the time of the models does not depend on the pixels.
     some = [decode_clip(clip, decode, MEDIA) for clip in clips[:: max(len(clips) // 64, 1)]]
     models_s = _time_models(some, choices, decode, workers) * len(clips) / len(some)
     return Floor(decode_s=decode_s, models_s=models_s)
@@ -46,7 +46,7 @@ def measure_floor(
 def _time_decoding(clips: Sequence[LocatedClip], decode: DecodeConfig, workers: int) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        # Every process is up and has its imports before the clock starts.
+        # All processes have started and imported before the clock starts.
         list(pool.map(_decode_and_drop, [(clip, decode) for clip in clips[: workers * 2]]))
         started_s = time.perf_counter()
         list(pool.map(_decode_and_drop, [(clip, decode) for clip in clips], chunksize=4))

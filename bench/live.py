@@ -1,10 +1,10 @@
-"""How long after the end of speech a live session has its final answer.
+"""Measures the time from the end of speech to the final answer of a live session.
 
     python -m bench.live MEDIA [--times 3] [--model RUN]
 
-A `meld serve` of its own receives the sound of the file in real time, as often as --times says,
-each time followed by two seconds of silence. The lag is `lag_ms` of the message `utterance.end`:
-from the end of the voice to the answer. The machine must have nothing else to do.
+A new `meld serve` receives the sound of the file in real time, --times times, each time followed
+by two seconds of silence. The lag is `lag_ms` of the message `utterance.end`: from the end of the
+voice to the answer. Nothing else may run on the machine.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def read_pcm(media: Path, times: int) -> bytes:
-    """Of the file, over and over, with silence between: 16-bit mono at 16 kHz."""
+    """The sound of the file, repeated with silence in between: 16-bit mono PCM at 16 kHz."""
     decoded = decode_media(media, MediaSpan(), DecodeConfig(max_duration_s=600), ["audio"])
     assert decoded.waveform is not None, f"{media} has no sound"
     waveform: NDArray[np.float32] = decoded.waveform
@@ -75,7 +75,7 @@ def read_pcm(media: Path, times: int) -> bytes:
 
 
 async def listen(port: int, sound: bytes) -> list[dict[str, Any]]:
-    """Everything that the service tells of the sound."""
+    """Sends the sound; returns all messages of the service."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/live/tickets", method="POST")
     with urllib.request.urlopen(request) as answer:
         ticket = json.loads(answer.read())
@@ -83,7 +83,7 @@ async def listen(port: int, sound: bytes) -> list[dict[str, Any]]:
     async with connect(address, subprotocols=ticket["protocols"], max_size=None) as socket:
         told = [json.loads(await socket.recv())]
         await socket.send(json.dumps({"type": "session.update"}))
-        while told[-1]["type"] != "session.updated":  # its recogniser is loaded by then
+        while told[-1]["type"] != "session.updated":  # the recogniser is loaded now
             told.append(json.loads(await socket.recv()))
         sending = asyncio.create_task(play(socket, sound))
         async for message in socket:
@@ -93,7 +93,7 @@ async def listen(port: int, sound: bytes) -> list[dict[str, Any]]:
 
 
 async def play(socket: ClientConnection, sound: bytes) -> None:
-    """As fast as it sounds."""
+    """Sends the sound in real time."""
     began_s = time.monotonic()
     for number, start in enumerate(range(0, len(sound), 2 * _PIECE)):
         await asyncio.sleep(max(0.0, began_s + number * _PIECE / RATE_HZ - time.monotonic()))

@@ -1,10 +1,10 @@
-"""`meld predict` on a long file, against its parts measured alone, one after the other.
+"""Compares `meld predict` on a long file with the sum of its parts, measured one by one.
 
     python -m bench.long_file --clips FOLDER [--minutes 60] [--model RUN] [--given-words]
 
-The file is made of the folder's clips, joined by their packets and looped. Without --given-words
-the file is heard; with it, the utterances that were heard are given as subtitles, and nothing is
-recognised. The machine must have nothing else to do.
+The clips of the folder are joined without re-encoding and repeated. Without --given-words, speech
+is recognised in the file; with it, the recognised utterances are given as subtitles, and nothing is
+recognised. Nothing else may run on the machine.
 """
 
 import argparse
@@ -42,7 +42,7 @@ RECOGNISER = "tiny.en"
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """One `meld predict` as a process of its own, import to exit."""
+    """One `meld predict` in a new process, from import to exit."""
 
     seconds: float
     peak_bytes: int
@@ -60,7 +60,7 @@ def main() -> None:
     for path in (short, long):
         path.with_suffix(".srt").unlink(missing_ok=True)
     if arguments.given_words:
-        for path in (short, long):  # heard once, to know what is said
+        for path in (short, long):  # recognised once, for the words
             heard = predict(path, work / "heard", [])
             write_subtitles(json.loads(heard.timeline), path.with_suffix(".srt"))
     results: dict[str, Any] = {"minutes": arguments.minutes, "heard": not arguments.given_words}
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def join_looped(clips: Sequence[Path], out: Path, *, minutes: float) -> Path:
-    """The clips one after the other, again and again, their packets untouched."""
+    """Joins the clips and repeats them, without re-encoding their packets."""
     if out.exists():
         return out
     at_s = 0.0
@@ -103,7 +103,7 @@ def join_looped(clips: Sequence[Path], out: Path, *, minutes: float) -> Path:
                         packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                         packet.stream = streams[packet.stream.type]
                         joined.mux(packet)
-            at_s = float(math.ceil(at_s + length_s + 0.1))  # clear of what is hidden at a beginning
+            at_s = float(math.ceil(at_s + length_s + 0.1))  # after hidden packets at the start
     return out
 
 
@@ -132,7 +132,7 @@ def predict(path: Path, out: Path, options: Sequence[str]) -> Whole:
 def predict_killed(
     path: Path, out: Path, options: Sequence[str], seconds: float, kills: int
 ) -> bytes:
-    """The timeline of a prediction that is killed so many times, evenly over its time."""
+    """The timeline of a prediction that is killed several times, at even intervals."""
     for _ in range(kills):
         process = _start(path, out, options)
         try:
@@ -141,7 +141,7 @@ def predict_killed(
             process.kill()
             process.wait()
         if _written(path, out).exists():
-            raise SystemExit("it was finished before it was killed")
+            raise SystemExit("the prediction finished before it was killed")
     return predict(path, out, options).timeline
 
 
@@ -157,7 +157,7 @@ def _written(path: Path, out: Path) -> Path:
 def measure_parts(
     path: Path, model: ModelChoice, timeline: dict[str, Any], given_words: bool
 ) -> dict[str, float]:
-    """Seconds of each part, by itself."""
+    """Seconds of each part, measured separately."""
     clock = _Clock()
     with clock.measures("start, imports and model in a process"):
         _load_in_a_process(model)

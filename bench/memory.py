@@ -1,4 +1,4 @@
-"""Peak memory of a process and all that it started."""
+"""Peak memory of a process and its descendants."""
 
 import threading
 

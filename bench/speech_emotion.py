@@ -1,20 +1,20 @@
-"""How well each audio encoder tells emotions of speakers that training never heard.
+"""Measures how well audio encoders recognise emotions of speakers they were not trained on.
 
     python -m bench.speech_emotion --data FOLDER [--audio spectrogram --audio prosody ...]
 
 The folder holds EmoDB (Burkhardt et al. 2005): acted German sentences as 16 kHz WAV files whose
-names tell the speaker (characters 1 and 2) and the emotion (6: W anger, F joy, N neutral, T
-sadness; others are left out). Each speaker is left out once. The table has the unweighted average
-recall of
+names give the speaker (characters 1 and 2) and the emotion (6: W anger, F joy, N neutral, T
+sadness; other emotions are not used). Each speaker is left out once. The table has the unweighted
+average recall of
 
     regression   logistic regression on standardised features; its strength is chosen by leaving
-                 out one more of the speakers that it may see
+                 out one more of the training speakers
     fusion       the fusion model as `meld train-fusion` trains it without a dev cache: a speaker
                  (a dialogue here) is held out to choose the epoch; mean over seeds
     refit        the same with `--refit`
 
-with 95 % intervals: the utterances of each speaker and emotion are drawn again (percentiles of
-2,000 draws). Speakers are too few to be drawn.
+with 95 % bootstrap intervals over the utterances of each speaker and emotion (percentiles of 2,000
+samples). There are too few speakers to resample them.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main() -> None:
                 f"{low:.3f} to {high:.3f}",
                 *(f"{each:.2f}" for each in _recalls(corpus.emotion, predicted)),
             )
-    console = Console(width=120)  # also in a file
+    console = Console(width=120)  # printed to a file too
     speakers = len(set(corpus.speaker.tolist()))
     console.print(f"{len(corpus.clips)} utterances, {speakers} speakers, {arguments.seeds} seeds")
     console.print(table)
@@ -140,7 +140,7 @@ def _waveform(path: Path) -> NDArray[np.float32]:
 
 
 def _encode(corpus: Corpus, audio: str) -> tuple[FusionData, float]:
-    """The features, and the processor's milliseconds for a clip."""
+    """The features, and CPU milliseconds per clip."""
     choice = choose_encoder("audio", EncoderRequest(audio=audio), "float32")
     encoders = Encoders([choice], DecodeConfig())
     encode_clips(encoders, corpus.clips[:2])
@@ -166,7 +166,7 @@ def _encode(corpus: Corpus, audio: str) -> tuple[FusionData, float]:
 
 
 def _folds(corpus: Corpus) -> list[tuple[Labels, Labels]]:
-    """(rows to learn from, rows to measure) for each speaker."""
+    """(training rows, test rows) for each speaker."""
     return [
         (np.flatnonzero(corpus.speaker != each), np.flatnonzero(corpus.speaker == each))
         for each in np.unique(corpus.speaker)
@@ -191,7 +191,7 @@ def _regression(data: FusionData, corpus: Corpus) -> Labels:
 
 
 def _fusion(data: FusionData, corpus: Corpus, seeds: int, *, refit: bool) -> list[Labels]:
-    """Of each seed, every row predicted by the training that did not hear its speaker."""
+    """For each seed, the prediction of every row by the model trained without its speaker."""
     device = torch.device("cpu")
     predicted = [np.empty_like(corpus.emotion) for _ in range(seeds)]
     measured: list[tuple[int, Labels]] = []

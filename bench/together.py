@@ -1,8 +1,8 @@
-"""Folds x seeds trained together against one training alone, on the caches of a folder.
+"""Compares folds x seeds trained as one batched model with one single training, on given caches.
 
     python -m bench.together --features features [--folds 5] [--seeds 5] [--epochs 3] [--rounds 3]
 
-Also: how far a training together ends from the same training alone.
+It also prints the difference between a batched training and the same training alone.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Training on the cache against the bare arithmetic and against a DataLoader over HDF5 rows."""
+"""Compares training on the cache with its bare arithmetic and a DataLoader over HDF5 rows."""
 
 import time
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTimes:
-    """Seconds an epoch over 9,989 rows of made-up features, batch 256."""
+    """Seconds per epoch over 9,989 rows of random features, in batches of 256."""
 
     arithmetic_s: float
     fit_s: float
@@ -99,7 +99,7 @@ def _step(
 
 
 def _time_arithmetic(train: FusionData, config: FitConfig, epochs: int) -> float:
-    """Forward, backward and step on one fixed batch: no data is moved, nothing is measured."""
+    """Forward, backward and step on one fixed batch, without loading data or measuring scores."""
     model = _model(train)
     rows = Rows.prepare(model, train, torch.device("cpu"))
     batch = rows.pick(torch.arange(BATCH_SIZE))
@@ -114,7 +114,7 @@ def _time_arithmetic(train: FusionData, config: FitConfig, epochs: int) -> float
 
 
 class _Hdf5Rows(Dataset[dict[str, torch.Tensor]]):
-    """One row of every array a look-up, as features files are usually read."""
+    """Reads one row of every array per access, as feature files are usually read."""
 
     def __init__(self, path: Path) -> None:
         self.file = h5py.File(path, "r")

@@ -1,6 +1,6 @@
-"""The usual tutorial's extraction, written anew for comparison.
+"""Extraction as the usual tutorials do it, rewritten for comparison.
 
-First 30 frames at 224x224 through OpenCV, an ffmpeg process to a wav file, a power mel
+The first 30 frames at 224x224 through OpenCV, an ffmpeg process to a wav file, a power mel
 spectrogram, text padded to 128 tokens, everything float32, one clip at a time.
 """
 
@@ -30,7 +30,7 @@ MEL_FRAMES = 300
 
 
 class TutorialExtractor:
-    """Three encoders with random weights (the same speed as trained ones)."""
+    """Three encoders with random weights, which are as fast as trained ones."""
 
     def __init__(self, text_folder: Path, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -58,7 +58,7 @@ class TutorialExtractor:
 
 
 def measure_tutorial(clips: Sequence[LocatedClip], text_folder: Path, num_threads: int) -> float:
-    """Seconds a clip, models loaded and warm before the clock starts."""
+    """Seconds per clip; the models are loaded and warm before the clock starts."""
     extractor = TutorialExtractor(text_folder, num_threads)
     extractor.extract(clips[0])
     started_s = time.perf_counter()
@@ -81,7 +81,7 @@ def _load_frames(path: Path) -> NDArray[np.float32]:
 
 
 def _load_mel(path: Path) -> torch.Tensor:
-    """float32 [64, 300], padded or cut."""
+    """float32 [64, 300], padded or cropped."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "audio.wav"
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-vn", "-acodec", "pcm_s16le"]

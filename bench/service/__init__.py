@@ -1,1 +1,1 @@
-"""The service under load, under faults, and beside its peers."""
+"""Trials of the service under load, under faults, and compared with a simple handler."""

@@ -1,11 +1,11 @@
-"""Trials of `meld serve`: each starts it as a process, does to it what clients, networks and
-machines do, and says what was measured and whether it is what was asked for.
+"""Trials of `meld serve`. Each starts it as a process, simulates clients, network faults or
+crashes, and prints its measurements and whether they meet their goals.
 
     python -m bench.service [TRIAL ...] [--out bench/out/service] [--model RUN]
 
-Without a trial all are run but the long ones. Clips are of the generated corpus. Whoever makes the
-load runs on the same machine: what it takes, the service does not have. The exit status is 3 where
-a goal is missed.
+Without TRIAL, all but the long trials run. Clips are those of the generated corpus. The load
+generator runs on the same machine and uses some of its CPU time. The exit status is 3 if a goal is
+missed.
 """
 
 import argparse

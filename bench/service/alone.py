@@ -1,8 +1,8 @@
-"""`meld predict` without its start: a process that has the model loaded and predicts what it gets.
+"""`meld predict` without start-up: a process with a loaded model that predicts given files.
 
     python -m bench.service.alone [--model RUN] < lines > lines
 
-A line is a JSON list of paths; the answer is how many seconds they took, one after the other.
+A line of input is a JSON list of paths; its answer is the seconds that all of them took.
 """
 
 import argparse

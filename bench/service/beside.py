@@ -1,4 +1,4 @@
-"""The service beside `meld predict`, and beside a plain handler that calls the model."""
+"""Compares the service with `meld predict` and with a simple handler that calls the model."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ _BOUNDARY = "a-part-begins-here"
 
 
 async def same(setting: Setting) -> list[Figure]:
-    """An upload has the timeline of `meld predict`; its utterances come as they are ready."""
+    """Checks that an upload gets the timeline of `meld predict`, and its utterances when ready."""
     film = make_film(setting.work, setting.clips, minutes=1, cue_ms=500)
     by_predict = predict_alone(film, setting)
     paths = _write(setting.clips[: setting.num_clips], setting.work / "same-clips")
@@ -56,7 +56,7 @@ async def same(setting: Setting) -> list[Figure]:
         answer = await ask(server.port, f"/v1/jobs/{job}/timeline")
     most_s = 2 * median(batches) + 0.5
     return [
-        exactly("clips that are heard: timelines equal byte for byte", equal, len(paths)),
+        exactly("clips without given words: timelines equal byte for byte", equal, len(paths)),
         exactly("film with subtitles: timeline equal byte for byte", answer.body == by_predict, 1),
         told("utterances of the film", film.num_utterances),
         told("film: acceptance to the end", median(wholes), "s"),
@@ -66,7 +66,7 @@ async def same(setting: Setting) -> list[Figure]:
 
 
 async def throughput(setting: Setting) -> list[Figure]:
-    """Jobs a minute of 1, 2 and 4 clients, beside `meld predict` on the same clips, in turns."""
+    """Jobs per minute of 1, 2 and 4 clients, alternating with `meld predict` on the same clips."""
     clips = setting.clips[: setting.num_clips]
     paths = _write(clips, setting.work / "throughput-clips")
     seconds: dict[str, list[float]] = {"meld predict": [], **{_clients(n): [] for n in (1, 2, 4)}}
@@ -105,7 +105,7 @@ def _clients(number: int) -> str:
 
 
 async def _take(server: Server, clips: Sequence[Clip], number: int) -> float:
-    """Seconds until all clips are predicted and erased, by so many clients at one time."""
+    """Seconds until all clips are predicted and erased, by several clients in parallel."""
     left = list(clips)
 
     async def one() -> None:
@@ -157,7 +157,7 @@ def _write(clips: Sequence[Clip], folder: Path) -> list[Path]:
 
 
 async def peer(setting: Setting) -> list[Figure]:
-    """Ten clips at one time and an eleventh: this service, and a handler that calls the model."""
+    """Sends ten clips at once and then an eleventh, to the service and to a simple handler."""
     clips = setting.clips[: _PEERS_CLIPS + 1]
     figures = [told("clips at one time", _PEERS_CLIPS)]
     with serving(setting.work / "peer", *setting.options) as server:
@@ -194,19 +194,19 @@ async def _ten(
     whole = [each for each in answers if isinstance(each, tuple)]
     return [
         told(f"{name}: answered", len(whole)),
-        told(f"{name}: median until something is known", median(each[0] for each in whole), "s"),
+        told(f"{name}: median until the first answer", median(each[0] for each in whole), "s"),
         told(f"{name}: median until the timeline", median(each[1] for each in whole), "s"),
-        told(f"{name}: the eleventh is told something after", eleventh[0], "s"),
-        told(f"{name}: the eleventh has its timeline after", eleventh[1], "s"),
+        told(f"{name}: first answer to the eleventh after", eleventh[0], "s"),
+        told(f"{name}: timeline of the eleventh after", eleventh[1], "s"),
         told(f"{name}: clips a minute", 60 * len(clips) / took_s),
         told(f"{name}: peak memory", memory.peak_bytes / 1e6, "MB"),
-        told(f"{name}: slowest {alive} meanwhile", max(probe.seconds, default=took_s), "s"),
-        told(f"{name}: {alive} answered so often", len(probe.seconds)),
+        told(f"{name}: slowest {alive} during the trial", max(probe.seconds, default=took_s), "s"),
+        told(f"{name}: answers of {alive}", len(probe.seconds)),
     ]
 
 
 async def _job(port: int, clip: Clip) -> tuple[float, float]:
-    """Seconds until it is known that the clip is accepted, and until its timeline is there."""
+    """Seconds until the clip is accepted, and until its timeline is ready."""
     began = time.perf_counter()
     job = (await send(port, upload_request(clip))).json["id"]
     accepted_s = time.perf_counter() - began

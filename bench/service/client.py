@@ -1,5 +1,5 @@
-"""HTTP/1.1 on raw asyncio sockets: who makes the load must take little of the machine, because the
-service runs on the same one."""
+"""An HTTP/1.1 client on asyncio sockets. It must use little CPU time, because the service runs on
+the same machine."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """first_s: from the wish to connect to the end of the answer's head; headers: names in lower
-    case"""
+    """first_s: from the start of connecting to the end of the answer's head; headers: with names in
+    lower case"""
 
     status: int
     headers: Mapping[str, str]
@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it says that it is too much now, and when to come again."""
+        """Whether it is a refusal because of load, with a time to try again."""
         return self.status in (429, 503) and self.headers.get("retry-after", "").isdecimal()
 
 
@@ -42,7 +42,7 @@ def head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
 
 
 def upload_request(clip: Clip, **options: str) -> bytes:
-    """A raw body; the options go into the address."""
+    """A request with a raw body; the options are in the query."""
     query = "&".join(f"{name}={quote(value)}" for name, value in options.items())
     headers = {
         "Content-Type": "video/mp4",
@@ -54,8 +54,8 @@ def upload_request(clip: Clip, **options: str) -> bytes:
 
 
 async def send(port: int, request: bytes) -> Answer:
-    """One request on a connection of its own. Raises OSError, TimeoutError, and EOFError where the
-    other side hangs up before its answer is whole."""
+    """Sends one request on a new connection. Raises OSError, TimeoutError, and EOFError if the
+    server closes the connection before its answer is complete."""
     began = time.perf_counter()
     async with asyncio.timeout(LIMIT_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -73,7 +73,7 @@ async def send(port: int, request: bytes) -> Answer:
 
 
 async def _write(writer: asyncio.StreamWriter, request: bytes) -> None:
-    with suppress(OSError):  # the answer tells
+    with suppress(OSError):  # the answer says why
         writer.write(request)
         await writer.drain()
 
@@ -115,7 +115,7 @@ class Event:
 
 
 async def events(port: int, job: str) -> AsyncIterator[Event]:
-    """Of a job, until its end. at_s: of time.perf_counter"""
+    """The events of a job until its end. at_s: on the clock of time.perf_counter"""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(head("GET", f"/v1/jobs/{job}/events", {}))
@@ -139,7 +139,7 @@ async def events(port: int, job: str) -> AsyncIterator[Event]:
 
 
 async def await_end(port: int, job: str, *, limit_s: float = 300) -> Any:
-    """The job, once it succeeded or failed. Raises TimeoutError."""
+    """Waits until the job has succeeded or failed, and returns it. Raises TimeoutError."""
     async with asyncio.timeout(limit_s):
         while True:
             answer = await ask(port, f"/v1/jobs/{job}")

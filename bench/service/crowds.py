@@ -1,4 +1,4 @@
-"""Many at one time: bursts, clients that each have a clip of their own."""
+"""Many requests at once: bursts, and clients with different clips."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ CLIENTS = 200
 
 
 class Probe:
-    """Asks an address again and again, on a connection of its own each time."""
+    """Requests an address repeatedly, each time on a new connection."""
 
     def __init__(self, port: int, path: str) -> None:
         self.seconds: list[float] = []
@@ -47,7 +47,7 @@ class Probe:
 
 
 async def burst(setting: Setting) -> list[Figure]:
-    """100 uploads at one time against a queue of 8."""
+    """Sends 100 uploads at once to a service with a queue of 8."""
     requests = [
         upload_request(own(setting.clips[number % len(setting.clips)], number), text="Hello")
         for number in range(BURST)
@@ -71,17 +71,17 @@ async def burst(setting: Setting) -> list[Figure]:
     ready_s = [wire.first_s or math.inf for wire in probes]
     accepted = sum(wire.status == 202 for wire in wires)
     return [
-        told("uploads at one time", BURST),
+        told("uploads at once", BURST),
         told("bursts", setting.rounds),
         told("median refusal", 1000 * median(refusals_s), "ms"),
         at_most("slowest refusal", 1000 * max(refusals_s), 100, "ms"),
-        told("median /readyz meanwhile", 1000 * median(ready_s), "ms"),
-        at_most("slowest /readyz meanwhile", 1000 * max(ready_s), 50, "ms"),
+        told("median /readyz during the burst", 1000 * median(ready_s), "ms"),
+        at_most("slowest /readyz during the burst", 1000 * max(ready_s), 50, "ms"),
         told("accepted", accepted),
         told("refused with Retry-After", len(refusals_s)),
-        exactly("answered otherwise, or cut off", len(wires) - accepted - len(refusals_s), 0),
-        told("more that were refused, while the queue was full", refused),
-        at_most("server grew for each of them", grown_kb, 1, "kB"),
+        exactly("other answers, or cut off", len(wires) - accepted - len(refusals_s), 0),
+        told("further uploads refused while the queue was full", refused),
+        at_most("growth of the server's memory for each", grown_kb, 1, "kB"),
         told("server's CPU time for each, probes included", cpu_ms, "ms"),
     ]
 
@@ -89,8 +89,7 @@ async def burst(setting: Setting) -> list[Figure]:
 async def _refuse_all(
     server: Server, requests: list[bytes], probe: bytes
 ) -> tuple[float, float, int]:
-    """Kilobytes that the server grows by for each refused upload, milliseconds of its CPU, and of
-    how many."""
+    """Kilobytes of memory growth and milliseconds of CPU per refused upload, and their number."""
     slow = head("POST", "/v1/jobs", {"Content-Type": "video/mp4", "Content-Length": "100000"})
     held = []
     for _ in range(QUEUE):
@@ -112,7 +111,7 @@ async def _refuse_all(
 
 
 async def clients(setting: Setting) -> list[Figure]:
-    """200 clients at one time, each with a clip of its own; who is refused comes again."""
+    """Runs 200 clients at once with different clips; a refused client tries again."""
     kinds: Counter[str] = Counter()
     waits_s: list[float] = []
 
@@ -134,7 +133,7 @@ async def clients(setting: Setting) -> list[Figure]:
             if answer.status != 202:
                 return
             job = answer.json["id"]
-            async for _ in events(server.port, job):  # asking again and again would be a load
+            async for _ in events(server.port, job):  # polling would add load
                 pass
             timeline = (await ask(server.port, f"/v1/jobs/{job}/timeline")).json
             [utterance] = timeline["utterances"]
@@ -158,18 +157,18 @@ async def clients(setting: Setting) -> list[Figure]:
         exactly("own clip's answer", kinds["own clip's answer"], CLIENTS),
         exactly("another clip's answer", kinds["another clip's answer"], 0),
         exactly("resets", resets, 0),
-        told("refusals with Retry-After on the way", kinds["refused"]),
+        told("refusals with Retry-After in between", kinds["refused"]),
         told("all done in", took_s, "s"),
         told("slowest from acceptance to answer", max(waits_s, default=0), "s"),
-        at_most("slowest /livez meanwhile", 1000 * max(probe.seconds), 100, "ms"),
+        at_most("slowest /livez during the trial", 1000 * max(probe.seconds), 100, "ms"),
         exactly("/livez that failed", probe.failures, 0),
-        at_most("server grew by", (after.rss - before.rss) / 1e6, 50, "MB"),
-        at_most("descriptors more than before", after.descriptors - before.descriptors, 0),
+        at_most("growth of the server's memory", (after.rss - before.rss) / 1e6, 50, "MB"),
+        at_most("additional file descriptors", after.descriptors - before.descriptors, 0),
     ]
 
 
 async def _warm(server: Server, setting: Setting) -> None:
-    """What is imported and allocated for the first upload is there afterwards."""
+    """Sends one upload first, so that its imports and allocations are not measured."""
     answer = await send(server.port, upload_request(setting.clips[0], text="Hello"))
     await await_end(server.port, answer.json["id"])
 

@@ -1,4 +1,4 @@
-"""Who is not let in, and what it costs."""
+"""Requests with a wrong key, and what they cost."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ _TRIES = 20
 
 
 async def key(setting: Setting) -> list[Figure]:
-    """A wrong key, with a body of 1 GB announced and coming."""
+    """Sends a wrong key and announces and sends a body of 1 GB."""
     file = setting.work / "key.txt"
     file.write_text("the key of this trial\n")
     took_ms, sent, kinds = [], [], set()
@@ -29,14 +29,14 @@ async def key(setting: Setting) -> list[Figure]:
         told("tries", _TRIES),
         exactly("answers that are 401", int(kinds == {401}), 1),
         at_most("slowest answer", max(took_ms), 50, "ms"),
-        at_most("most that was taken of a body", max(sent) / 1000, 64, "kB"),
-        exactly("uploads that are left", left, 0),
+        at_most("largest part of a body that was read", max(sent) / 1000, 64, "kB"),
+        exactly("uploads left on the disk", left, 0),
     ]
 
 
 async def _try(port: int) -> tuple[int, float, int]:
-    """Status, seconds until it came, and bytes of the body that went until it was hung up on, at
-    1 MB a second."""
+    """The status, seconds until it arrived, and bytes of the body sent at 1 MB/s until the server
+    closed the connection."""
     headers = {
         "Authorization": "Bearer not the key of this trial",
         "Content-Type": "video/mp4",
@@ -59,7 +59,7 @@ async def _try(port: int) -> tuple[int, float, int]:
         status, told_headers = await answer
         async for _ in read_body(reader, told_headers):
             pass
-        while not reader.at_eof():  # it is hung up on
+        while not reader.at_eof():  # the server closes the connection
             writer.write(_PIECE)
             await writer.drain()
             sent += len(_PIECE)

@@ -1,4 +1,4 @@
-"""What a trial measured, and what was asked of it."""
+"""The measurements of a trial, and their goals."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """is_met: None where nothing was asked of it"""
+    """is_met: None if the measurement has no goal"""
 
     name: str
     value: float
@@ -35,6 +35,6 @@ def exactly(name: str, value: float, wanted: float, unit: str = "") -> Figure:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest value that so many of the others do not exceed."""
+    """The smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]

@@ -1,4 +1,4 @@
-"""A film of many utterances: clips joined by their packets, their words as subtitles."""
+"""Makes a long video of many utterances: joined clips with their words as subtitles."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ class Film:
 
 
 def make_film(work: Path, clips: list[Clip], *, minutes: float, cue_ms: int = _CUE_MS) -> Film:
-    """A cue every `cue_ms`, whose words are a clip's and its own number."""
+    """Makes a video with a cue every `cue_ms`: the words of a clip and the number of the cue."""
     folder = work / "clips"
     folder.mkdir(exist_ok=True)
     for clip in clips:
         (folder / clip.name).write_bytes(clip.content)
     paths = [folder / clip.name for clip in clips]
-    # Packets can be joined where they were made alike.
+    # Clips can be joined without re-encoding if they have the same encoder settings.
     alike = [path for path in paths if _layout(path) == _layout(paths[0])]
     media = join_looped(alike, work / f"film-{minutes:g}.mp4", minutes=minutes)
     number = round(minutes * 60_000 / cue_ms)

@@ -1,4 +1,4 @@
-"""Clients that go away, and clients that do not come to the point."""
+"""Clients that disconnect, and clients that send slowly."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ _HEADER_S, _SILENCE_S = 3.0, 4.0
 
 
 async def disconnects(setting: Setting) -> list[Figure]:
-    """100 clients go away: in the middle of an upload, of events, of an answer, of a job."""
+    """Disconnects 100 clients during an upload, an event stream, an answer or a job."""
     rng = random.Random(setting.seed)
     film = make_film(setting.work, setting.clips, minutes=1)
     with serving(
@@ -30,7 +30,7 @@ async def disconnects(setting: Setting) -> list[Figure]:
         job = (await send(server.port, film_upload(film))).json["id"]
         await await_end(server.port, job)
         for leave in (_leave_upload, _leave_events, _leave_answer, _leave_text):
-            await leave(server, film, job, rng)  # what is allocated once is there afterwards
+            await leave(server, film, job, rng)  # excludes one-time allocations
         before = await _quiet(server)
         for number in range(DISCONNECTS):
             leave = (_leave_upload, _leave_events, _leave_answer, _leave_text)[number % 4]
@@ -41,12 +41,12 @@ async def disconnects(setting: Setting) -> list[Figure]:
         incoming = len(server.incoming())
         status, took_s = server.terminate()
     return [
-        told("clients that went", DISCONNECTS),
-        at_most("descriptors more than before", after.descriptors - before.descriptors, 0),
-        at_most("connections more than before", after.connections - before.connections, 0),
-        at_most("threads more than before", after.threads - before.threads, 40),
-        told("server grew by", (after.rss - before.rss) / 1e6, "MB"),
-        exactly("uploads that are left", incoming, 0),
+        told("clients that disconnected", DISCONNECTS),
+        at_most("additional file descriptors", after.descriptors - before.descriptors, 0),
+        at_most("additional connections", after.connections - before.connections, 0),
+        at_most("additional threads", after.threads - before.threads, 40),
+        told("growth of the server's memory", (after.rss - before.rss) / 1e6, "MB"),
+        exactly("uploads left on the disk", incoming, 0),
         exactly("status of the next upload", free.status, 202),
         exactly("exit status after SIGTERM", status, 0),
         at_most("SIGTERM to the end", took_s, 3, "s"),
@@ -59,7 +59,7 @@ async def _quiet(server: Server) -> Costs:
 
 
 async def _leave(port: int, request: bytes, wait_s: float, rng: random.Random) -> None:
-    """Half of them say goodbye, half are gone."""
+    """Half of the clients close the connection, half reset it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     with suppress(TimeoutError, OSError):
@@ -99,7 +99,7 @@ async def _leave_text(server: Server, film: Film, job: str, rng: random.Random) 
 
 
 async def slow(setting: Setting) -> list[Figure]:
-    """200 slow heads, then 200 slow bodies, beside normal requests."""
+    """Sends 200 slow heads, then 200 slow bodies, in parallel with normal requests."""
     limits = {"header_s": _HEADER_S, "silence_s": _SILENCE_S, "queued_jobs": 8}
     figures = [told("slow clients of each kind", SLOW)]
     film = make_film(setting.work, setting.clips, minutes=1)
@@ -114,7 +114,7 @@ async def slow(setting: Setting) -> list[Figure]:
             ("heads", lambda: b"GET /livez HT", _HEADER_S),
             ("bodies", _slow_body, _SILENCE_S),
             (
-                "heads, drop by drop",
+                "heads, a few bytes at a time",
                 lambda: b"GET /livez HTTP/1.1\r\nHost: localhost\r\n",
                 _HEADER_S,
             ),
@@ -123,13 +123,20 @@ async def slow(setting: Setting) -> list[Figure]:
             closed_s, during = await _beside(server, job, request(), name.endswith("drop"), limit_s)
             most = 1000 * max(percentile(alone, 0.95) * 2, 0.02)
             figures += [
-                at_most(f"p95 beside slow {name}", 1000 * percentile(during, 0.95), most, "ms"),
-                at_most(f"slow {name}: the last is hung up on after", closed_s, limit_s + 2, "s"),
+                at_most(
+                    f"p95 of normal requests, with slow {name}",
+                    1000 * percentile(during, 0.95),
+                    most,
+                    "ms",
+                ),
+                at_most(
+                    f"slow {name}: the last connection is closed after", closed_s, limit_s + 2, "s"
+                ),
             ]
         after = await server.settle(before)
         figures += [
-            at_most("descriptors more than before", after.descriptors - before.descriptors, 0),
-            exactly("uploads that are left", len(server.incoming()), 0),
+            at_most("additional file descriptors", after.descriptors - before.descriptors, 0),
+            exactly("uploads left on the disk", len(server.incoming()), 0),
         ]
     return figures
 
@@ -142,7 +149,7 @@ def _slow_body() -> bytes:
 async def _beside(
     server: Server, job: str, request: bytes, drips: bool, limit_s: float
 ) -> tuple[float, list[float]]:
-    """When the last of the slow ones was hung up on, and how long normal requests took."""
+    """When the last slow connection was closed, and how long normal requests took."""
     began = time.perf_counter()
 
     async def one() -> float:

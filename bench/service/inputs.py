@@ -1,4 +1,4 @@
-"""What is sent: clips of the generated corpus, with their words."""
+"""The uploads: clips of the generated corpus with their words."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ class Clip:
 
 
 def make_clips(work: Path) -> list[Clip]:
-    """Some twenty, of 2 to 6 s, with picture and sound."""
+    """About twenty clips of 2 to 6 s, with video and audio."""
     data = work / "data"
     config = SampleConfig(out=data, dialogues=_DIALOGUES)
     wanted = {"settings": config.settings, "complete": True}
@@ -37,9 +37,9 @@ def make_clips(work: Path) -> list[Clip]:
 
 
 def own(clip: Clip, number: int) -> Clip:
-    """The same pictures and sound in a file of other bytes, whose words name the number."""
+    """A copy with other bytes but the same video and audio, whose words contain the number."""
     said = f"client {number}".encode()
-    unused = struct.pack(">I4s", 8 + len(said), b"free") + said  # a box that players pass over
+    unused = struct.pack(">I4s", 8 + len(said), b"free") + said  # a box that players ignore
     return replace(
         clip,
         name=f"client-{number}.mp4",

@@ -1,4 +1,4 @@
-"""The service is killed, ended, and lives long."""
+"""The service is killed, stopped, and used for a long time."""
 
 import asyncio
 import itertools
@@ -24,12 +24,12 @@ _ENDED = ("succeeded", "failed")
 
 
 async def crashes(setting: Setting) -> list[Figure]:
-    """Server or worker are killed in the middle of jobs, at random moments; jobs are sent on."""
+    """Kills the server or a worker at random moments during jobs, while more jobs are sent."""
     rng = random.Random(setting.seed)
     film = make_film(setting.work, setting.clips, minutes=2, cue_ms=500)
     unbroken = predict_alone(film, setting)
     data = setting.work / "crashes"
-    keys: dict[str, str | None] = {}  # the client's word for an upload -> the job
+    keys: dict[str, str | None] = {}  # the Idempotency-Key of an upload -> the job
     bereaved: set[str] = set()
     killed = {"server": 0, "worker": 0, "while it started": 0}
     while sum(killed.values()) < setting.kills:
@@ -47,13 +47,13 @@ async def crashes(setting: Setting) -> list[Figure]:
                     with suppress(OSError, EOFError, TimeoutError):
                         await sending
                     break
-                # The second death of a job's worker fails it, as it should: not here.
+                # The second death of its worker fails a job, as intended; this trial avoids it.
                 bereaved.add(str(running))
                 killed["worker"] += server.kill_worker()
     wrong, lost = 0, 0
     with serving(data, *setting.options, limits={"queued_jobs": 32}) as server:
         for key, job in keys.items():
-            if job is None:  # its answer was lost: it is asked for again
+            if job is None:  # its answer was lost: the upload is sent again
                 keys[key] = job = await _send(server, film, key)
             ended = await await_end(server.port, job)
             if ended.get("state") != "succeeded":
@@ -70,10 +70,10 @@ async def crashes(setting: Setting) -> list[Figure]:
         told("kills of the server", killed["server"]),
         told("kills of the worker", killed["worker"]),
         told("accepted jobs", len(keys)),
-        exactly("jobs that are lost, or failed", lost, 0),
-        exactly("timelines that differ from the unbroken one", wrong, 0),
+        exactly("jobs lost or failed", lost, 0),
+        exactly("timelines that differ from the uninterrupted one", wrong, 0),
         exactly("jobs on the disk", on_disk, len(keys)),
-        exactly("files that are left after they are erased", left, 0),
+        exactly("files left after erasing", left, 0),
     ]
 
 
@@ -126,7 +126,7 @@ def predict_alone(film: Film, setting: Setting) -> bytes:
 
 
 async def sigterm(setting: Setting) -> list[Figure]:
-    """SIGTERM while one job runs, others wait, uploads come and events are listened to."""
+    """Sends SIGTERM while one job runs, others wait, uploads arrive and events are streamed."""
     drain_s = 5.0
     film = make_film(setting.work, setting.clips, minutes=2, cue_ms=100)
     data = setting.work / "sigterm"
@@ -152,12 +152,12 @@ async def sigterm(setting: Setting) -> list[Figure]:
             lost += ended.get("state") != "succeeded"
     return [
         exactly("exit status", status, 0),
-        at_most("SIGTERM to the end", took_s, drain_s + 1, "s"),
+        at_most("SIGTERM to exit", took_s, drain_s + 1, "s"),
         told("accepted jobs", len(accepted)),
         exactly("accepted jobs that the next service does not finish", lost, 0),
-        told("uploads refused meanwhile", refused),
+        told("uploads refused during shutdown", refused),
         exactly("uploads cut off without an answer", cut_off, 0),
-        exactly("uploads that are left", left, 0),
+        exactly("uploads left on the disk", left, 0),
     ]
 
 
@@ -168,7 +168,7 @@ async def _listen(port: int, job: str) -> None:
 
 
 async def _keep_sending(port: int, setting: Setting, accepted: list[str]) -> tuple[int, int]:
-    """(refused, cut off), until nobody listens any more."""
+    """Sends uploads until the port is closed; returns (refused, cut off)."""
     refused = cut_off = number = 0
     while True:
         number += 1
@@ -222,15 +222,20 @@ async def hour(setting: Setting) -> list[Figure]:
         told("utterances", kinds),
         told("done after", took_s, "s"),
         at_most("longest without an event", max(gaps), 2, "s"),
-        at_most("server grew at most by", (peak - before.rss) / 1e6, 100, "MB"),
-        at_most("worker grew at most by", (worker_peak - before.worker_rss) / 1e6, 300, "MB"),
+        at_most("largest growth of the server's memory", (peak - before.rss) / 1e6, 100, "MB"),
+        at_most(
+            "largest growth of the worker's memory",
+            (worker_peak - before.worker_rss) / 1e6,
+            300,
+            "MB",
+        ),
         exactly("status of DELETE", erased.status, 204),
         at_most("cancelled and erased in", cancel_s, 2, "s"),
     ]
 
 
 async def soak(setting: Setting) -> list[Figure]:
-    """Ordinary use without an end: memory, descriptors and disk stay as they are."""
+    """Long ordinary use: checks that memory, file descriptors and disk use stay constant."""
     rng = random.Random(setting.seed)
     seen: list[dict[str, float]] = []
     done = refused = wrong = 0
@@ -259,24 +264,24 @@ async def soak(setting: Setting) -> list[Figure]:
             done += 1
         await probe.end()
     (setting.work / "soak-costs.json").write_text(json.dumps(seen))
-    # The first third is warming up.
+    # The first third is the warm-up.
     late = seen[len(seen) // 3 :]
     return [
         told("minutes", setting.soak_s / 60),
         at_least("jobs done and erased", done, 1),
-        exactly("jobs with other words than their own", wrong, 0),
+        exactly("jobs with the words of another", wrong, 0),
         told("refused", refused),
         at_most("server's memory grows by", _slope(late, "rss") / 1e6, 5, "MB an hour"),
         at_most("worker's memory grows by", _slope(late, "worker_rss") / 1e6, 20, "MB an hour"),
-        at_most("descriptors, most over the first", _rise(late, "descriptors"), 8),
-        at_most("files, most over the first", _rise(late, "files"), 10),
+        at_most("file descriptors, largest increase", _rise(late, "descriptors"), 8),
+        at_most("files, largest increase", _rise(late, "files"), 10),
         told("p99 of /readyz", 1000 * percentile(probe.seconds, 0.99), "ms"),
         exactly("/readyz that failed", probe.failures, 0),
     ]
 
 
 def _slope(seen: Sequence[dict[str, Any]], name: str) -> float:
-    """For each hour, by the medians of the first and the last third."""
+    """Growth per hour, from the medians of the first and the last third."""
     third = max(len(seen) // 3, 1)
     first, last = seen[:third], seen[-third:]
     middle = [

@@ -1,4 +1,4 @@
-"""A service as tutorials write it: the model is loaded at start, a handler saves the upload to a
+"""A simple service as in tutorials: it loads the model at start; its handler saves the upload to a
 temporary file and calls the model.
 
     python -m bench.service.peer PORT [--model RUN]

@@ -1,4 +1,4 @@
-"""A `meld serve` as a process, and what it costs."""
+"""Runs `meld serve` as a process and measures its resources."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Of the server; worker_rss: of its worker and all that this started"""
+    """Resources of the server; worker_rss: memory of its worker and the worker's descendants"""
 
     cpu_s: float
     rss: int
@@ -71,7 +71,7 @@ class Server:
         self.process.wait()
 
     def terminate(self) -> tuple[int, float]:
-        """Exit status, and how long it took."""
+        """Sends SIGTERM; returns the exit status and the seconds until exit."""
         began = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(_SECONDS_TO_END)
@@ -81,13 +81,13 @@ class Server:
         return list((self.data / "incoming").iterdir())
 
     def kept_files(self) -> list[Path]:
-        """Of jobs, of uploads and of what is being erased."""
+        """Files of jobs, of uploads, and of jobs that are being erased."""
         folders = [self.data / name for name in ("jobs", "incoming", "erased")]
         return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
     async def settle(self, before: Costs, *, limit_s: float = 10) -> Costs:
-        """The costs once connections and descriptors are those of before, or as they are when the
-        time is over."""
+        """Waits until connections and descriptors are as before, or the time is over; returns the
+        costs."""
         deadline = time.monotonic() + limit_s
         while True:
             now = self.costs()
@@ -107,11 +107,11 @@ def _rss(process: psutil.Process) -> int:
 def serving(
     data: Path, *options: str, limits: Mapping[str, float] | None = None
 ) -> Iterator[Server]:
-    """Until the block ends; it is killed then, where it was not ended before.
+    """Runs the service until the block ends, and kills it if it is still running.
 
     limits: the settings of `Limits`
 
-    Raises SystemExit where it does not listen.
+    Raises SystemExit if it does not listen.
     """
     data.mkdir(parents=True, exist_ok=True)
     settings = data.with_name(f"{data.name}.toml")
@@ -139,4 +139,4 @@ def _await_port(process: "subprocess.Popen[bytes]", log: Path, place: int) -> in
         if told is not None:
             return int(told[1])
         time.sleep(0.05)
-    raise SystemExit(f"meld serve does not listen; {log} says why")
+    raise SystemExit(f"meld serve does not listen; see {log}")

@@ -1,4 +1,4 @@
-"""What every trial is given."""
+"""The settings of all trials."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from bench.service.inputs import Clip
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """
-    work:    folder for whatever a trial writes
-    clips:   of the generated corpus
-    options: of `meld serve` and `meld predict`: which model
-    seed:    of the moments of kills and of what clients do
-    rounds:  of what is timed
-    num_clips: that are sent one after the other where throughput and sameness are tried
-    soak_s:  how long the service is used without an end
-    minutes: of the long file
+    work:    folder for the files of a trial
+    clips:   clips of the generated corpus
+    options: options of `meld serve` and `meld predict` that choose the model
+    seed:    random seed of the times of kills and of the behaviour of clients
+    rounds:  number of repetitions of timed parts
+    num_clips: number of clips that `throughput` and `same` send
+    soak_s:  duration of the trial `soak`
+    minutes: duration of the long file
     """
 
     work: Path

@@ -1,6 +1,6 @@
-"""Many connections from one thread that does next to nothing, so that what is timed is the service.
+"""Many connections in one thread with little work, so that the times are those of the service.
 
-Times are taken when the kernel says that something can be read.
+A time is taken when the kernel reports that a socket can be read.
 """
 
 import selectors
@@ -16,10 +16,10 @@ _ENOUGH = 2**18
 
 @dataclass
 class Wire:
-    """A connection with one request on it.
+    """A connection with one request.
 
-    first_s:  from the first byte that was sent to the first that came; None where none came
-    received: what came; is_reset: the other side broke it off
+    first_s:  from the first byte sent to the first byte received; None without an answer
+    received: the bytes received; is_reset: the server reset the connection
     """
 
     request: bytes
@@ -47,8 +47,8 @@ class Burst:
 
 
 def burst(port: int, requests: Sequence[bytes], probe: bytes, *, limit_s: float = 30) -> Burst:
-    """Sends all requests at one time, and the probe every 20 ms meanwhile, each on a connection of
-    its own; until all are answered and hung up on, or the time is over."""
+    """Sends all requests at once, and the probe every 20 ms, each on a new connection, until all
+    are answered and closed, or the time is over."""
     wires = [Wire(request) for request in requests]
     probes: list[Wire] = []
     with selectors.DefaultSelector() as selector:

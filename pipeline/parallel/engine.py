@@ -5,11 +5,12 @@ Ray; another engine would replace this file.
     tasks -> decode, or any work on single clips (Ray tasks, a core each) -> driver
     tasks whose worker died -> after all others, one by one: each clip in a process of its own
 
-A task is one shard of rows, decoded and encoded as a whole. So what shares a batch, and with it
-every bit of the result, does not depend on what was finished before a restart.
+A task is one shard of rows, which is decoded and encoded as a whole. Therefore the rows of a batch,
+and every bit of the result, do not depend on what was finished before a restart.
 
-Ray's tasks and actors, not Ray Data: its workers import twice as much before they begin, which a
-small job waits for, and its retries cannot be told which clip of a shard is to blame.
+This file uses Ray's tasks and actors instead of Ray Data. The workers of Ray Data import twice as
+much before they start, which delays small jobs, and its retries cannot find out which clip of a
+shard killed the worker.
 """
 
 import itertools
@@ -64,24 +65,24 @@ from pipeline.system.resources import OBJECT_STORE_BYTES, num_cores
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 3
-# Ray gives its own processes 30 s to start, which a busy machine does not always keep.
+# Ray allows its own processes 30 s to start, which a busy machine can exceed.
 _STARTS = 2
 _SECONDS_TO_ANSWER = 5.0
 _NETWORK_ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]]+\]|[^:/[\]]+)(:(?P<port>\d+))?")
 _CLIENT_PORT = 10001
-# Two decoders share a core while the encoder has its own: on 2 cores the fastest of the
-# settings measured, because the decoders fill what the encoder leaves idle.
+# Two decoders share a core while the encoder has its own. On 2 cores this was the fastest setting
+# measured, because the decoders use the time in which the encoder is idle.
 _DECODE_CPUS_BESIDE_ENCODER = 0.5
-# A shard of 16 decoded clips: what is in flight must not fill the object store.
+# The size of a shard of 16 decoded clips: shards in flight must not fill the object store.
 _BYTES_PER_SHARD = 32 * 1024 * 1024
 
-# Reading has a budget and so has decoding, and each looks at its clock only between packets: a clip
-# that takes so long hears no clock.
+# Reading and decoding have time limits, which are checked between packets. A clip that takes longer
+# than this hangs inside a packet.
 _MAX_SECONDS_TO_DECODE = 1.5 * MAX_SECONDS_PER_CLIP
 
-# What a task of Ray leaves behind: a reference, of whatever it returns.
+# The reference that a Ray task returns; the type of its value is not known here.
 _Ref = Any
-# A shard that was worked on, or the reference to one -> the reference to what becomes of it.
+# A worked shard, or a reference to one -> the reference to its final result.
 _Finish = Callable[[Any], _Ref]
 # Split and index of a shard.
 _ShardKey = tuple[Split, int]
@@ -95,13 +96,12 @@ def encode_shards(
 ) -> Iterator[ShardFeatures]:
     """Yields shards as they are finished, in any order.
 
-    A clip that kills its decoder becomes a failure, of the modality that kills; its neighbours are
-    not concerned. An encoder that dies is started again, with the shards that are left,
-    `MAX_ROUNDS` times in all.
+    A clip that kills its decoder becomes a failure of the modality that kills it; other clips of
+    the shard are not affected. An encoder that dies is started again for the remaining shards,
+    up to `MAX_ROUNDS` times in total.
 
     Raises:
-        UsageError: the cluster is not to be reached, has no GPU that was asked for, or too few
-            cores.
+        UsageError: the cluster cannot be reached, lacks a requested GPU, or has too few cores.
         MismatchError: the weights do not fit their encoder.
         MeldError: workers died in a way that no clip explains.
     """
@@ -111,7 +111,7 @@ def encode_shards(
 
     @contextmanager
     def encoders() -> Iterator[_Finish]:
-        """Started before the first clip is decoded: loading takes them seconds."""
+        """Starts the encoders before the first clip is decoded, because loading takes seconds."""
         pool = [_start_encoder(choices, decode, cluster) for _ in range(_num_encoders(cluster))]
         turns = itertools.cycle(pool)
         try:
@@ -120,7 +120,7 @@ def encode_shards(
             for encoder in pool:
                 ray.kill(encoder)
 
-    # The encoder needs a core, the decoders another: one core would be a deadlock.
+    # The encoder needs a core and the decoders need another: with one core they would deadlock.
     yield from _run_to_the_end(
         tasks, work, _DECODE_CPUS_BESIDE_ENCODER, encoders, cluster, least_cpus=2
     )
@@ -132,10 +132,10 @@ def decode_shards(
     modalities: Sequence[Modality],
     cluster: Cluster,
 ) -> Iterator[DecodedShard]:
-    """Like `encode_shards`, but the clips come back decoded; needs no GPU.
+    """Like `encode_shards`, but returns decoded clips and needs no GPU.
 
     Raises:
-        UsageError: the cluster is not to be reached.
+        UsageError: the cluster cannot be reached.
         MeldError: workers died in a way that no clip explains.
     """
     yield from work_on_shards(tasks, _decoding(decode, modalities), cluster)
@@ -144,14 +144,14 @@ def decode_shards(
 def work_on_shards(
     tasks: Sequence[ShardTask], work: ClipWork[Result], cluster: Cluster, *, on_gpu: bool = False
 ) -> Iterator[WorkedShard[Result]]:
-    """Any work on single clips, a core each: shards as they are finished, in any order.
+    """Does any work on single clips, one core each; yields shards as they finish, in any order.
 
-    on_gpu: the work needs a GPU of its own as well, of those that `cluster` has
+    on_gpu: each worker also needs one of the GPUs of `cluster`
 
-    A modality of a clip that kills its worker is given up; nothing else is concerned.
+    A modality of a clip that kills its worker is given up; nothing else is affected.
 
     Raises:
-        UsageError: the cluster is not to be reached.
+        UsageError: the cluster cannot be reached.
         MeldError: workers died in a way that no clip explains.
     """
 
@@ -172,10 +172,10 @@ def _run_to_the_end(
     least_cpus: int,
     gpus: int = 0,
 ) -> Iterator[Any]:
-    """What becomes of the tasks, in any order: `work` on their clips, then what is opened.
+    """Yields the results of the tasks in any order: `work` on their clips, then the opened finish.
 
-    When what is opened dies, it is opened again for the tasks that are left, `MAX_ROUNDS` times
-    in all.
+    If the finish dies, it is opened again for the remaining tasks, up to `MAX_ROUNDS` times in
+    total.
     """
     with ray_cluster(cluster, least_cpus):
         left = {(task.split, task.index): task for task in tasks}
@@ -190,7 +190,7 @@ def _run_to_the_end(
                 return
             except RayError as error:
                 raise_ours(error)
-                if isinstance(error, RayTaskError):  # code that raises would raise again
+                if isinstance(error, RayTaskError):  # the same code would raise again
                     raise
                 if round_number == MAX_ROUNDS:
                     raise MeldError(f"the workers failed: {last_line(error)}") from error
@@ -206,12 +206,13 @@ def _flow(
     suspects: set[_ShardKey],
     cluster: Cluster,
 ) -> Iterator[Any]:
-    """Every task, a bounded number of them at a time; raises RayError.
+    """Runs every task, a bounded number of them at a time. Raises RayError.
 
-    suspects: shards in which a clip may kill; whose worker dies is added. They come last, one
-        after the other, when nothing else is decoded that could be to blame or suffer.
+    suspects: shards that may hold a clip that kills its worker; a shard whose worker dies is added.
+        They run last, one after another, when no other clip is decoded that could be the cause or
+        be affected.
     """
-    # No retries of Ray's own: it would begin the whole shard again, and meet the same clip.
+    # Without Ray's own retries, which would start the whole shard again and meet the same clip.
     worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_on_shard)
     waiting = deque(task for task in tasks if (task.split, task.index) not in suspects)
     running: dict[_Ref, ShardTask] = {}
@@ -219,7 +220,7 @@ def _flow(
     while waiting or running:
         while waiting and len(running) < most:
             task = waiting.popleft()
-            # Without work there is nothing to do before the end: text alone has no media.
+            # Without `work`, only the finish remains: text alone has no media to decode.
             running[finish(task if work is None else worker.remote(task, work))] = task
         [done], _ = ray.wait(list(running), num_returns=1)
         task = running.pop(done)
@@ -230,7 +231,7 @@ def _flow(
                 raise
             suspects.add((task.split, task.index))
             if not _worker_died(error):
-                # An encoder: what was decoded beside it may have taken its memory.
+                # An encoder died; clips decoded at the same time may have used up its memory.
                 suspects |= {(each.split, each.index) for each in running.values()}
                 raise
             logger.warning(
@@ -251,9 +252,9 @@ def _isolated(
     max_at_once: int | None,
     most: int,
 ) -> Iterator[Any]:
-    """Tasks whose clips may kill: one task after the other is worked on, and finished meanwhile.
+    """Works on tasks that may hold a killing clip, one after another, and finishes each meanwhile.
 
-    max_at_once: processes beside each other; None takes a core each
+    max_at_once: number of parallel processes; None takes one per core
     """
     isolator = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_ROUNDS)(_isolate_shard)
     running: list[_Ref] = []
@@ -269,7 +270,7 @@ def _isolated(
 
 
 def _most_at_once(cpus: float) -> int:
-    """Tasks in flight: enough to keep every core busy, few enough for the object store."""
+    """Number of tasks in flight: enough for every core, few enough for the object store."""
     there = ray.cluster_resources()
     busy = there.get("CPU", 1) / cpus + there.get("GPU", 0) + 1
     room = there.get("object_store_memory", OBJECT_STORE_BYTES) // _BYTES_PER_SHARD
@@ -277,7 +278,7 @@ def _most_at_once(cpus: float) -> int:
 
 
 def _worker_died(error: BaseException | None) -> bool:
-    """Of a task, that is; an encoder's end is a RayActorError."""
+    """Whether the worker of a task died; the death of an encoder is a RayActorError."""
     while error is not None:
         if isinstance(error, (WorkerCrashedError, OutOfMemoryError, NodeDiedError)):
             return True
@@ -286,9 +287,9 @@ def _worker_died(error: BaseException | None) -> bool:
 
 
 def raise_ours(error: BaseException | None) -> None:
-    """An exception of ours that a worker raised reaches the user as itself."""
+    """Raises the exception of meld that a worker raised, if `error` wraps one."""
     while error is not None:
-        # Ray's own copy of it is one as well, with the worker's traceback for a message.
+        # Ray's copy has the same class, but its message is the worker's traceback.
         if isinstance(error, MeldError) and not isinstance(error, RayError):
             raise error
         for failure in getattr(error, "worker_failures", {}).values():  # Ray Train's, by rank
@@ -298,7 +299,7 @@ def raise_ours(error: BaseException | None) -> None:
 
 @contextmanager
 def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
-    """Ray as this process has it already, and left as it is; else started or joined, and left.
+    """Uses the Ray of this process if there is one; else starts or joins one, and leaves it.
 
     Raises UsageError.
     """
@@ -324,7 +325,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
         _check_answers(cluster.address)
     else:
         settings = {
-            # None would join whatever cluster RAY_ADDRESS or `ray start` left on this machine.
+            # None would join any cluster that RAY_ADDRESS or `ray start` left on this machine.
             "address": "local",
             "num_cpus": max(cluster.workers, least_cpus),
             "num_gpus": cluster.gpus if cluster.device == "cuda" else 0,
@@ -333,16 +334,16 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
         }
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's default of 15 starves an extraction beside any other work: 30 times slower (LOG.md).
+    # Ray's default of 15 makes an extraction beside other work 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     _init_ray(cluster, settings)
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers. Raises UsageError."""
+    """Checks that something answers there: Ray itself would wait for minutes. Raises UsageError."""
     place = _NETWORK_ADDRESS.fullmatch(address)
-    # "auto", "local": Ray looks on this machine alone; of anything else it tells the fault.
+    # "auto", "local": Ray looks on this machine only, and describes other errors itself.
     if place is None or not (place["client"] or place["port"]):
         return
     host, port = place["host"].strip("[]"), int(place["port"] or _CLIENT_PORT)
@@ -363,13 +364,13 @@ def _check_answers(address: str) -> None:
     if problem is not None:
         why = getattr(problem, "strerror", None) or str(problem)
         raise UsageError(
-            f"--address {address}: no Ray cluster answers there ({why}); is it running, and may "
+            f"--address {address}: no Ray cluster answers there ({why}); is it running, and can "
             "this machine reach it?"
         ) from problem
 
 
 def _check_room(cluster: Cluster, least_cpus: int) -> None:
-    """What is not there would be waited for, for ever."""
+    """Checks resources first: Ray would wait for missing ones for ever."""
     there = ray.cluster_resources()
     if cluster.device == "cuda" and not there.get("GPU"):
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
@@ -385,7 +386,7 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
             return
-        except Exception as error:  # Ray's word for a start that takes too long is as plain as that
+        except Exception as error:  # Ray raises nothing more specific when a start takes too long
             ray.shutdown()
             if attempt < attempts:
                 logger.warning("Ray did not start (%s); trying once more", last_line(error))
@@ -393,7 +394,7 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
             why = last_line(error)
             if cluster.address is None:
                 raise UsageError(f"Ray does not start on this machine ({why})") from error
-            # `ray start` asks for a token as soon as its machine has one, and tells nobody so.
+            # `ray start` requires a token if its machine has one, without a message.
             raise UsageError(
                 f"--address {cluster.address}: no Ray cluster answers there ({why}); if it asks "
                 "for a token, set RAY_AUTH_MODE=token"
@@ -405,11 +406,12 @@ def look_at_cluster(
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["auto", "float32", "bfloat16"],
 ) -> tuple[Literal["cpu", "cuda"], Precision]:
-    """What the work on an existing cluster computes with: its resources and one of its workers are
-    asked, as the machine that only steers may be of another kind. Joins the cluster and leaves it.
+    """Finds out what an existing cluster computes with. It asks the cluster's resources and one of
+    its workers, because the driver's machine may have other hardware. It joins the cluster and
+    leaves it again.
 
-    Raises UsageError where it is not to be reached, has no GPU that was asked for, or its workers
-    cannot run this program.
+    Raises UsageError if the cluster cannot be reached, lacks a requested GPU, or its workers cannot
+    run this program.
     """
     with ray_cluster(Cluster(device=device, address=address)):
         if device == "auto":
@@ -434,7 +436,7 @@ def _ask_precision(address: str, device: Literal["cpu", "cuda"]) -> Precision:
 
 
 def _num_encoders(cluster: Cluster) -> int:
-    """One for the whole machine on CPU (it uses every thread), one per GPU otherwise."""
+    """One encoder on CPU, which uses all threads of the machine; else one per GPU."""
     return max(int(ray.cluster_resources().get("GPU", 0)), 1) if cluster.device == "cuda" else 1
 
 
@@ -446,14 +448,14 @@ def _start_encoder(
         num_cpus=1,
         num_gpus=1 if cluster.device == "cuda" else 0,
         max_restarts=0,  # `_run_to_the_end` starts another
-        allow_out_of_order_execution=True,  # a shard that decodes slowly holds up no other
+        allow_out_of_order_execution=True,  # a shard that decodes slowly does not delay others
     ).remote(list(choices), decode, cluster.device, cluster.threads)
     encoder.load.remote()
     return encoder
 
 
 def _work_on_shard(task: ShardTask, work: ClipWork[Any]) -> WorkedShard[Any]:
-    """In a worker of Ray, which ends with a clip that hangs."""
+    """Runs in a Ray worker, which ends if a clip hangs."""
     clips = []
     for clip in task.clips:
         with time_limit(work.max_seconds):
@@ -464,7 +466,7 @@ def _work_on_shard(task: ShardTask, work: ClipWork[Any]) -> WorkedShard[Any]:
 def _isolate_shard(
     task: ShardTask, work: ClipWork[Any], max_at_once: int | None
 ) -> WorkedShard[Any]:
-    """In a worker of Ray, which lives on whatever a clip does."""
+    """Runs in a Ray worker, which survives whatever a clip does."""
     return isolate_beside(ray.cloudpickle.dumps((task, work, max_at_once)))
 
 
@@ -491,7 +493,7 @@ def _give_up_decoding(clip: LocatedClip, modality: Modality, message: str) -> De
 
 
 def _join_decoded(parts: Sequence[DecodedClip]) -> DecodedClip:
-    """Of one clip, each of which has what the others lack."""
+    """Joins the parts of one clip; each part has modalities that the others lack."""
 
     def only(values: Iterable[Any]) -> Any:
         return next((value for value in values if value is not None), None)
@@ -506,7 +508,7 @@ def _join_decoded(parts: Sequence[DecodedClip]) -> DecodedClip:
 
 
 class _ShardEncoder:
-    """An actor of Ray: loads the encoders once, then one shard in, its features out."""
+    """A Ray actor: loads the encoders once, then turns each shard into its features."""
 
     def __init__(
         self,
@@ -515,12 +517,12 @@ class _ShardEncoder:
         device: str,
         num_threads: int | None,
     ) -> None:
-        """num_threads: None takes a thread for each core that it finds where it runs."""
+        """num_threads: None takes one thread per core of the machine where it runs."""
         self._choices, self._decode = choices, decode
         self._device, self._num_threads = device, num_threads
 
     def load(self) -> None:
-        """Loads before the first shard. `encode`, whose result is awaited, raises any error."""
+        """Loads before the first shard. Errors are raised by `encode`, whose result is awaited."""
         self._encode  # noqa: B018
 
     def encode(self, shard: DecodedShard | ShardTask) -> ShardFeatures:
@@ -545,6 +547,6 @@ class _ShardEncoder:
 
 
 def last_line(error: BaseException) -> str:
-    """What a wrapped error says in the end: the lines before are where it came by."""
+    """The last line of a wrapped error; the lines before it are tracebacks."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

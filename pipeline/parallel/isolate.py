@@ -1,10 +1,10 @@
-"""Clips of which one killed its worker: each of them in a process of its own.
+"""Isolates the clips of a shard whose worker died: each clip runs in a process of its own.
 
-    python -m pipeline.parallel.isolate < task > what became of it
+    python -m pipeline.parallel.isolate < task > result
 
-A new worker of Ray takes a second of a core, a fork of a small process that has the decoder loaded
-already some milliseconds, and it brings a clean memory: whoever dies in it has nobody else to
-blame. Such a process forks safely because it has no threads; a worker of Ray has.
+Starting a Ray worker takes a second of a core. Forking a small process that has already loaded the
+decoder takes some milliseconds, and the fork starts with clean memory, so that no other clip can be
+the cause if it dies. Such a process can fork safely because it has no threads; a Ray worker has.
 """
 
 import os
@@ -29,9 +29,9 @@ from pipeline.schema import LocatedClip, Modality
 from pipeline.system.resources import memory, num_cores
 
 MAX_ATTEMPTS = 2
-# Pixels, bytes and pictures have budgets that keep a sound clip far below.
+# The limits on pixels, bytes and frames keep an intact clip far below this.
 MAX_BYTES = 2 * 1024**3
-# For a process that is killed from outside; it is not what a clip can do.
+# Attempts if the process itself is killed from outside, which no clip can cause.
 _STARTS = 3
 _POLL_S = 0.005
 _PAGE_BYTES = resource.getpagesize()
@@ -39,8 +39,8 @@ _PAGE_BYTES = resource.getpagesize()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends this process where the block takes longer, or a decoder hangs in a packet within it: a
-    decoder that hangs hears nothing else."""
+    """Ends this process if the block takes longer or a decoder hangs in a packet: a hanging decoder
+    reacts to nothing else."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -51,16 +51,16 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def isolate_beside(request: bytes) -> WorkedShard[Any]:
-    """`isolate` in a process that is started for it, as this one may have threads.
+    """Runs `isolate` in a new process, because this one may have threads.
 
-    request: pickled, the arguments of `isolate`
+    request: the pickled arguments of `isolate`
 
     Raises:
         MeldError: the process is killed again and again.
         Whatever the work raises.
     """
     command = [sys.executable, "-m", "pipeline.parallel.isolate"]
-    # Ray gives its workers the driver's path in a way of its own.
+    # Ray passes the driver's path to its workers in its own way, not by PYTHONPATH.
     path = os.pathsep.join(entry for entry in sys.path if entry)
     for _ in range(_STARTS):
         ended = subprocess.run(
@@ -74,7 +74,7 @@ def isolate_beside(request: bytes) -> WorkedShard[Any]:
             result: WorkedShard[Any] = _unwrap(ended.stdout)
             return result
     raise MeldError(
-        f"the process that looks at single clips was ended {_STARTS} times "
+        f"the process that isolates single clips was killed {_STARTS} times "
         f"({_how_it_ended(-ended.returncode)}); is there enough memory?"
     )
 
@@ -82,13 +82,14 @@ def isolate_beside(request: bytes) -> WorkedShard[Any]:
 def isolate(
     task: ShardTask, work: ClipWork[Result], max_at_once: int | None = None
 ) -> WorkedShard[Result]:
-    """The work on every clip of a task, whichever of them kill.
+    """Does the work on every clip of a task, even if some clips kill their process.
 
-    First each clip as ever, beside others: who survives has the result it always has. Of one that
-    dies, each modality by itself, so that one of them may survive. A modality that dies beside
-    others is tried once more with nothing beside it, as something else may have been to blame.
+    First, each clip runs with all modalities, in parallel with others; a clip that survives has its
+    usual result. Then each modality of the clips that died runs separately, so that one of them
+    may survive. A modality that dies is tried once more while nothing else runs, because another
+    process may have been the cause.
 
-    max_at_once: processes; None takes the cores there are
+    max_at_once: number of parallel processes; None takes one per core
     """
     cores = num_cores() if max_at_once is None else max_at_once
     num_at_once, max_bytes = _share_memory(cores, memory().free_bytes)
@@ -112,10 +113,10 @@ def isolate(
 
 
 def _share_memory(num_cores: int, free_bytes: int | None) -> tuple[int, int]:
-    """How many processes at once, and how many bytes each may take before it is ended.
+    """The number of parallel processes, and the bytes that each may use before it is killed.
 
-    Half of what is free is left alone: by the time that it is short, the system ends processes of
-    its own choice, and those may be innocent.
+    Half of the free memory is left unused: when memory runs out, the system kills processes of its
+    own choice, which may be the wrong ones.
     """
     if free_bytes is None:
         return num_cores, MAX_BYTES
@@ -130,26 +131,26 @@ class _Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class _Death:
-    """How a process ended that has no result; is_ours: it had spent its time or its memory."""
+    """How a process without a result ended; is_ours: it was killed by a limit of time or memory."""
 
     how: str
     is_ours: bool = False
 
 
-_Parts = dict[_Attempt, Any]  # what a modality of a clip became: a result or the last _Death
+_Parts = dict[_Attempt, Any]  # of each modality of a clip: its result, or the last _Death
 
 
 def _in_parts(
     processes: "_Processes", deaths: dict[int, _Death], modalities: Sequence[Modality]
 ) -> _Parts:
-    """Of the clips at these positions, every modality by itself."""
-    is_whole = len(modalities) == 1  # then the clip's own death was that of its only modality
+    """Runs every modality of the clips at these positions separately."""
+    is_whole = len(modalities) == 1  # then the clip's death counts for its only modality
     num_deaths: dict[_Attempt, int] = {}
     parts: _Parts = {}
     for position, death in deaths.items():
         for modality in modalities:
             part = _Attempt(position, (modality,))
-            # Who spent all its time or memory does so again: one attempt fewer.
+            # A clip that reached a limit would reach it again: it has one attempt fewer.
             num_deaths[part] = int(is_whole or death.is_ours)
             parts[part] = death
     if not is_whole:
@@ -180,7 +181,7 @@ def _join(clip: LocatedClip, work: ClipWork[Result], parts: _Parts, position: in
 
 
 class _Processes(Generic[Result]):
-    """Forks a process for each attempt, watches them, and reads what they leave."""
+    """Forks a process for each attempt, supervises them, and reads their results."""
 
     def __init__(
         self,
@@ -192,11 +193,11 @@ class _Processes(Generic[Result]):
         self._clips, self._work = clips, work
         self._num_at_once, self._max_bytes = num_at_once, max_bytes
         self._parent = os.getppid()
-        # A fork begins with the pages of this process: they are nothing that a clip has taken.
+        # A fork starts with the pages of this process, which do not count as used by a clip.
         self._own_bytes = _resident_bytes(os.getpid())
 
     def run(self, attempts: Sequence[_Attempt]) -> list[tuple[_Attempt, Result | _Death]]:
-        """What becomes of each, in order. Raises what the work raises."""
+        """The result of each attempt, in order. Raises what the work raises."""
         waiting = deque(attempts)
         running: dict[_Attempt, _Child] = {}
         ends: dict[_Attempt, Any] = {}
@@ -229,11 +230,11 @@ class _Processes(Generic[Result]):
 def _work_and_exit(
     file: Any, work: ClipWork[Any], clip: LocatedClip, modalities: tuple[Modality, ...]
 ) -> NoReturn:
-    """In the child. Nothing of the parent's ends with it: no handler of its exit runs here."""
+    """Runs in the child, and exits without the exit handlers of the parent."""
     status = 1
     try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, its dump is not
-        with time_limit(2 * work.max_seconds):  # where nobody is left to watch
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps of expected crashes
+        with time_limit(2 * work.max_seconds):  # in case the parent has died
             answer = _wrap(lambda: work.do(clip, modalities=modalities))
             file.write(answer)
             file.flush()
@@ -244,7 +245,7 @@ def _work_and_exit(
 
 @dataclass
 class _Child:
-    """A process at work, seen by its parent."""
+    """A child process that works on a clip, as its parent sees it."""
 
     pid: int
     file: Any
@@ -256,9 +257,9 @@ class _Child:
         self._stopped = ""
 
     def has_ended(self, max_bytes: int, own_bytes: int) -> bool:
-        """Ends it where it has taken too much time or memory.
+        """Whether the process has ended; kills it if it has used too much time or memory.
 
-        own_bytes: what it had when it began
+        own_bytes: its memory when it started
         """
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -293,7 +294,7 @@ class _Child:
 
 
 def _resident_bytes(pid: int) -> int:
-    """0 where the system does not tell."""
+    """0 if the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
@@ -301,7 +302,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _how_it_ended(exit_code: int) -> str:
-    """exit_code: minus the signal's number, where there was one"""
+    """exit_code: minus the number of the signal, if a signal ended the process"""
     if exit_code >= 0:
         return f"exit status {exit_code}"
     try:
@@ -314,7 +315,7 @@ def _how_it_ended(exit_code: int) -> str:
 
 
 def _wrap(work: Any) -> bytes:
-    """What the work returns or raises, pickled. A SystemExit is a death like any other."""
+    """Pickles what the work returns or raises. A SystemExit counts as a death."""
     try:
         answer: tuple[bool, Any] = (True, work())
     except Exception as error:  # noqa: BLE001 (raised again where it is unwrapped)
@@ -322,7 +323,7 @@ def _wrap(work: Any) -> bytes:
     try:
         content = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
         if not answer[0]:
-            pickle.loads(content)  # an exception may be one that only goes one way
+            pickle.loads(content)  # some exceptions can be pickled but not loaded again
         return content
     except Exception as error:  # noqa: BLE001 (pickle raises anything)
         return pickle.dumps(
@@ -331,7 +332,7 @@ def _wrap(work: Any) -> bytes:
 
 
 def _unwrap(content: bytes) -> Any:
-    """What was returned; raises what was raised."""
+    """Returns or raises what the work returned or raised."""
     is_result, value = pickle.loads(content)
     if not is_result:
         raise value
@@ -341,7 +342,7 @@ def _unwrap(content: bytes) -> Any:
 def main() -> None:
     """Reads the pickled arguments of `isolate` and writes what it returns or raises."""
     answer_to = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no part of the answer
+    os.dup2(2, 1)  # the output of libraries must not mix with the result
     arguments = pickle.load(sys.stdin.buffer)
     answer = _wrap(lambda: isolate(*arguments))
     with os.fdopen(answer_to, "wb") as file:

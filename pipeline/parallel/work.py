@@ -1,4 +1,4 @@
-"""What is handed to Ray and what comes back: plain values, so that planning work needs no Ray."""
+"""Inputs and results of work on Ray: plain values, so that planning does not import Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Cluster:
     """Where the work runs. None of it changes a result.
 
     workers: CPU cores to use here; ignored with `address`.
-    gpus: how many, where device is "cuda"; ignored with `address`.
+    gpus: number of GPUs to use here if device is "cuda"; ignored with `address`.
     address: an existing Ray cluster ("auto", "host:port"); None starts one for this run.
     """
 
@@ -31,13 +31,13 @@ class Cluster:
 
     @property
     def threads(self) -> int | None:
-        """Of an encoder on CPU; None takes all of its machine, which `workers` says nothing of."""
+        """Threads of an encoder on CPU; None takes all of the machine that it runs on."""
         return self.workers if self.address is None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Some rows of one split, in the order in which they are kept; index: which shard they are."""
+    """Some rows of one split, in the order of the cache; index: the number of the shard."""
 
     split: Split
     index: int
@@ -55,7 +55,7 @@ class ShardFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkedShard(Generic[Result]):
-    """A task of which the media were read: one entry of `clips` per clip, in order."""
+    """A task whose media were read: one entry of `clips` per clip, in order."""
 
     split: Split
     index: int
@@ -73,14 +73,14 @@ class OnClip(Protocol[_Made]):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipWork(Generic[Result]):
-    """What is done with each clip, in a worker.
+    """The work that is done with each clip in a worker.
 
-    modalities:  of its media, all read at once; by themselves where the clip killed its worker
-    give_up:     the result for one modality that killed its workers, given the message that says
-                 so; it names no folder, as it may be kept in files that travel
-    join:        one result of those for each modality, in order
-    what:        the work in words, as in "decoding" it
-    max_seconds: of a clip; a worker that takes longer hangs, and is ended
+    modalities:  to read: all at once, or one at a time if the clip killed its worker
+    give_up:     makes the result of a modality that killed its workers, from the message that says
+                 so; the message names no folder, because it may be stored in files that are copied
+    join:        makes one result of those of all modalities, in order
+    what:        the name of the work in messages, for example "decoding"
+    max_seconds: for one clip; a worker that takes longer hangs, and is killed
     """
 
     modalities: tuple[Modality, ...]

@@ -1,1 +1,1 @@
-"""The generated MELD-shaped corpus: our own sentences, speech, faces, and known answers."""
+"""The generated corpus in MELD's format: own sentences, speech and faces, with known answers."""

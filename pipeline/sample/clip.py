@@ -1,4 +1,4 @@
-"""One planned clip -> one media file."""
+"""Makes the media file of one planned clip."""
 
 import random
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from pipeline.sample.sound import Layout, mix_sound
 from pipeline.sample.speech import ESPEAK_RATE_HZ, VOICES, loudness, speak
 
 MIN_DURATION_S, MAX_DURATION_S = 2.02, 5.95
-SAMPLES_PER_FRAME = 2002  # of 48 kHz sound, exactly, at 24000/1001 frames per second
+SAMPLES_PER_FRAME = 2002  # exact number for sound at 48 kHz and 24000/1001 frames per second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A clip, drawn and spoken. frames: one yuv420p per frame; sound: [channels, samples]."""
+    """A clip in memory. frames: one yuv420p frame each; sound: [channels, samples]."""
 
     frames: list[av.VideoFrame]
     sound: NDArray[np.float32]
@@ -34,7 +34,7 @@ class Clip:
 
 
 def make_clip(plan: ClipPlan) -> Clip:
-    """The same plan gives the same clip, in any process and any order."""
+    """Draws and speaks a clip. The same plan gives the same clip in any process and any order."""
     rng = random.Random(plan.seed)
     speaker = SPEAKERS.index(plan.speaker)
     speech = speak(plan.text, voice=VOICES[speaker], emotion=plan.voice, rng=rng)
@@ -57,14 +57,14 @@ def make_clip(plan: ClipPlan) -> Clip:
 
 
 def write_clip(plan: ClipPlan, path: Path) -> float:
-    """Returns the clip's duration in seconds. Raises OSError."""
+    """Makes a clip and writes it; returns its duration in seconds. Raises OSError."""
     clip = make_clip(plan)
     write_media(path, enumerate(clip.frames), clip.sound, layout=clip.layout)
     return clip.duration_s
 
 
 def _loudness(speech: NDArray[np.float32], lead_s: float, num_frames: int) -> NDArray[np.float32]:
-    """[num_frames]: of the speech, at the time of each frame."""
+    """Loudness of the speech at the time of each frame: float32 [num_frames]."""
     times = np.arange(num_frames) * FRAME_S - lead_s
     samples = np.round(times * ESPEAK_RATE_HZ).astype(int)
     heard = (samples >= 0) & (samples < len(speech))

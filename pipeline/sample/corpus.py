@@ -1,7 +1,7 @@
-"""The generated MELD-shaped corpus: real H.264 and AAC, our own words, voices and faces.
+"""Generates a corpus in MELD's format: real H.264 and AAC, with own words, voices and faces.
 
-Each emotion is carried by the words, the voice or the face, mostly by one of them alone, so
-that fusion has something to gain and the answer is known (`carriers.csv`).
+Each emotion is shown by the words, the voice or the face, mostly by only one of them. So fusion
+has something to gain, and the answer is known (`carriers.csv`).
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class SampleConfig:
     """What to generate. The same seed, dialogues and corrupt give the same bytes.
 
     dialogues: 3 to 8 utterances each; 78 make some 420 rows
-    corrupt:   plant the real corpus's defects
-    workers:   processes; None for one per core
+    corrupt:   plant the kinds of defects that MELD has
+    workers:   number of processes; None for one per core
     Raises UsageError.
     """
 
@@ -67,7 +67,7 @@ class SampleConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the corpus, as it is kept beside it."""
+        """The settings that decide the corpus, as they are saved beside it."""
         return {
             "made_by": "meld sample",
             "revision": REVISION,
@@ -116,18 +116,18 @@ def media_path(root: Path, key: ClipKey) -> Path:
 
 
 def _claim_folder(config: SampleConfig) -> None:
-    """Makes the folder ours, or refuses one that is not. Nothing of the user's is touched."""
+    """Marks the folder as a sample, or refuses one with other content, which is left unchanged."""
     out = config.out
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose a folder that is new or empty")
+        raise InputError(f"{out} is a file; choose a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         found = _found_settings(out)
         if found is None:
             raise InputError(
-                f"{out} is not empty and holds no corpus of meld sample; choose another folder"
+                f"{out} is not empty and was not written by meld sample; choose another folder"
             )
         differing = [
-            f"{name} {found.get(name)} there, {value} asked for"
+            f"it has {name} {found.get(name)}, not {value}"
             for name, value in config.settings.items()
             if found.get(name) != value
         ]
@@ -156,7 +156,7 @@ def _write_media_files(
     defects: Sequence[PlantedDefect],
     progress: Progress,
 ) -> dict[ClipKey, float]:
-    """Every clip's duration in seconds, as its row is to say."""
+    """Makes all clips; returns the duration in seconds that the row of each states."""
     kinds = {defect.key: defect.kind for defect in defects}
     make = partial(_make_file, config.out)
     durations_s: dict[ClipKey, float] = {}
@@ -169,7 +169,7 @@ def _write_media_files(
 
 
 def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
-    """One clip, in a worker: made in a folder of its own, then moved, so that it appears whole."""
+    """Makes one clip in a worker: in a separate folder, then moved, so that writing is atomic."""
     path = media_path(root, plan.key)
     try:
         with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as folder:
@@ -180,7 +180,7 @@ def _make_file(root: Path, plan: ClipPlan, kind: str | None) -> float:
             if kind == "missing_file":
                 path.unlink(missing_ok=True)
     except av.error.FFmpegError as error:
-        # PyAV's own exceptions do not travel between processes.
+        # PyAV's exceptions cannot be sent between processes.
         kind_of = OSError if isinstance(error, OSError) else RuntimeError
         raise kind_of(f"{plan.key}: {error}") from None
     return duration_s

@@ -1,8 +1,8 @@
-"""The defects of the real corpus, planted on purpose, each on a row of its own.
+"""Plants the kinds of defects that the real corpus has, at most one per row.
 
-MELD has a file without its index (train dia125_utt3), an absent one (dev dia110_utt7), mis-cuts
-of up to 305 s (test dia38_utt4), clips of two frames, thousands of AppleDouble companions, and
-texts with curly quotes; the rest happens to anyone's videos.
+MELD has a file without its index (train dia125_utt3), a missing file (dev dia110_utt7), clips that
+were cut wrongly and last up to 305 s (test dia38_utt4), clips of two frames, thousands of
+AppleDouble files, and texts with typographic quotes. The other kinds occur in any collection.
 """
 
 import random
@@ -21,12 +21,12 @@ from pipeline.sample.plan import ClipPlan
 from pipeline.sample.sound import RATE_HZ
 from pipeline.schema import ClipKey, Split
 
-# Below this many dialogues (of at least three rows) some split has no room for its defects.
+# With fewer dialogues (of at least three rows), some split has too few rows for its defects.
 MIN_DIALOGUES = 8
 
 OVERLONG_S = 65
 
-# Besides typographic texts, which occur in every split.
+# Kinds by split, without typographic texts, which occur in every split.
 _PLACES: dict[Split, tuple[str, ...]] = {
     "train": (
         "truncated_file",
@@ -44,13 +44,13 @@ _PLACES: dict[Split, tuple[str, ...]] = {
 _WHAT = {
     "truncated_file": "cut off before its moov atom: nothing can be read",
     "truncated_data": "cut off in the middle of its media data: the first part can be read",
-    "missing_file": "no such file",
-    "empty_file": "zero bytes",
-    "no_audio": "a video stream alone",
-    "no_video": "an audio stream alone",
+    "missing_file": "the file is missing",
+    "empty_file": "the file has no bytes",
+    "no_audio": "only a video stream",
+    "no_video": "only an audio stream",
     "two_frames": "two frames, 0.08 s",
-    "overlong": "mis-cut: goes on for more than a minute",
-    "apple_double": "an AppleDouble file ._dia*_utt*.mp4 lies beside it",
+    "overlong": "cut wrongly: lasts more than a minute",
+    "apple_double": "an AppleDouble file ._dia*_utt*.mp4 is beside it",
     "curly_text": "typographic quotes, dashes or dots in its text",
 }
 
@@ -61,7 +61,7 @@ _CURLY = {"'": "’", "...": "…", " - ": " — "}
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedDefect:
-    """`kind` is a stable word, `what` is for people."""
+    """kind: a stable name, for programs; what: a description, for people."""
 
     key: ClipKey
     kind: str
@@ -69,15 +69,15 @@ class PlantedDefect:
 
 
 def plan_defects(plans: Sequence[ClipPlan], *, seed: int) -> tuple[PlantedDefect, ...]:
-    """At most one defect per row, and every kind occurs.
+    """Chooses rows for all kinds of defects, at most one defect per row.
 
-    Raises UsageError where the rows do not suffice (which `MIN_DIALOGUES` almost excludes).
+    Raises UsageError if there are too few rows, which `MIN_DIALOGUES` almost excludes.
     """
     planted = []
     for split, kinds in _PLACES.items():
         rng = random.Random(
             f"{seed}/{split}/accidents"
-        )  # the name that draws the same rows as ever
+        )  # an old name, kept because it decides which rows are drawn
         rows = [plan for plan in plans if plan.key.split == split]
         rng.shuffle(rows)
         curled = [row for row in rows if curl(row.text) != row.text][: max(1, len(rows) // 5)]
@@ -95,14 +95,14 @@ def _planted(row: ClipPlan, kind: str) -> PlantedDefect:
 
 
 def curl(text: str) -> str:
-    """The text as MELD's CSVs would set it."""
+    """Replaces plain punctuation by the typographic one of MELD's CSVs."""
     for plain, typographic in _CURLY.items():
         text = text.replace(plain, typographic)
     return text
 
 
 def write_defect(plan: ClipPlan, path: Path, kind: str) -> float:
-    """Writes the file that `kind` leaves, if any; returns the seconds that the CSV is to say."""
+    """Writes the defective file, if there is one; returns the seconds that the CSV states."""
     clip = make_clip(plan)
     if kind in ("missing_file", "empty_file"):
         if kind == "empty_file":
@@ -133,7 +133,7 @@ def apple_double_beside(path: Path) -> Path:
 
 
 def _write_overlong(clip: Clip, path: Path) -> None:
-    """After the speech the last picture stays, one frame a second, and there is silence."""
+    """Extends the clip by its last picture, at one frame per second, and silence."""
     silence = np.zeros((len(clip.sound), OVERLONG_S * RATE_HZ - clip.sound.shape[1]), np.float32)
     sound = np.concatenate([clip.sound, silence], axis=1)
     write_media(path, _held(clip.frames), sound, layout=clip.layout)

@@ -1,4 +1,4 @@
-"""What each emotion does to a drawn face."""
+"""The facial expression of each emotion."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from pipeline.sample.pen import Colour
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """What a mood does to a face.
+    """One expression.
 
     mouth, eyes, mark: names of shapes in `features`
-    brow_raise, brow_slant: picture elements up; inner ends down (angry) or up (sad)
-    gaze:  where the eyes look, right and down
-    flush: colour that rises into the face, its strength, and where it is strongest
+    brow_raise, brow_slant: pixels up; inner ends down (angry) or up (sad)
+    gaze:  direction of the eyes, right and down, in pixels
+    flush: colour of a flush, its strength (0 to 1), and where it is strongest
            (-1 forehead ... 1 chin)
     """
 

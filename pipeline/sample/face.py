@@ -1,7 +1,7 @@
-"""A drawn head: seven expressions, any mouth opening, open or closed eyes.
+"""Draws a head with one of seven expressions, any mouth opening, and open or closed eyes.
 
-The expression is what a viewer goes by (mouth, brows, lids, gaze, tears, flush, the comic
-artist's marks); `Look` is whom it happens to, and tells nothing.
+The emotion is visible in the expression: mouth, brows, lids, gaze, tears, flush and comic marks.
+`Look` is the person, and is independent of the emotion.
 """
 
 import random
@@ -14,7 +14,7 @@ from pipeline.sample import features, hair
 from pipeline.sample.expressions import Expression
 from pipeline.sample.pen import INK, SCALE, Colour, Pen, arch, egg, mix
 
-HEAD_SIZE = 680  # picture elements, square; the head's middle is in its middle
+HEAD_SIZE = 680  # width and height in pixels; the head is centred
 FACE_RX, FACE_TOP, FACE_BOTTOM = 188, 232, 236
 
 SKINS: tuple[Colour, ...] = (
@@ -47,7 +47,7 @@ SHIRTS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One person: skin, hair, clothes; the same in every clip."""
+    """The appearance of one person, the same in every clip: skin, hair, clothes."""
 
     skin: Colour
     hair: Colour
@@ -67,10 +67,10 @@ class Look:
 
 
 class Head:
-    """One head with one expression; what does not move is drawn once.
+    """One head with one expression; the parts that do not move are drawn once.
 
     still:  RGBA [HEAD_SIZE, HEAD_SIZE], transparent around the head, without eyes and mouth
-    MOVING: left, top, right, bottom of the part of it that `moving` replaces (even numbers)
+    MOVING: left, top, right, bottom of the part that `moving` replaces, in even pixels
     """
 
     MOVING = (
@@ -89,7 +89,7 @@ class Head:
         self._large = still.crop((left * SCALE, top * SCALE, right * SCALE, bottom * SCALE))
 
     def moving(self, mouth_opening: float, *, blink: bool) -> Image.Image:
-        """RGBA, the part at `MOVING` with eyes, brows and mouth; opening from 0 to 1."""
+        """Draws the part at `MOVING`, RGBA, with eyes, brows and mouth; opening: 0 to 1."""
         picture, (left, top, _, _) = self._large.copy(), self.MOVING
         pen = Pen(picture, (HEAD_SIZE / 2 - left, HEAD_SIZE / 2 - top))
         features.draw_eyes(pen, self._expression, self._look.skin, blink=blink)
@@ -120,7 +120,7 @@ class Head:
         return picture
 
     def _draw_skin(self, picture: Image.Image) -> None:
-        """The face, with its flush fading away from where it is strongest."""
+        """Draws the face; the flush fades with the distance from where it is strongest."""
         expression = self._expression
         mask = Image.new("L", picture.size, 0)
         Pen(mask, (HEAD_SIZE / 2, HEAD_SIZE / 2)).polygon(egg(FACE_RX, FACE_TOP, FACE_BOTTOM), 255)

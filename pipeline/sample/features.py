@@ -1,4 +1,4 @@
-"""The parts of a drawn face. The head's middle is (0, 0), y grows downwards, see `Pen`."""
+"""Draws the parts of a face. The centre of the head is (0, 0); y grows downwards (`Pen`)."""
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ def draw_eyes(pen: Pen, expression: Expression, skin: Colour, *, blink: bool) ->
 
 
 def _draw_open_eye(pen: Pen, x: float, side: int, expression: Expression, skin: Colour) -> None:
-    """The ball of the eye in its own small picture, because lids and rim cut the iris off."""
+    """Draws the eyeball as a small picture of its own: lids and rim hide parts of the iris."""
     width, height = 2 * EYE_RX + 24, 3 * EYE_RY + 24
     rx = EYE_RX * (1.12 if expression.eye_opening > 1.2 else 1)
     ry = EYE_RY * expression.eye_opening
@@ -46,7 +46,7 @@ def _draw_open_eye(pen: Pen, x: float, side: int, expression: Expression, skin: 
 
 
 def _draw_lids(pen: Pen, eyes: str, side: int, ry: float, lid: Colour) -> None:
-    """Lids fall towards the nose in anger and away from it in sadness; disgust closes both."""
+    """Draws lids: lower at the nose in anger, at the outer ends in sadness, both in disgust."""
     if eyes == "open":
         return
     fall = {"glaring": 26, "drooping": -24}.get(eyes, 0) * side
@@ -75,7 +75,7 @@ def draw_glasses(pen: Pen) -> None:
 
 
 def draw_mouth(pen: Pen, shape: str, opening: float) -> None:
-    """`opening` from 0 (between words) to 1 (the loudest)."""
+    """opening: from 0 (between words) to 1 (the loudest sound)."""
     _MOUTHS[shape](pen, opening)
 
 
@@ -163,7 +163,7 @@ _MOUTHS = {
 
 
 def draw_mark_behind(pen: Pen, mark: str) -> None:
-    """What the comic artist adds around a head."""
+    """Draws comic marks behind the head."""
     if mark == "burst":
         for x, y in ((-250, -150), (-180, -262), (-64, -312), (64, -312), (180, -262), (250, -150)):
             pen.stroke([(x, y), (x * 1.2, y * 1.2 if y > -300 else -336)], (255, 222, 72), 30)

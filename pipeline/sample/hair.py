@@ -1,4 +1,4 @@
-"""Haircuts, in two layers: behind the face and in front of it."""
+"""Draws haircuts in two layers: behind the face and in front of it."""
 
 from pipeline.sample.pen import INK, Colour, Pen, Point, arch, egg, mix
 
@@ -39,6 +39,6 @@ def draw_in_front(pen: Pen, colour: Colour, haircut: str) -> None:
 
 
 def _cap(pen: Pen, colour: Colour, hairline: list[Point]) -> None:
-    """Hair from the crown down to the hairline (given from left to right)."""
+    """Draws hair from the crown to the hairline, whose points go from left to right."""
     crown = sorted(point for point in egg(200, 250, 236) if point[1] < -128)
     pen.polygon([*crown, *reversed(hairline)], colour)

@@ -1,4 +1,4 @@
-"""Frames and sound -> one MP4 file: H.264 with B-frames, AAC, as MELD's own clips."""
+"""Writes frames and sound to an MP4 file like MELD's: H.264 with B-frames, and AAC."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -13,8 +13,8 @@ from pipeline.sample.scene import HEIGHT, WIDTH
 from pipeline.sample.sound import RATE_HZ, Layout
 
 _TIME_BASE = Fraction(FRAME_RATE[1], FRAME_RATE[0])
-# The fastest preset, but with the unreferenced B-frames that real clips have. One thread: a
-# clip's bytes must not depend on the machine, and clips are made side by side anyway.
+# The fastest preset, but with the unreferenced B-frames that real clips have. One thread, because
+# the bytes must not depend on the number of cores, and clips are made in parallel anyway.
 _X264 = {"preset": "ultrafast", "qp": "22", "bf": "3", "threads": "1"}
 _AAC_BITS_PER_S: dict[Layout, int] = {"5.1": 256_000, "stereo": 128_000}
 
@@ -27,11 +27,11 @@ def write_media(
     layout: Layout,
     index_first: bool = False,
 ) -> None:
-    """Writes `path` anew; None for `frames` or `sound` leaves that stream out.
+    """Writes or replaces `path`; None for `frames` or `sound` leaves that stream out.
 
     frames: (position in frames of 24000/1001 s, picture), ascending
     sound:  [channels, samples] at 48 kHz
-    index_first: the moov atom before the media data ("faststart"), not behind it
+    index_first: write the moov atom before the media data ("faststart") instead of after it
     Raises OSError.
     """
     options = {"movflags": "faststart"} if index_first else {}
@@ -59,7 +59,7 @@ def _add_video(container: av.container.OutputContainer) -> av.VideoStream:
 
 
 def _add_audio(container: av.container.OutputContainer, layout: Layout) -> av.AudioStream:
-    # The default coder takes three times as long for the same bits.
+    # The default coder takes three times as long for the same bit rate.
     stream = container.add_stream("aac", rate=RATE_HZ, options={"aac_coder": "fast"})
     stream.layout, stream.bit_rate = layout, _AAC_BITS_PER_S[layout]
     return stream

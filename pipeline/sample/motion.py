@@ -1,4 +1,4 @@
-"""Where the head is, how far the mouth is open and when the eyes close, frame by frame."""
+"""Motion by frame: the place of the head, the opening of the mouth, and blinks."""
 
 import math
 import random
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 FRAME_RATE = (24_000, 1001)  # frames per second, MELD's own
 FRAME_S = FRAME_RATE[1] / FRAME_RATE[0]
 
-_STEP = 4  # picture elements: few places, so few different pictures to draw
+_STEP = 4  # in pixels: few different places, so that few different pictures are drawn
 _MOUTH_LEVELS = (0.0, 0.45, 1.0)
 
 
 class Pose(NamedTuple):
-    """What differs between the frames of a clip: right, down, mouth opening, eyes."""
+    """The parts that differ between frames: shift right and down, mouth opening, eyes."""
 
     right: int
     down: int
@@ -25,18 +25,18 @@ class Pose(NamedTuple):
 
 
 def poses(loudness: NDArray[np.float32], emotion: str, *, rng: random.Random) -> list[Pose]:
-    """One pose per frame.
+    """Makes one pose per frame.
 
-    loudness: [num_frames], any unit; the mouth follows it, relative to its own loudest
+    loudness: [num_frames], any unit; the mouth opens in proportion to it, fully at its maximum
     """
     mouths = _mouth_openings(loudness)
     blinks = _blinks(len(loudness), rng)
-    if emotion in ("surprise", "fear"):  # eyes held wide open
+    if emotion in ("surprise", "fear"):  # wide eyes do not blink
         blinks = [False] * len(loudness)
     move, phase = _MOVES[emotion], rng.uniform(0, 0.5)
     drawn: list[Pose] = []
     for index, (mouth, blink) in enumerate(zip(mouths, blinks, strict=True)):
-        if index % 2:  # animated on twos, as drawn film is
+        if index % 2:  # each pose lasts two frames, as in drawn animation
             drawn.append(drawn[-1])
             continue
         right, down = move(index * FRAME_S + phase)

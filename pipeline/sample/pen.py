@@ -1,4 +1,4 @@
-"""A drawing surface with its origin in the middle, drawn large and shrunk for smooth edges."""
+"""A drawing surface with its origin in the centre, drawn large and scaled down for smooth edges."""
 
 import math
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
-Fill = Colour | int  # an integer on a mask
+Fill = Colour | int  # an integer if the image is a mask
 Point = tuple[float, float]
 
-SCALE = 2  # drawn at twice the size: Pillow's own shapes have hard edges
+SCALE = 2  # Pillow's shapes have hard edges: they are drawn at twice the size
 INK: Colour = (52, 38, 44)
 WHITE: Colour = (252, 251, 247)
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+    """Mixes `share` (0 to 1) of the second colour into the first."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 class Pen:
-    """Draws on `image`; coordinates are picture elements of the finished, shrunk picture.
+    """Draws on `image`; coordinates are pixels of the finished, scaled-down picture.
 
     (x, y) = (0, 0) is at `centre`; y grows downwards.
     """
@@ -53,7 +53,7 @@ class Pen:
         self._draw.polygon(self._at(points), fill=fill)
 
     def stroke(self, points: Sequence[Point], ink: Colour, width: float) -> None:
-        """A line with round ends and joints."""
+        """Draws a line with round ends and joints."""
         placed = self._at(points)
         self._draw.line(placed, fill=ink, width=round(width * SCALE), joint="curve")
         radius = width * SCALE / 2
@@ -62,13 +62,13 @@ class Pen:
 
 
 def arch(x: float, y: float, rx: float, rise: float, *, points: int = 15) -> list[Point]:
-    """A curve from left to right whose middle lies `rise` above its ends (negative: below)."""
+    """Draws a curve from left to right; its middle is `rise` above its ends (negative: below)."""
     steps = [2 * i / (points - 1) - 1 for i in range(points)]
     return [(x + t * rx, y - rise * (1 - t * t)) for t in steps]
 
 
 def egg(rx: float, top: float, bottom: float, *, taper: float = 0.2) -> list[Point]:
-    """The outline of a head around (0, 0): fuller above, narrower towards the chin."""
+    """The outline of a head around (0, 0): wide at the top, narrow at the chin."""
     outline = []
     for degree in range(0, 360, 4):
         angle = math.radians(degree)

@@ -1,6 +1,6 @@
-"""Poses -> video frames: the head set into the room, in the colour format of the video.
+"""Makes video frames from poses: the head in the room, in the colour format of the video.
 
-Each different pose is put together once, straight in YUV 4:2:0, and its frame used again.
+Each different pose is composed once, directly in YUV 4:2:0, and its frame is reused.
 """
 
 import random
@@ -43,7 +43,7 @@ def draw_frames(
 
 @dataclass(frozen=True)
 class _Sprite:
-    """A picture with transparency, ready to be laid over a YUV 4:2:0 frame at even places.
+    """A picture with transparency that can be laid over a YUV 4:2:0 frame at even coordinates.
 
     colours: uint16, times alpha: luma [h, w] and chroma [h / 2, w / 2] twice
     clear:   uint16, 255 - alpha, in the same three sizes
@@ -54,7 +54,7 @@ class _Sprite:
 
     @classmethod
     def of(cls, picture: Image.Image) -> "_Sprite":
-        """From RGBA of even width and height."""
+        """Makes a sprite from an RGBA picture of even width and height."""
         alpha = np.asarray(picture.getchannel("A")).astype(np.uint16)
         rgb = av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), format="rgb24")
         luma, *chroma = rgb.reformat(format="yuv444p").to_ndarray().astype(np.uint16)
@@ -65,14 +65,14 @@ class _Sprite:
         )
 
     def replaced(self, part: "_Sprite", left: int, top: int) -> "_Sprite":
-        """With `part` in the place of what is there."""
+        """A copy in which `part` replaces what is there."""
         return _Sprite(
             _pasted(self.colours, part.colours, left, top),
             _pasted(self.clear, part.clear, left, top),
         )
 
     def on(self, scene: NDArray[np.uint8], left: int, top: int) -> av.VideoFrame:
-        """Laid over `scene` (as from `_yuv420`), cut off at its edges."""
+        """Lays the sprite over `scene` (as from `_yuv420`), cropped at its edges."""
         frame = scene.copy()
         for plane, colour, clear in zip(_planes(frame), self.colours, self.clear, strict=True):
             scale = WIDTH // plane.shape[1]
@@ -81,7 +81,7 @@ class _Sprite:
             height, width = colour[cut].shape
             under = plane[max(0, y) : max(0, y) + height, max(0, x) : max(0, x) + width]
             total = under * clear[cut] + colour[cut]
-            under[:] = (total + (total >> 8) + 1) >> 8  # total / 255, without dividing
+            under[:] = (total + (total >> 8) + 1) >> 8  # total / 255, without a division
         return av.VideoFrame.from_ndarray(frame, format="yuv420p")
 
 
@@ -100,14 +100,14 @@ def _pasted(
 
 
 def _yuv420(picture: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [HEIGHT * 3 / 2, WIDTH]: luma, then the two chroma planes."""
+    """Converts to uint8 [HEIGHT * 3 / 2, WIDTH]: luma, then the two chroma planes."""
     frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
     planes: NDArray[np.uint8] = frame.reformat(format="yuv420p").to_ndarray()
     return planes
 
 
 def _planes(frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Views of the three planes of what `_yuv420` gives."""
+    """Views of the three planes of an array from `_yuv420`."""
     flat, luma, chroma = frame.reshape(-1), WIDTH * HEIGHT, WIDTH * HEIGHT // 4
     half = (HEIGHT // 2, WIDTH // 2)
     return [
@@ -118,7 +118,7 @@ def _planes(frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def _halved(plane: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Each value the mean of two by two."""
+    """Halves both sides; each value is the mean of 2 x 2."""
     total = plane[::2, ::2].astype(np.uint32) + plane[1::2, ::2]
     total += plane[::2, 1::2]
     total += plane[1::2, 1::2]

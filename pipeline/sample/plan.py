@@ -1,8 +1,8 @@
-"""What the generated corpus will hold, decided before anything is drawn or spoken.
+"""Plans the generated corpus before anything is drawn or spoken.
 
-Every clip's plan carries its own seed, so that no clip depends on which worker makes it, or
-when. The carriers are the truth of the construction: a set of modalities that give the emotion
-away, while the others stay neutral.
+Every clip's plan has its own seed, so that a clip does not depend on the worker that makes it or
+on the order. The carriers are the known answer: the modalities that show the emotion, while the
+others stay neutral.
 """
 
 import random
@@ -14,7 +14,7 @@ from typing import TypeVar
 from pipeline.sample.texts import sentence
 from pipeline.schema import EMOTIONS, ClipKey, Split
 
-# Raised by hand whenever the same settings give another corpus.
+# Must be raised whenever the same settings give another corpus.
 REVISION = 1
 
 # MELD's own shares, with fear and disgust (2.7 % each) raised so that a small split has both.
@@ -28,8 +28,8 @@ EMOTION_SHARES = {
     "anger": 0.11,
 }
 
-# Most have one carrier alone: then no single modality can know most of the answers.
-# The face carries less often because it is the easiest to read.
+# Most utterances have one carrier, so that no single modality knows most of the answers. The face
+# is a carrier less often, because it is the easiest to recognise.
 CARRIER_SHARES = {
     ("text",): 0.23,
     ("voice",): 0.21,
@@ -64,12 +64,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """One row and its clip. `text` is as spoken; defects happen later.
+    """One row and its clip. `text` is what is spoken; defects are added later.
 
-    carriers: the modalities that show `emotion`; the others show none. A neutral row's voice
-              and face always carry it: they have nothing else to show.
-    room:     which background, shared by a dialogue
-    season, episode: where a show would have it
+    carriers: the modalities that show `emotion`; the others are neutral. Voice and face of a
+              neutral row are always carriers, because they show nothing else.
+    room:     number of the background, the same for all clips of a dialogue
+    season, episode: as in MELD's CSVs
     """
 
     key: ClipKey
@@ -94,7 +94,7 @@ class ClipPlan:
 
 
 def plan_corpus(*, dialogues: int, seed: int) -> list[ClipPlan]:
-    """Every clip, in the order of the CSVs."""
+    """Plans every clip, in the order of the CSVs."""
     return [
         clip
         for split, count in split_dialogues(dialogues).items()
@@ -103,7 +103,7 @@ def plan_corpus(*, dialogues: int, seed: int) -> list[ClipPlan]:
 
 
 def split_dialogues(dialogues: int) -> dict[Split, int]:
-    """How many dialogues each split gets: at least one."""
+    """The number of dialogues of each split, at least one."""
     dev = max(1, round(DEV_SHARE * dialogues))
     test = max(1, round(TEST_SHARE * dialogues))
     return {"train": dialogues - dev - test, "dev": dev, "test": test}
@@ -130,7 +130,7 @@ def _dialogue_keys(split: Split, dialogue: int, rng: random.Random) -> list[Clip
 
 
 def _emotions(count: int, rng: random.Random) -> list[str]:
-    """Shares as exact as whole rows allow, and no emotion missing where there is room for it."""
+    """Emotions in shares as exact as whole rows allow; each occurs if there are enough rows."""
     emotions = _spread(tuple(EMOTION_SHARES), tuple(EMOTION_SHARES.values()), count, rng)
     missing = [name for name in EMOTIONS if name not in emotions]
     if count >= 2 * len(EMOTIONS):
@@ -142,7 +142,7 @@ def _emotions(count: int, rng: random.Random) -> list[str]:
 
 
 def _carriers(emotions: list[str], rng: random.Random) -> list[tuple[str, ...]]:
-    """Shares hold within every emotion, so that no carrier tells anything about the emotion."""
+    """Carriers in equal shares within every emotion, so that they do not predict the emotion."""
     by_emotion = {}
     for name in EMOTIONS:
         drawn = _spread(

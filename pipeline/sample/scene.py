@@ -1,4 +1,4 @@
-"""Rooms and clothes: what is behind the face and beneath it, and tells nothing about a mood."""
+"""Draws rooms and clothes, which are independent of the emotion."""
 
 import math
 import random
@@ -22,7 +22,7 @@ PALETTES: tuple[tuple[Colour, Colour, Colour], ...] = (
 
 
 def draw_scene(look: Look, *, room: int, head_x: int, head_y: int) -> Image.Image:
-    """RGB [HEIGHT, WIDTH]: the room, and the shoulders that the head will sit on."""
+    """Draws the room and the shoulders, RGB [HEIGHT, WIDTH]; the head is added later."""
     picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE))
     rng = random.Random(room)
     wall, floor, accent = rng.choice(PALETTES)

@@ -1,7 +1,7 @@
-"""Speech -> the sound of a clip: dialogue in the front centre, music and room around it.
+"""Makes the sound of a clip: speech in the front centre, music and room noise around it.
 
-The bed tells nothing about the mood. It is why the front centre is worth choosing: a plain
-downmix brings it into the speech.
+The background is independent of the emotion. It makes the choice of the front centre matter: a
+plain downmix would mix the background into the speech.
 """
 
 import random
@@ -28,7 +28,7 @@ def mix_sound(
     num_samples: int,
     rng: random.Random,
 ) -> NDArray[np.float32]:
-    """float32 [channels, num_samples] at `RATE_HZ`; `speech` (eSpeak's rate) starts at lead_s."""
+    """float32 [channels, num_samples] at `RATE_HZ`; speech, at eSpeak's rate, starts at lead_s."""
     dialogue = np.zeros(num_samples, np.float32)
     spoken = _at_48_khz(speech)
     start = round(lead_s * RATE_HZ)
@@ -54,7 +54,7 @@ def _at_48_khz(speech: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _bed(num_samples: int, rng: random.Random) -> NDArray[np.float32]:
-    """float32 [2, num_samples]: a slow chord and the murmur of a room, left and right."""
+    """The background, float32 [2, num_samples]: a slow chord and room noise, left and right."""
     time_s = np.arange(num_samples, dtype=np.float32) / RATE_HZ
     root_hz = 110 * 2 ** (rng.randint(0, 11) / 12)
     music = np.zeros((2, num_samples), np.float32)
@@ -70,7 +70,7 @@ def _bed(num_samples: int, rng: random.Random) -> NDArray[np.float32]:
 
 
 def _low_passed(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over 2 ms: what is left is below some 250 Hz."""
+    """The mean over 2 ms, which keeps frequencies below about 250 Hz."""
     width = RATE_HZ // 500
     running = np.cumsum(np.concatenate([np.zeros(width), wave]))
     return ((running[width:] - running[:-width]) / width).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Text -> speech of one speaker in one mood, by eSpeak NG through ctypes.
+"""Speaks a text with one voice and one emotion, by eSpeak NG through ctypes.
 
-The mood sets rate, pitch and melody in the synthesiser, then loudness, brightness, tremble,
-breath and roughness on its output. Each speaker is a voice of our own (height and colour), so
-that a mood has to be heard against the speaker.
+The emotion sets rate, pitch and pitch range in the synthesiser, and then loudness, brightness,
+tremor, breath and roughness of its output. Each speaker has a different voice (pitch and vocal
+tract), so that an emotion can only be recognised relative to the speaker.
 """
 
 import _ctypes
@@ -33,11 +33,13 @@ _Callback = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True, kw_only=True)
 class Prosody:
-    """How a mood sounds.
+    """The sound of an emotion.
 
-    rate_wpm: words per minute; pitch and melody: 0-99 as eSpeak counts (melody: its range)
-    gain_db:  against neutral; tilt_db: high frequencies against low ones
-    tremble, breath, rough: 0-1, depth of a 7 Hz waver, noise, 31 Hz creak
+    rate_wpm: words per minute
+    pitch, melody: pitch and pitch range on eSpeak's scale, 0 to 99
+    gain_db:  loudness relative to neutral
+    tilt_db:  high frequencies relative to low ones
+    tremble, breath, rough: 0 to 1: depth of a 7 Hz tremor, of noise, and of a 31 Hz creak
     """
 
     rate_wpm: int = 165
@@ -63,7 +65,7 @@ PROSODY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker: the span of the voice in Hz, and the size of the vocal tract in percent."""
+    """A speaker: the pitch range in Hz, and the size of the vocal tract in percent."""
 
     low_hz: int
     high_hz: int
@@ -87,7 +89,7 @@ VOICES = (
 
 
 def speak(text: str, *, voice: Voice, emotion: str, rng: random.Random) -> NDArray[np.float32]:
-    """Mono speech, float32 [samples] at `ESPEAK_RATE_HZ`, no longer than `MAX_SPEECH_S`."""
+    """Mono speech, float32 [samples] at `ESPEAK_RATE_HZ`, at most `MAX_SPEECH_S` long."""
     prosody = PROSODY[emotion]
     rate = round(prosody.rate_wpm * rng.uniform(0.94, 1.06))
     pitch = round(min(99, max(0, prosody.pitch + rng.uniform(-5, 5))))
@@ -102,7 +104,7 @@ def speak(text: str, *, voice: Voice, emotion: str, rng: random.Random) -> NDArr
 def _synthesise(
     text: str, voice: Voice, *, rate: int, pitch: int, melody: int
 ) -> NDArray[np.float32]:
-    """eSpeak's own sound, in [-1, 1], without the silence around it."""
+    """The output of eSpeak in [-1, 1], without the silence before and after it."""
     chunks: list[NDArray[np.int16]] = []
 
     @_Callback
@@ -121,16 +123,16 @@ def _synthesise(
     wave = (np.concatenate(chunks) / 32768).astype(np.float32)
     loud = np.flatnonzero(np.abs(wave) > 0.01)
     if not len(loud):
-        raise RuntimeError(f"eSpeak NG made no sound of {text!r}")
+        raise RuntimeError(f"eSpeak NG produced no sound for {text!r}")
     return wave[loud[0] : loud[-1] + 1]
 
 
 @contextmanager
 def _fresh_espeak() -> Iterator[ctypes.CDLL]:
-    """eSpeak NG, loaded anew and unloaded.
+    """Loads eSpeak NG for one utterance and unloads it.
 
-    The library keeps the state of its oscillators between utterances and offers no way to
-    reset it: what a clip sounds like would depend on the clips before it.
+    The library keeps the state of its oscillators between utterances and cannot reset it, so the
+    sound of a clip would depend on the clips before it.
     """
     espeak = ctypes.CDLL(espeakng_loader.get_library_path())
     data = espeakng_loader.get_data_path().encode()
@@ -147,7 +149,7 @@ def _fresh_espeak() -> Iterator[ctypes.CDLL]:
 
 
 def _choose_voice(espeak: ctypes.CDLL, voice: Voice, folder: Path) -> None:
-    # Flutter and roughness draw on a random state that is not reproducible: ours are added later.
+    # Its flutter and roughness use a random state that is not reproducible; ours are added later.
     lines = [
         "name speaker",
         "language en-us",
@@ -161,13 +163,13 @@ def _choose_voice(espeak: ctypes.CDLL, voice: Voice, folder: Path) -> None:
     path = folder / "voice"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if espeak.espeak_ng_SetVoiceByFile(str(path).encode()) != 0:
-        raise RuntimeError("eSpeak NG refused the speaker's voice")
+        raise RuntimeError("eSpeak NG rejected the voice of the speaker")
 
 
 def _coloured(
     spoken: NDArray[np.float32], prosody: Prosody, rng: random.Random
 ) -> NDArray[np.float32]:
-    """The mood's loudness, brightness, tremble, breath and creak, on top of the synthesis."""
+    """Adds the loudness, brightness, tremor, breath and creak of an emotion to the speech."""
     noise = np.random.default_rng(rng.getrandbits(64))
     time_s = np.arange(len(spoken)) / ESPEAK_RATE_HZ
     wave = _tilted(spoken, prosody.tilt_db).astype(np.float64)
@@ -184,15 +186,15 @@ def _coloured(
 
 
 def _tilted(wave: NDArray[np.float32], tilt_db: float) -> NDArray[np.float32]:
-    """From 500 Hz to 4 kHz, `tilt_db` more or less than below."""
-    size = 1 << len(wave).bit_length()  # a power of two: many lengths are slow to transform
+    """Raises frequencies from 500 Hz to 4 kHz gradually, by `tilt_db` at the upper end."""
+    size = 1 << len(wave).bit_length()  # other lengths are often slow
     octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / ESPEAK_RATE_HZ), 1) / 500)
     gain = 10 ** (tilt_db * np.clip(octaves / 3, 0, 1) / 20)
     return np.fft.irfft(np.fft.rfft(wave, size) * gain)[: len(wave)].astype(np.float32)
 
 
 def loudness(wave: NDArray[np.float32], *, hop: int) -> NDArray[np.float32]:
-    """Smoothed magnitude over about 40 ms, one value per `hop` samples."""
+    """The magnitude, smoothed over about 40 ms: one value per `hop` samples."""
     width = ESPEAK_RATE_HZ // 25
     padded = np.concatenate([np.zeros(width // 2), np.abs(wave), np.zeros(width)])
     running = np.cumsum(padded)

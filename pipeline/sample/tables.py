@@ -1,4 +1,4 @@
-"""The written side of the generated corpus: MELD's CSVs, the carriers, and how it was made."""
+"""The tables of the generated corpus: MELD's CSVs, the carriers, and the settings."""
 
 import csv
 import io
@@ -31,14 +31,14 @@ CARRIER_COLUMNS = (
     "Face",
 )
 
-_PAUSE_S = 0.4  # between one utterance's end and the next one's start
+_PAUSE_S = 0.4  # pause between two utterances
 _FIRST_SCENE_S, _SCENE_S, _SCENES = 61, 97, 12
 
 
 def annotations_csv(
     plans: Iterable[ClipPlan], texts: Mapping[ClipKey, str], durations_s: Mapping[ClipKey, float]
 ) -> str:
-    """One split's rows; times run on within a dialogue, as in an episode."""
+    """The CSV of one split; times continue within a dialogue, as in an episode."""
     rows, clock_s, dialogue = [], 0.0, -1
     for number, plan in enumerate(plans, start=1):
         key = plan.key
@@ -66,7 +66,7 @@ def annotations_csv(
 
 
 def carriers_csv(plans: Iterable[ClipPlan]) -> str:
-    """What each modality of each row shows. "ambiguous" text is the same for all emotions."""
+    """The emotion that each modality of each row shows; "ambiguous" texts fit every emotion."""
     return _table(
         CARRIER_COLUMNS,
         [

@@ -1,9 +1,9 @@
-"""A short talk of two people in one file, its words in a subtitle track: the sample that the
-service's page offers, and the golden clips of a bundle.
+"""Generates a short talk of two people as one file with a subtitle track. It is the sample on the
+service's page, and the source of a bundle's golden clips.
 
     python -m pipeline.sample.talk pipeline/sample/talk.mp4
 
-The same machine gives the same bytes again.
+On the same machine, the bytes are reproducible.
 """
 
 import sys
@@ -21,7 +21,7 @@ from pipeline.sample.plan import SPEAKERS, ClipPlan
 from pipeline.sample.sound import RATE_HZ
 from pipeline.schema import ClipKey
 
-# Speaker, what is said, and how it is felt. The lines are ours.
+# Speaker, words and emotion. The sentences are our own.
 LINES = (
     (0, "I got the job! I am so happy!", "joy", "positive"),
     (1, "What? Oh my God, are you serious?", "surprise", "positive"),
@@ -29,11 +29,11 @@ LINES = (
     (1, "And you tell me this now? I hate it when you do that!", "anger", "negative"),
     (0, "I am so sorry. I really am.", "sadness", "negative"),
 )
-_SIZE = (480, 270)  # a third of a corpus' clips: it is sent over the network first
+_SIZE = (480, 270)  # a third of the size of a corpus clip, because it is sent over the network
 _X264 = {"preset": "veryslow", "crf": "28", "threads": "1"}
 _AAC_BITS_PER_S = 64_000
 _MS = Fraction(1, 1000)
-# FFmpeg's muxer takes the style of a subtitle track from here.
+# FFmpeg's muxer reads the style of a subtitle track from this header.
 _HEADER = b"[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name\nStyle: Default\n"
 
 Cue = tuple[int, int, str]  # start and end in ms, and the words

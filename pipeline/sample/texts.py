@@ -1,7 +1,7 @@
-"""What the people of the generated corpus say: our own sentences, by emotion.
+"""The sentences of the generated corpus by emotion, written for this project.
 
-`{slot}` is filled from `SLOTS`. `AMBIGUOUS` is what is said where the words carry nothing: one
-pool for every emotion, so that it tells nothing but that one has to listen and look.
+`{slot}` is filled from `SLOTS`. `AMBIGUOUS` has the sentences of utterances whose words do not show
+the emotion: they are the same for all emotions, so that only voice or face can tell.
 """
 
 import random
@@ -195,7 +195,7 @@ AMBIGUOUS = (
     "I'm here now.",
 )
 
-# Surprise is the one emotion whose sentiment its name does not give.
+# Surprise is the only emotion that does not determine the sentiment.
 CARRYING: Mapping[tuple[str, str], Sequence[str]] = {
     ("neutral", "neutral"): NEUTRAL,
     ("surprise", "positive"): SURPRISE_GOOD,
@@ -211,7 +211,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def sentence(emotion: str, sentiment: str, *, carries: bool, rng: random.Random) -> str:
-    """One utterance; `carries` says whether its words give the emotion away."""
+    """The text of one utterance; carries: whether its words show the emotion."""
     pool = CARRYING[emotion, sentiment] if carries else AMBIGUOUS
     return fill(rng.choice(pool), rng)
 

@@ -1,5 +1,5 @@
-"""What this machine computes with, found without PyTorch where the system tells: importing it takes
-seconds, which a process that only steers would spend on nothing else.
+"""The hardware that this machine computes with, found without PyTorch if the system tells: a driver
+process, which computes nothing, would import PyTorch for seconds only to ask.
 """
 
 from pathlib import Path
@@ -38,8 +38,8 @@ def native_precision(device: Literal["cpu", "cuda"]) -> Precision:
 
 
 def cpu_features() -> set[str]:
-    """As Linux names them, which is as PyTorch does; asked of PyTorch on other systems, and none
-    where that is not installed either."""
+    """Names of CPU features as in Linux, which PyTorch uses too. On other systems PyTorch is asked;
+    empty if it is not installed."""
     try:
         lines = _CPU_INFO.read_text().splitlines()
     except OSError:

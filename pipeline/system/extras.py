@@ -1,10 +1,10 @@
-"""Optional parts: which are there, and what is told where the package of one is not installed.
+"""Optional parts: which are installed, and the message if the package of one is missing.
 
 The base installation reads bundles and media; everything else comes with an extra of
-pyproject.toml. A module of an optional part imports its libraries at its head, as any other does.
-On the way from a medium to a prediction, whoever imports such a module says which part it is:
-`with needs_extra("torch"): from fusion.inference.pytorch import ...`. The commands that work on
-corpora and caches need not: `missing_part` turns what they miss into the same line, at the edge.
+pyproject.toml. A module of an optional part imports its libraries at the top, like any other.
+Code on the path from a media file to a prediction names the part when it imports such a module:
+`with needs_extra("torch"): from fusion.inference.pytorch import ...`. Commands that work on corpora
+and caches need not: in console/edge.py, `missing_part` makes the same message of their ImportError.
 """
 
 import importlib.util
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 from pipeline.errors import UsageError
 
-# Packages of ours: that one of their modules is missing is a bug.
+# Our own packages: a missing module of them is a bug.
 _OURS = ("pipeline", "fusion", "serving", "console", "meld")
-# By the names that are imported. Of several extras that bring a package this is the one for whom it
-# fails at the edge: PyTorch is missed there by whoever trains.
+# Extras by the import names of their packages. If several extras contain a package, this is the one
+# whose commands get the message from `missing_part`: PyTorch is missing there for training.
 _PACKAGES = {
     "train": "torch torchvision torchaudio transformers huggingface_hub ray h5py pandas sklearn "
     "scipy matplotlib requests urllib3",
@@ -39,16 +39,16 @@ EXTRA_OF: Mapping[str, str] = {
 
 
 def is_installed(package: str) -> bool:
-    """Whether it can be imported, by its name in imports; nothing is loaded."""
+    """Whether the package with this import name can be imported; nothing is loaded."""
     return importlib.util.find_spec(package) is not None
 
 
 @contextmanager
 def needs_extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Context for the imports of an optional part; a missing package is a UsageError that names the
-    command to install it.
+    """Context for the imports of an optional part: turns a missing package into a UsageError that
+    names the command to install it.
 
-    otherwise: ends the message: how to do without
+    otherwise: the end of the message: what to do without the part
     """
     try:
         yield
@@ -60,7 +60,7 @@ def needs_extra(name: str, otherwise: str = "") -> Iterator[None]:
 
 
 def missing_part(error: ModuleNotFoundError) -> UsageError | None:
-    """The same error for a package of any optional part; None for every other, which is a bug."""
+    """The same error for a package of any optional part; None for other packages (a bug)."""
     extra = EXTRA_OF.get(_package(error) or "")
     return None if extra is None else _tell(error, extra)
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and never in the place of another kind of file."""
+"""Atomic writes of files, which never replace a file of another kind."""
 
 import os
 from contextlib import suppress
@@ -10,13 +10,12 @@ from pipeline.errors import StorageError, UsageError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that it is there whole or not at all, and on the disk when this returns;
-    makes its folder where there is none.
+    """Writes a file atomically, makes its folder if needed, and returns when it is on the disk.
 
-    Each call has a temporary file of its own, `.<name>.<process>-<random>.tmp` in the same folder,
-    so that two writers of one file cannot take each other's unfinished one; a kill may leave it.
+    Each call has its own temporary file, `.<name>.<process>-<random>.tmp` in the same folder, so
+    that two writers of one file never share one. A killed process may leave its temporary file.
 
-    Raises StorageError; an earlier file of that name is untouched.
+    Raises StorageError; then an earlier file with that name is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")
     try:
@@ -30,12 +29,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}") from error
     finally:
-        with suppress(OSError):  # renamed by now, or never made
+        with suppress(OSError):  # it was renamed, or never created
             temporary.unlink()
 
 
 def remove_temporaries(path: Path) -> None:
-    """What killed writers left of `path`. Only for the one who may write it: see `locks`.
+    """Removes temporary files of `path` from killed writers. The caller must hold its lock.
 
     Raises OSError.
     """
@@ -44,7 +43,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Waits until a file, or the entries of a folder, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,17 +52,17 @@ def sync(path: Path) -> None:
 
 
 def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
-    """Before minutes of work for it: makes the folder of `out` and checks that it can be written.
+    """Makes the folder of `out` and checks that `out` can be written, before minutes of work.
 
-    begins: how every file of its kind begins; what begins otherwise is not replaced
-    option: which names it on the command line
+    begins: the first bytes of every file of its kind; a file that begins otherwise is not replaced
+    option: the command-line option that names it
 
-    Raises StorageError, or UsageError where something else stands there.
+    Raises StorageError, or UsageError if another kind of file is there.
     """
     try:
         if out.is_dir():
             raise StorageError(f"cannot write {out}: it is a folder; {option} takes a file")
-        # To open a pipe would wait for ever; in the place of a device no file may come.
+        # Opening a pipe would wait for ever, and a device must not be replaced.
         if out.exists() and not out.is_file():
             raise UsageError(
                 f"{out} is not a regular file and is left as it is; name another {option}"

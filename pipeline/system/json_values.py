@@ -1,4 +1,4 @@
-"""Results as JSON: every result has `to_dict`, and every file of results is written like this."""
+"""Results as JSON: `to_dict` of every result, and the form of every file of results."""
 
 import dataclasses
 import json
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def to_values(result: Any) -> Any:
-    """A dataclass with all that it holds -> dicts, lists, strings, numbers, None.
+    """Converts a dataclass and its fields to dicts, lists, strings, numbers and None.
 
-    Raises TypeError for what JSON has no word for, an array say: such a field belongs in no result.
+    Raises TypeError for a value that JSON cannot express, such as an array: no result may hold one.
     """
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         names = (field.name for field in dataclasses.fields(result))
@@ -23,9 +23,9 @@ def to_values(result: Any) -> Any:
         return str(result)
     if result is None or isinstance(result, str | int | float):
         return result
-    raise TypeError(f"{type(result).__name__} is no value of a result")
+    raise TypeError(f"a result must not hold a value of type {type(result).__name__}")
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """Indented, with a line end; keys stay in their order."""
+    """Indented JSON with a line end; keys keep their order."""
     return json.dumps(values, indent=2).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""One writer per cache and run. The lock is the kernel's, so a killed run leaves none behind."""
+"""One writer per cache and run. The kernel holds the lock, so a killed process leaves none."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from pipeline.system.one_line import without_secrets
 
 
 def hold_split(features: Path, split: Split) -> AbstractContextManager[None]:
-    """The one lock of a split's cache: `hold` says what it does."""
+    """Holds the lock of a split's cache, as `hold` does."""
     return hold(features / ".work" / f"{split}.lock", f"the {split} cache")
 
 
@@ -48,7 +48,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # who held it says nothing any more, and names private paths
+            with suppress(OSError):  # the holder is gone, and its command may name private paths
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)

@@ -1,16 +1,16 @@
-"""Text from elsewhere (a server, a path, a command line) made fit for one line of ours."""
+"""Foreign text (from a server, a path, a command line) made safe for one line of output."""
 
 import re
 
-# From a word's begin on: tried from each of its letters, a long word would take for ever.
+# Anchored at the start of a word: tried from every letter, a long word would take for ever.
 _ADDRESS = re.compile(r"((?<!\w)\w+://)(?:[^/?#\s]*@)?([^?#\s]*)(?:[?#]\S*)?")
 
 
 def one_line(text: str) -> str:
-    """With line breaks, terminal controls and undecodable bytes written out as escapes."""
+    """Escapes line breaks, terminal controls and undecodable bytes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def without_secrets(text: str) -> str:
-    """Addresses without user, password and query: those are often keys."""
+    """Removes user, password and query from URLs, because these are often secrets."""
     return _ADDRESS.sub(r"\1\2", text)

@@ -1,4 +1,4 @@
-"""Processes beside this one."""
+"""Pools of worker processes."""
 
 import signal
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from pipeline.errors import MeldError
 
 
 class SpawnPool(ProcessPoolExecutor):
-    """A pool that knows its own processes: the program may have others."""
+    """A pool that knows its own processes, because the program may have others."""
 
     def __init__(self, size: int) -> None:
         self._context = _Context()
         super().__init__(size, mp_context=self._context)
 
     def kill(self) -> None:
-        """Ends what runs at once; its future then raises BrokenProcessPool."""
+        """Kills running work at once; its future then raises BrokenProcessPool."""
         for process in self._context.started:
             process.kill()
 
 
 @contextmanager
 def spawn_pool(size: int) -> Iterator[SpawnPool]:
-    """Left early, it waits for what runs and drops what waits.
+    """Context of a pool. If it is left early, running work is finished and waiting work dropped.
 
-    Spawned, not forked: the caller may hold threads, of Ray and of PyTorch.
-    Raises MeldError where a process died.
+    Processes are spawned, not forked, because the caller may have threads of Ray and PyTorch.
+    Raises MeldError if a process died.
     """
     pool = SpawnPool(size)
     try:
@@ -41,9 +41,8 @@ def spawn_pool(size: int) -> Iterator[SpawnPool]:
 
 
 class _Process(SpawnProcess):
-    """Deaf to a terminal's Ctrl-C, which reaches every process: it would answer with a traceback.
-
-    From its first moment on: what is blocked where it is started is blocked in it.
+    """A process that ignores Ctrl-C. A terminal sends it to every process, and each would print a
+    traceback. The signal is blocked from the start: a child inherits the mask of its parent.
     """
 
     def start(self) -> None:

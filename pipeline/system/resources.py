@@ -1,12 +1,12 @@
-"""What this process may use of the machine it runs on; None where the system does not tell."""
+"""Resources of the machine that this process may use; None if the system does not tell."""
 
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-# Ray's object store: room for decoded shards on their way (a clip is about 1 MB); more would only
-# be memory.
+# Size of Ray's object store: enough for decoded shards in flight (a clip is about 1 MB). More would
+# only use memory.
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -30,15 +30,15 @@ def num_cores() -> int:
 
 
 def share_cores(num_processes: int) -> int:
-    """Threads for each of several processes that compute at one time: the cores, or those that
-    OMP_NUM_THREADS allows, divided among them."""
+    """Threads for each of several parallel processes: the number of cores, or OMP_NUM_THREADS if it
+    is set, divided by the number of processes."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     allowed = int(told) if told.isdecimal() and int(told) else num_cores()
     return max(1, allowed // num_processes)
 
 
 def memory() -> Space:
-    """Main memory, as far as a container lets this process have it."""
+    """Main memory that this process may use; the limit of a container counts."""
     told = _memory_info()
     total, free = told.get("MemTotal"), told.get("MemAvailable")
     if total is None and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -50,14 +50,14 @@ def memory() -> Space:
 
 
 def shared_memory() -> Space | None:
-    """Where Ray's object store lies on Linux; None where there is no such thing."""
+    """The space of /dev/shm, where Ray's object store is on Linux; None if it does not exist."""
     return disk(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
 
 
 def disk(folder: Path) -> Space:
-    """The disk of a folder, or of the folder that it would be made in."""
+    """The disk of a folder, or of the nearest parent that exists."""
     folder = folder.absolute()
-    # Path.exists raises where a name is too long or a folder is closed.
+    # Path.exists raises for a name that is too long or a folder without permission.
     there = next(at for at in (folder, *folder.parents) if os.path.exists(at))  # noqa: PTH110
     try:
         usage = shutil.disk_usage(there)
@@ -67,7 +67,7 @@ def disk(folder: Path) -> Space:
 
 
 def _memory_info() -> dict[str, int]:
-    """Bytes by name; empty where there is no such file, as on macOS."""
+    """Bytes by name; empty if /proc/meminfo does not exist, as on macOS."""
     try:
         lines = _MEMORY_INFO.read_text().splitlines()
     except OSError:
