@@ -37,6 +37,7 @@ from console.options import (
     DeviceOption,
     DevShare,
     EncoderOwner,
+    Ensemble,
     EvaluationSplit,
     Features,
     FeaturesOfRun,
@@ -64,7 +65,14 @@ from console.progress import byte_progress, progress
 from console.settings import read_settings
 from console.start import FIRST_STEPS, GROUPS
 from pipeline.errors import MeldError, StorageError, UsageError
-from pipeline.options import given, learning_rates_in, modalities_in, splits_in, weights_in
+from pipeline.options import (
+    context_in,
+    given,
+    learning_rates_in,
+    modalities_in,
+    splits_in,
+    weights_in,
+)
 
 if TYPE_CHECKING:
     from fusion.finetuning.loop import StepResult
@@ -286,12 +294,21 @@ def extract(
     ] = None,
     weights_dir: WeightsDir = None,
     context: Annotated[
-        int | None,
+        str | None,
         typer.Option(
+            metavar="NUMBER|dialogue",
             help="Number of previous utterances of the dialogue, with their speakers, that the "
-            "text encoder reads before each utterance.  [default: 0]"
+            "text encoder reads before each utterance; or dialogue: it reads each dialogue as a "
+            "whole, so that every utterance is read after those before it.  [default: 0]",
         ),
     ] = None,
+    future: Annotated[
+        bool,
+        typer.Option(
+            "--future",
+            help="With --context dialogue: each utterance is read with those after it as well.",
+        ),
+    ] = False,
     num_frames: Annotated[
         int | None,
         typer.Option(help="Number of frames of a clip that the video encoder sees.  [default: 16]"),
@@ -342,7 +359,8 @@ def extract(
         text=text,
         video=video,
         audio=audio,
-        context=context,
+        context=context_in(context),
+        future=future,
         weights_dir=weights_dir,
         run=encoders,
     )
@@ -523,6 +541,7 @@ def train_fusion(
         Path | None, typer.Option(help="Folder of the run.  [default: a new one under runs/]")
     ] = None,
     seed: Seed = None,
+    ensemble: Ensemble = None,
     epochs: MostEpochs = None,
     batch_size: Annotated[
         int | None,
@@ -559,6 +578,7 @@ def train_fusion(
         start=start,
         out=out,
         seed=seed,
+        ensemble=ensemble,
         dev_share=dev_share,
         refit=refit,
         device=device,

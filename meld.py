@@ -139,7 +139,8 @@ def extract(
     audio: str | None = None,
     weights: str | Mapping[str, str] | None = None,
     weights_dir: AnyPath | None = None,
-    context: int | None = None,
+    context: "int | Literal['dialogue'] | None" = None,
+    future: bool = False,
     num_frames: int | None = None,
     test_clips: Literal["fixed", "legacy"] | None = None,
     encoders: AnyPath | None = None,
@@ -155,6 +156,8 @@ def extract(
     `<features>/<split>.h5`. What an earlier call finished is kept.
 
     weights: "pretrained", "random", or of each modality: {"video": "random"}
+    context: utterances before each that the text encoder reads with it; "dialogue" reads each
+        dialogue as a whole, with `future` also what follows an utterance
     encoders: a fine-tuned run whose encoders are used
 
     A clip that cannot be read is no error: `report.num_failures` counts them, and each split's
@@ -169,6 +172,7 @@ def extract(
         video=video,
         audio=audio,
         context=context,
+        future=future,
         weights_dir=_path(weights_dir, "weights_dir"),
         run=_path(encoders, "encoders"),
     )
@@ -208,6 +212,7 @@ def train_fusion(
     start: AnyPath | None = None,
     out: AnyPath | None = None,
     seed: int | None = None,
+    ensemble: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -223,6 +228,7 @@ def train_fusion(
 
     out: the run's folder; None makes a new one under runs/
     start: a trained run to continue from (warm start)
+    ensemble: number of models, of so many seeds, whose probabilities the run averages
     dev_share: share of train's dialogues that is held out as dev; None is 0.1 if there is no dev
         cache (`result.dev.set_aside` lists them)
     refit: train again on all of train, the dialogues that were held out too
@@ -237,6 +243,7 @@ def train_fusion(
         start=_path(start, "start"),
         out=_path(out, "out"),
         seed=seed,
+        ensemble=ensemble,
         dev_share=dev_share,
         refit=refit,
         device=device,

@@ -199,6 +199,13 @@ DevShare = Annotated[
 Seed = Annotated[
     int | None, typer.Option(help="Random seed; decides everything that is random.  [default: 0]")
 ]
+Ensemble = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of models to train, of so many seeds; their probabilities are averaged, and "
+        "the run is used as one model.  [default: 1]"
+    ),
+]
 MostEpochs = Annotated[int | None, typer.Option(help="Maximum number of epochs.  [default: 20]")]
 OverwriteRun = Annotated[
     bool,

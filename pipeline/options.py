@@ -105,6 +105,18 @@ def weights_in(text: str | None) -> dict[str, str]:
     return chosen
 
 
+def context_in(text: str | int | None) -> "int | str | None":
+    """ "5" -> 5; "dialogue" stays. Raises UsageError for anything else."""
+    if text is None or isinstance(text, int) or text == "dialogue":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--context {text}: a number of previous utterances, or dialogue"
+        ) from error
+
+
 def learning_rates_in(rates: str | Mapping[str, float] | None) -> dict[str, float] | None:
     """Settings of the `tune.learning_rates` table: "text=1e-5,heads=1e-4" -> each.
 

@@ -20,6 +20,7 @@ Precision = Literal["float32", "bfloat16"]
 WeightsKind = Literal["pretrained", "random", "none", "finetuned", "foreign"]
 ChannelPolicy = Literal["front_centre", "downmix"]
 TestClips = Literal["fixed", "legacy"]
+DialogueReading = Literal["none", "past", "whole"]
 FrameFit = Literal["stretch", "crop", "pad"]
 # The rules of `DecodeConfig.channel` in a line each.
 CHANNEL_RULES: Mapping[ChannelPolicy, str] = {
@@ -83,6 +84,9 @@ class EncoderSpec:
                   imported), or the seed
     layers:       which hidden layers are kept, outermost last; [layers, dim] in the cache
     context:      how many utterances before the current one a text encoder reads with it
+    dialogue:     whether a text encoder reads utterances in their dialogue, each token once
+                  (`pipeline.encoders.windows`): "past" up to the utterance, "whole" what follows
+                  as well
     started_from: what fine-tuning started from, "" otherwise: random weights that were trained
                   for a few epochs are still to be marked
     """
@@ -96,6 +100,7 @@ class EncoderSpec:
     layers: tuple[int, ...] = (-1,)
     context: int = 0
     started_from: str = ""
+    dialogue: DialogueReading = "none"
 
     def __post_init__(self) -> None:
         if self.context < 0 or (self.context and self.modality in MEDIA):
@@ -103,6 +108,18 @@ class EncoderSpec:
                 "context must be 0 or more utterances, and only a text encoder has one: "
                 f"{self.context}"
             )
+        if self.dialogue not in get_args(DialogueReading):
+            raise ValueError(f"dialogue: one of {get_args(DialogueReading)}, not {self.dialogue!r}")
+        if self.dialogue != "none" and (self.context or self.modality in MEDIA):
+            raise ValueError(
+                "only a text encoder reads dialogues, and it then has no context besides: "
+                f"{self.modality}, context {self.context}"
+            )
+
+    @property
+    def asked_context(self) -> int | Literal["dialogue"]:
+        """As it was asked for."""
+        return self.context if self.dialogue == "none" else "dialogue"
 
     @property
     def is_random(self) -> bool:
@@ -161,6 +178,9 @@ class FeatureRecipe:
         values = dataclasses.asdict(self)
         if self.decode is not None and self.decode.frame_fit == "stretch":
             del values["decode"]["frame_fit"]  # recipes that are older than it mean this
+        for spec in values["encoders"]:
+            if spec["dialogue"] == "none":
+                del spec["dialogue"]  # as well
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod

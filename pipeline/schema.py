@@ -39,13 +39,21 @@ class ClipKey(NamedTuple):
         return f"{self.split} dia{self.dialogue_id}_utt{self.utterance_id}"
 
 
+class Said(NamedTuple):
+    """An utterance as the others of its dialogue see it; speaker: "" where unknown."""
+
+    speaker: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
     """One annotated row. `text` is normalised; empty means that there is none.
 
     Labels are names of `EMOTIONS` and `SENTIMENTS`, None where the corpus gives none;
     times are seconds in the episode. `context` is what was said before it in its dialogue,
-    where the recipe asks for that (see `texts.with_context`), else empty.
+    where the recipe asks for that (see `texts.with_context`), else empty; `dialogue` is all that is
+    said in it, this utterance at `turn` with the others, where the recipe asks for that.
     """
 
     key: ClipKey
@@ -56,6 +64,8 @@ class Utterance:
     start_s: float = 0.0
     end_s: float = 0.0
     context: str = ""
+    dialogue: tuple[Said, ...] = ()
+    turn: int = 0
 
     def __post_init__(self) -> None:
         if self.emotion is not None and self.emotion not in EMOTIONS:

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -148,7 +149,7 @@ _TYPE_NAMES: Mapping[Any, str] = {
 def _type_name(wanted: Any) -> str:
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
-        return _type_name(inner[0])
+        return " or ".join(_type_name(each) for each in inner if each is not types.NoneType)
     if origin is tuple:
         return f"list: {_type_name(inner[0])}"
     if origin is Literal:
@@ -189,9 +190,16 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
             raise UsageError(f"{name} is a table of settings, not {value!r}")
         return build_config(typing.cast(type, wanted), value, table=name)
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    # Only `X | None` occurs; of a Literal it is a typing.Union.
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, inner[0], name)
+    if origin in (types.UnionType, typing.Union):  # of a Literal it is a typing.Union
+        kinds = [each for each in inner if each is not types.NoneType]
+        if value is None:
+            return None
+        for kind in kinds[:-1]:
+            with suppress(UsageError):
+                return _convert(value, kind, name)
+        if len(kinds) > 1 and not isinstance(value, str):
+            raise UsageError(f"{name} must be {_type_name(wanted)}, not {value!r}")
+        return _convert(value, kinds[-1], name)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{name} must be a list, not {value!r}")

@@ -66,9 +66,12 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
             "though from what others say in the same dialogues; the interval is a bootstrap of the "
             "mean over dialogues"
         )
-        if report.text_context:
+        if report.text_context or report.text_dialogue:
+            read = (
+                "whole dialogues" if report.text_dialogue else f"{report.text_context} utterances"
+            )
             lines.append(
-                f"the text features were made with {report.text_context} utterances of context: "
+                f"the text features were made with {read} of context: "
                 "what the left-out speaker says stands in those of the others"
             )
     else:

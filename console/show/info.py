@@ -3,9 +3,14 @@
 from console.printing import print_json
 from console.show.recipe import print_foreign, print_random
 from pipeline.cache.info import CacheInfo, StaleRows
-from pipeline.recipe import CHANNEL_RULES
+from pipeline.recipe import CHANNEL_RULES, DialogueReading
 
 _SHOWN = 3
+_READINGS: dict[DialogueReading, str] = {
+    "none": "",
+    "past": ", read in the dialogue up to each utterance",
+    "whole": ", read in the whole dialogue",
+}
 
 
 def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) -> None:
@@ -21,6 +26,7 @@ def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) ->
             f"  {spec.modality}: {described.present[spec.modality]} rows present, {spec.name}, "
             f"weights {spec.weights} ({spec.weights_hash[:19]}), {spec.pooling}"
             f"{f', context of {spec.context} utterances' if spec.context else ''}"
+            f"{_READINGS[spec.dialogue]}"
             f"{f', started from {spec.started_from}' if spec.started_from else ''}, "
             f"{spec.precision}, raw {list(shape) if shape else 'none'}"
         )

@@ -13,7 +13,8 @@ def show_run(info: RunInfo, as_json: bool) -> None:
         print_json(info.to_dict())
         return
     features = "features that were not passed on" if info.features is None else info.features
-    print(f"{info.run}: {' + '.join(info.modalities)}, trained on {features}")
+    members = f"{info.members} models averaged, " if info.members > 1 else ""
+    print(f"{info.run}: {members}{' + '.join(info.modalities)}, trained on {features}")
     for spec in info.recipe.encoders:
         tuned = " (the run's own)" if spec.modality in info.finetuned else ""
         print(f"  {spec.modality}: {spec.name}, weights {spec.weights}{tuned}, {spec.precision}")
@@ -47,7 +48,9 @@ def _show_training(info: RunInfo) -> None:
         return
     scores = (("emotion", info.best.dev_emotion_f1), ("sentiment", info.best.dev_sentiment_f1))
     told = ", ".join(f"{head} {score:.3f}" for head, score in scores if score is not None)
+    mean = ", mean of the members" if info.members > 1 else ""
     print(
-        f"  best epoch {info.best.epoch} of {info.history[-1].epoch}, weighted F1 on dev: {told} "
+        f"  best epoch {info.best.epoch} of {info.history[-1].epoch}, weighted F1 on dev{mean}: "
+        f"{told} "
         f"(all epochs: {info.run / 'history.jsonl'})"
     )

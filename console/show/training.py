@@ -13,10 +13,11 @@ def show_training(result: TrainResult, as_json: bool) -> None:
     print_rich(render_report(result.dev))
     refitted = result.rows_refitted
     again = "" if refitted is None else f", then trained again on all {refitted} rows of train"
-    print(
-        f"{result.run}: {_tell_best(result.best_epoch, result.epochs)}{again}, "
-        f"{result.seconds:.1f} s; next: {_next(result)}"
-    )
+    best = _tell_best(result.best_epoch, result.epochs)
+    if result.members:
+        epochs = ", ".join(str(each.best.epoch) for each in result.members)
+        best = f"{len(result.members)} models averaged, best epochs {epochs} of {result.epochs}"
+    print(f"{result.run}: {best}{again}, {result.seconds:.1f} s; next: {_next(result)}")
 
 
 def _next(result: TrainResult) -> str:

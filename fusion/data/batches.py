@@ -11,7 +11,8 @@ from torch import Tensor
 from fusion.data.split import FusionData
 from fusion.labels import UNLABELLED
 from fusion.model.dialogue import Turns
-from fusion.model.fusion import FusionModel, FusionOutput
+from fusion.model.ensemble import Fusion
+from fusion.model.fusion import FusionOutput
 from pipeline.schema import Modality
 
 
@@ -26,7 +27,7 @@ class Rows:
     sentiment: Tensor
 
     @classmethod
-    def prepare(cls, model: FusionModel, data: FusionData, device: torch.device) -> "Rows":
+    def prepare(cls, model: Fusion, data: FusionData, device: torch.device) -> "Rows":
         features = {name: values.to(device) for name, values in data.features.items()}
         present = data.present.to(device)
         with torch.no_grad():
@@ -52,7 +53,7 @@ class Rows:
         )
 
 
-def fuse_rows(model: FusionModel, rows: Rows) -> FusionOutput:
+def fuse_rows(model: Fusion, rows: Rows) -> FusionOutput:
     return model.fuse(rows.features, rows.present, rows.turns)
 
 

@@ -166,6 +166,7 @@ class CrossvalReport:
     groups: how many dialogues or speakers were dealt to the folds
     speakers_by_fold: who was measured in each; empty where dialogues were dealt
     text_context: number of previous utterances in the text features of each
+    text_dialogue: its text features were read in its dialogue
     foreign: modalities whose features were imported, and the tool that made them
     """
 
@@ -176,6 +177,7 @@ class CrossvalReport:
     groups: int
     speakers_by_fold: tuple[tuple[str, ...], ...]
     text_context: int
+    text_dialogue: bool
     rows_by_fold: tuple[int, ...]
     seeds: int
     modalities: tuple[Modality, ...]
@@ -233,6 +235,11 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         else (),
         text_context=max(
             spec.context for spec in data.recipe.encoders if spec.modality in data.modalities
+        ),
+        text_dialogue=any(
+            spec.dialogue != "none"
+            for spec in data.recipe.encoders
+            if spec.modality in data.modalities
         ),
         rows_by_fold=tuple(len(fold.measure) for fold in folds),
         seeds=config.seeds,

@@ -20,7 +20,7 @@ from fusion.inference.runtime import FeatureRows, HeadLogits
 from fusion.labels import HEADS, UNLABELLED, Head, Labels
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.decode.clip import decode_clip
 from pipeline.errors import InputError, MismatchError
 from pipeline.schema import (
@@ -151,7 +151,7 @@ class Gate:
             rows = [row for row in rows if row.key.dialogue_id in set_aside.dialogues]
         self.data, self.split, self.stored, self.max_loss = data, split, stored, max_loss
         self._original: tuple[Candidate, HeadLogits] | None = None
-        self.utterances = with_context(rows, predictor.context)
+        self.utterances = with_surroundings(rows, predictor.recipe.encoders)
         self.labels = {head: _labels(self.utterances, head) for head in HEADS}
         numbers: dict[int, int] = {}
         self.dialogue = np.array(

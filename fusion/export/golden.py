@@ -25,7 +25,7 @@ from fusion.inference.bundle import GOLDEN, GOLDEN_FILES
 from fusion.inference.predict_media import WordsConfig, prepare_media
 from fusion.inference.predictor import Predictor
 from fusion.inference.subsets import choose_subsets
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.decode.clip import as_clip
 from pipeline.decode.process import HERE
 from pipeline.errors import CacheCorrupt, MismatchError, StorageError
@@ -274,7 +274,7 @@ def _decode(
         Utterance(key=ClipKey("test", 0, number), text=text, speaker=speaker)
         for number, (text, speaker) in enumerate(zip(texts, speakers, strict=True))
     ]
-    utterances = with_context(said, predictor.context)
+    utterances = with_surroundings(said, predictor.recipe.encoders)
     parts = [MediaSpan(start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in spans]
     wanted = [name for name in predictor.modalities if name in MEDIA]
     media = [DecodedMedia(span=part) for part in parts]

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from fusion.inference.onnx import fusion_ports
 from fusion.model.dialogue import Turns
-from fusion.model.fusion import FusionModel
+from fusion.model.ensemble import Fusion
 from pipeline.onnx.write import trace_graph
 from pipeline.system.files import write_whole
 
 _ROWS = 4  # of the example that is traced
 
 
-def write_fusion_graph(model: FusionModel, path: Path) -> None:
+def write_fusion_graph(model: Fusion, path: Path) -> None:
     """Writes everything from features to logits: standardisation, the masks of absent modalities,
     the join, dialogue context. Temperatures and joint labels come after it (`decoding.py`).
 
@@ -43,7 +43,7 @@ class _Logits(nn.Module):
     """The model with plain tensors as arguments: one per modality, `present`, and where the rows
     stand in their dialogues if it looks at that."""
 
-    def __init__(self, model: FusionModel) -> None:
+    def __init__(self, model: Fusion) -> None:
         super().__init__()
         self.model = model
 

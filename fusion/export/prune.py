@@ -30,6 +30,7 @@ from fusion.inference.description import CONFIG, WEIGHTS
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
 from fusion.labels import UNLABELLED
+from fusion.model.fusion import FusionModel
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.run_folder import CHECKPOINTS, hold_run
 from pipeline.corpus.annotations import read_corpus
@@ -88,6 +89,12 @@ def work_folder(out: Path) -> Path:
 def check_prunable(run: Path, predictor: Predictor, data: Path) -> None:
     """Raises UsageError where the run has nothing that can be pruned, or cannot be fine-tuned;
     InputError where the corpus has no part to fine-tune on."""
+    members = predictor.description.dims.members
+    if members > 1:
+        raise UsageError(
+            f"--prune: {run} is an ensemble of {members} models, and pruning removes units of one; "
+            "prune a run of a single model, or export this one whole"
+        )
     if predictor.description.dims.model.context != "none":
         raise UsageError(
             f"--prune: {run} sees whole dialogues (--context dialogue), and what is pruned must be "
@@ -260,9 +267,11 @@ def _pass_backward(predictor: Predictor, runtime: PyTorchRuntime, gate: Gate) ->
     """The loss of some labelled rows of dev, and its gradients; no weight changes."""
     specs = {spec.modality: spec for spec in predictor.recipe.encoders}
     learning = [name for name in predictor.modalities if find_entry(name, specs[name].name).learns]
+    fusion = runtime.checkpoint.model
+    assert isinstance(fusion, FusionModel)  # `check_prunable` refuses ensembles
     model = EndToEnd(
         runtime.encoders,
-        runtime.checkpoint.model,
+        fusion,
         unfrozen=learning,
         precision=_precision(predictor),
     )

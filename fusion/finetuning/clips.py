@@ -8,8 +8,10 @@ the others' encoders read is made by their own preparation (see `pipeline.encode
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +20,7 @@ from torch.utils.data import Dataset
 
 from fusion.data.split import FusionData
 from pipeline.encoders.augment import AugmentConfig
-from pipeline.encoders.encoder import AnyPreparation
+from pipeline.encoders.encoder import AnyPreparation, SharesWork
 from pipeline.schema import MEDIA, DecodedClip, Modality, Utterance
 
 # Sorted by length within so many batches: little padding, and still another order every epoch.
@@ -141,9 +143,24 @@ class ClipDataset(Dataset[RawRow]):
                 total[row] += 0 if item is None else self.preparations[name].length(item)
         return total
 
+    @cached_property
+    def groups(self) -> list[int]:
+        """The first row of those that each row shares its work with, itself where there are none:
+        rows of a group belong into one batch, and are augmented alike."""
+        groups = list(range(len(self)))
+        for name, items in self._prepared.items():
+            preparation = self.preparations[name]
+            if isinstance(preparation, SharesWork):
+                first: dict[Hashable, int] = {}
+                for row, item in enumerate(items):
+                    if item is not None:
+                        groups[row] = first.setdefault(preparation.group(item), row)
+        return groups
+
     def __getitem__(self, epoch_and_row: tuple[int, int]) -> RawRow:
         epoch, row = epoch_and_row
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "clip", epoch, row))
+        seed = seed_of(self.seed, "clip", epoch, self.groups[row])
+        generator = torch.Generator().manual_seed(seed)
         clip = self._store.read(row, self._media) if self._store is not None else None
         return RawRow(
             row=row,
@@ -197,10 +214,21 @@ class Collate:
 
 
 def shuffled_batches(
-    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
+    lengths: Sequence[int],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    groups: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Every row once, in batches of similar length, in another order in each epoch."""
+    """Every row once, in batches of similar length, in another order in each epoch.
+
+    groups: as in `ClipDataset`; rows of a group are in one batch, so that batches are only about as
+        large as `batch_size`
+    """
     generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+    if groups is not None and len(set(groups)) < len(groups):
+        return _batches_of_groups(lengths, batch_size, groups, generator)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     bucket = batch_size * _BATCHES_PER_BUCKET
     batches = [
@@ -213,10 +241,52 @@ def shuffled_batches(
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every row once, short rows first, for evaluation."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return list(_chunks(order, batch_size))
+def _batches_of_groups(
+    lengths: Sequence[int], batch_size: int, groups: Sequence[int], generator: torch.Generator
+) -> list[list[int]]:
+    """As many steps as there would be without groups, or fewer where there are fewer groups."""
+    members: dict[int, list[int]] = {}
+    for row, first in enumerate(groups):
+        members.setdefault(first, []).append(row)
+    firsts = list(members)
+    order = [firsts[i] for i in torch.randperm(len(firsts), generator=generator).tolist()]
+    mean = len(groups) / len(firsts)
+    bucket = max(1, round(batch_size * _BATCHES_PER_BUCKET / mean))
+    alike = [
+        first
+        for start in range(0, len(order), bucket)
+        for first in sorted(order[start : start + bucket], key=lengths.__getitem__)
+    ]
+    batches: dict[int, list[int]] = {}
+    num_steps, done = -(-len(groups) // batch_size), 0
+    for first in alike:
+        step = done * num_steps // len(groups)
+        batches.setdefault(step, []).extend(members[first])
+        done += len(members[first])
+    found = list(batches.values())
+    return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+
+
+def sorted_batches(
+    lengths: Sequence[int], batch_size: int, groups: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Every row once, short rows first, for evaluation; rows of a group follow each other."""
+    by = range(len(lengths)) if groups is None else groups
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[by[row]], by[row], row))
+    return pack(order, batch_size, by)
+
+
+def pack(rows: Sequence[int], size: int, groups: Sequence[int]) -> list[list[int]]:
+    """The rows in their order, at most `size` at once; neighbours of one group stay together unless
+    they alone are more."""
+    parts: list[list[int]] = []
+    for _, group in itertools.groupby(rows, key=groups.__getitem__):
+        for few in _chunks(list(group), size):
+            if parts and len(parts[-1]) + len(few) <= size:
+                parts[-1] += few
+            else:
+                parts.append(few)
+    return parts
 
 
 def _chunks(rows: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -22,6 +22,7 @@ from fusion.finetuning.clips import (
     ClipDataset,
     Collate,
     RawBatch,
+    pack,
     seed_of,
     shuffled_batches,
     sorted_batches,
@@ -204,7 +205,11 @@ class Tuning:
         self.model.train()
         saved_s = time.monotonic()
         batches = shuffled_batches(
-            self.train.lengths, self.config.batch_size, seed=self.seed, epoch=self.epoch
+            self.train.lengths,
+            self.config.batch_size,
+            seed=self.seed,
+            epoch=self.epoch,
+            groups=self.train.groups,
         )
         todo = batches[self.step :]
         ready = self.load(self.train, [part for rows in todo for part in self.parts(rows)])
@@ -261,9 +266,17 @@ class Tuning:
 
     def parts(self, rows: list[int]) -> list[list[int]]:
         """This worker's share of a batch, in parts that fit in memory."""
-        mine = rows[self.worker.rank :: self.worker.world]
+        mine = self._share_of(rows)
         size = micro_batch_size(self.config, self.train)
-        return [mine[start : start + size] for start in range(0, len(mine), size)]
+        return pack(mine, size, self.train.groups)
+
+    def _share_of(self, rows: list[int]) -> list[int]:
+        """Groups stay together. Without any, neighbours are of like length, and each worker has
+        short ones and long ones."""
+        rank, world = self.worker.rank, self.worker.world
+        groups = list(dict.fromkeys(self.train.groups[row] for row in rows))
+        mine = set(groups[rank::world])
+        return [row for row in rows if self.train.groups[row] in mine]
 
     def loss_of(
         self, output: FusionOutput, rows: Tensor, totals: tuple[Tensor, Tensor] | None
@@ -400,7 +413,7 @@ def predict_raw(
 ) -> FusionOutput:
     """Logits of every row, on the CPU, in the split's order; the workers share the batches."""
     model.eval()
-    parts = sorted_batches(clips.lengths, batch_size)
+    parts = sorted_batches(clips.lengths, batch_size, clips.groups)
     done = []
     for batch in load(clips, parts[worker.rank :: worker.world], worker, epoch=0, ahead=ahead):
         output = model(batch.to(worker.device))

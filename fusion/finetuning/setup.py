@@ -19,12 +19,14 @@ from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
+from fusion.model.fusion import FusionModel
 from fusion.training.parts import check_choosable, find_untrained
 from fusion.training.train import check_modality_dropout
+from fusion.training.warm_start import refuse_ensemble
 from pipeline.cache.format import read_cache, read_header
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.clips import locate_clips
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.encode import Encoders
 from pipeline.encoders.augment import CONCERNS, AugmentConfig
 from pipeline.encoders.encoder import AnyPreparation, EncoderChoice, EncoderEntry
@@ -113,6 +115,7 @@ def check_wishes(job: FinetuneJob, start: Checkpoint) -> tuple[Modality, ...]:
     Raises UsageError where `start` cannot be fine-tuned as asked.
     """
     names = start.dims.names
+    refuse_ensemble(start.dims, f"--run {job.run}")
     if start.dims.input != "raw":
         raise UsageError(
             f"{job.run} was trained on 128-d embeddings; fine-tuning starts from a run on raw "
@@ -308,7 +311,7 @@ def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Uttera
             "the corpus it was made from with --data, or extract again"
         )
     _check_labels(path, utterances, job.data)
-    return with_context(utterances, max(spec.context for spec in start.recipe.encoders))
+    return with_surroundings(utterances, start.recipe.encoders)
 
 
 def _check_labels(path: Path, utterances: Sequence[Utterance], data: Path) -> None:
@@ -383,9 +386,11 @@ def build_end_to_end(live: LiveData, device: torch.device) -> EndToEnd:
     whole = [
         replace(choice, spec=replace(choice.spec, precision="float32")) for choice in live.choices
     ]
+    start = live.start.model
+    assert isinstance(start, FusionModel)  # `check_wishes` refuses ensembles
     model = EndToEnd(
         Encoders(whole, live.start.recipe.decode),
-        copy.deepcopy(live.start.model),
+        copy.deepcopy(start),
         unfrozen=live.unfrozen,
         precision=live.job.hardware.precision,
         train_batchnorm=live.job.tune.train_batchnorm,

@@ -1,6 +1,6 @@
 """The folder of a run: weights, and what is needed to use and to evaluate them.
 
-model.safetensors   the weights
+model.safetensors   the weights; of all members, where it is an ensemble (`fusion.model.ensemble`)
 config.json         dims, labels by name, recipe, settings; written last: a folder without it
                     is an unfinished run (`description.py` reads and writes it)
 metrics.json, history.jsonl, evaluation-<split>.json, *.png   scores and plots
@@ -25,7 +25,7 @@ from fusion.inference.description import (
     read_description,
     write_description,
 )
-from fusion.model.fusion import FusionModel
+from fusion.model.ensemble import Fusion, build_fusion
 from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.system.files import write_whole
 
@@ -34,7 +34,7 @@ from pipeline.system.files import write_whole
 class Checkpoint(RunDescription):
     """A run's description with its model."""
 
-    model: FusionModel
+    model: Fusion
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     try:
         # Built without storage: a damaged config must not be able to ask for all memory.
         with torch.device("meta"):
-            model = FusionModel(description.dims)
+            model = build_fusion(description.dims)
     except (TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise not_a_description(run, error) from error
     weights = _read_weights(run / WEIGHTS)
@@ -88,7 +88,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CacheCorrupt(f"{path}: not a safetensors file ({error}); train again") from error
 
 
-def _check_weights(path: Path, weights: Mapping[str, Tensor], model: FusionModel) -> None:
+def _check_weights(path: Path, weights: Mapping[str, Tensor], model: Fusion) -> None:
     """Shapes, names, types and finite values; safetensors itself checks none of them."""
     wanted = model.state_dict()
     odd = sorted(weights.keys() ^ wanted.keys())

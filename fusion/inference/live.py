@@ -87,7 +87,10 @@ def predict_glimpse(
 
 def keep_before(predictor: Predictor, before: Iterable[ClipFeatures]) -> list[ClipFeatures]:
     """Of the utterances so far, what the next one may see: all of the last ones, or their words."""
-    kept = list(before)[-max(predictor.turns_before, predictor.context, 1) :]
+    kept = [
+        replace(each, utterance=replace(each.utterance, dialogue=()))  # the next one has it all
+        for each in list(before)[-max(predictor.turns_before, predictor.context, 1) :]
+    ]
     if not predictor.turns_before:
         kept = [replace(each, raw={}, failures=()) for each in kept[-predictor.context :]]
     return kept if predictor.turns_before or predictor.context else []

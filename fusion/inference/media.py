@@ -17,7 +17,7 @@ from fusion.inference.prediction import Prediction
 from fusion.inference.predictor import Predictor
 from fusion.inference.saved_features import SavedFeatures
 from fusion.inference.segments import SpokenSpan
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.decode.clip import as_clip
 from pipeline.decode.process import HERE, Decoder
 from pipeline.schema import (
@@ -139,7 +139,7 @@ def predict_after(
         for number, each in enumerate(before)
     ]
     new = [_as_utterance(len(said) + number, span) for number, span in enumerate(spans)]
-    utterances = with_context([*said, *new], predictor.context)[len(said) :]
+    utterances = with_surroundings([*said, *new], predictor.recipe.encoders)[len(said) :]
     clips = [as_clip(*pair) for pair in zip(utterances, media, strict=True)]
     features = predictor.encode(clips)
     held = [*before, *features]
@@ -161,8 +161,9 @@ def _encode(
     decoder: Decoder,
 ) -> Iterator[list[ClipFeatures]]:
     """Yields the features of each batch; decoding starts at the first batch that is not saved."""
-    utterances = with_context(
-        [_as_utterance(number, span) for number, span in enumerate(spans)], predictor.context
+    utterances = with_surroundings(
+        [_as_utterance(number, span) for number, span in enumerate(spans)],
+        predictor.recipe.encoders,
     )
     starts = range(0, len(spans), UTTERANCES_PER_BATCH)
     clips: Iterator[DecodedClip] | None = None

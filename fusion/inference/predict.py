@@ -11,13 +11,14 @@ from fusion.inference.checkpoint import Checkpoint
 from fusion.inference.predictions import Predictions
 from fusion.inference.subsets import SubsetPredictions, choose_subsets
 from fusion.labels import Head
-from fusion.model.fusion import FusionModel, FusionOutput
+from fusion.model.ensemble import Fusion
+from fusion.model.fusion import FusionOutput
 from pipeline.errors import MismatchError
 from pipeline.schema import Modality
 
 
 @torch.no_grad()
-def predict(model: FusionModel, rows: Rows, *, batch_size: int = 1024) -> FusionOutput:
+def predict(model: Fusion, rows: Rows, *, batch_size: int = 1024) -> FusionOutput:
     """Logits of every row, without dropout."""
     model.eval()
     batches = prediction_batches(rows.turns, batch_size, whole_dialogues=model.context is not None)

@@ -48,6 +48,8 @@ _WITHOUT_TORCH = ", or name a bundle that has ONNX graphs: meld export --onnx"
 # The length of MELD's longest dialogue. A model trained on those would not handle the thousand
 # utterances of an hour well.
 MOST_TURNS = 33
+# Where windows of a dialogue are cut depends on all that was said before.
+ALL_BEFORE = 10**9
 
 
 class Predictor:
@@ -170,6 +172,8 @@ class Predictor:
     @property
     def context(self) -> int:
         """Number of utterances before the current one that its text encoder reads with it."""
+        if any(spec.dialogue != "none" for spec in self.recipe.encoders):
+            return ALL_BEFORE
         return max(spec.context for spec in self.recipe.encoders)
 
     @property

@@ -13,6 +13,7 @@ from pipeline.schema import EMBEDDING_DIM, MODALITIES, Modality
 FusionType = Literal["late", "early", "hybrid", "gated", "attention"]
 FUSION_TYPES: tuple[FusionType, ...] = get_args(FusionType)
 ATTENTION_HEADS = 4
+MOST_MEMBERS = 100
 InputKind = Literal["raw", "embedding"]
 ContextKind = Literal["none", "dialogue"]
 
@@ -76,24 +77,55 @@ class ModalityDims:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionDims:
-    """What the weights need to be rebuilt. The order of `modalities` is that of `present`."""
+    """What the weights need to be rebuilt. The order of `modalities` is that of `present`.
+
+    members: number of models whose probabilities are averaged; 1 is a single model
+    own: modalities of which each member has features of its own: they lie side by side, so that
+        `dim` is that of one member times `members`
+    """
 
     modalities: tuple[ModalityDims, ...]
     input: InputKind = "raw"
     model: ModelConfig = field(default_factory=ModelConfig)
+    members: int = 1
+    own: tuple[Modality, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.modalities or len(set(self.names)) != len(self.names):
             raise ValueError(f"every modality once, and at least one, not {self.names}")
         if self.input not in ("raw", "embedding"):
             raise ValueError(f"input must be raw or embedding, not {self.input!r}")
+        if type(self.members) is not int or not 1 <= self.members <= MOST_MEMBERS:
+            raise ValueError(f"members must be 1 to {MOST_MEMBERS}, not {self.members!r}")
+        if set(self.own) - set(self.names):
+            raise ValueError(f"own modalities are some of {self.names}, not {self.own}")
+        for dims in self.modalities:
+            if dims.modality in self.own and dims.dim % self.members:
+                raise ValueError(f"{self.members} members cannot share {dims}")
+
+    @property
+    def of_member(self) -> "FusionDims":
+        """The dims of one of the models."""
+        return FusionDims(
+            modalities=tuple(
+                dataclasses.replace(each, dim=each.dim // self.members)
+                if each.modality in self.own
+                else each
+                for each in self.modalities
+            ),
+            input=self.input,
+            model=self.model,
+        )
 
     @property
     def names(self) -> tuple[Modality, ...]:
         return tuple(dims.modality for dims in self.modalities)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.members == 1:  # as runs are described that are older than ensembles
+            del values["members"], values["own"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FusionDims":
@@ -102,4 +134,6 @@ class FusionDims:
             modalities=tuple(ModalityDims(**dims) for dims in values["modalities"]),
             input=values["input"],
             model=ModelConfig(**values["model"]),
+            members=values.get("members", 1),
+            own=tuple(values.get("own", ())),
         )

@@ -96,7 +96,8 @@ def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
         random = [f"{spec.modality}=random" for spec in own if spec.weights == "random"]
         words += ["--weights", ",".join(random)] if random else []
         for spec in own:
-            words += ["--context", str(spec.context)] if spec.context else []
+            words += ["--context", str(spec.asked_context)] if spec.asked_context else []
+            words += ["--future"] if spec.dialogue == "whole" else []
             # Counting from 0 without a gap is what "every layer" looks like, the default.
             every = spec.layers == tuple(range(len(spec.layers)))
             option = f"{spec.modality}_layers"

@@ -24,6 +24,7 @@ from pipeline.settings import describe_config, flatten
 class RunInfo:
     """A trained run, as its folder describes it.
 
+    members:   number of models whose probabilities are averaged; 1 is a single model
     settings:  those that are not the defaults, by key: "fit.epochs"
     history:   empty where the run was passed on without it
     finetuned: modalities whose encoders the run owns
@@ -34,6 +35,7 @@ class RunInfo:
 
     run: Path
     modalities: tuple[Modality, ...]
+    members: int
     recipe: FeatureRecipe
     features: Path | None
     settings: Mapping[str, Any]
@@ -53,6 +55,7 @@ class RunInfo:
         return {
             "run": str(self.run),
             "modalities": list(self.modalities),
+            "members": self.members,
             "fingerprint": self.recipe.fingerprint,
             "recipe": self.recipe.to_dict(),
             "features": None if self.features is None else str(self.features),
@@ -84,6 +87,7 @@ def describe_run(run: Path) -> RunInfo:
     return RunInfo(
         run=run,
         modalities=checkpoint.dims.names,
+        members=checkpoint.dims.members,
         recipe=checkpoint.recipe,
         features=checkpoint.features,
         settings=settings,

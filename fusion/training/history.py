@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,25 @@ class EpochResult:
     score: float
     learning_rate: float
     seconds: float
+
+
+def mean_of(results: Sequence[EpochResult]) -> EpochResult:
+    """The mean of what several trainings found in the same epoch."""
+
+    def mean(name: str) -> float | None:
+        values = [getattr(each, name) for each in results]
+        return None if None in values else sum(values) / len(values)
+
+    names = [field.name for field in dataclasses.fields(EpochResult) if field.name != "epoch"]
+    return EpochResult(epoch=results[0].epoch, **{name: mean(name) for name in names})  # type: ignore[arg-type]
+
+
+def mean_history(histories: Sequence[Sequence[EpochResult]]) -> tuple[EpochResult, ...]:
+    """Of the members of an ensemble, epoch by epoch, those that had stopped left out."""
+    by_epoch: dict[int, list[EpochResult]] = {}
+    for each in (result for history in histories for result in history):
+        by_epoch.setdefault(each.epoch, []).append(each)
+    return tuple(mean_of(by_epoch[epoch]) for epoch in sorted(by_epoch))
 
 
 def read_history(path: Path) -> list[EpochResult]:

@@ -25,6 +25,7 @@ from pipeline.system import locks
 from pipeline.system.files import remove_temporaries
 
 HISTORY = "history.jsonl"
+MEMBER_HISTORY = "members.jsonl"  # of an ensemble: the epochs of each member
 METRICS = "metrics.json"
 # Held while a run is written; stays, so that an unfinished run is known for one.
 MARKER = ".meld-run"
@@ -32,7 +33,7 @@ CHECKPOINTS = "checkpoints"  # of a fine-tuning: see `fusion.finetuning.checkpoi
 START = "start"  # the run that a fine-tuning trained first
 
 _FILES = (
-    *(CONFIG, WEIGHTS, METRICS, HISTORY, "training.png"),
+    *(CONFIG, WEIGHTS, METRICS, HISTORY, MEMBER_HISTORY, "training.png"),
     *(f"evaluation-{split}.json" for split in SPLITS),
     *(f"{split}-{plot}.png" for split in SPLITS for plot in ("confusion", "classes")),
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,14 +20,22 @@ from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.report import EvalReport
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.predict import predict_rows, predict_subsets
-from fusion.model.dims import FusionDims, FusionType, InputKind, ModalityDims, ModelConfig
+from fusion.model.dims import (
+    MOST_MEMBERS,
+    FusionDims,
+    FusionType,
+    InputKind,
+    ModalityDims,
+    ModelConfig,
+)
+from fusion.model.ensemble import Fusion, join_members
 from fusion.model.fusion import FusionModel
 from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
-from fusion.training.history import EpochResult
+from fusion.training.history import EpochResult, mean_history, mean_of
 from fusion.training.losses import count_labels
 from fusion.training.parts import Parts, load_parts
-from fusion.training.run_folder import HISTORY, METRICS, open_run
+from fusion.training.run_folder import HISTORY, MEMBER_HISTORY, METRICS, open_run
 from fusion.training.trackers import TrackerName, final_tables, open_trackers
 from fusion.training.warm_start import check_shape, inherit, take_weights
 from pipeline.errors import StorageError, UsageError
@@ -37,6 +45,8 @@ from pipeline.system.files import write_whole
 from pipeline.system.json_values import json_bytes, to_values
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,8 @@ class TrainConfig:
     out: folder of the run; None makes a new one under runs/
     overwrite: replace the run in `out`
     seed: random seed of the training
+    ensemble: number of models that are trained side by side, of this seed and those after it; the
+        run is one model, which averages their probabilities
     dev_share: share of train's dialogues that is held out as dev: it chooses the epoch and is not
         trained on; a dev cache is then not read. None takes the dev cache or, where there is none,
         0.1. Which dialogues these are depends on train's labels, not on `seed`
@@ -69,6 +81,7 @@ class TrainConfig:
     out: Path | None = None
     overwrite: bool = False
     seed: int = 0
+    ensemble: int = 1
     dev_share: float | None = None
     refit: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,6 +95,7 @@ class TrainConfig:
             check_share(self.dev_share)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        check_ensemble(self.ensemble, self.seed)
         check_overwrite(self.overwrite, self.out)
         if self.refit and self.start is not None:
             raise UsageError(
@@ -116,6 +130,14 @@ def check_modalities(modalities: tuple[Modality, ...] | None) -> None:
         raise ValueError(f"modalities are {', '.join(MODALITIES)}, not {unknown[0]!r}")
 
 
+def check_ensemble(members: int, seed: int) -> None:
+    """Raises ValueError."""
+    if not 1 <= members <= MOST_MEMBERS:
+        raise ValueError(f"ensemble: 1 to {MOST_MEMBERS} models, not {members}")
+    if seed + members > 2**63:
+        raise ValueError(f"seed {seed}: {members} seeds from it on must be below 2^63")
+
+
 def check_overwrite(overwrite: bool, out: Path | None) -> None:
     """Raises ValueError where a run is to be replaced and none is named."""
     if overwrite and out is None:
@@ -147,11 +169,21 @@ def check_modality_dropout(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of an ensemble: its seed, and its best epoch on dev."""
+
+    seed: int
+    best: EpochResult
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """seconds: of the training loop, for all trainings of the batch
 
     train, dev: measured with the best epoch's weights
-    best_epoch: 0 where no epoch was better on dev than the start of a warm start
+    best_epoch: 0 where no epoch was better on dev than the start of a warm start; of an ensemble,
+        where its members were best on average (each has the weights of its own best)
+    members: of an ensemble; empty where the run is a single model
     rows_refitted: the run's weights are of a second training on so many rows, all of train; None
         where there was none
     has_test: the folder of caches has a test cache
@@ -165,6 +197,7 @@ class TrainResult:
     dev: EvalReport
     has_test: bool = True
     rows_refitted: int | None = None
+    members: tuple[Member, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return to_values(self) | {"train": self.train.to_dict(), "dev": self.dev.to_dict()}
@@ -218,16 +251,17 @@ def train_seeds(
         log.info("%s", parts.set_aside)
     modalities = ",".join(train.modalities)
     log.info("%s of %d rows on %s, dev of %d", modalities, len(train.keys), device, len(dev.keys))
-    models = [_first_model(each, train, start).to(device) for each in configs]
+    seeds = [(run, seed) for run, each in enumerate(configs) for seed in _seeds_of(each)]
+    models = [_first_model(config, train, start, seed=seed).to(device) for _, seed in seeds]
     trainings = [
         Training(
             model=model,
             train=Rows.prepare(model, train, device),
             dev=Rows.prepare(model, dev, device),
-            seed=each.seed,
+            seed=seed,
             is_trained=start is not None,
         )
-        for each, model in zip(configs, models, strict=True)
+        for (_, seed), model in zip(seeds, models, strict=True)
     ]
     with ExitStack() as held:
         runs = [held.enter_context(_open_run_of(each, train)) for each in configs]
@@ -237,8 +271,9 @@ def train_seeds(
         ]
 
         def follow(number: int, result: EpochResult) -> None:
-            logs[number].write(result)
-            on_epoch(number, result)
+            run, seed = seeds[number]
+            logs[run].write(result, seed=seed)
+            on_epoch(run, result)
 
         started = time.perf_counter()
         fitted = fit_together(trainings, config.fit, follow)
@@ -246,16 +281,21 @@ def train_seeds(
         seconds = time.perf_counter() - started
         results = [
             _write_run(
-                _describe_run(each, model, parts, start),
+                _describe_run(each, join_members(own), parts, start),
                 run,
-                result,
+                own_fits,
                 parts,
                 seconds,
                 refitted=whole,
                 draw=draw(each),
             )
-            for each, model, run, result, whole in zip(
-                configs, models, runs, fitted, again, strict=True
+            for each, own, run, own_fits, whole in zip(
+                configs,
+                _by_run(configs, models),
+                runs,
+                _by_run(configs, fitted),
+                again,
+                strict=True,
             )
         ]
         for each_log, result in zip(logs, results, strict=True):
@@ -267,7 +307,7 @@ def train_seeds(
 class _Refitted:
     """A model trained on all of train."""
 
-    model: FusionModel
+    model: Fusion
     train: FusionData
 
 
@@ -277,26 +317,42 @@ def _refit(
     """New models on all of train, for all epochs: nothing is left that could choose one, and the
     learning rate has fallen to zero at the end."""
     whole = pool_splits([parts.train, parts.dev])
-    models = [build_model(whole, each.model, seed=each.seed).to(device) for each in configs]
+    seeds = [seed for each in configs for seed in _seeds_of(each)]
+    models = [build_model(whole, configs[0].model, seed=seed).to(device) for seed in seeds]
     trainings = [
         Training(
             model=model,
             train=(rows := Rows.prepare(model, whole, device)),
             dev=rows,
-            seed=each.seed,
+            seed=seed,
             chooses_epoch=False,
         )
-        for each, model in zip(configs, models, strict=True)
+        for seed, model in zip(seeds, models, strict=True)
     ]
     fit_together(trainings, configs[0].fit)
-    return [_Refitted(model=model, train=whole) for model in models]
+    return [
+        _Refitted(model=join_members(members), train=whole) for members in _by_run(configs, models)
+    ]
 
 
-def _first_model(config: TrainConfig, train: FusionData, start: Checkpoint | None) -> FusionModel:
+def _seeds_of(config: TrainConfig) -> range:
+    return range(config.seed, config.seed + config.ensemble)
+
+
+def _by_run(configs: Sequence[TrainConfig], each: Sequence[Value]) -> list[list[Value]]:
+    """Those of all members, run after run -> a list for each run."""
+    rest = iter(each)
+    return [[next(rest) for _ in range(config.ensemble)] for config in configs]
+
+
+def _first_model(
+    config: TrainConfig, train: FusionData, start: Checkpoint | None, *, seed: int
+) -> FusionModel:
     """Before its first step: random weights, or those of the run to go on from."""
-    model = build_model(train, config.model, seed=config.seed)
+    model = build_model(train, config.model, seed=seed)
     if start is not None:
         check_shape(start.dims, model.dims)
+        assert isinstance(start.model, FusionModel)  # checked: one member
         check_recipe(start.recipe, start.projection_hash, train)
         take_weights(model, start.model)
     return model
@@ -311,7 +367,7 @@ def _open_run_of(config: TrainConfig, train: FusionData) -> AbstractContextManag
 def _write_run(
     described: Checkpoint,
     run: Path,
-    fitted: FitResult,
+    fits: Sequence[FitResult],
     parts: Parts,
     seconds: float,
     *,
@@ -320,28 +376,37 @@ def _write_run(
 ) -> TrainResult:
     """Measures a fitted model and writes its run; the checkpoint last, which makes it one.
 
+    fits: of its members; of one model alone where it is no ensemble
     refitted: the model that the run gets instead. It cannot be measured on what it was trained on:
         scores and decoding are those of the fitted one, whose dialogues were held out.
     """
     train, dev = parts.train, parts.dev
     checkpoint = _with_decoding(described, train, dev)
+    history = mean_history([each.history for each in fits])
+    best = max(history, key=lambda each: each.score)
+    seed = described.settings["seed"]
     result = TrainResult(
         run=run,
-        epochs=fitted.history[-1].epoch,
-        best_epoch=fitted.best.epoch,
+        epochs=history[-1].epoch,
+        best_epoch=best.epoch,
         seconds=seconds,
         train=report_of(checkpoint, predict_rows(checkpoint, train, run=run.name)),
         dev=report_subsets(checkpoint, predict_subsets(checkpoint, dev, run=run.name)),
         has_test=(checkpoint.require_features() / "test.h5").is_file(),
         rows_refitted=None if refitted is None else len(refitted.train),
+        members=tuple(
+            Member(seed=seed + number, best=each.best) for number, each in enumerate(fits)
+        )
+        if len(fits) > 1
+        else (),
     )
-    write_whole(run / METRICS, _metrics_json(result, fitted))
+    write_whole(run / METRICS, _metrics_json(result, best))
     if draw:
         from fusion.evaluation.plots import plot_report
         from fusion.training.curves import plot_history  # matplotlib takes seconds to load
 
         plot_report(result.dev, run)
-        plot_history(fitted.history, run / "training.png", title=run.name)
+        plot_history(history, run / "training.png", title=run.name)
     if refitted is not None:
         emotion, sentiment = count_train_labels(refitted.train)
         checkpoint = dataclasses.replace(
@@ -356,25 +421,46 @@ def _write_run(
 
 
 class _EpochLog:
-    """One line per epoch in `history.jsonl`, and what the run's trackers are told.
+    """One line per epoch in `history.jsonl`, and what the run's trackers are told. Of an ensemble
+    that is the mean of its members, whose own epochs are in `members.jsonl`.
 
     Its methods raise StorageError.
     """
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         self._run = run
+        self._is_ensemble = config.ensemble > 1
+        self._waiting: list[EpochResult] = []  # what members found in the epoch that is going on
         self._trackers = open_trackers(config.tracker, run, to_values(describe_config(config)))
 
-    def write(self, result: EpochResult) -> None:
-        try:
-            with (self._run / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(result)) + "\n")
-        except OSError as error:
-            raise StorageError(f"{self._run}: cannot write the training log: {error}") from error
+    def write(self, result: EpochResult, *, seed: int = 0) -> None:
+        if not self._is_ensemble:
+            self._write_mean(result)
+            return
+        if self._waiting and self._waiting[0].epoch != result.epoch:
+            self._write_waiting()
+        self._waiting.append(result)
+        self._append(MEMBER_HISTORY, {"seed": seed} | dataclasses.asdict(result))
+
+    def _write_waiting(self) -> None:
+        if self._waiting:
+            self._write_mean(mean_of(self._waiting))
+            self._waiting = []
+
+    def _write_mean(self, result: EpochResult) -> None:
+        self._append(HISTORY, dataclasses.asdict(result))
         for tracker in self._trackers:
             tracker.add_epoch(result)
 
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        try:
+            with (self._run / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self._run}: cannot write the training log: {error}") from error
+
     def write_scores(self, result: TrainResult) -> None:
+        self._write_waiting()
         for tracker in self._trackers:
             tracker.add_tables(final_tables(result.train, result.dev))
 
@@ -422,7 +508,7 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionM
 
 
 def _describe_run(
-    config: TrainConfig, model: FusionModel, parts: Parts, start: Checkpoint | None
+    config: TrainConfig, model: Fusion, parts: Parts, start: Checkpoint | None
 ) -> Checkpoint:
     train = parts.train
     said = dataclasses.replace(
@@ -467,10 +553,11 @@ def _with_decoding(checkpoint: Checkpoint, train: FusionData, dev: FusionData) -
     return dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
 
 
-def _metrics_json(result: TrainResult, fitted: FitResult) -> bytes:
+def _metrics_json(result: TrainResult, best: EpochResult) -> bytes:
     values = {
         "run": result.run.name,
-        "best": dataclasses.asdict(fitted.best),
+        "best": dataclasses.asdict(best),
+        "members": to_values(result)["members"],
         "epochs": result.epochs,
         "seconds": result.seconds,
         "set_aside": to_values(result.dev.set_aside),

@@ -18,7 +18,8 @@ _OF_THE_WEIGHTS = ("fusion", "projection", "hidden")
 
 def inherit(values: Mapping[str, Any], start: FusionDims) -> dict[str, Any]:
     """The settings of a warm start: those of the start, overridden by `values` as in a settings
-    file."""
+    file. Raises UsageError where the start is an ensemble."""
+    refuse_ensemble(start, "--start")
     taken_over = {
         "modalities": list(start.names),
         "input": start.input,
@@ -28,9 +29,19 @@ def inherit(values: Mapping[str, Any], start: FusionDims) -> dict[str, Any]:
     return merge_settings(taken_over, values)
 
 
+def refuse_ensemble(there: FusionDims, option: str) -> None:
+    """Raises UsageError where a training would start from several models."""
+    if there.members > 1:
+        raise UsageError(
+            f"{option}: the run is an ensemble of {there.members} models, and a training starts "
+            "from one; name a run of a single model"
+        )
+
+
 def check_shape(there: FusionDims, wanted: FusionDims) -> None:
     """Raises UsageError where weights of `there` are none of `wanted`; the differing settings are
     named."""
+    refuse_ensemble(there, "--start")
     names = (
         _OF_THE_WEIGHTS
         if there.model.context == "none"

@@ -4,7 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.schema import Utterance
+from pipeline.recipe import EncoderSpec
+from pipeline.schema import ClipKey, Said, Utterance
 
 _PLAIN = str.maketrans(
     {
@@ -25,6 +26,28 @@ def _repair_c1(char: str) -> str:
     if not "\u0080" <= char <= "\u009f":
         return char
     return char.encode("latin-1").decode("cp1252", errors="ignore")
+
+
+def with_surroundings(
+    utterances: Sequence[Utterance], encoders: Sequence[EncoderSpec]
+) -> list[Utterance]:
+    """Each utterance with what these encoders read of its dialogue beside it."""
+    rows = with_context(utterances, max(spec.context for spec in encoders))
+    if any(spec.dialogue != "none" for spec in encoders):
+        return with_dialogue(rows)
+    return rows
+
+
+def with_dialogue(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Each utterance with all that is said in its dialogue, in the order of Utterance_ID."""
+    of_dialogue: dict[tuple[str, int], list[Utterance]] = {}
+    for row in sorted(utterances, key=lambda row: row.key):
+        of_dialogue.setdefault((row.key.split, row.key.dialogue_id), []).append(row)
+    placed: dict[ClipKey, Utterance] = {}
+    for rows in of_dialogue.values():
+        said = tuple(Said(row.speaker, row.text) for row in rows)
+        placed |= {row.key: replace(row, dialogue=said, turn=turn) for turn, row in enumerate(rows)}
+    return [placed[row.key] for row in utterances]
 
 
 def with_context(utterances: Sequence[Utterance], size: int) -> list[Utterance]:

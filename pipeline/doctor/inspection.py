@@ -62,7 +62,10 @@ def _decode_all(clips: Sequence[LocatedClip], workers: int) -> Iterator[ClipInsp
     from pipeline.parallel.engine import work_on_shards
 
     # Clips travel with their key alone: no worker needs the text.
-    bare = [replace(clip, utterance=replace(clip.utterance, text="", context="")) for clip in clips]
+    bare = [
+        replace(clip, utterance=replace(clip.utterance, text="", context="", dialogue=()))
+        for clip in clips
+    ]
     shards = [
         tuple(bare[first : first + _CLIPS_PER_SHARD])
         for first in range(0, len(bare), _CLIPS_PER_SHARD)

@@ -6,13 +6,13 @@ So a cache with another recipe is refused at once, and the driver process stays 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.encoders.encoder import EncoderChoice, EncoderWish, WeightsChoice
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import SavedEncoders, read_encoders
 from pipeline.errors import UsageError
-from pipeline.recipe import Precision
+from pipeline.recipe import DialogueReading, Precision
 from pipeline.schema import MEDIA, MODALITIES, Modality
 
 DEFAULT_ENCODERS: dict[Modality, str] = {
@@ -43,7 +43,9 @@ class EncoderRequest:
                   None does (a learned mix of them is worth 1.7 points of weighted F1 on MELD's dev
                   text, see LOG.md)
     context:      number of previous utterances of the dialogue, with their speakers, that the text
-                  encoder reads before the current one; None takes 0
+                  encoder reads before the current one; or "dialogue": it reads the dialogue as a
+                  whole, each token once; None takes 0
+    future:       with context "dialogue": an utterance is read with what follows it as well
     weights_dir:  folder that is searched for pretrained weights before the libraries' caches
     run:          fine-tuned run whose encoders are used; the other settings must agree with them
     """
@@ -56,7 +58,8 @@ class EncoderRequest:
     audio_weights: WeightsChoice | None = None
     text_layers: tuple[int, ...] | None = None
     audio_layers: tuple[int, ...] | None = None
-    context: int | None = None
+    context: int | Literal["dialogue"] | None = None
+    future: bool = False
     weights_dir: Path | None = None
     run: Path | None = None
 
@@ -68,24 +71,35 @@ class EncoderRequest:
                     f"--weights {modality}=random: {wish.name} has no trained weights; leave it out"
                 )
             find_entry(modality, wish.name)
-        if self.context is not None and self.context < 0:
+        if isinstance(self.context, int) and self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
+        if self.context not in (None, "dialogue") and not isinstance(self.context, int):
+            raise UsageError(f"--context: a number of utterances or dialogue, not {self.context}")
+        if self.future and self.context != "dialogue":
+            raise UsageError(
+                "--future: it is the rest of the dialogue; ask for --context dialogue with it"
+            )
 
     def given(self, modality: Modality) -> dict[str, Any]:
         """The settings that were given for one modality's encoder: setting -> value."""
         names = [modality, f"{modality}_weights", f"{modality}_layers"]
         names += [] if modality in MEDIA else ["context"]
         values = {name: getattr(self, name, None) for name in names}
+        if modality not in MEDIA and self.context == "dialogue":
+            values["future"] = self.future
         return {name: value for name, value in values.items() if value is not None}
 
     def wish(self, modality: Modality) -> EncoderWish:
         """The same settings, completed by defaults."""
         asked = self.given(modality)
+        context: int | str = asked.get("context", 0)
+        reading: DialogueReading = "whole" if self.future else "past"
         return EncoderWish(
             name=asked.get(modality, DEFAULT_ENCODERS[modality]),
             weights=asked.get(f"{modality}_weights", "pretrained"),
             layers=asked.get(f"{modality}_layers", ()),
-            context=asked.get("context", 0),
+            context=context if isinstance(context, int) else 0,
+            dialogue=reading if context == "dialogue" else "none",
             weights_dir=self.weights_dir,
         )
 

@@ -14,13 +14,13 @@ the encoder alone; a batch has `to(device)`. Another backbone is a file with the
 entry in `registry.py`; nothing else asks for a modality or a name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.errors import ClipError, UsageError
-from pipeline.recipe import DecodeConfig, EncoderSpec, FrameFit, Precision
+from pipeline.recipe import DecodeConfig, DialogueReading, EncoderSpec, FrameFit, Precision
 from pipeline.schema import DecodedClip, Modality
 
 if TYPE_CHECKING:  # choosing an encoder must not wait for PyTorch
@@ -41,6 +41,7 @@ class EncoderWish:
 
     layers:      hidden states to keep, 0 = embeddings, -1 = last; empty keeps all
     context:     previous utterances that are read before the current one
+    dialogue:    whether utterances are read in their dialogue
     weights_dir: searched before the libraries' caches
 
     Raises UsageError where weights_dir is a file.
@@ -50,6 +51,7 @@ class EncoderWish:
     weights: WeightsChoice = "pretrained"
     layers: tuple[int, ...] = ()
     context: int = 0
+    dialogue: DialogueReading = "none"
     weights_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ class EncoderWish:
             weights="random" if spec.weights == "random" else "pretrained",
             layers=spec.layers,
             context=spec.context,
+            dialogue=spec.dialogue,
             weights_dir=weights_dir,
         )
 
@@ -177,6 +180,14 @@ class HasGraph(Protocol):
         Raises:
             UsageError: this one cannot; the message says why.
         """
+
+
+@runtime_checkable
+class SharesWork(Protocol):
+    """A preparation some of whose items are encoded for the price of one, in one batch."""
+
+    def group(self, item: Any) -> Hashable:
+        """Equal for items that share their work."""
 
 
 AnyPreparation = Preparation[Any, Any]

@@ -4,7 +4,9 @@ commas are one encoder too (`several_names.py`).
 Each family's library takes a second to import: only those that are asked for are.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.encoders import several_names, vector_files, weights
@@ -83,6 +85,7 @@ def _choose_text(wish: EncoderWish, precision: Precision) -> EncoderChoice:
             precision=precision,
             layers=layers,
             context=wish.context,
+            dialogue=wish.dialogue,
         ),
         path=folder,
     )
@@ -117,20 +120,29 @@ def _prepare_text(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPrep
     from pipeline.encoders.text import Tokeniser
 
     assert choice.path is not None
+    if choice.spec.dialogue != "none":
+        from pipeline.encoders.dialogues import DialogueTokeniser
+
+        return DialogueTokeniser(choice.path)
     return Tokeniser(choice.path, reads_context=choice.spec.context > 0)
 
 
 def _build_text(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
-    from pipeline.encoders.text import build_text_encoder
+    from pipeline.encoders.text import TextEncoder, build_text_encoder
 
     assert choice.path is not None
     spec = choice.spec
+    build: Callable[..., TextEncoder] = partial(TextEncoder, reads_context=spec.context > 0)
+    if spec.dialogue != "none":
+        from pipeline.encoders.dialogues import DialogueEncoder
+
+        build = partial(DialogueEncoder, reading=spec.dialogue)
     return build_text_encoder(
         choice.path,
         spec.layers,
         spec.precision,
         pretrained=spec.weights != "random",
-        reads_context=spec.context > 0,
+        build=build,
     )
 
 
@@ -143,8 +155,9 @@ def _choose_vectors(wish: EncoderWish, precision: Precision) -> EncoderChoice:
             f"--text {wish.name}: word vectors are what they are; for untrained features name a "
             "network: --weights text=random --text minilm"
         )
-    if wish.layers not in ((), (-1,)) or wish.context:
-        setting = "--context" if wish.context else "text_layers"
+    reads_more = bool(wish.context) or wish.dialogue != "none"
+    if wish.layers not in ((), (-1,)) or reads_more:
+        setting = "--context" if reads_more else "text_layers"
         raise UsageError(
             f"--text {wish.name}: has no layers and reads no context; leave {setting} out"
         )

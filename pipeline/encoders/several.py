@@ -9,7 +9,7 @@ parts of them. An encoder of one layer stands beside each layer of one that has 
 layers whose weights add up to 1 leaves it as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
     SaysWhatIsNotThere,
+    SharesWork,
 )
 from pipeline.encoders.pruning import HasPrunable, PrunableLayer
 from pipeline.errors import ClipError
@@ -89,6 +90,15 @@ class SeveralPreparations:
     def length(self, item: Items) -> int:
         pairs = zip(self.parts.values(), item, strict=True)
         return max(part.length(each) for part, each in pairs if each is not None)
+
+    def group(self, item: Items) -> Hashable:
+        """Of what the parts have that share work: all have what the first of them has."""
+        groups = [
+            part.group(each)
+            for part, each in zip(self.parts.values(), item, strict=True)
+            if each is not None and isinstance(part, SharesWork)
+        ]
+        return groups[0] if groups else id(item)
 
     def augment(self, item: Items, config: AugmentConfig, generator: torch.Generator) -> Items:
         """Each draws for itself."""

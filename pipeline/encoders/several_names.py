@@ -40,7 +40,7 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
     def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
         layered = any(entry.is_layered for entry in entries.values())
         # What concerns layers is for those that have some; where none has, each refuses it.
-        plain = replace(wish, layers=(), context=0) if layered else wish
+        plain = replace(wish, layers=(), context=0, dialogue="none") if layered else wish
         parts = tuple(
             entry.choose(replace(wish if entry.is_layered else plain, name=name), precision)
             for name, entry in entries.items()
@@ -107,4 +107,5 @@ def _join_specs(parts: tuple[EncoderSpec, ...]) -> EncoderSpec:
         precision="bfloat16" if any(s.precision == "bfloat16" for s in parts) else "float32",
         layers=longest.layers,
         context=max(spec.context for spec in parts),
+        dialogue=next((s.dialogue for s in parts if s.dialogue != "none"), "none"),
     )

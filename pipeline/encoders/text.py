@@ -4,8 +4,9 @@
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -143,7 +144,7 @@ class Tokeniser:
         )
 
     def shortfall(self, item: Tokens) -> ClipError | None:
-        return tell_unread(item)
+        return tell_unread(item.unread)
 
     def length(self, item: Tokens) -> int:
         return len(item.ids)
@@ -178,7 +179,7 @@ class TextEncoder(nn.Module):
         reads_context: bool,
     ) -> None:
         super().__init__()
-        self.preparation = Tokeniser(folder, reads_context=reads_context)
+        self.preparation: Any = Tokeniser(folder, reads_context=reads_context)
         dtype = getattr(torch, precision)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         units = getattr(config, _UNITS, None)
@@ -398,8 +399,11 @@ def build_text_encoder(
     *,
     pretrained: bool,
     reads_context: bool = False,
+    build: Callable[..., TextEncoder] | None = None,
 ) -> TextEncoder:
     """From a Hugging Face folder; seeded random weights of its shape where not `pretrained`.
+
+    build: another kind of text encoder than `TextEncoder`
 
     Raises:
         MismatchError: the folder holds no such model, or not a whole one.
@@ -410,9 +414,8 @@ def build_text_encoder(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = TextEncoder(
-                folder, layers, precision, pretrained=pretrained, reads_context=reads_context
-            )
+            make = build or partial(TextEncoder, reads_context=reads_context)
+            encoder = make(folder, layers, precision, pretrained=pretrained)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MismatchError(f"{folder}: no usable Hugging Face text model ({reason})") from error

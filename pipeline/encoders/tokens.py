@@ -116,11 +116,14 @@ def _is_read(tokens: Tokens, special_ids: Collection[int]) -> bool:
     )
 
 
-def tell_unread(tokens: Tokens) -> ClipError | None:
-    """Describes the part of a sentence that is in no window; None if there is none."""
-    if not tokens.unread:
+def tell_unread(unread: int) -> ClipError | None:
+    """Describes the part of a sentence that is in no window; None if there is none.
+
+    unread: tokens of it
+    """
+    if not unread:
         return None
-    num_tokens = MAX_TEXT_TOKENS + tokens.unread
+    num_tokens = MAX_TEXT_TOKENS + unread
     return ClipError(
         "text_cut", f"of {num_tokens:,} tokens only the first {MAX_TEXT_TOKENS:,} are read"
     )
@@ -197,12 +200,12 @@ def _in_windows(
                 *[pools_special and end == len(read)] * len(after),
             ],
         )
-        for start, first, end in _spread(len(read), room)
+        for start, first, end in spread(len(read), room)
     ]
     return replace(windows[0], more=tuple(windows[1:]), unread=len(words) - len(read))
 
 
-def _spread(length: int, room: int) -> list[tuple[int, int, int]]:
+def spread(length: int, room: int) -> list[tuple[int, int, int]]:
     """Windows of `room` over more tokens than that, as few as overlap by OVERLAP and evenly spread:
     (start, first token pooled, the one after the last)."""
     num_steps = -(-(length - room) // (room - OVERLAP))

@@ -19,7 +19,7 @@ from pipeline.cache.embeddings import complete_embeddings
 from pipeline.cache.format import read_cache
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.clips import locate_clips
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.encoders.choice import (
     EncoderRequest,
     choose_encoder,
@@ -280,8 +280,7 @@ def _prepare(config: ExtractConfig, *, check_files: bool = True) -> _Job:
         for modality in modalities
     )
     recipe = FeatureRecipe(encoders=tuple(choice.spec for choice in choices), decode=decode)
-    context = max(spec.context for spec in recipe.encoders)
-    corpus = {split: with_context(utterances, context) for split, utterances in corpus.items()}
+    corpus = {split: with_surroundings(rows, recipe.encoders) for split, rows in corpus.items()}
     owner = None if run is None else name_of_owner(run, config.features)
     default_rows = ROWS_PER_SHARD if recipe.decode else TEXT_ROWS_PER_SHARD
     works = tuple(
@@ -407,7 +406,8 @@ def _refuse_what_contradicts(
             modality: spec.name,
             f"{modality}_weights": spec.weights,
             layers: spec.layers,
-            "context": spec.context,
+            "context": spec.asked_context,
+            "future": spec.dialogue == "whole",
         }
         asked = config.encoders.given(modality)
         if asked.get(layers) == ():

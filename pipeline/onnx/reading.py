@@ -115,7 +115,7 @@ class TokenReading:
         return [take_second_of_pair(each.ids, each.sequence_ids) for each in pairs]
 
     def shortfall(self, item: Tokens) -> ClipError | None:
-        return tell_unread(item)
+        return tell_unread(item.unread)
 
     def length(self, item: Tokens) -> int:
         return len(item.ids)

@@ -46,6 +46,7 @@ SPEC_CHANGES = {
     "precision": "bfloat16",
     "layers": (0, -1),
     "context": 3,
+    "dialogue": "past",
     "started_from": "pretrained",
 }
 

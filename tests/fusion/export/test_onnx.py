@@ -13,6 +13,7 @@ from fusion.inference.onnx import OnnxFusion
 from fusion.inference.runtime import FeatureRows
 from fusion.model.dialogue import Turns
 from fusion.model.dims import FUSION_TYPES, FusionDims, ModalityDims, ModelConfig
+from fusion.model.ensemble import join_members
 from fusion.model.fusion import FusionModel
 from pipeline.errors import CacheCorrupt, MismatchError
 from pipeline.schema import ClipKey, Modality
@@ -120,3 +121,20 @@ def test_every_join_and_every_context_in_a_graph(fusion: str, context: str, tmp_
 def test_a_single_modality_in_a_graph(fusion: str, tmp_path: Path) -> None:
     config = ModelConfig(fusion=fusion, projection=8, hidden=16)  # type: ignore[arg-type]
     check_alike(make_model(config, modalities=1), tmp_path / "fusion.onnx")
+
+
+def test_the_graph_of_an_ensemble_gives_the_average_of_its_members(tmp_path: Path) -> None:
+    config = ModelConfig(context="dialogue", hidden=16, projection=8)
+    members = [make_model(config), make_model(config)]
+    with torch.no_grad():
+        members[1].heads.emotion.bias += torch.arange(7.0)
+    model = join_members(members, own=("text",))
+    write_fusion_graph(model, tmp_path / "fusion.onnx")
+    rows = make_rows(model.dims, [3, 1, 5])
+    found = OnnxFusion.load(tmp_path / "fusion.onnx", model.dims).fuse(rows)
+    features = {name: torch.from_numpy(values) for name, values in rows.features.items()}
+    with torch.no_grad():
+        wanted = model(features, torch.from_numpy(rows.present), Turns.of(rows.keys, rows.speaker))
+    assert np.allclose(np.exp(found.emotion).sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(found.emotion, wanted.emotion_logits.numpy(), atol=1e-4)
+    assert np.allclose(found.sentiment, wanted.sentiment_logits.numpy(), atol=1e-4)

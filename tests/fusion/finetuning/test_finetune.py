@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel
 
 import meld
+from fusion.data.load import load_split
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import shuffled_batches
@@ -35,12 +36,15 @@ from fusion.finetuning.loop import StepResult, TuneConfig, load
 from fusion.finetuning.setup import LiveData, build_end_to_end, check_parity, open_live
 from fusion.finetuning.workers import Worker
 from fusion.inference.checkpoint import read_checkpoint
+from fusion.inference.predict import predict_rows
+from fusion.inference.predictor import Predictor
+from fusion.inference.words import Turn, predict_words
 from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.corpus.annotations import hash_rows, read_corpus
-from pipeline.corpus.texts import with_context
+from pipeline.corpus.texts import with_surroundings
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig
@@ -107,7 +111,7 @@ def write_features(
     recipe = FeatureRecipe(encoders=(choice.spec,), decode=decode)
     encoders = Encoders([choice], None)
     for split, rows in read_corpus(corpus, SPLITS).items():
-        rows = with_context(rows, choice.spec.context)
+        rows = with_surroundings(rows, [choice.spec])
         encoded = encode_clips(encoders, [DecodedClip(utterance=row) for row in rows])
         write_cache(
             folder / f"{split}.h5",
@@ -694,6 +698,47 @@ def test_with_context_the_same_function_stands_at_step_0(place: Path, tmp_path: 
     assert max(live.train.lengths) > 20
     with pytest.raises(RecipeMismatch, match=r"text\.context: 2 != 0"):
         opened(place, run=run, features=place / "features")
+
+
+def assert_words_say_what_the_cache_says(run: Path, features: Path, place: Path) -> None:
+    """A file's utterances are one dialogue, as the corpus's are."""
+    checkpoint = read_checkpoint(run)
+    cached = predict_rows(
+        checkpoint, load_split(features, "dev", modalities=None, input="raw"), run=""
+    )
+    assert checkpoint.decoding is not None
+    wanted = np.exp(checkpoint.decoding.emotion.log_probabilities(cached.emotion_logits))
+    rows = [
+        row for row in read_corpus(place / "corpus", ("dev",))["dev"] if row.key.dialogue_id == 3
+    ]
+    predictor = Predictor.load(run, weights_dir=place / "weights")
+    said = predict_words(predictor, [Turn(text=row.text, speaker=row.speaker) for row in rows])
+    found = [[*each.prediction.emotion.probabilities.values()] for each in said if each.prediction]
+    np.testing.assert_allclose(found, wanted[12:16], atol=1e-5)
+
+
+@pytest.mark.parametrize("future", [False, True])
+def test_a_dialogue_that_is_read_whole_is_the_same_at_step_0_and_learned_from(
+    place: Path, tmp_path: Path, future: bool
+) -> None:
+    request = EncoderRequest(
+        text=str(place / "weights" / "tiny"), context="dialogue", future=future
+    )
+    features = write_features(place / "corpus", tmp_path / "features", request)
+    run = tmp_path / "run"
+    train_fusion(TrainConfig(features=features, out=run, fit=FitConfig(epochs=1)))
+    live = opened(place, run=run)
+    assert check_parity(build_end_to_end(live, CPU), live, CPU) < 1e-4
+    assert_words_say_what_the_cache_says(run, features, place)
+    batches = shuffled_batches(live.train.lengths, 16, seed=0, epoch=1, groups=live.train.groups)
+    assert sorted(row for batch in batches for row in batch) == list(range(ROWS["train"]))
+    dialogues = [{row // 4 for row in batch} for batch in batches]
+    assert sum(map(len, dialogues)) == ROWS["train"] // 4  # each in one batch
+    result = finetune(config_for(place, tmp_path / "tuned", run=run, tune=BRIEF))
+    assert result.history[1].train_loss is not None
+    assert read_checkpoint(result.run).recipe.encoders[0].dialogue == (
+        "whole" if future else "past"
+    )
 
 
 def test_a_run_on_text_alone_needs_no_clips_though_its_cache_was_made_from_some(
