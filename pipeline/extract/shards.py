@@ -164,10 +164,17 @@ def merge(work: SplitWork) -> None:
     if work.rows is not None:
         cache = replace_rows(_up_to_date(work, read_cache(work.path)), work.rows, cache)
     if work.split == "train":  # whatever was fitted on an earlier train file is stale now
-        projection_path(work.path.parent).unlink(missing_ok=True)
+        _remove(projection_path(work.path.parent))
     write_cache(work.path, _labelled(work, cache))
     clear_shards(work.folder)
     work.is_finished = True
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be removed: {error.strerror}") from error
 
 
 def remove_half_written(folder: Path) -> None:

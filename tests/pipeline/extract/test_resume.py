@@ -119,6 +119,19 @@ def test_a_run_killed_while_it_tidies_up_is_a_finished_one(
     assert work.is_finished
 
 
+def test_a_stale_projection_that_cannot_be_removed_is_told_and_the_shards_stay(
+    plant_split: Any, encode_planted: Any, planted_recipe: FeatureRecipe
+) -> None:
+    work = begin_split(find_progress(plant_split("train"), planted_recipe, overwrite=False))
+    stale = work.path.parent / "projection.h5"
+    stale.mkdir()  # as little to be removed as a file on a disk that fails
+    for index in range(3):
+        write_shard(work, encode_planted(work, index), planted_recipe)
+    with pytest.raises(StorageError, match=f"{stale}: cannot be removed: "):
+        merge(work)
+    assert work.shard_path(2).is_file()
+
+
 def test_overwrite_starts_afresh_after_a_run_without_it(
     run_until: RunUntil, plant_split: Any, planted_recipe: FeatureRecipe
 ) -> None:
