@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 
 from fusion.inference.bundled import bundled_run
 from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
@@ -246,6 +247,16 @@ def _run_without_encoders(desk: Desk) -> Path:
     return desk.folder / "run"
 
 
+def _run_that_overflows(desk: Desk) -> Path:
+    """Each weight is a number, and what they compute is none."""
+    checkpoint = read_checkpoint(bundled_run())
+    with torch.no_grad():
+        for weights in checkpoint.model.parameters():
+            weights.mul_(1e30)
+    write_checkpoint(desk.folder / "run", checkpoint)
+    return desk.folder / "run"
+
+
 Asked = Sequence[object]
 BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
     "no sound and no words": (
@@ -422,6 +433,19 @@ def test_what_does_not_fit_is_told_in_one_line(
     assert found == status, line
     assert told in line
     assert not (desk.folder / "new").exists()
+
+
+def test_a_run_that_overflows_says_so_and_not_neutral(meld: Meld, desk: Desk) -> None:
+    run = _run_that_overflows(desk)
+    status, line = one_line(
+        meld, desk.clip, *WORDS, "--model", run, "--out", desk.folder / "new", "--json"
+    )
+    assert status == 5
+    assert line == (
+        "meld: error: run: the model computes values that are not finite for 1 of 1 utterances "
+        "(the first is number 1); train the run again"
+    )
+    assert not list((desk.folder / "new").glob("*.json"))
 
 
 # --------------------------------------------------------------------- odd, and still to be used

@@ -30,11 +30,16 @@ def predict(model: Fusion, rows: Rows, *, batch_size: int = 1024) -> FusionOutpu
     )
 
 
-def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predictions:
+def predict_data(checkpoint: Checkpoint, data: FusionData) -> FusionOutput:
     """Raises MismatchError where the features have another shape than the model takes."""
     _check_dims(checkpoint, data)
     model = checkpoint.model
-    output = predict(model, Rows.prepare(model, data, next(model.parameters()).device))
+    return predict(model, Rows.prepare(model, data, next(model.parameters()).device))
+
+
+def predict_rows(checkpoint: Checkpoint, data: FusionData, *, run: str) -> Predictions:
+    """Raises MismatchError as `predict_data`, CacheCorrupt as `Predictions`."""
+    output = predict_data(checkpoint, data)
     return predictions_of(run, data, output, untrained=checkpoint.untrained)
 
 

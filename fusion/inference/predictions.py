@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.labels import Head, Labels
+from pipeline.errors import CacheCorrupt
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey, Modality, Split
 
 
@@ -35,6 +36,8 @@ class Predictions:
     untrained: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
+        """Raises CacheCorrupt where the run computes what is no number: the largest of such logits
+        would be the first class, and that is "neutral"."""
         wanted = {
             "text": (len(self),),
             "speaker": (len(self),),
@@ -47,6 +50,13 @@ class Predictions:
         for name, shape in wanted.items():
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {shape}, not {np.shape(getattr(self, name))}")
+        logits = np.hstack([self.emotion_logits, self.sentiment_logits])
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            raise CacheCorrupt(
+                f"{self.run}: the model computes values that are not finite for {len(bad)} of "
+                f"{len(self)} utterances (the first is number {bad[0] + 1}); train the run again"
+            )
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -197,7 +197,7 @@ class Predictor:
         A clip without any modality gets a prediction from nothing, as in `meld evaluate`: it has
         no parts.
 
-        Raises ValueError where there is no clip.
+        Raises ValueError where there is no clip, CacheCorrupt where the run computes no numbers.
         """
         if not features:
             raise ValueError("no clips to predict")

@@ -10,7 +10,7 @@ import torch
 from fusion.data.split import FusionData
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
-from fusion.inference.predict import predict_rows
+from fusion.inference.predict import predict_data
 from fusion.inference.runtime import FeatureRows, HeadLogits, RuntimeName
 from fusion.labels import UNLABELLED
 from pipeline.encode import Encoders, encode_clips
@@ -73,8 +73,11 @@ class PyTorchRuntime:
         return encode_clips(self.encoders, clips)
 
     def fuse(self, rows: FeatureRows) -> HeadLogits:
-        predictions = predict_rows(self.checkpoint, self._to_data(rows), run="")
-        return HeadLogits(predictions.emotion_logits, predictions.sentiment_logits)
+        output = predict_data(self.checkpoint, self._to_data(rows))
+        return HeadLogits(
+            output.emotion_logits.cpu().double().numpy(),
+            output.sentiment_logits.cpu().double().numpy(),
+        )
 
     def _to_data(self, rows: FeatureRows) -> FusionData:
         """The same values that a cache would hold, without labels."""

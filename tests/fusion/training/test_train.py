@@ -325,6 +325,14 @@ def test_weights_that_are_no_numbers_are_refused(run):
         read_checkpoint(run)
 
 
+def test_a_run_whose_values_overflow_is_not_measured(run):
+    """The largest of seven NaN is the first: neutral."""
+    weights = load_file(run / "model.safetensors")
+    save_file({name: value * 1e30 for name, value in weights.items()}, run / "model.safetensors")
+    with pytest.raises(CacheCorrupt, match=r"not finite for \d+ of \d+ utterances"):
+        evaluate(EvaluateConfig(run=run, split="dev"))
+
+
 def test_weights_of_another_shape_or_name_are_refused(run):
     weights = load_file(run / "model.safetensors")
     bias = weights.pop("heads.emotion.bias")
