@@ -395,6 +395,11 @@ def build_end_to_end(live: LiveData, device: torch.device) -> EndToEnd:
         precision=live.job.hardware.precision,
         train_batchnorm=live.job.tune.train_batchnorm,
     )
+    if device.type == "cpu":
+        from pipeline.encoders.attention import drop_by_bytes  # transformers, which takes seconds
+
+        for name in live.unfrozen:
+            drop_by_bytes(model.encoders.by_modality[name])
     if live.job.tune.gradient_checkpointing:
         model.checkpoint_gradients()
     return model.to(device)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.dropout import random_bytes
+
 
 class Dropout(nn.Module):
     """mask: float32 [batch, ...] as the input, 0 where dropped, 1 / (1 - chance) elsewhere; None
@@ -88,12 +90,6 @@ class MaskSource:
             masks[site.buffer] = mask.view(*random.shape[:2], *site.shape)
             start += site.width
         return masks
-
-
-def random_bytes(count: int, generator: torch.Generator) -> Tensor:
-    """uint8 [count]"""
-    words = torch.empty(-(-count // 8), dtype=torch.int64)
-    return words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:count]
 
 
 def _noting(name: str, sites: list[_Site]) -> Callable[[Any, tuple[Tensor, ...]], None]:
