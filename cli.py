@@ -651,6 +651,7 @@ def finetune(
         Path | None, typer.Option(help="Folder of the new run.  [default: a new one under runs/]")
     ] = None,
     seed: Seed = None,
+    ensemble: Ensemble = None,
     dev_share: DevShare = None,
     device: DeviceOption = None,
     precision: Annotated[
@@ -698,6 +699,7 @@ def finetune(
         unfreeze=modalities_in(unfreeze, "--unfreeze"),
         out=out,
         seed=seed,
+        ensemble=ensemble,
         dev_share=dev_share,
         device=device,
         precision=precision,

@@ -276,6 +276,7 @@ def finetune(
     learning_rate: str | Mapping[str, float] | None = None,
     out: AnyPath | None = None,
     seed: int | None = None,
+    ensemble: int | None = None,
     dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] | None = None,
@@ -295,6 +296,7 @@ def finetune(
     run: where to start; None trains a fusion run first
     learning_rate: of text, video, audio or heads: {"text": 1e-5}
     dev_share: as in `train_fusion`, of that first run
+    ensemble: number of models, of so many seeds, whose probabilities the run averages
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
     say: called with a line of text about each long step
 
@@ -309,6 +311,7 @@ def finetune(
         unfreeze=modalities_in(unfreeze, "--unfreeze"),
         out=_path(out, "out"),
         seed=seed,
+        ensemble=ensemble,
         dev_share=dev_share,
         device=device,
         precision=precision,

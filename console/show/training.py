@@ -1,9 +1,11 @@
 """What `meld train-fusion` and `meld finetune` found."""
 
+from collections.abc import Sequence
+
 from console.printing import print_json, print_rich
 from console.show.evaluation import render_report
 from fusion.finetuning.finetune import FinetuneResult
-from fusion.training.train import TrainResult
+from fusion.training.train import Member, TrainResult
 
 
 def show_training(result: TrainResult, as_json: bool) -> None:
@@ -13,10 +15,9 @@ def show_training(result: TrainResult, as_json: bool) -> None:
     print_rich(render_report(result.dev))
     refitted = result.rows_refitted
     again = "" if refitted is None else f", then trained again on all {refitted} rows of train"
-    best = _tell_best(result.best_epoch, result.epochs)
-    if result.members:
-        epochs = ", ".join(str(each.best.epoch) for each in result.members)
-        best = f"{len(result.members)} models averaged, best epochs {epochs} of {result.epochs}"
+    best = _tell_members(result.members, result.epochs) or _tell_best(
+        result.best_epoch, result.epochs
+    )
     print(f"{result.run}: {best}{again}, {result.seconds:.1f} s; next: {_next(result)}")
 
 
@@ -31,10 +32,17 @@ def show_finetuning(result: FinetuneResult, as_json: bool) -> None:
         print_json(result.to_dict())
         return
     print_rich(render_report(result.dev))
-    print(
-        f"{result.run}: {_tell_best(result.best.epoch, len(result.history) - 1)}, "
-        f"{result.seconds:.0f} s; next: meld evaluate {result.run}"
-    )
+    epochs = len(result.history) - 1
+    best = _tell_members(result.members, epochs) or _tell_best(result.best.epoch, epochs)
+    print(f"{result.run}: {best}, {result.seconds:.0f} s; next: meld evaluate {result.run}")
+
+
+def _tell_members(members: Sequence[Member], epochs: int) -> str:
+    """ "" where it is no ensemble"""
+    if not members:
+        return ""
+    best = ", ".join(str(each.best.epoch) for each in members)
+    return f"{len(members)} models averaged, best epochs {best} of {epochs}"
 
 
 def _tell_best(best: int, epochs: int) -> str:

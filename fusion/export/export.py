@@ -23,7 +23,7 @@ from fusion.export.bfloat16 import check_bfloat16, in_bfloat16
 from fusion.export.card import render_card
 from fusion.export.gate import ExportRefused, Gate, GateReport, refusal
 from fusion.export.golden import describe_machine, write_golden
-from fusion.export.graphs import by_graphs, by_torch, check_float, quantise, write_graphs
+from fusion.export.graphs import by_graphs, by_torch, check_graphs, quantise, write_graphs
 from fusion.export.prune import PruneConfig, Watch, check_prunable, prune, work_folder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.bundle import (
@@ -208,7 +208,7 @@ class _Product:
 def _make(config: ExportConfig, predictor: Predictor, work: Path, watch: Watch) -> _Product:
     product = _Product(run=config.run, name=predictor.name, predictor=predictor)
     if config.onnx or config.quantise == "int8":
-        check_float(product.runtime)
+        check_graphs(product.runtime)
     if not config.is_smaller:
         return _with_graphs(product, work) if config.onnx else product
     data = config.data or predictor.description.data or Path("data")

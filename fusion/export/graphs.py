@@ -26,6 +26,7 @@ from fusion.inference.bundle import FUSION_GRAPH
 from fusion.inference.onnx_runtime import OnnxRuntime
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
+from pipeline.encoders.encoder import HasGraph
 from pipeline.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,18 @@ class Graphs:
     gate: GateReport | None = None
 
 
-def check_float(runtime: PyTorchRuntime) -> None:
-    """Raises UsageError where an encoder computes in bfloat16, of which no graph can be written."""
+def check_graphs(runtime: PyTorchRuntime) -> None:
+    """Raises UsageError where an encoder has no graph: it computes in bfloat16, for one."""
+    decode = runtime.checkpoint.recipe.decode
+    for modality, encoder in runtime.encoders.items():
+        if modality in runtime.checkpoint.dims.own:
+            raise UsageError(
+                f"--onnx: the run is an ensemble of {runtime.checkpoint.dims.members} fine-tuned "
+                f"models, each with a {modality} encoder of its own, and graphs have one; export "
+                "it without --onnx and --quantise int8, or a single model"
+            )
+        if isinstance(encoder, HasGraph):
+            encoder.graph_source(decode)  # which tells where there is none
     for modality, precision in runtime.precision.items():
         if precision != "float32":
             raise UsageError(

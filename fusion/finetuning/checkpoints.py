@@ -51,6 +51,10 @@ class ProgressFolder:
             raise StorageError(f"{self.folder}: cannot be made: {error.strerror}") from error
         write_whole(self._settings, json.dumps(settings, indent=2, sort_keys=True).encode())
 
+    @property
+    def is_begun(self) -> bool:
+        return self._settings.is_file()
+
     def remove_leftovers(self) -> None:
         """Removes temporary files that a kill left; only for the holder of the run's lock. Raises
         StorageError."""

@@ -9,7 +9,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,15 @@ from fusion.evaluation.report import EvalReport
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.cost import FinetunePlan, make_plan
 from fusion.finetuning.endtoend import EndToEnd
+from fusion.finetuning.ensemble import (
+    config_of_member,
+    histories_of,
+    join,
+    member_folders,
+    remove_members,
+    steps_of_member,
+    told_by,
+)
 from fusion.finetuning.job import (
     FinetuneConfig,
     FinetuneJob,
@@ -44,9 +53,10 @@ from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_check
 from fusion.inference.description import CONFIG
 from fusion.inference.encoders import find_encoders_of
 from fusion.inference.predict import predictions_of
-from fusion.training.history import EpochResult, read_history
+from fusion.inference.predictions import Predictions
+from fusion.training.history import EpochResult, mean_history, read_history
 from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
-from fusion.training.train import TrainConfig, count_train_labels, train_fusion
+from fusion.training.train import Member, TrainConfig, count_train_labels, train_fusion
 from pipeline.cache.format import read_header, require_cache
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.find import find_encoders
@@ -59,7 +69,9 @@ from pipeline.system.files import write_whole
 class FinetuneResult:
     """parity: largest difference of logits before step 1; seconds: of training alone.
 
-    history: begins with epoch 0, the start; if that is the best, the run holds its weights
+    history: begins with epoch 0, the start; if that is the best, the run holds its weights. Of an
+        ensemble, the mean of its members
+    members: of an ensemble; empty where the run is a single model
     """
 
     run: Path
@@ -70,6 +82,7 @@ class FinetuneResult:
     best: EpochResult
     seconds: float
     dev: EvalReport
+    members: tuple[Member, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,6 +90,7 @@ class FinetuneResult:
             "start": str(self.start),
             "best": dataclasses.asdict(self.best),
             "epochs": len(self.history) - 1,
+            "members": [dataclasses.asdict(each) for each in self.members],
             "seconds": self.seconds,
             "parity": self.parity,
             "plan": dataclasses.asdict(self.plan),
@@ -102,7 +116,10 @@ def finetune(
         ParityError: the features of raw input differ from those in the cache.
     """
     with _open(config) as job:
-        return _finetune(job, Watch(say, on_decoded), on_step)
+        watch = Watch(say, on_decoded)
+        if config.ensemble > 1:
+            return _finetune_members(config, job, watch, on_step)
+        return _finetune(job, watch, on_step)
 
 
 def _finetune(job: FinetuneJob, watch: Watch, on_step: OnStep) -> FinetuneResult:
@@ -124,6 +141,47 @@ def _finetune(job: FinetuneJob, watch: Watch, on_step: OnStep) -> FinetuneResult
         model.to(device)
     seconds = time.perf_counter() - started
     return _finish(model, live, plan, parity, seconds)
+
+
+def _finetune_members(
+    config: FinetuneConfig, job: FinetuneJob, watch: Watch, on_step: OnStep
+) -> FinetuneResult:
+    """One after another, each in a folder of its own, then as one; see `ensemble.py`."""
+    folders = member_folders(job.out, config)
+    for number, folder in enumerate(folders):
+        member = config_of_member(config, folder)
+        if member is not None:
+            watch.say(f"model {number + 1} of {len(folders)}, seed {folder.name}")
+            follow = steps_of_member(number, len(folders), on_step)
+            finetune(member, watch.say, follow, watch.on_decoded)
+    first = FinetuneConfig.from_mapping({"out": str(folders[0]), "resume": True})
+    live = open_live(resolve(first, folders[0], job.hardware), watch)
+    device = torch.device(job.hardware.device)
+    joined = join(job.out, folders, live, device)
+    histories = histories_of(folders)
+    result = _write_run(
+        job,
+        live,
+        predictions_of(job.out.name, live.dev.data, joined.output, untrained=live.untrained),
+        dataclasses.replace(
+            joined.first,
+            dims=joined.model.dims,
+            model=joined.model,
+            recipe=joined.recipe,
+            settings=job.settings,
+            features=job.out.absolute() / "features",
+        ),
+        history=mean_history(histories),
+        plan=make_plan(build_end_to_end(live, device), live, job.tune),
+        parity=max(told_by(folders, "parity")),
+        seconds=sum(told_by(folders, "seconds")),
+        members=tuple(
+            Member(seed=int(folder.name), best=best_of(history))
+            for folder, history in zip(folders, histories, strict=True)
+        ),
+    )
+    remove_members(job.out, folders)
+    return result
 
 
 @contextmanager
@@ -258,13 +316,10 @@ def _finish(
 ) -> FinetuneResult:
     """`model` with the best epoch's weights -> a run folder; its config comes last."""
     job, run = live.job, live.job.out
-    history = tuple(read_history(run / HISTORY))
     worker = Worker(device=torch.device(job.hardware.device))
     output = predict_raw(model, live.dev, worker, batch_size=32)
     predictions = predictions_of(run.name, live.dev.data, output, untrained=live.untrained)
-    labels = live.train.data
-    allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy(), live.untrained)
-    here = count_train_labels(labels)
+    here = count_train_labels(live.train.data)
     recipe = write_encoders(run, dict(model.encoders.items()), live.recipe, live.unfrozen)
     checkpoint = Checkpoint(
         dims=model.fusion.cpu().eval().dims,
@@ -279,23 +334,60 @@ def _finish(
         features=run.absolute() / "features",
         finetuned=live.unfrozen,
         data=job.data,
-        decoding=fit_decoding(predictions, allowed),
         untrained=live.untrained,
         set_aside=live.start.set_aside,
     )
-    best = max(history, key=lambda result: result.score)
+    return _write_run(
+        job,
+        live,
+        predictions,
+        checkpoint,
+        history=tuple(read_history(run / HISTORY)),
+        plan=plan,
+        parity=parity,
+        seconds=seconds,
+    )
+
+
+def best_of(history: Sequence[EpochResult]) -> EpochResult:
+    return max(history, key=lambda result: result.score)  # the first of equals
+
+
+def _write_run(
+    job: FinetuneJob,
+    live: LiveData,
+    predictions: Predictions,
+    checkpoint: Checkpoint,
+    *,
+    history: tuple[EpochResult, ...],
+    plan: FinetunePlan,
+    parity: float,
+    seconds: float,
+    members: tuple[Member, ...] = (),
+) -> FinetuneResult:
+    """Fits what decodes to dev, measures, and writes all but the encoders.
+
+    predictions: of dev, by what `checkpoint` holds
+    """
+    run, labels = job.out, live.train.data
+    allowed = allowed_pairs(labels.emotion.numpy(), labels.sentiment.numpy(), live.untrained)
+    checkpoint = dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
     result = FinetuneResult(
         run=run,
         start=job.run,
         plan=plan,
         parity=parity,
         history=history,
-        best=best,
+        best=best_of(history),
         seconds=seconds,
         dev=report_of(checkpoint, predictions),
+        members=members,
     )
     metrics = json.dumps(result.to_dict(), indent=2, sort_keys=True)
     write_whole(run / METRICS, metrics.encode() + b"\n")
+    if members:
+        lines = "".join(json.dumps(dataclasses.asdict(each)) + "\n" for each in history)
+        write_whole(run / HISTORY, lines.encode())
     from fusion.evaluation.plots import plot_report
     from fusion.training.curves import plot_history  # matplotlib takes seconds to load
 

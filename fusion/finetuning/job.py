@@ -16,7 +16,7 @@ from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.training.run_folder import START
-from fusion.training.train import check_overwrite, choose_device
+from fusion.training.train import check_ensemble, check_overwrite, choose_device
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
@@ -46,6 +46,8 @@ class FinetuneConfig:
     overwrite:  replace the run in `out`
     resume:     resume the unfinished run in `out`
     seed:       random seed of the training
+    ensemble:   number of models that are fine-tuned, of this seed and those after it; the run is
+        one model, which averages their probabilities
     device:     "auto" uses a GPU if there is one
     precision:  precision that the encoders compute in, while weights stay float32; "auto" uses
                 bfloat16 if the hardware supports it
@@ -65,6 +67,7 @@ class FinetuneConfig:
     overwrite: bool = False
     resume: bool = False
     seed: int = 0
+    ensemble: int = 1
     dev_share: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -79,6 +82,7 @@ class FinetuneConfig:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+        check_ensemble(self.ensemble, self.seed)
         if self.dev_share is not None:
             check_share(self.dev_share)
         for name in ("modalities", "unfreeze"):

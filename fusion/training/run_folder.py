@@ -29,6 +29,7 @@ MEMBER_HISTORY = "members.jsonl"  # of an ensemble: the epochs of each member
 METRICS = "metrics.json"
 # Held while a run is written; stays, so that an unfinished run is known for one.
 MARKER = ".meld-run"
+MEMBERS = "members"  # of a fine-tuned ensemble that is not whole yet: a run of each seed
 CHECKPOINTS = "checkpoints"  # of a fine-tuning: see `fusion.finetuning.checkpoints`
 START = "start"  # the run that a fine-tuning trained first
 
@@ -131,6 +132,13 @@ def clear_run(run: Path) -> None:
         clear_run(start)
         (start / MARKER).unlink(missing_ok=True)
         _remove_if_empty(start)
+    if _is_folder(run / MEMBERS):
+        for member in (run / MEMBERS).iterdir():
+            if _is_folder(member) and is_run(member):
+                clear_run(member)
+                (member / MARKER).unlink(missing_ok=True)
+                _remove_if_empty(member)
+        _remove_if_empty(run / MEMBERS)
     if _is_folder(run / CHECKPOINTS):
         for name in _CHECKPOINT_FILES:
             _remove(run / CHECKPOINTS / name)
@@ -201,7 +209,7 @@ def _check_place(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
 def _refuse_what_is_in_the_way(run: Path) -> None:
     """Before anything of the earlier run is removed. Raises UsageError."""
     in_the_way = [run / name for name in _FILES if (run / name).is_dir()]
-    for name in (CHECKPOINTS, ENCODERS, START, GOLDEN, GRAPHS, "features"):
+    for name in (CHECKPOINTS, ENCODERS, START, MEMBERS, GOLDEN, GRAPHS, "features"):
         if (run / name).exists() and not (run / name).is_dir():
             in_the_way.append(run / name)
     start, encoders = run / START, run / ENCODERS

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pipeline.encoders.encoder import EncoderChoice, EncoderWish, WeightsChoice
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import SavedEncoders, read_encoders
+from pipeline.encoders.several_names import check_once
 from pipeline.errors import UsageError
 from pipeline.recipe import DialogueReading, Precision
 from pipeline.schema import MEDIA, MODALITIES, Modality
@@ -71,6 +72,7 @@ class EncoderRequest:
                     f"--weights {modality}=random: {wish.name} has no trained weights; leave it out"
                 )
             find_entry(modality, wish.name)
+            check_once(modality, wish.name)
         if isinstance(self.context, int) and self.context < 0:
             raise UsageError(f"--context: 0 or more utterances, not {self.context}")
         if self.context not in (None, "dialogue") and not isinstance(self.context, int):

@@ -42,7 +42,7 @@ def find_entry(modality: Modality, name: str) -> EncoderEntry:
     if several_names.SEPARATOR in name and not Path(name).exists():
         names = several_names.split_names(modality, name)
         return several_names.join_entries(
-            modality, {each: find_entry(modality, each) for each in names}
+            modality, [(each, find_entry(modality, each)) for each in names]
         )
     if modality in OPEN and OPEN[modality].knows(name):
         return OPEN[modality]

@@ -9,7 +9,8 @@ parts of them. An encoder of one layer stands beside each layer of one that has 
 layers whose weights add up to 1 leaves it as it is.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+import shutil
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedClip
 
+Entries = Sequence[tuple[str, EncoderEntry]]  # by name
 Items = tuple[Any | None, ...]  # one per encoder; at least one of them is not None
 
 
@@ -54,29 +56,30 @@ class SeveralBatch:
 class SeveralPreparations:
     """The preparations of all encoders, side by side; an item of theirs is a tuple of items."""
 
-    def __init__(self, parts: Mapping[str, AnyPreparation]) -> None:
-        self.parts = dict(parts)
-        limits = [part.most_rows for part in self.parts.values() if part.most_rows is not None]
+    def __init__(self, parts: Sequence[tuple[str, AnyPreparation]]) -> None:
+        self.names = [name for name, _ in parts]
+        self.parts = [part for _, part in parts]
+        limits = [part.most_rows for part in self.parts if part.most_rows is not None]
         self.most_rows: int | None = min(limits, default=None)
         told = [
             f"{name}: {part.nothing}"
             if isinstance(part, SaysWhatIsNotThere)
             else f"{name} finds nothing to encode"
-            for name, part in self.parts.items()
+            for name, part in zip(self.names, self.parts, strict=True)
         ]
         self.nothing = "; ".join(told)
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Items | None]:
-        columns = [part.prepare(clips) for part in self.parts.values()]
+        columns = [part.prepare(clips) for part in self.parts]
         rows = zip(*columns, strict=True)
         return [None if all(item is None for item in row) else row for row in rows]
 
     def shortfall(self, item: Items) -> ClipError | None:
         """What any of them leaves out; the first code stands for all."""
-        missing = [name for name, each in zip(self.parts, item, strict=True) if each is None]
+        missing = [name for name, each in zip(self.names, item, strict=True) if each is None]
         found = [
             part.shortfall(each)
-            for part, each in zip(self.parts.values(), item, strict=True)
+            for part, each in zip(self.parts, item, strict=True)
             if each is not None
         ]
         errors = [
@@ -88,14 +91,14 @@ class SeveralPreparations:
         return ClipError(errors[0].code, "; ".join(error.message for error in errors))
 
     def length(self, item: Items) -> int:
-        pairs = zip(self.parts.values(), item, strict=True)
+        pairs = zip(self.parts, item, strict=True)
         return max(part.length(each) for part, each in pairs if each is not None)
 
     def group(self, item: Items) -> Hashable:
         """Of what the parts have that share work: all have what the first of them has."""
         groups = [
             part.group(each)
-            for part, each in zip(self.parts.values(), item, strict=True)
+            for part, each in zip(self.parts, item, strict=True)
             if each is not None and isinstance(part, SharesWork)
         ]
         return groups[0] if groups else id(item)
@@ -104,12 +107,12 @@ class SeveralPreparations:
         """Each draws for itself."""
         return tuple(
             None if each is None else part.augment(each, config, generator)
-            for part, each in zip(self.parts.values(), item, strict=True)
+            for part, each in zip(self.parts, item, strict=True)
         )
 
     def collate(self, items: Sequence[Items]) -> SeveralBatch:
         parts: list[tuple[Tensor, Any | None]] = []
-        for part, column in zip(self.parts.values(), zip(*items, strict=True), strict=True):
+        for part, column in zip(self.parts, zip(*items, strict=True), strict=True):
             there = [row for row, each in enumerate(column) if each is not None]
             batch = part.collate([column[row] for row in there]) if there else None
             parts.append((torch.tensor(there, dtype=torch.int64), batch))
@@ -126,16 +129,20 @@ class SeveralEncoders(nn.Module):
     """
 
     def __init__(
-        self, encoders: Mapping[str, AnyEncoder], *, num_layers: int, autocast: Sequence[bool]
+        self,
+        encoders: Sequence[tuple[str, AnyEncoder]],
+        *,
+        num_layers: int,
+        autocast: Sequence[bool],
     ) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(cast(nn.Module, each) for each in encoders.values())
+        self.parts = nn.ModuleList(cast(nn.Module, each) for _, each in encoders)
         self.preparation = SeveralPreparations(
-            {name: each.preparation for name, each in encoders.items()}
+            [(name, each.preparation) for name, each in encoders]
         )
         self.num_layers = num_layers
         self.autocast = tuple(autocast)
-        sizes = [each.batch_size for each in encoders.values() if each.batch_size is not None]
+        sizes = [each.batch_size for _, each in encoders if each.batch_size is not None]
         self.batch_size: int | None = min(sizes, default=None)
 
     @property
@@ -203,33 +210,31 @@ class SeveralEncoders(nn.Module):
 
 
 def prepare_several(
-    choice: EncoderChoice, decode: DecodeConfig | None, entries: Mapping[str, EncoderEntry]
+    choice: EncoderChoice, decode: DecodeConfig | None, entries: Entries
 ) -> AnyPreparation:
-    parts = _parts_of(choice, entries)
     return SeveralPreparations(
-        {name: entries[name].prepare(part, decode) for name, part in parts.items()}
+        [(name, entry.prepare(part, decode)) for name, entry, part in _parts_of(choice, entries)]
     )
 
 
 def build_several(
-    choice: EncoderChoice, decode: DecodeConfig | None, entries: Mapping[str, EncoderEntry]
+    choice: EncoderChoice, decode: DecodeConfig | None, entries: Entries
 ) -> AnyEncoder:
     """Raises MismatchError where a part's files are not its weights."""
-    parts = _parts_of(choice, entries)
     return SeveralEncoders(
-        {name: entries[name].build(part, decode) for name, part in parts.items()},
+        [(name, entry.build(part, decode)) for name, entry, part in _parts_of(choice, entries)],
         num_layers=len(choice.spec.layers),
-        autocast=[entries[name].autocast for name in parts],
+        autocast=[entry.autocast for _, entry in entries],
     ).eval()
 
 
 def _parts_of(
-    choice: EncoderChoice, entries: Mapping[str, EncoderEntry]
-) -> dict[str, EncoderChoice]:
+    choice: EncoderChoice, entries: Entries
+) -> list[tuple[str, EncoderEntry, EncoderChoice]]:
     """As they were chosen, or of a fine-tuned run, in the precision that is asked for."""
     precision = choice.spec.precision
-    parts = {}
-    for place, (name, entry) in enumerate(entries.items()):
+    parts = []
+    for place, (name, entry) in enumerate(entries):
         if choice.parts:
             part = choice.parts[place]
         else:
@@ -239,13 +244,44 @@ def _parts_of(
                     choice.spec,
                     name=name,
                     layers=choice.spec.layers if entry.is_layered else (-1,),
+                    dialogue=choice.spec.dialogue if entry.is_layered else "none",
+                    context=choice.spec.context if entry.is_layered else 0,
                 ),
                 path=_folder_of(choice.path, place),
             )
         own = precision if entry.autocast else "float32"
-        parts[name] = replace(part, spec=replace(part.spec, precision=own))
+        parts.append((name, entry, replace(part, spec=replace(part.spec, precision=own))))
     return parts
 
 
 def _folder_of(folder: Path, place: int) -> Path:
     return folder / str(place)
+
+
+class CopiedEncoders:
+    """Encoders of one modality that were saved in several runs, to be saved side by side, as
+    `SeveralEncoders` saves its parts."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """folders: of each run's encoder, whose parts are in folders of their own where it is
+        several itself"""
+        self.folders = [part for folder in folders for part in _parts_in(folder)]
+
+    def save(self, folder: Path) -> None:
+        for place, saved in enumerate(self.folders):
+            shutil.copytree(saved, _folder_of(folder, place))
+
+
+class CopiedEncoder:
+    """One that was saved in a run, to be saved again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, folder: Path) -> None:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    inner = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda p: int(p.name))
+    return inner or [folder]

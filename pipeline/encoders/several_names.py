@@ -3,8 +3,9 @@
 Choosing imports no PyTorch; what is built and prepared is in `several.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.encoders.encoder import (
     AnyEncoder,
@@ -24,26 +25,35 @@ _MARKS: tuple[WeightsKind, ...] = ("random", "finetuned", "pretrained", "none")
 
 
 def split_names(modality: Modality, name: str) -> list[str]:
-    """ "spectrogram, prosody" -> each of them. Raises UsageError for an empty or a repeated one."""
+    """ "spectrogram, prosody" -> each of them. One that is there several times is that of several
+    members of an ensemble. Raises UsageError for an empty one."""
     names = [each.strip() for each in name.split(SEPARATOR)]
     if not all(names):
         raise UsageError(f"--{modality} {name}: an empty name; leave out the comma")
-    twice = [each for each in names if names.count(each) > 1]
-    if twice:
-        raise UsageError(f"--{modality} {name}: {twice[0]} is named twice")
     return names
 
 
-def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> EncoderEntry:
-    """entries: of the encoders, in the order that was asked for."""
+def check_once(modality: Modality, name: str) -> None:
+    """Raises UsageError where an encoder is asked for twice."""
+    names = [each.strip() for each in name.split(SEPARATOR)]
+    twice = [each for each in names if names.count(each) > 1]
+    if twice and not Path(name).exists():
+        raise UsageError(f"--{modality} {name}: {twice[0]} is named twice")
+
+
+Entries = Sequence[tuple[str, EncoderEntry]]
+
+
+def join_entries(modality: Modality, entries: Entries) -> EncoderEntry:
+    """entries: of the encoders by name, in the order that was asked for."""
 
     def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
-        layered = any(entry.is_layered for entry in entries.values())
+        layered = any(entry.is_layered for _, entry in entries)
         # What concerns layers is for those that have some; where none has, each refuses it.
         plain = replace(wish, layers=(), context=0, dialogue="none") if layered else wish
         parts = tuple(
             entry.choose(replace(wish if entry.is_layered else plain, name=name), precision)
-            for name, entry in entries.items()
+            for name, entry in entries
         )
         return EncoderChoice(spec=_join_specs(tuple(part.spec for part in parts)), parts=parts)
 
@@ -58,19 +68,20 @@ def join_entries(modality: Modality, entries: Mapping[str, EncoderEntry]) -> Enc
         return build_several(choice, decode, entries)
 
     def searches(wish: EncoderWish) -> bool:
-        return any(entry.searches(replace(wish, name=name)) for name, entry in entries.items())
+        return any(entry.searches(replace(wish, name=name)) for name, entry in entries)
 
     def frames(_: str) -> FrameView:
-        views = {name: entry.frames(name) for name, entry in entries.items() if entry.frames}
+        views = {name: entry.frames(name) for name, entry in entries if entry.frames}
         if len(set(views.values())) > 1:
             wants = ", ".join(f"{name} {view}" for name, view in views.items())
+            names = SEPARATOR.join(name for name, _ in entries)
             raise UsageError(
-                f"--{modality} {SEPARATOR.join(entries)}: they want frames of different sizes "
+                f"--{modality} {names}: they want frames of different sizes "
                 f"({wants}), and a clip's are decoded once; name some that want the same"
             )
         return next(iter(views.values()))
 
-    each = tuple(entries.values())
+    each = tuple(entry for _, entry in entries)
     return EncoderEntry(
         modality=modality,
         choose=choose,
