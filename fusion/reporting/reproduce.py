@@ -9,8 +9,8 @@ from typing import Any
 
 from fusion.inference.checkpoint import Checkpoint
 from fusion.training.train import TrainConfig
-from pipeline.encoders.choice import EncoderRequest
-from pipeline.recipe import DecodeConfig, FeatureRecipe
+from pipeline.encoders.registry import find_entry
+from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
 from pipeline.schema import MODALITIES
 from pipeline.settings import describe_config
 
@@ -98,17 +98,22 @@ def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
         for spec in own:
             words += ["--context", str(spec.asked_context)] if spec.asked_context else []
             words += ["--future"] if spec.dialogue == "whole" else []
-            # Counting from 0 without a gap is what "every layer" looks like, the default.
-            every = spec.layers == tuple(range(len(spec.layers)))
-            option = f"{spec.modality}_layers"
-            if option in vars(EncoderRequest()) and not every:
-                lines += ["[encoders]", f"{option} = {json.dumps(spec.layers)}"]
+        chosen = [
+            f"{spec.modality}_layers = {json.dumps(spec.layers)}" for spec in own if _chooses(spec)
+        ]
+        lines += ["[encoders]", *chosen] if chosen else []
         # One that has a single precision says nothing of what the others were asked for.
         half = any(spec.precision == "bfloat16" for spec in own)
         words += ["--precision", "bfloat16" if half else "float32"] if own else []
         words += ["--test-clips", recipe.test_clips] if recipe.test_clips else []
     words += ["--config", "extract.toml"] if lines else []
     return shlex.join(words), "\n".join(lines)
+
+
+def _chooses(spec: EncoderSpec) -> bool:
+    """Whether layers were chosen: the encoder has several, and not all of them are kept."""
+    every = tuple(range(len(spec.layers)))  # the default, counted from 0 without a gap
+    return spec.layers != every and find_entry(spec.modality, spec.name).is_layered
 
 
 def _command(

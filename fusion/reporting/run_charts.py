@@ -80,17 +80,17 @@ def _reliability(name: str, head: HeadCalibration) -> Markup:
         )
 
     series = [
-        Series(name="as it should be", points=((0.0, 0.0), (1.0, 1.0)), ink="quiet"),
-        line("the head alone", head.before, "second"),
+        Series(name="ideal", points=((0.0, 0.0), (1.0, 1.0)), ink="quiet"),
+        line("not scaled", head.before, "second"),
     ]
     if head.temperature.fitted:
-        told = f"through temperature {head.temperature.value:.2f}"
+        told = f"scaled, temperature {head.temperature.value:.2f}"
         series.append(line(told, head.after, "model"))
     return draw_lines(
         series,
-        title=f"{name.capitalize()}: how often first choices are right; area of a dot: rows",
-        x_label="probability of the first choice",
-        y_label="share that is right",
+        title=f"{name.capitalize()}: accuracy by probability; area of a dot: number of rows",
+        x_label="probability of the predicted class",
+        y_label="accuracy",
         x_range=(0.0, 1.0),
         y_range=(0.0, 1.0),
     )

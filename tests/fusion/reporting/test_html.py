@@ -307,6 +307,26 @@ def test_the_commands_give_a_training_from_a_start_again(folder, tmp_path, monke
     assert describe_config(config) == dict(checkpoint.settings)
 
 
+def test_layers_are_given_again_only_for_encoders_that_have_several(folder):
+    checkpoint = read_checkpoint(folder / RUN_NAME)
+    some = checkpoint.recipe.encoders[0]
+
+    def settings(**encoders):
+        specs = tuple(
+            dataclasses.replace(some, modality=modality, name=name, layers=layers)
+            for modality, (name, layers) in encoders.items()
+        )
+        recipe = dataclasses.replace(checkpoint.recipe, encoders=specs)
+        made = remake(dataclasses.replace(checkpoint, recipe=recipe), folder, data=None)
+        assert ("--config extract.toml" in made.commands[0]) == ("extract.toml" in made.files)
+        return tomllib.loads(made.files.get("extract.toml", ""))
+
+    models = settings(text=("org/bert", (-1,)), audio=("org/wavlm", (0, 4)))
+    assert models["encoders"] == {"text_layers": [-1], "audio_layers": [0, 4]}
+    assert "encoders" not in settings(text=("org/bert", (0, 1)), audio=("org/wavlm", (0, 1, 2)))
+    assert "encoders" not in settings(text=("glove", (-1,)), audio=("spectrogram", (-1,)))
+
+
 def test_legacy_test_clips_are_warned_of_and_asked_for_again(gathered, folder):
     assert "(fixed)" in Reader(render_page([gathered], split="dev")).words
     assert "--test-clips fixed" in gathered.remake.commands[0]
