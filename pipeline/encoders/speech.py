@@ -1,13 +1,13 @@
 """Networks that learned from speech: `--audio wav2vec2-base`, `hubert-base`, `wavlm-base`,
-`whisper-tiny.en`, another name of the hub, or a folder.
+`whisper-tiny.en`, another name of the hub, or a folder; a Whisper's also in CTranslate2's form.
 
     waveform ── as the model's own feature extractor prepares it ──> the model's encoder
              ──> the mean over the clip's frames, of each layer
 
 Clips are encoded one by one. Models that normalise over groups of channels (all the small ones
-here) give other values for a clip that is padded, whatever mask is passed with it. Whisper's
-encoder always reads 30 s: only the frames that the clip fills are pooled, and a longer clip is read
-in pieces.
+here) give other values for a clip that is padded, whatever mask is passed with it. Of a Whisper
+only the encoder is kept. It always reads 30 s: only the frames that the clip fills are pooled, and
+a longer clip is read in pieces.
 """
 
 import json
@@ -22,7 +22,9 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from pipeline.encoders import ctranslate
 from pipeline.encoders.audio import Sound, SoundBatch, Sounds
 from pipeline.errors import MismatchError, UsageError
 from pipeline.recipe import Precision
@@ -77,7 +79,7 @@ class SpeechEncoder(nn.Module):
         """float32 [samples] -> [layers, dim]"""
         total, frames = torch.zeros((), device=waveform.device), 0
         for values, count in self.reading.pieces(waveform):
-            hidden = self.reading.net(self.model)(
+            hidden = self.model(
                 values.to(next(self.model.parameters()).dtype), output_hidden_states=True
             ).hidden_states
             kept = torch.stack([hidden[layer][0] for layer in self.layers]).float()
@@ -87,12 +89,10 @@ class SpeechEncoder(nn.Module):
 
     def layer_depths(self) -> dict[str, int]:
         """0 the convolutions and positions, layer i at i + 1, what is above all at the top."""
-        net = self.reading.net(self.model)
-        inside = {id(value) for value in net.parameters()}
         paths = [
             path
             for path, value in self.named_parameters()
-            if id(value) in inside and value.requires_grad and "masked_spec_embed" not in path
+            if value.requires_grad and "masked_spec_embed" not in path
         ]
         numbered = {
             path: int(found.group(1)) + 1 for path in paths if (found := _LAYER.search(path))
@@ -125,9 +125,6 @@ class WaveformReading:
     def __init__(self, normalises: bool) -> None:
         self.normalises = normalises
 
-    def net(self, model: Any) -> Any:
-        return model
-
     def pieces(self, waveform: Tensor) -> list[tuple[Tensor, int | None]]:
         """All of it: [1, samples], and every frame counts."""
         if self.normalises:
@@ -153,9 +150,6 @@ class WhisperReading:
     def __init__(self, extractor: WhisperFeatureExtractor) -> None:
         self.extractor = extractor
 
-    def net(self, model: Any) -> Any:
-        return model.encoder
-
     def pieces(self, waveform: Tensor) -> list[tuple[Tensor, int | None]]:
         """[1, mels, 3000] of each 30 s, and how many of its 1,500 frames the sound fills. What is
         left at the end counts if it is long enough to be heard alone."""
@@ -180,10 +174,12 @@ class WhisperReading:
 
 
 def _reading_of(folder: Path, model: Any) -> WaveformReading | WhisperReading:
+    path = folder / "preprocessor_config.json"
     if model.config.model_type == "whisper":
+        if ctranslate.is_model(folder) and not path.is_file():  # it is often left out there
+            return WhisperReading(WhisperFeatureExtractor(model.config.num_mel_bins))
         return WhisperReading(WhisperFeatureExtractor.from_pretrained(folder))
     values = {}
-    path = folder / "preprocessor_config.json"
     if path.is_file():
         values = json.loads(path.read_text())
     if values.get("sampling_rate", RATE_HZ) != RATE_HZ:
@@ -192,11 +188,19 @@ def _reading_of(folder: Path, model: Any) -> WaveformReading | WhisperReading:
 
 
 def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
+    model: Any
+    if ctranslate.is_model(folder):
+        model = _load_converted(folder, pretrained)
+        return model.to(dtype)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # A run keeps the encoder alone.
+    alone = config.architectures == [WhisperEncoder.__name__]
     if not pretrained:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # Drawn in float32 and rounded: the same weights in every precision.
-        return AutoModel.from_config(config).to(dtype)
-    model, loaded = AutoModel.from_pretrained(
+        model = WhisperEncoder(config) if alone else AutoModel.from_config(config)
+        return _encoder_of(model).to(dtype)
+    kind: Any = WhisperEncoder if alone else AutoModel
+    model, loaded = kind.from_pretrained(
         folder,
         local_files_only=True,
         trust_remote_code=False,
@@ -207,7 +211,24 @@ def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
     missing = sorted(key for key in loaded["missing_keys"] if "masked_spec_embed" not in key)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    return model
+    return _encoder_of(model)
+
+
+def _encoder_of(model: Any) -> Any:
+    """Without Whisper's decoder."""
+    whole = model.config.model_type == "whisper" and not isinstance(model, WhisperEncoder)
+    return model.get_encoder() if whole else model
+
+
+def _load_converted(folder: Path, pretrained: bool) -> WhisperEncoder:
+    config = ctranslate.read_config(folder)
+    encoder = WhisperEncoder(config)
+    if pretrained:
+        # Positions are not in the file: they are sines, which the library computes.
+        weights = ctranslate.read_encoder(folder, config)
+        positions = {"embed_positions.weight": encoder.embed_positions.weight}
+        encoder.load_state_dict(weights | positions)
+    return encoder
 
 
 def build_speech_encoder(

