@@ -12,6 +12,7 @@ average recall of
     fusion       the fusion model as `meld train-fusion` trains it without a dev cache: a speaker
                  (a dialogue here) is held out to choose the epoch; mean over seeds
     refit        the same with `--refit`
+    ensemble     the seeds of refit as one model: `--refit --ensemble SEEDS`
 
 with 95 % bootstrap intervals over the utterances of each speaker and emotion (percentiles of 2,000
 samples). There are too few speakers to resample them.
@@ -77,9 +78,12 @@ def main() -> None:
     table = Table("audio", "dim", "ms / clip", "model", "recall", "95 %", *names)
     for audio in arguments.audio:
         data, milliseconds = _encode(corpus, audio)
-        rows = {"regression": [_regression(data, corpus)]} | {
-            name: _fusion(data, corpus, arguments.seeds, refit=refit)
-            for name, refit in (("fusion", False), ("refit", True))
+        refit = _fusion(data, corpus, arguments.seeds, refit=True)
+        rows = {
+            "regression": [_regression(data, corpus)],
+            "fusion": _labels(_fusion(data, corpus, arguments.seeds, refit=False)),
+            "refit": _labels(refit),
+            "ensemble": _labels([np.mean(refit, axis=0)]),
         }
         for model, predicted in rows.items():
             low, high = _interval(corpus, predicted)
@@ -190,10 +194,17 @@ def _regression(data: FusionData, corpus: Corpus) -> Labels:
     return predicted
 
 
-def _fusion(data: FusionData, corpus: Corpus, seeds: int, *, refit: bool) -> list[Labels]:
-    """For each seed, the prediction of every row by the model trained without its speaker."""
+def _labels(probabilities: Sequence[NDArray[np.float64]]) -> list[Labels]:
+    return [each.argmax(axis=1) for each in probabilities]
+
+
+def _fusion(
+    data: FusionData, corpus: Corpus, seeds: int, *, refit: bool
+) -> list[NDArray[np.float64]]:
+    """For each seed, the probabilities [rows, emotions] of every row by the model trained without
+    its speaker."""
     device = torch.device("cpu")
-    predicted = [np.empty_like(corpus.emotion) for _ in range(seeds)]
+    predicted = [np.zeros((len(corpus.emotion), len(EMOTIONS))) for _ in range(seeds)]
     measured: list[tuple[int, Labels]] = []
     trainings: list[Training] = []
     for train, test in _folds(corpus):
@@ -218,7 +229,7 @@ def _fusion(data: FusionData, corpus: Corpus, seeds: int, *, refit: bool) -> lis
     for training, (seed, test) in zip(trainings, measured, strict=True):
         rows = Rows.prepare(training.model, data.take(test), device)
         logits = predict(training.model, rows).emotion_logits
-        predicted[seed][test] = logits.argmax(dim=1).numpy()
+        predicted[seed][test] = logits.double().softmax(dim=1).numpy()
     return predicted
 
 
