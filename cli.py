@@ -55,6 +55,7 @@ from console.options import (
     RuntimeOption,
     Seed,
     SplitChoice,
+    Teacher,
     TestClipsChoice,
     TrackerOption,
     TrainedRun,
@@ -542,6 +543,7 @@ def train_fusion(
     ] = None,
     seed: Seed = None,
     ensemble: Ensemble = None,
+    distil: Teacher = None,
     epochs: MostEpochs = None,
     batch_size: Annotated[
         int | None,
@@ -579,6 +581,7 @@ def train_fusion(
         out=out,
         seed=seed,
         ensemble=ensemble,
+        distil=distil,
         dev_share=dev_share,
         refit=refit,
         device=device,
@@ -652,6 +655,14 @@ def finetune(
     ] = None,
     seed: Seed = None,
     ensemble: Ensemble = None,
+    distil: Teacher = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of an average of the weights over steps (EMA), such as 0.99, which the run "
+            "then gets; 0 takes the weights as they are.  [default: 0.0]"
+        ),
+    ] = None,
     dev_share: DevShare = None,
     device: DeviceOption = None,
     precision: Annotated[
@@ -700,6 +711,7 @@ def finetune(
         out=out,
         seed=seed,
         ensemble=ensemble,
+        distil=distil,
         dev_share=dev_share,
         device=device,
         precision=precision,
@@ -711,7 +723,10 @@ def finetune(
         overwrite=overwrite,
     )
     tune = given(
-        epochs=epochs, batch_size=batch_size, learning_rates=learning_rates_in(learning_rate)
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rates=learning_rates_in(learning_rate),
+        ema=ema,
     )
     said = read_settings(config, options, tune=tune)
 

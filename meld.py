@@ -213,6 +213,7 @@ def train_fusion(
     out: AnyPath | None = None,
     seed: int | None = None,
     ensemble: int | None = None,
+    distil: AnyPath | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -229,6 +230,7 @@ def train_fusion(
     out: the run's folder; None makes a new one under runs/
     start: a trained run to continue from (warm start)
     ensemble: number of models, of so many seeds, whose probabilities the run averages
+    distil: a trained run, from whose probabilities the model learns beside the labels
     dev_share: share of train's dialogues that is held out as dev; None is 0.1 if there is no dev
         cache (`result.dev.set_aside` lists them)
     refit: train again on all of train, the dialogues that were held out too
@@ -244,6 +246,7 @@ def train_fusion(
         out=_path(out, "out"),
         seed=seed,
         ensemble=ensemble,
+        distil=_path(distil, "distil"),
         dev_share=dev_share,
         refit=refit,
         device=device,
@@ -277,6 +280,8 @@ def finetune(
     out: AnyPath | None = None,
     seed: int | None = None,
     ensemble: int | None = None,
+    distil: AnyPath | None = None,
+    ema: float | None = None,
     dev_share: float | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] | None = None,
@@ -297,6 +302,8 @@ def finetune(
     learning_rate: of text, video, audio or heads: {"text": 1e-5}
     dev_share: as in `train_fusion`, of that first run
     ensemble: number of models, of so many seeds, whose probabilities the run averages
+    distil: a trained run, from whose probabilities the model learns beside the labels
+    ema: decay of an average of the weights, which the run gets
     encoders: the fine-tuned run whose encoders made the features, where it is not found by itself
     say: called with a line of text about each long step
 
@@ -312,6 +319,7 @@ def finetune(
         out=_path(out, "out"),
         seed=seed,
         ensemble=ensemble,
+        distil=_path(distil, "distil"),
         dev_share=dev_share,
         device=device,
         precision=precision,
@@ -327,7 +335,10 @@ def finetune(
     from fusion.finetuning.job import FinetuneConfig
 
     tune = given(
-        epochs=epochs, batch_size=batch_size, learning_rates=learning_rates_in(learning_rate)
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rates=learning_rates_in(learning_rate),
+        ema=ema,
     )
     settings = merge_with_file(config, options, tune=tune)
     return run_finetuning(FinetuneConfig.from_mapping(settings), say, on_step, on_decoded)

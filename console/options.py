@@ -206,6 +206,14 @@ Ensemble = Annotated[
         "the run is used as one model.  [default: 1]"
     ),
 ]
+Teacher = Annotated[
+    Path | None,
+    typer.Option(
+        "--distil",
+        help="Teacher: a trained run, such as an ensemble, from whose probabilities the model "
+        "learns beside the labels.",
+    ),
+]
 MostEpochs = Annotated[int | None, typer.Option(help="Maximum number of epochs.  [default: 20]")]
 OverwriteRun = Annotated[
     bool,

@@ -1,15 +1,15 @@
 """Rows in memory as input of `FusionModel.fuse`, and the batches of a training."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fusion.data.split import FusionData
-from fusion.labels import UNLABELLED
+from fusion.labels import UNLABELLED, Head
 from fusion.model.dialogue import Turns
 from fusion.model.ensemble import Fusion
 from fusion.model.fusion import FusionOutput
@@ -18,16 +18,26 @@ from pipeline.schema import Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Features standardised, shapes as in `FusionData`, or all with a leading axis [trainings]."""
+    """Features standardised, shapes as in `FusionData`, or all with a leading axis [trainings].
+
+    soft: a teacher's probabilities, float32 [rows, classes] of each head; empty without one
+    """
 
     features: dict[Modality, Tensor]
     present: Tensor
     turns: Turns
     emotion: Tensor
     sentiment: Tensor
+    soft: dict[Head, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def prepare(cls, model: Fusion, data: FusionData, device: torch.device) -> "Rows":
+    def prepare(
+        cls,
+        model: Fusion,
+        data: FusionData,
+        device: torch.device,
+        soft: Mapping[Head, Tensor] | None = None,
+    ) -> "Rows":
         features = {name: values.to(device) for name, values in data.features.items()}
         present = data.present.to(device)
         with torch.no_grad():
@@ -38,6 +48,7 @@ class Rows:
             turns=data.turns.to(device),
             emotion=data.emotion.to(device),
             sentiment=data.sentiment.to(device),
+            soft={head: values.to(device) for head, values in (soft or {}).items()},
         )
 
     def __len__(self) -> int:
@@ -50,6 +61,7 @@ class Rows:
             turns=self.turns.pick(index),
             emotion=self.emotion[index],
             sentiment=self.sentiment[index],
+            soft={head: values[index] for head, values in self.soft.items()},
         )
 
 
@@ -104,12 +116,20 @@ class SideBySide:
             ),
             emotion=gather("emotion", lambda rows: rows.emotion, UNLABELLED),
             sentiment=gather("sentiment", lambda rows: rows.sentiment, UNLABELLED),
+            soft={
+                head: gather(f"soft {head}", partial(_soft, head), 0.0)
+                for head in self._rows[0].soft
+            },
         )
 
     def _memory_for(self, name: str, like: Tensor) -> Tensor:
         if name not in self._memory:
             self._memory[name] = like.new_empty(len(self._rows), self._longest, *like.shape[1:])
         return self._memory[name]
+
+
+def _soft(head: Head, rows: Rows) -> Tensor:
+    return rows.soft[head]
 
 
 def _feature(name: Modality, rows: Rows) -> Tensor:

@@ -236,7 +236,8 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
         )
         inputs = [features]
     read_corpus(config.data, splits)
-    inputs += [path for path in (config.data, config.features, config.store) if path]
+    named = (config.data, config.features, config.store, config.distil)
+    inputs += [path for path in named if path]
     return inputs + [choice.path for choice in choices if choice.path is not None]
 
 
@@ -268,7 +269,9 @@ def _train(model: EndToEnd, live: LiveData, worker: Worker, on_step: OnStep) -> 
     """What one worker does, whether it is alone or not."""
     job = live.job
     progress = ProgressFolder(job.out)
-    tuning = Tuning(model, live.train, live.dev, job.tune, job.seed, worker, progress)
+    tuning = Tuning(
+        model, live.train, live.dev, job.tune, job.seed, worker, progress, soft=live.soft
+    )
     tuning.to_the_end(on_step)
 
 

@@ -15,6 +15,7 @@ from fusion.data.set_aside import check_share
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
+from fusion.training.losses import check_teacher
 from fusion.training.run_folder import START
 from fusion.training.train import check_ensemble, check_overwrite, choose_device
 from pipeline.errors import UsageError
@@ -48,6 +49,8 @@ class FinetuneConfig:
     seed:       random seed of the training
     ensemble:   number of models that are fine-tuned, of this seed and those after it; the run is
         one model, which averages their probabilities
+    distil:     a trained run, the teacher: the model learns from its calibrated probabilities
+        beside the labels (`tune.loss.teacher_weight`)
     device:     "auto" uses a GPU if there is one
     precision:  precision that the encoders compute in, while weights stay float32; "auto" uses
                 bfloat16 if the hardware supports it
@@ -68,6 +71,7 @@ class FinetuneConfig:
     resume: bool = False
     seed: int = 0
     ensemble: int = 1
+    distil: Path | None = None
     dev_share: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -83,6 +87,7 @@ class FinetuneConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
         check_ensemble(self.ensemble, self.seed)
+        check_teacher(self.tune.loss, self.distil, "tune.loss")
         if self.dev_share is not None:
             check_share(self.dev_share)
         for name in ("modalities", "unfreeze"):
@@ -134,7 +139,7 @@ def check_begun(config: FinetuneConfig, run: Path) -> None:
 def with_whole_paths(config: FinetuneConfig) -> FinetuneConfig:
     """With absolute paths: workers have other working folders, and --resume may be called from
     another one."""
-    names = ("run", "data", "features", "store", "out", "weights_dir", "encoders")
+    names = ("run", "data", "features", "store", "out", "weights_dir", "encoders", "distil")
     paths = {name: getattr(config, name) for name in names}
     return replace(config, **{name: path and path.absolute() for name, path in paths.items()})
 
@@ -181,6 +186,7 @@ class FinetuneJob:
     store: Path | None
     weights_dir: Path | None
     encoders: Path | None
+    distil: Path | None
     hardware: Hardware
     asked_precision: Literal["auto", "float32", "bfloat16"] = field(compare=False)
     seed: int
@@ -228,6 +234,7 @@ def resolve(config: FinetuneConfig, out: Path, hardware: Hardware) -> FinetuneJo
         store=config.store,
         weights_dir=config.weights_dir,
         encoders=config.encoders,
+        distil=config.distil,
         hardware=hardware,
         asked_precision=asked_precision,
         seed=config.seed,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusion.evaluation.scores import selection_score, weighted_f1
+from fusion.finetuning.averaging import MovingAverage
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.clips import (
     ClipDataset,
@@ -30,6 +31,7 @@ from fusion.finetuning.clips import (
 from fusion.finetuning.endtoend import EndToEnd, LearningRates, parameter_groups
 from fusion.finetuning.workers import Worker
 from fusion.model.fusion import FusionOutput
+from fusion.training.distil import SoftTargets
 from fusion.training.fit import drop_modalities, seeded, warm_up_then_fall
 from fusion.training.history import EpochResult
 from fusion.training.losses import LossConfig, MultiTaskLoss
@@ -56,6 +58,8 @@ class TuneConfig:
     modality_dropout: probability that a present modality of a row is treated as absent, so that the
                       model learns to do without it; at least one modality of a row is kept
     patience:         number of epochs without a better dev score after which training stops
+    ema:              decay of an exponential moving average of the weights: epochs are measured
+                      with it, and the run gets it, not the weights of the last step; 0 takes these
     train_batchnorm:  update the running statistics of BatchNorm; with a single worker only
     gradient_checkpointing: recompute intermediate values in the backward pass instead of keeping
                       them: slower, with much less memory
@@ -75,6 +79,7 @@ class TuneConfig:
     clip_norm: float = 1.0
     modality_dropout: float = 0.1
     patience: int = 3
+    ema: float = 0.0
     train_batchnorm: bool = False
     gradient_checkpointing: bool = False
     checkpoint_every_s: float = 120.0
@@ -96,7 +101,7 @@ class TuneConfig:
                 f"micro_batch_size must be at most batch_size, the {self.batch_size} rows of a "
                 f"step, not {self.micro_batch_size}"
             )
-        for name in ("warmup", "modality_dropout"):
+        for name in ("warmup", "modality_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not 0 < self.clip_norm < math.inf:
@@ -143,10 +148,12 @@ class Tuning:
         seed: int,
         worker: Worker,
         progress: ProgressFolder,
+        soft: SoftTargets | None = None,
     ) -> None:
+        """soft: a teacher's probabilities, of all rows of train"""
         self.model, self.train, self.dev = model, train, dev
         self.config, self.seed = config, seed
-        self.worker, self.progress = worker, progress
+        self.worker, self.progress, self.soft = worker, progress, soft
         data = train.data
         self.loss = MultiTaskLoss.from_labels(config.loss, data.emotion, data.sentiment)
         groups = parameter_groups(model, config.learning_rates, config.weight_decay)
@@ -159,6 +166,7 @@ class Tuning:
         self.losses: list[float] = []
         self.history: list[EpochResult] = []
         self.rows_per_s = 0.0
+        self.average = MovingAverage(model, config.ema)
         self._restore()
 
     # ------------------------------------------------------------------------------ epochs
@@ -180,7 +188,8 @@ class Tuning:
         while not self._is_done():
             started = time.perf_counter()
             self._train_epoch(on_step)
-            self._keep(self._measure(epoch=self.epoch, seconds=time.perf_counter() - started))
+            with self.average.in_place():
+                self._keep(self._measure(epoch=self.epoch, seconds=time.perf_counter() - started))
             self.epoch, self.step, self.losses = self.epoch + 1, 0, []
             self._save()
 
@@ -257,7 +266,7 @@ class Tuning:
             batch = next(ready).to(device)
             present = torch.stack([visible[row] for row in batch.rows.tolist()]).to(device)
             output = self.model(batch, present)
-            value = self.loss_of(output, batch.rows, totals)
+            value = self.loss_of(output, batch.rows, totals, num_rows=len(rows))
             value.backward()
             loss += value.detach()
         loss_value = self._sum_over_workers(loss)
@@ -279,14 +288,29 @@ class Tuning:
         return [row for row in rows if self.train.groups[row] in mine]
 
     def loss_of(
-        self, output: FusionOutput, rows: Tensor, totals: tuple[Tensor, Tensor] | None
+        self,
+        output: FusionOutput,
+        rows: Tensor,
+        totals: tuple[Tensor, Tensor] | None,
+        *,
+        num_rows: int | None = None,
     ) -> Tensor:
-        """Computed on the CPU, where labels and class weights are; it is a few numbers."""
+        """Computed on the CPU, where labels and class weights are; it is a few numbers.
+
+        totals, num_rows: of the whole batch, of which `rows` may be a part
+        """
         data = self.train.data
         logits = FusionOutput(output.emotion_logits.cpu(), output.sentiment_logits.cpu())
-        return self.loss(logits, data.emotion[rows], data.sentiment[rows], totals).to(
-            output.emotion_logits.device
+        soft = {head: values[rows] for head, values in (self.soft or {}).items()}
+        loss = self.loss(
+            logits,
+            data.emotion[rows],
+            data.sentiment[rows],
+            totals,
+            soft=soft,
+            num_soft=num_rows,
         )
+        return loss.to(output.emotion_logits.device)
 
     def _sum_over_workers(self, loss: Tensor) -> float:
         """Adds up every worker's loss and gradients; a worker without rows adds zeros.
@@ -315,6 +339,7 @@ class Tuning:
         learning = [p for p in self.model.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(learning, self.config.clip_norm)
         self.optimiser.step()
+        self.average.update()
 
     # ----------------------------------------------------------------------------- reading
 
@@ -355,6 +380,7 @@ class Tuning:
             "history": [asdict(result) for result in self.history],
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state(),
         }
         self.progress.save_last(state, self.worker)
 
@@ -364,6 +390,7 @@ class Tuning:
             return
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.average.restore(state.get("average", {"steps": 0, "average": []}))
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.history = [EpochResult(**result) for result in state["history"]]
 

@@ -20,6 +20,7 @@ from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
 from fusion.model.fusion import FusionModel
+from fusion.training.distil import SoftTargets, soft_targets
 from fusion.training.parts import check_choosable, find_untrained
 from fusion.training.train import check_modality_dropout
 from fusion.training.warm_start import refuse_ensemble
@@ -57,6 +58,7 @@ _PARITY_ROWS = 16
 class LiveData:
     """recipe: of features that these encoders give, in the precision of training
 
+    soft: a teacher's probabilities for the rows of train; None without a teacher
     untrained: heads without labels here and in the start; their labels are removed from dev
     """
 
@@ -68,6 +70,7 @@ class LiveData:
     train: ClipDataset
     dev: ClipDataset
     untrained: tuple[Head, ...]
+    soft: SoftTargets | None = None
 
 
 def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
@@ -106,6 +109,9 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
         train=train.as_dataset(preparations, augment=job.tune.augment, seed=job.seed),
         dev=dev.as_dataset(preparations, augment=None, seed=job.seed),
         untrained=untrained,
+        soft=None
+        if job.distil is None
+        else soft_targets(job.distil, train.data.keys, job.tune.loss.teacher_temperature),
     )
 
 

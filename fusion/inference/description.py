@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 # Settings that say where things were on the machine that trained it.
-_PLACES = frozenset("features out start run data store weights_dir encoders address".split())
+_PLACES = frozenset("features out start run data store weights_dir encoders address distil".split())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from fusion.data.batches import Rows
+from fusion.labels import Head
 from fusion.model.dialogue import Turns
 from fusion.model.fusion import FusionModel, FusionOutput
 from fusion.training.losses import MultiTaskLoss
@@ -47,6 +48,7 @@ class Together:
             inputs: tuple[dict[Modality, Tensor], Tensor, Turns],
             labels: tuple[Tensor, Tensor],
             class_weights: tuple[Tensor, Tensor],
+            soft: dict[Head, Tensor],
         ) -> Tensor:
             output = functional_call(self._shape, state, inputs)
             loss = MultiTaskLoss(
@@ -54,11 +56,12 @@ class Together:
                 emotion_weights=class_weights[0],
                 sentiment_weights=class_weights[1],
             )
-            return loss(output, *labels)
+            return loss(output, *labels, soft=soft)
 
         state = self.weights | {f"model.{name}": mask for name, mask in masks.items()}
         inputs = (batch.features, batch.present, batch.turns)
-        return vmap(one)(state, inputs, (batch.emotion, batch.sentiment), class_weights)
+        labels = (batch.emotion, batch.sentiment)
+        return vmap(one)(state, inputs, labels, class_weights, batch.soft)
 
     @torch.no_grad()
     def clip_gradients(self, longest: float) -> None:

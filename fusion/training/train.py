@@ -31,9 +31,10 @@ from fusion.model.dims import (
 from fusion.model.ensemble import Fusion, join_members
 from fusion.model.fusion import FusionModel
 from fusion.model.joins import JOINS
+from fusion.training.distil import SoftTargets, soft_targets
 from fusion.training.fit import FitConfig, FitResult, Training, fit_together, seeded
 from fusion.training.history import EpochResult, mean_history, mean_of
-from fusion.training.losses import count_labels
+from fusion.training.losses import check_teacher, count_labels
 from fusion.training.parts import Parts, load_parts
 from fusion.training.run_folder import HISTORY, MEMBER_HISTORY, METRICS, open_run
 from fusion.training.trackers import TrackerName, final_tables, open_trackers
@@ -64,6 +65,8 @@ class TrainConfig:
     seed: random seed of the training
     ensemble: number of models that are trained side by side, of this seed and those after it; the
         run is one model, which averages their probabilities
+    distil: a trained run, the teacher: the model learns from its calibrated probabilities beside
+        the labels (`fit.loss.teacher_weight`); a run on other features will do
     dev_share: share of train's dialogues that is held out as dev: it chooses the epoch and is not
         trained on; a dev cache is then not read. None takes the dev cache or, where there is none,
         0.1. Which dialogues these are depends on train's labels, not on `seed`
@@ -82,6 +85,7 @@ class TrainConfig:
     overwrite: bool = False
     seed: int = 0
     ensemble: int = 1
+    distil: Path | None = None
     dev_share: float | None = None
     refit: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -96,6 +100,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
         check_ensemble(self.ensemble, self.seed)
+        check_teacher(self.fit.loss, self.distil, "fit.loss")
         check_overwrite(self.overwrite, self.out)
         if self.refit and self.start is not None:
             raise UsageError(
@@ -251,12 +256,13 @@ def train_seeds(
         log.info("%s", parts.set_aside)
     modalities = ",".join(train.modalities)
     log.info("%s of %d rows on %s, dev of %d", modalities, len(train.keys), device, len(dev.keys))
+    soft = _soft_targets(config, train)
     seeds = [(run, seed) for run, each in enumerate(configs) for seed in _seeds_of(each)]
     models = [_first_model(config, train, start, seed=seed).to(device) for _, seed in seeds]
     trainings = [
         Training(
             model=model,
-            train=Rows.prepare(model, train, device),
+            train=Rows.prepare(model, train, device, soft),
             dev=Rows.prepare(model, dev, device),
             seed=seed,
             is_trained=start is not None,
@@ -317,12 +323,13 @@ def _refit(
     """New models on all of train, for all epochs: nothing is left that could choose one, and the
     learning rate has fallen to zero at the end."""
     whole = pool_splits([parts.train, parts.dev])
+    soft = _soft_targets(configs[0], whole)
     seeds = [seed for each in configs for seed in _seeds_of(each)]
     models = [build_model(whole, configs[0].model, seed=seed).to(device) for seed in seeds]
     trainings = [
         Training(
             model=model,
-            train=(rows := Rows.prepare(model, whole, device)),
+            train=(rows := Rows.prepare(model, whole, device, soft)),
             dev=rows,
             seed=seed,
             chooses_epoch=False,
@@ -333,6 +340,12 @@ def _refit(
     return [
         _Refitted(model=join_members(members), train=whole) for members in _by_run(configs, models)
     ]
+
+
+def _soft_targets(config: TrainConfig, train: FusionData) -> SoftTargets | None:
+    if config.distil is None:
+        return None
+    return soft_targets(config.distil, train.keys, config.fit.loss.teacher_temperature)
 
 
 def _seeds_of(config: TrainConfig) -> range:
@@ -360,7 +373,8 @@ def _first_model(
 
 def _open_run_of(config: TrainConfig, train: FusionData) -> AbstractContextManager[Path]:
     name = f"{'+'.join(train.modalities)}-{train.input}-seed{config.seed}"
-    inputs = [path for path in (config.features, config.start) if path is not None]
+    named = (config.features, config.start, config.distil)
+    inputs = [path for path in named if path is not None]
     return open_run(config.out, overwrite=config.overwrite, name=name, inputs=inputs)
 
 
@@ -514,6 +528,7 @@ def _describe_run(
     said = dataclasses.replace(
         config,
         start=config.start and config.start.absolute(),
+        distil=config.distil and config.distil.absolute(),
         dev_share=None if parts.set_aside is None else parts.set_aside.share,
     )
     emotion, sentiment = count_train_labels(train, start)

@@ -14,6 +14,7 @@ from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictor import Predictor
 from fusion.inference.runtime import FeatureRows
 from fusion.training.fit import FitConfig
+from fusion.training.losses import LossConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
@@ -130,3 +131,17 @@ def test_a_bundle_of_it_predicts_the_same(
         probabilities(tmp_path / "bundle", place), probabilities(whole.run, place), atol=1e-6
     )
     assert Predictor.load(tmp_path / "bundle").fingerprint == Predictor.load(whole.run).fingerprint
+
+
+def test_one_model_is_distilled_from_it_with_an_average_of_its_weights(
+    whole: FinetuneResult, place: Path, tiny_text_folder: Path, tmp_path: Path
+) -> None:
+    """The teacher makes features of train by its own encoders, as `evaluate` would."""
+    write_features(place / "corpus", whole.run / "features", EncoderRequest(run=whole.run))
+    loss = LossConfig(teacher_weight=1.0, teacher_temperature=1.0)
+    tune = replace(QUICK, ema=0.5, epochs=2, loss=loss)
+    settings = config(place, tmp_path / "student", tiny_text_folder, tune=tune, distil=whole.run)
+    student, alone = finetune(settings), place / "seed3"
+    wanted = probabilities(whole.run, place)
+    assert np.abs(probabilities(student.run, place) - wanted).mean() < 0.15
+    assert not np.array_equal(probabilities(student.run, place), probabilities(alone, place))
