@@ -123,6 +123,17 @@ def test_log_lines_are_shown_where_they_are_asked_for(
     assert finished.err.splitlines()[-1].startswith("meld: error: ")
 
 
+def test_verbose_evaluation_names_the_features_the_rows_and_the_test_evaluation(
+    meld: Meld, run: Path, features: Path
+) -> None:
+    quiet = meld("evaluate", run, "--split", "test")
+    assert "meld: " not in quiet.err
+    lines = meld("evaluate", run, "--split", "test", "-v").err.splitlines()
+    assert f"meld: {run}: features from {features}" in lines
+    assert any(line.startswith(f"meld: {run}: ") and " rows of test, " in line for line in lines)
+    assert any("test evaluation " in line and line.endswith(" is recorded") for line in lines)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> None:
     finished = meld(*command.split(), "--help")

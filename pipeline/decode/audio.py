@@ -20,10 +20,10 @@ from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 
-# What the resampler's filter reaches over on either side, in samples of the lower rate: twice the
-# 16 of libswresample's `filter_size` of 32.
+# Samples of the lower rate that the filter of the resampler needs on each side: twice the 16 of
+# libswresample's `filter_size` of 32.
 _FILTER_REACH = 32
-# Longer than any span; arrays count no further than 2 ** 63 bytes.
+# Longer than any span; the size of an array is limited to 2 ** 63 bytes.
 _MAX_SILENCE = 2**40
 
 
@@ -31,9 +31,9 @@ _MAX_SILENCE = 2**40
 class Sound:
     """The sound of one window.
 
-    index:    of the window
-    waveform: float32 [samples]; None where there is none, with the reason in `error`
-    num_bad:  number of `num_packets` that could not be decoded
+    index:    the number of the window
+    waveform: float32 [samples]; None if there is none, with the reason in `error`
+    num_bad:  how many of `num_packets` could not be decoded
     warnings: what was guessed or repaired in the waveform
     """
 
@@ -47,7 +47,7 @@ class Sound:
 
 
 def try_audio(sound: Sound, ledger: Ledger) -> NDArray[np.float32] | None:
-    """The waveform, float32 [samples]; None, and the reason in the ledger, where there is none."""
+    """The waveform, float32 [samples]; None if there is none, with the reason in the ledger."""
     if sound.error is not None:
         ledger.add("audio", sound.error, lost=True)
     elif sound.num_bad:
@@ -60,10 +60,10 @@ def try_audio(sound: Sound, ledger: Ledger) -> NDArray[np.float32] | None:
 
 @dataclass(eq=False)
 class _Open:
-    """A window of which not all samples are there.
+    """A window that lacks samples.
 
-    start_tick, end_tick: of the window
-    start, end: its samples, counted from the stream's first; None where they are not known yet
+    start_tick, end_tick: its start and end
+    start, end: its samples, counted from the first of the stream; None if not known yet
     """
 
     index: int
@@ -75,7 +75,7 @@ class _Open:
 
     def __post_init__(self) -> None:
         start, end = self.window.start, self.window.end
-        # Floats compare ten times faster; both spans that touch at a tick round it alike.
+        # Floats compare ten times faster; two spans that touch at a tick round it in the same way.
         self.start_tick = None if start is None else float(start)
         self.end_tick = None if end is None else float(end)
 
@@ -83,14 +83,14 @@ class _Open:
 class SoundReader:
     """Decodes a stream's packets in order and gives each window its waveform.
 
-    A sample belongs to a window by its presentation time: that of its frame, and its place in
-    it. So windows that touch share no sample and lose none. Time without sound is silence, before
-    the first sample and between others, so that a moment in the waveform is the same moment in the
-    picture to `SYNC_SLACK_S`; less than that is closed up, and a window of nothing else has no
-    sound. All windows lie on one grid of output samples, which begins with the first sample,
-    and the resampler is given what is before and after a window as well: joined, the waveforms
-    of windows that touch are the waveform of the whole; where the same channels are taken, that
-    is, which each window chooses by its own sound (see `mix.choose_mix`).
+    A sample belongs to a window by its presentation time: the time of its frame plus its position
+    in it. Therefore adjacent windows share no sample and lose none. Gaps longer than `SYNC_SLACK_S`
+    become silence, before the first sample and between others, so that sound and picture stay
+    synchronous; shorter gaps are closed. A window with nothing but gaps has no sound. All windows
+    use one grid of output samples, which starts with the first sample, and the resampler also gets
+    the samples before and after a window. So the waveforms of adjacent windows, joined, are the
+    waveform of the whole if they use the same channels, which each window chooses by its own sound
+    (see `mix.choose_mix`).
     """
 
     def __init__(
@@ -98,29 +98,29 @@ class SoundReader:
     ) -> None:
         """
         windows:  in order of their start
-        channels: their names, where the decoder does not tell them (see `settle_channels`)
+        channels: their names, if the decoder does not know them (see `settle_channels`)
         """
         self._config = config
         self._open = deque(_Open(index, window) for index, window in enumerate(windows))
         self._rate_hz = 0  # of the first frame, and so of the stream; 0 before it
-        self._reach = 0  # how far the resampler's filter reaches over, in samples
-        # After so many samples an output sample falls on one of them again: the so-many-th.
+        self._reach = 0  # samples that the filter of the resampler needs on each side
+        # Period of the grid: after so many samples, an output sample coincides with one again.
         self._period = self._period_out = 1
         self._channels = channels
         self._parts: deque[Part] = deque()  # at the stream's rate
         self._num_dropped = 0  # samples that came before those
-        # Of those, per channel, where the choice of channels asks for it.
+        # Energy of those per channel, if the choice of channels needs it.
         self._energies_dropped: dict[tuple[str, ...], NDArray[np.float64]] = {}
         self._num_samples = 0  # in all
-        self._next_tick = 0.0  # when the next sample is heard
-        self._late = 0.0  # ticks without sound, of which no silence was made
+        self._next_tick = 0.0  # the tick of the next sample
+        self._late = 0.0  # ticks without sound that did not become silence
         self._ticks_per_sample = 0.0
-        # Of the file's clock, and how much later a tick may be: floats, as every frame is compared.
+        # Start and slack of the clock of the file: floats, because every frame is compared.
         self._origin = float(windows[0].origin) if windows else 0.0
         self._slack = 0.0
-        self._next_edge = -math.inf  # the tick at which a window is the next to start or to end
+        self._next_edge = -math.inf  # the next tick at which a window starts or ends
         self._context: av.AudioCodecContext | None = None
-        self._end: int | None = None  # when the last packet has been heard
+        self._end: int | None = None  # the end of the last packet
         self._error: ClipError | None = None
 
     @property
@@ -128,7 +128,7 @@ class SoundReader:
         return not self._open
 
     def take(self, packet: av.Packet) -> list[Sound]:
-        """The windows that this packet completes."""
+        """Takes a packet; returns the windows that it completes."""
         if self._context is None:
             self._context = packet.stream.codec_context
             self._context.thread_count = 1
@@ -143,7 +143,7 @@ class SoundReader:
         return given
 
     def finish(self) -> Iterator[Sound]:
-        """The windows that are still open where the stream ends."""
+        """Returns the windows that are open at the end of the stream."""
         if self._open:
             self._decode(None, list(self._open))
         while self._open:
@@ -153,7 +153,7 @@ class SoundReader:
     # ------------------------------------------------------------------------ which windows
 
     def _limited(self, packet: av.Packet) -> list[_Open]:
-        """Those that end with `max_duration_s`, and have that before this packet."""
+        """Windows that end by `max_duration_s` and are complete before this packet."""
         found = []
         for each in self._open:
             if not each.window.has_begun(packet):
@@ -163,7 +163,7 @@ class SoundReader:
         return found
 
     def _concerned(self, packet: av.Packet) -> list[_Open]:
-        """Those that have sound of this packet, by its times, and room for it."""
+        """Windows that contain sound of this packet, by its times, and are not full."""
         tick, found = shown_tick(packet), []
         for each in self._open:
             window = each.window
@@ -177,14 +177,14 @@ class SoundReader:
         return found
 
     def _is_full(self, each: _Open) -> bool:
-        """However few seconds the packets' times claim."""
+        """Whether it has enough samples, even if the times of the packets claim less."""
         if each.start is None:
             return False
         most = self._config.max_duration_s * self._rate_hz
         return self._num_samples - each.start > most
 
     def _full(self) -> list[_Open]:
-        """Those that have an end, and all samples up to it and what the filter reaches over."""
+        """Windows with a known end, all samples up to it, and those that the filter needs."""
         found = []
         for each in self._open:
             if each.start is None:
@@ -213,7 +213,7 @@ class SoundReader:
             self._error = ClipError("audio_decode", reason(error))
 
     def _add(self, frame: av.AudioFrame) -> None:
-        """Raises ValueError where the frame has not the rate that the stream began with."""
+        """Raises ValueError if the sampling rate changes within the stream."""
         rate_hz = frame.rate
         if not self._rate_hz and rate_hz:
             self._set_rate(rate_hz)
@@ -225,16 +225,16 @@ class SoundReader:
         self._append(part)
 
     def _catch_up(self, tick: float, num: int) -> None:
-        """Makes silence of the time that passed without sound, up to `tick`, at which the next
-        `num` samples are heard."""
+        """Fills the time without sound up to `tick`, where the next `num` samples start, with
+        silence."""
         origin, slack = self._origin, self._slack
         if not self._num_samples:
             self._late = tick - origin
-            if self._late < -slack:  # hidden: it comes before the clock begins
+            if self._late < -slack:  # hidden: it is before the start of the clock
                 for each in self._open:
                     each.start_tick = origin if each.start_tick is None else each.start_tick
         elif abs(tick - self._next_tick) > num / 2 * self._ticks_per_sample:
-            # Packets are missing, or come twice. Less is how the container rounds its times.
+            # Packets are missing or duplicated; shorter gaps are rounding by the container.
             self._late += tick - self._next_tick
         if self._late > slack:
             self._next_tick = tick - self._late
@@ -257,8 +257,7 @@ class SoundReader:
         return names if is_told else self._channels
 
     def _place(self, num: int, tick: float, past: float) -> None:
-        """Notes where windows start and end among the next `num` samples, which are heard from
-        `tick` on and before `past`."""
+        """Notes which windows start or end within the next `num` samples, from `tick` to `past`."""
 
         def index(wanted: float) -> int:
             within = round((wanted - tick) / self._ticks_per_sample)
@@ -317,7 +316,7 @@ class SoundReader:
         self._period, self._period_out = rate_hz // common, out_hz // common
 
     def _first_heard(self, start: int) -> int:
-        """The first sample that the resampler is given for a window that starts at `start`."""
+        """The first sample that the resampler gets for a window that starts at `start`."""
         return max(start - self._reach, 0) // self._period * self._period
 
     def _waveform(self, each: _Open, warnings: list[ClipError]) -> NDArray[np.float32] | None:
@@ -341,13 +340,13 @@ class SoundReader:
         waveform = _resample(_mix_to_mono(parts, mixes, self._config), rate_hz, out_hz)
         before = first // self._period * self._period_out
         start_out = -(-each.start * out_hz // rate_hz) - before
-        # At the end of the stream there is nothing that another window could have.
+        # At the end of the stream, no other window needs these samples.
         end_out = -(-end * out_hz // rate_hz) - before if last > end else None
         waveform = waveform[start_out:end_out]
         return waveform if len(waveform) else None
 
     def _between(self, first: int, last: int) -> list[Part]:
-        """The samples `first` to `last`, counted from the stream's first."""
+        """The samples `first` to `last`, counted from the first of the stream."""
         found, start = [], self._num_dropped
         for part in self._parts:
             if start < last and start + part.num_samples > first:
@@ -370,7 +369,7 @@ class SoundReader:
         return mixes
 
     def _drop(self) -> None:
-        """Forgets the samples that no window needs any more."""
+        """Frees the samples that no window needs any more."""
         if not self._parts:
             return
         needed = self._num_samples
@@ -386,15 +385,15 @@ class SoundReader:
 
 
 def _silence(num: int) -> Part:
-    """`num` samples of no channel, and so of no memory either, however many hostile times ask."""
+    """`num` samples without channels, which use no memory even if hostile times ask for many."""
     return Part(names=(), samples=np.empty((0, min(num, _MAX_SILENCE)), np.float32))
 
 
 def _mix_to_mono(
     parts: Sequence[Part], mixes: dict[tuple[str, ...], Mix], config: DecodeConfig
 ) -> NDArray[np.float32]:
-    """float32 [samples]. Channels that no mix is chosen for are those of the filter's reach: the
-    window does not hold them."""
+    """Mixes to float32 [samples]. Sets of channels without a chosen mix are outside the window,
+    in the samples that the filter needs."""
     mixed = []
     for part in parts:
         if not part.names:

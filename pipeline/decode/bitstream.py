@@ -1,9 +1,9 @@
-"""Reads from a few bits of compressed packets what they say of their pictures, without decoding.
+"""Reads properties of pictures from a few bits of their compressed packets, without decoding.
 
-Decoders differ in what they leave out when asked to (FFmpeg's `skip_frame`): libdav1d reads the
-setting only when it opens, VP8's keeps tables of pictures that it was to skip, and HEVC's takes a
-picture that no other of its own temporal layer needs for one that none needs. So packets are left
-out only of the codecs listed here, each for a reason in its own standard.
+Decoders differ in what FFmpeg's `skip_frame` skips: libdav1d reads the setting only when it opens,
+VP8's keeps tables of skipped pictures, and HEVC's skips pictures that a higher temporal layer may
+refer to. Therefore packets are skipped only for the codecs listed here, each for a reason in its
+standard.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +12,18 @@ from typing import Literal
 
 import av
 
-# none: every packet is decoded.  groups: groups of pictures (key frame to key frame) without a
-# wanted one are left out.  nonref: of the other groups, so are pictures that no other refers to.
+# none: every packet is decoded. groups: groups of pictures (key frame to key frame) without a
+# wanted picture are skipped. nonref: unreferenced pictures in the other groups are skipped too.
 Skipping = Literal["none", "groups", "nonref"]
 
 # FFmpeg's decoders skip before they touch a slice: in H.264 pictures of nal_ref_idc 0 (7.4.1), in
 # MPEG-1, 2 and 4 B pictures, which are no references there; for HEVC see `may_be_skipped`.
 _NONREF = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-# A key frame resets all that the pictures after it refer to.
+# In these codecs, pictures after a key frame never refer to pictures before it.
 _GROUPS = frozenset("vp8 vp9 av1 libdav1d msmpeg4 wmv1 wmv2 flv theora mjpeg prores".split())
 
-# Codecs whose pictures refer to no other, and FFV1, of which containers know which do: several key
-# frames in a row are what they are called.
+# Codecs whose pictures refer to no other, and FFV1, whose containers mark key frames correctly:
+# here several key frames in a row are plausible.
 _INTRA = frozenset(
     "mjpeg mjpegb prores jpeg2000 dnxhd dvvideo rawvideo v210 v308 v410 ffv1 ffvhuff huffyuv "
     "utvideo magicyuv".split()
@@ -34,12 +34,12 @@ _H264_IDR, _H264_SEI, _RECOVERY_POINT = 5, 6, 6
 _HEVC_IRAP, _HEVC_SLICES = range(16, 24), range(32)
 # Types of AV1's open bitstream units.
 _AV1_FRAMES = (3, 6)
-# FFmpeg's MAX_NVOP_SIZE: an MPEG-4 packet of so few bytes says that nothing has changed.
+# FFmpeg's MAX_NVOP_SIZE: an MPEG-4 packet of at most this size repeats the previous picture.
 _MAX_NVOP_BYTES = 19
 
 
 def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
-    """Which packets of one stream may be skipped without changing any decoded picture."""
+    """How packets of the stream can be skipped without changing any decoded picture."""
     name = _codec(packets[0])
     if name == "mpeg4" and any(map(_is_packed, packets)):
         return "none"
@@ -53,8 +53,8 @@ def skipping_of(packets: Sequence[av.Packet]) -> Skipping:
 def is_hidden(packet: av.Packet) -> bool:
     """Whether the packet's picture is a reference only and never shown.
 
-    libvpx writes its "alternate reference" pictures so: VP8's have a packet of their own always,
-    VP9's where no superframe takes them in.
+    libvpx writes "alternate reference" pictures in this way: those of VP8 always have a separate
+    packet, those of VP9 if they are not in a superframe.
     """
     name = _codec(packet)
     if name == "vp8":  # RFC 6386, 9.1: show_frame is the fifth bit
@@ -70,11 +70,11 @@ def repeats_picture(packet: av.Packet) -> bool:
 
 
 def may_begin_group(packet: av.Packet, before: av.Packet | None) -> bool:
-    """Whether a group of pictures begins with the packet, as far as container and packet tell.
+    """Whether a group of pictures begins with the packet, according to container and packet.
 
-    A container that calls one picture after the other a key frame may know nothing of them: MP4
-    without a table of key frames, AVI with H.263. The packet itself must say it then; where
-    it cannot be asked, decoding goes back to an earlier one.
+    A container that marks every picture as a key frame may have no information: MP4 without a table
+    of key frames, AVI with H.263. Then the packet itself must be an intra picture; if that cannot
+    be read from it, decoding starts at an earlier packet.
 
     before: the stream's packet before this one in the file
     """
@@ -89,11 +89,11 @@ def may_begin_group(packet: av.Packet, before: av.Packet | None) -> bool:
 
 
 def group_starts(packets: Sequence[av.Packet]) -> list[int]:
-    """Indices of the packets at which decoding may begin: the first, and every key frame that no
-    picture behind it refers back over (but those that are shown before it).
+    """Indices of the packets at which decoding may begin: the first, and every key frame such that
+    later pictures, except those shown before it, do not refer to pictures before it.
 
-    Not all that containers call key frames are: some lean on what was before them, as those of
-    x264's intra refresh and of some cameras.
+    Not all marked key frames qualify: after those of x264's intra refresh and of some cameras,
+    pictures refer to earlier ones.
     """
     name = _codec(packets[0])
     units = _NalUnits.of(packets[0])
@@ -105,10 +105,10 @@ def group_starts(packets: Sequence[av.Packet]) -> list[int]:
 
 
 def may_be_skipped(packets: Sequence[av.Packet]) -> list[bool]:
-    """For each packet, whether a decoder that is asked to skip what no picture refers to is right.
+    """For each packet, whether a decoder that skips unreferenced pictures may skip it.
 
-    In HEVC (3.161) only in the highest temporal layer: a "sub-layer non-reference picture" of a
-    lower one may be referred to by the layers above it.
+    In HEVC (3.161), only in the highest temporal layer: higher layers may refer to a "sub-layer
+    non-reference picture" of a lower one.
     """
     units = _NalUnits.of(packets[0])
     if units is None or not units.is_hevc:
@@ -134,14 +134,14 @@ def _is_clean(packet: av.Packet, name: str, units: "_NalUnits | None") -> bool:
 
 
 def _is_packed(packet: av.Packet) -> bool:
-    """Whether an MPEG-4 packet holds two pictures, as DivX wrote B pictures: the second comes out
-    with the next packet."""
+    """Whether an MPEG-4 packet holds two pictures, as DivX packed B pictures; the decoder returns
+    the second with the next packet."""
     return bytes(packet).count(b"\0\0\1\xb6") > 1
 
 
 def _has_tables(packet: av.Packet) -> bool:
-    """Whether a JPEG picture brings its Huffman and quantisation tables: without them the decoder
-    takes those of the picture before."""
+    """Whether a JPEG picture has its own Huffman and quantisation tables; without them the decoder
+    uses those of the previous picture."""
     head = bytes(memoryview(packet)[:4096])
     return b"\xff\xc4" in head and b"\xff\xdb" in head
 
@@ -176,7 +176,7 @@ def _is_intra_h263(data: bytes) -> bool:
 
 
 _CLEAN_TOLD = frozenset("h264 hevc vp8 vp9 av1 libdav1d".split())
-# Of a codec's packet, whether its picture refers to no other.
+# By codec: whether the picture of a packet refers to no other.
 INTRA_TOLD: dict[str, Callable[[bytes], bool]] = {
     "mpeg1video": _is_intra_mpeg2,
     "mpeg2video": _is_intra_mpeg2,
@@ -212,8 +212,8 @@ class _Vp9Header:
 
 
 def _is_shown_av1_key(data: bytes) -> bool:
-    """Whether a temporal unit begins with a key frame that is shown at once (AV1, 5.9.2). One that
-    is shown later ("forward key frame") is followed by pictures that lean on what was before."""
+    """Whether a temporal unit begins with a key frame that is shown at once (AV1, 5.9.2). After a
+    key frame that is shown later ("forward key frame"), pictures refer to earlier ones."""
     at = 0
     while at < len(data):
         kind, is_extended, has_size = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
@@ -239,7 +239,7 @@ def _is_shown_av1_key(data: bytes) -> bool:
 class _NalUnits:
     """Reads the NAL units of H.264 or HEVC packets.
 
-    length_bytes: of the length before each unit; 0 where start codes stand between them instead
+    length_bytes: size of the length field before each unit; 0 if start codes separate the units
     """
 
     is_hevc: bool
@@ -296,8 +296,8 @@ def _by_codes(data: bytes) -> Iterator[bytes]:
 
 
 def _recovers_at_once(unit: bytes) -> bool:
-    """Whether an SEI unit of H.264 says that from this picture on all are as they should be: a
-    recovery point 0 pictures away (D.2.8)."""
+    """Whether an SEI unit of H.264 marks a recovery point at distance 0 (D.2.8): this picture and
+    all later ones are correct."""
     data, at = unit.replace(b"\0\0\3", b"\0\0"), 1
     while at + 2 < len(data):
         header = []

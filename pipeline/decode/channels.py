@@ -1,5 +1,4 @@
-"""The channels of decoded sound: their names and samples, read without triggering crashes of
-PyAV."""
+"""Reads the names and samples of the channels of decoded sound, and avoids crashes of PyAV."""
 
 import ctypes
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ClipError
 
-# FFmpeg's resampler takes as many; memory holds a window of all of them.
+# The maximum of FFmpeg's resampler; a window of all channels is in memory.
 MAX_CHANNELS = 64
 # The names of a layout's channels, by FFmpeg's name of the layout. Files decide how many there are.
 _KNOWN: dict[str, tuple[str, ...]] = {}
 _MOST_KNOWN = 256
-# What FFmpeg calls a channel of which nobody says where it belongs.
+# FFmpeg's name of a channel whose position is unknown.
 UNKNOWN = "NONE"
 # FFmpeg's sample formats, without the "p" of the planar ones; integers with their full scale.
 _FORMATS = {
@@ -66,12 +65,12 @@ class Part:
 
 
 def settle_channels(context: av.AudioCodecContext) -> tuple[str, ...]:
-    """The names of the channels that the container tells; called before the decoder opens.
+    """The names of the channels as the container has them; to be called before the decoder opens.
 
-    Where channels stand in an order of their own (QuickTime knows "L C R Ls Rs LFE"), FFmpeg lists
-    them in memory. In PyAV 18.1 each `AudioLayout` has a copy of the pointer to that list and frees
-    it, as the decoder and each frame do: it is freed twice, which ends the process. So the one
-    layout made here is kept for ever, and the decoder is told of the number of channels alone.
+    For channels in an unusual order (QuickTime has "L C R Ls Rs LFE"), FFmpeg allocates a list. In
+    PyAV 18.1 each `AudioLayout` copies the pointer to that list and frees it, as the decoder and
+    each frame do. It is freed twice, which crashes the process. So the one layout made here is kept
+    for ever, and the decoder only gets the number of channels.
 
     Raises ClipError for more than `MAX_CHANNELS`.
     """
@@ -86,7 +85,7 @@ def settle_channels(context: av.AudioCodecContext) -> tuple[str, ...]:
 
 
 def channel_names(frame: av.AudioFrame) -> tuple[str, ...]:
-    """As FFmpeg calls them: "FL", "FC"; `UNKNOWN` where it is not known which they are."""
+    """FFmpeg's names: "FL", "FC"; `UNKNOWN` if the position of a channel is unknown."""
     return _names(frame.layout)
 
 
@@ -116,7 +115,7 @@ def read_part(frame: av.AudioFrame, names: tuple[str, ...]) -> Part:
     if len(names) > MAX_CHANNELS:
         raise ValueError(f"{len(names)} channels; at most {MAX_CHANNELS} are read")
     samples = _read_samples(frame, len(names))
-    # The sum of squares is a number where all are; infinite as well where they are very large.
+    # The sum of squares is finite only if all samples are; it overflows for very large ones too.
     if np.isfinite(np.vdot(samples, samples)) or np.isfinite(samples).all():
         return Part(names=names, samples=samples)
     samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
@@ -126,10 +125,10 @@ def read_part(frame: av.AudioFrame, names: tuple[str, ...]) -> Part:
 def _read_samples(frame: av.AudioFrame, num_channels: int) -> NDArray[np.float32]:
     """[channels, samples]
 
-    Not by `frame.to_ndarray()`, nor by `frame.planes`: in PyAV 18.1 they count a frame's planes
-    up to the first pointer that is null. A planar frame of eight channels fills all places of
-    `AVFrame.data`; what stands behind them (`linesize`) is then taken for a ninth plane and read,
-    which ends the process. Of more channels it reads behind the array of their pointers.
+    This avoids `frame.to_ndarray()` and `frame.planes`. In PyAV 18.1 they count the planes of a
+    frame up to the first null pointer. A planar frame of eight channels fills all of
+    `AVFrame.data`, so the memory behind it (`linesize`) is read as a ninth plane, which crashes
+    the process. With more channels, they read beyond the array of pointers.
     """
     sample_type, full_scale = _FORMATS[frame.format.name.removesuffix("p")]
 

@@ -1,4 +1,4 @@
-"""Decodes a clip of a corpus, which is one span of its file, into frames and a waveform."""
+"""Decodes a clip of a corpus, as one span of its file, into frames and a waveform."""
 
 import contextlib
 import logging
@@ -36,7 +36,7 @@ from pipeline.schema import (
 
 logger = logging.getLogger(__name__)
 
-# A file that gives no picture by then is shaped as its header says.
+# If no picture was decoded by then, the size is that of the header.
 _MAX_PACKETS_FOR_SIZE = 100
 
 
@@ -82,8 +82,8 @@ def _decode_whole(
 
 
 def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
-    """uint8 [height, width, 3], RGB: the picture on screen in the middle of a media file, as wide
-    as asked for and as high as its shape wants. None where there is no picture."""
+    """Decodes the picture in the middle of a media file: uint8 [height, width, 3], RGB, with the
+    given width and the aspect ratio of the picture. None if there is no picture."""
     try:
         with open_container(check_file(path)) as container:
             stream = find_stream(container, "video")
@@ -98,7 +98,7 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
     middle_ms = round(max(declared.start_s + end_s, 0.0) * 500)
     middle = MediaSpan(start_ms=middle_ms, end_ms=middle_ms + 1)
     frames = decode_media(path, middle, config, ["video"]).frames
-    if frames is None:  # cut off before its middle
+    if frames is None:  # the file was cut off before its middle
         frames = decode_media(path, MediaSpan(), config, ["video"]).frames
     return None if frames is None else frames[0]
 
@@ -106,8 +106,8 @@ def decode_still(path: Path, *, width: int) -> NDArray[np.uint8] | None:
 def _upright_size(
     container: "av.container.InputContainer", stream: "av.stream.Stream"
 ) -> tuple[int, int]:
-    """Width and height in pixels as shown, of the first picture: how it is turned may stand in the
-    picture itself. 0 where nothing tells."""
+    """Width and height of the first picture as shown, in pixels; its rotation may be stored in the
+    picture itself. 0 if unknown."""
     context = stream.codec_context
     context.thread_count = 1
     try:

@@ -27,14 +27,14 @@ MAX_PIXELS = 16_777_216
 MAX_PACKET_BYTES = 256 * 1024 * 1024
 MAX_SECONDS_PER_CLIP = 60.0
 OPEN_TIMEOUT_S = 5
-# Of a core, for one packet: the largest picture takes less than one. Waiting for a core does not
-# count, so that on a busy machine nobody is ended who only is slow.
+# CPU time for one packet: the largest picture takes less than 1 s. Waiting for a core does not
+# count, so that a busy machine ends no process that is only slow.
 CORE_SECONDS_PER_PACKET = 30.0
-# A container that promises this much more than it delivers was cut off.
+# A container that declares this much more than it holds was cut off.
 TRUNCATION_SLACK_S = 0.5
 
-# What people have and what is not hard to decode; not on it are the codecs of games and of screen
-# recorders, whose decoders hardly anybody uses.
+# Codecs in common use whose decoders are well tested; codecs of games and screen recorders are not
+# on the list, because their decoders are rarely used.
 VIDEO_CODECS = frozenset(
     "h264 hevc mpeg1video mpeg2video mpeg4 vp8 vp9 av1 libdav1d mjpeg mjpegb prores theora "
     "flv vp6 vp6a vp6f wmv1 wmv2 wmv3 vc1 msmpeg4v1 msmpeg4v2 msmpeg4 h261 h263 h263i h263p "
@@ -52,7 +52,7 @@ AUDIO_CODECS = frozenset(
     "pcm_s32le_planar pcm_s64be pcm_s64le pcm_s8 pcm_s8_planar pcm_u16be pcm_u16le pcm_u24be "
     "pcm_u24le pcm_u32be pcm_u32le pcm_u8".split()
 )
-# Foreign errors that a broken file can cause; anything else is our bug and must surface.
+# Errors of libraries that a broken file can cause; any other error is a bug and must surface.
 MEDIA_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 
 
@@ -61,8 +61,8 @@ _IS_WATCHED: ContextVar[bool] = ContextVar("decoding is watched", default=False)
 
 @contextlib.contextmanager
 def end_where_decoding_hangs() -> Iterator[None]:
-    """Context in which a decoder that hangs in a packet ends this process by SIGPROF, as it reacts
-    to nothing else. For a supervised process, in its main thread."""
+    """Context in which SIGPROF ends this process if a decoder hangs in a packet, because it reacts
+    to nothing else. For the main thread of a supervised process."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     before = _IS_WATCHED.set(True)
     try:
@@ -73,8 +73,8 @@ def end_where_decoding_hangs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_packet() -> Iterator[None]:
-    """Context of decoding one packet, which may take `CORE_SECONDS_PER_PACKET` in a supervised
-    process."""
+    """Context of decoding one packet; in a supervised process it may take
+    `CORE_SECONDS_PER_PACKET`."""
     if not _IS_WATCHED.get():
         yield
         return
@@ -86,12 +86,12 @@ def one_packet() -> Iterator[None]:
 
 
 def check_file(path: Path) -> Path:
-    """The path of a media file. Raises ClipError where there is none that may be opened."""
+    """The path of a media file. Raises ClipError if it is missing or must not be opened."""
     try:
         info = path.stat()
     except OSError as error:
         raise ClipError("missing_file", f"{path.name}: {error.strerror}") from error
-    if not stat.S_ISREG(info.st_mode):  # opening a fifo would block for ever
+    if not stat.S_ISREG(info.st_mode):  # opening a FIFO would block for ever
         raise ClipError("not_a_file", "not a regular file")
     if info.st_size == 0:
         raise ClipError("empty_file", "0 bytes")
@@ -99,7 +99,7 @@ def check_file(path: Path) -> Path:
 
 
 def open_container(path: Path) -> "av.container.InputContainer":
-    """Opened by the format that its first bytes tell. Raises ClipError."""
+    """Opens a file with the demuxer that its first bytes indicate. Raises ClipError."""
     try:
         with path.open("rb") as file:
             demuxer = find_demuxer(file)
@@ -127,7 +127,7 @@ def find_candidates(
     candidates = [
         stream
         for stream in getattr(container.streams, modality)
-        if not stream.disposition & Disposition.attached_pic  # a cover picture is no video
+        if not stream.disposition & Disposition.attached_pic  # a cover picture is not a video
     ]
     if not candidates:
         what = {"video": "picture", "audio": "sound"}[modality]
@@ -137,9 +137,9 @@ def find_candidates(
 
 
 def find_stream(container: "av.container.InputContainer", modality: Modality) -> "av.stream.Stream":
-    """FFmpeg's choice of the streams of "video" or "audio", its decoder bound by the budgets.
+    """FFmpeg's choice of the "video" or "audio" streams; limits are set on its decoder.
 
-    Raises ClipError where there is none, or none that may be decoded.
+    Raises ClipError if there is none, or its codec is not on the list.
     """
     stream = find_candidates(container, modality)[0]
     bind_decoder(stream, modality)
@@ -159,35 +159,34 @@ def bind_decoder(stream: "av.stream.Stream", modality: Modality) -> None:
 
 
 def _conversion(container: "av.container.InputContainer") -> str:
-    """The command that makes a file of the same name, or of a new one where it is an MP4 already,
-    with a picture and sound that are read."""
+    """The command that converts the file to supported codecs, under a new name if it is an MP4
+    already."""
     name = Path(container.name).name
     stem = Path(name).stem if not name.lower().endswith(".mp4") else f"{Path(name).stem}.new"
     return f"ffmpeg -i {shlex.quote(name)} -c:v libx264 -c:a aac {shlex.quote(f'{stem}.mp4')}"
 
 
 def is_timed(container: "av.container.InputContainer") -> bool:
-    """Whether the container has presentation times. AVI has decoding times only: the same
-    times, each given to another picture where pictures are reordered."""
+    """Whether the container has presentation times. AVI has decoding times only: the same times,
+    but assigned to other pictures if pictures are reordered."""
     return container.format.name != "avi"
 
 
 def hides_negative_times(container: "av.container.InputContainer") -> bool:
-    """Whether what has a negative presentation time is never shown: an edit list moves what comes
-    before a cut there. Of files in fragments FFmpeg leaves it in without a mark."""
+    """Whether packets with a negative presentation time are hidden: an edit list moves what is
+    before a cut there. In fragmented files, FFmpeg returns these packets unmarked."""
     return "mp4" in container.format.name
 
 
 def origin_s(container: "av.container.InputContainer") -> Fraction:
-    """Where a file's clock begins, on that of its streams: when the first of its picture and its
-    sound appears, whichever of them is asked for."""
+    """The start of the clock of a file on the clock of its streams: when the first picture or sound
+    appears, whichever is earlier, even if only one of them is requested."""
     earliest = min(_starts_s(container), default=Fraction(container.start_time or 0, av.time_base))
     return max(earliest, Fraction(0)) if hides_negative_times(container) else earliest
 
 
 def _starts_s(container: "av.container.InputContainer") -> list[Fraction]:
-    """The first presentation times of picture and sound. FFmpeg leaves out what is marked as
-    hidden."""
+    """The first presentation times of picture and sound, without packets marked as hidden."""
     starts = []
     for modality in MEDIA:
         with contextlib.suppress(ClipError):  # one of the two is enough
@@ -205,9 +204,9 @@ def _start_s(stream: "av.stream.Stream") -> Fraction | None:
 class Declared:
     """The length of a stream as its container declares it.
 
-    start_s: where it begins on the file's clock (see `MediaSpan`)
-    end_s: where it ends there; None where nothing is declared
-    is_of_file: the end is that of the longest stream, not of this one
+    start_s: its start on the clock of the file (see `MediaSpan`)
+    end_s: its end there; None if none is declared
+    is_of_file: whether the end is that of the longest stream instead of this one
     """
 
     start_s: float
@@ -222,8 +221,8 @@ class Declared:
 def declared_length(
     container: "av.container.InputContainer", stream: "av.stream.Stream"
 ) -> Declared:
-    """Matroska, FLV and ASF tell the length for the file only, and count it from zero, wherever
-    its times begin. Raw ADTS tells none, and what FFmpeg gives is a guess from the first packets.
+    """The declared length. Matroska, FLV and ASF declare it only for the file, from zero even if
+    its times begin later. Raw ADTS declares none; FFmpeg guesses it from the first packets.
     """
     origin, start = origin_s(container), _start_s(stream)
     start_s = Fraction(0) if start is None else max(start - origin, Fraction(0))
@@ -240,7 +239,7 @@ def declared_length(
     if end_s is not None and not is_of_file:
         from_zero_s, end_s = end_s - origin, end_s + start_s
         if hides_negative_times(container):
-            # What is hidden without a mark counts. With an empty edit before a cut FFmpeg counts
+            # Hidden but unmarked packets count. With an empty edit before a cut FFmpeg counts
             # the length from zero: only the index tells then.
             end_s -= max(-min(_starts_s(container), default=Fraction(0)), Fraction(0))
             shown = (each.timestamp for each in stream.index_entries if not each.is_discard)

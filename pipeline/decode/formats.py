@@ -1,8 +1,8 @@
 """Detects the format of a media file from its bytes, never from its name.
 
-FFmpeg is given the demuxer, as it would follow playlists by itself. A sync word of two bytes
-stands by chance in one file of 4,000: formats that have no more are told by frames that follow
-one another.
+FFmpeg gets the name of the demuxer, because otherwise it would follow playlists. A sync word of two
+bytes occurs by chance in one of 4,000 files, so formats with nothing else are recognised by several
+consecutive frames.
 """
 
 import shlex
@@ -39,7 +39,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 # The length of a frame by its first bytes; 0 where none begins.
 _FrameBytes = Callable[[bytes], int]
-# Of the four bytes before a chunk's size: what the four bytes behind it may be.
+# The four bytes before the size of a chunk -> possible values of the four bytes after it.
 _CHUNKED: dict[bytes, dict[bytes, str]] = {
     b"RIFF": {b"AVI ": "avi", b"WAVE": "wav"},
     b"RIFX": {b"WAVE": "wav"},
@@ -51,7 +51,7 @@ _CHUNKED: dict[bytes, dict[bytes, str]] = {
 
 @dataclass(frozen=True)
 class _Other:
-    """A format that is not read: FFmpeg's options before its name, and what it is converted to."""
+    """An unsupported format: FFmpeg's input options, and the extension that it is converted to."""
 
     what: str
     extension: str = ".mp4"
@@ -59,13 +59,13 @@ class _Other:
     copies: bool = False
 
     def command(self, name: str) -> str:
-        """One command line that makes a clip of the file."""
+        """The command line that converts the file to a clip."""
         target = str(PurePath(name).with_suffix(self.extension))
         made = target if target != name else f"converted{self.extension}"
         words = ["ffmpeg", *self.options.split(), "-i", _as_file(name)]
         words += [*(["-c", "copy"] if self.copies else []), _as_file(made)]
         line = shlex.join(words)
-        # Under its own name it would go on being read first.
+        # With its old name, the original would still be read first.
         return line if made == target else f"{line} && mv {made} {shlex.quote(name)}"
 
 
@@ -90,7 +90,7 @@ _OTHERS: tuple[tuple[bytes, _Other], ...] = (
     (b"\x0b\x77", _Other("raw AC-3", ".flac")),
     (b"\x7f\xfe\x80\x01", _Other("raw DTS", ".flac")),
 )
-# What is no media at all, and comes where a download went wrong or a name is misleading.
+# Files that are not media: the result of a failed download or a misleading name.
 _NO_MEDIA: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer (git lfs pull brings the file itself)"),
     (b"#EXTM3U", "a playlist"),
@@ -107,7 +107,7 @@ _NO_MEDIA: tuple[tuple[bytes, str], ...] = (
 
 
 def find_demuxer(file: BinaryIO) -> str | None:
-    """FFmpeg's name of the format; None where it is none of `CONTAINERS`."""
+    """FFmpeg's name of the format; None if it is not one of `CONTAINERS`."""
     head = file.read(_HEAD_BYTES)
     if head[4:8] in _BOXES:
         return "mp4"
@@ -132,7 +132,7 @@ def find_demuxer(file: BinaryIO) -> str | None:
 
 
 def tell_other_format(file: BinaryIO, name: str) -> str:
-    """Describes a file without a demuxer, and how to convert it; name: of the file."""
+    """Describes a file of an unsupported format and how to convert it; name: its file name."""
     head = file.read(_HEAD_BYTES)
     other = next((other for magic, other in _OTHERS if head.startswith(magic)), None)
     other = other or _raw_pictures(head)
@@ -144,9 +144,9 @@ def tell_other_format(file: BinaryIO, name: str) -> str:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """A sync byte at the start of each packet: of 188 bytes, of 192 where four bytes of time stand
-    before each (Blu-ray, AVCHD), of 204 where parity stands behind. What was recorded from the air
-    begins within a packet: then five packets tell, where three do at the start."""
+    """Whether packets begin with a sync byte: packets of 188 bytes, of 192 with a time stamp before
+    each (Blu-ray, AVCHD), or of 204 with parity after each. Three packets suffice at the start of
+    the file; a broadcast recording starts within a packet, and then five are needed."""
     for step, first in ((188, 0), (192, 4), (204, 0)):
         for start in (first, *range(step)):
             num = 3 if start == first else 5
@@ -168,8 +168,8 @@ def _id3_bytes(head: bytes) -> int:
 
 
 def _has_frames(head: bytes, frame_bytes: _FrameBytes) -> bool:
-    """A frame at the start and, where the file goes on so far, another where it ends. What was
-    recorded from a stream begins within a frame, and tags lie about their length: then four."""
+    """Whether a frame is at the start, followed by another if the file is long enough. If the first
+    frame is elsewhere (recordings of streams, tags with a wrong length), four must follow."""
     first = frame_bytes(head)
     behind = head[first : first + 4]
     if first and (len(behind) < 4 or behind.startswith((b"TAG", b"ID3", b"APET"))):

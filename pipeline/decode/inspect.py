@@ -32,7 +32,7 @@ from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MEDIA, ClipKey, LocatedClip, MediaSpan, Modality
 
-# MELD's longest clip has 7,312 pictures; a slow core decodes 50 of them a second at the least.
+# MELD's longest clip has 7,312 pictures; a slow core decodes at least 50 of them per second.
 MAX_SECONDS_DEEP = 300.0
 
 Stream = Literal["video", "audio"]
@@ -41,7 +41,7 @@ _STREAMS: tuple[Stream, ...] = ("video", "audio")
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """num_frames: as decoded, or as the container declares it; None where it does not."""
+    """num_frames: as decoded or as declared by the container; None if unknown."""
 
     codec: str
     length_s: float
@@ -60,7 +60,7 @@ class Sound:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong with a file, or with one of its streams.
+    """A problem of a file or of one of its streams.
 
     code: as in a `ClipFailure` of extraction ("unreadable", "no_audio", "truncated", ...)
     """
@@ -72,9 +72,9 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInspection:
-    """One media file. A stream that is not there, or not to be read, is None.
+    """One media file. A stream that is missing or that is not read is None.
 
-    bad_packets: that could not be decoded, pictures that came out damaged included; 0 unless deep
+    bad_packets: packets that could not be decoded or gave a damaged picture; 0 unless deep
     """
 
     key: ClipKey
@@ -87,7 +87,7 @@ class ClipInspection:
 
     @property
     def length_s(self) -> float | None:
-        """Of the picture, or of the sound where there is no picture."""
+        """The length of the video, or of the audio if there is no video."""
         stream = self.picture or self.sound
         return None if stream is None else stream.length_s
 
@@ -99,12 +99,12 @@ class ClipInspection:
 def inspect_clip(
     clip: LocatedClip, *, deep: bool, modalities: Sequence[Modality] = MEDIA
 ) -> ClipInspection:
-    """Reads the headers of a clip, and if `deep` decodes all of its picture and sound.
+    """Reads the headers of a clip, and if `deep`, decodes all of its video and audio.
 
-    modalities: without one of them nothing is read of it or told about it
+    modalities: the others are neither read nor reported
 
-    Headers promise what may not be there: of a broken file only its cut-off end shows in them.
-    Never raises for a bad file: what is wrong becomes a `Problem`.
+    Headers may declare more than a broken file has; they only show that a file was cut off.
+    Never raises for a bad file: each problem becomes a `Problem`.
     """
     if clip.path is None:
         missing = ClipError("missing_file", clip.missing or "no media file")
@@ -188,7 +188,7 @@ def _cut_off(
     streams: Mapping[Stream, "av.stream.Stream"],
     path: Path,
 ) -> list[Problem]:
-    """An MP4 file's index tells where each packet lies: the last must lie within the file."""
+    """The index of an MP4 file has the place of each packet; the last must be within the file."""
     if "mp4" not in container.format.name:
         return []
     size = path.stat().st_size
@@ -206,9 +206,9 @@ def _declared_frames(
 ) -> int | None:
     if "video" not in streams:
         return None
-    if streams["video"].frames:  # those that an edit list hides as well
+    if streams["video"].frames:  # includes frames that an edit list hides
         return int(streams["video"].frames) - _num_hidden(streams["video"])
-    rate = streams["video"].average_rate  # Matroska and AVI count no pictures
+    rate = streams["video"].average_rate  # Matroska and AVI do not declare the number
     return round(lengths_s["video"] * float(rate)) if rate and lengths_s["video"] else None
 
 
@@ -244,7 +244,7 @@ def _sound(
     return Sound(
         codec=context.name,
         length_s=lengths_s["audio"],
-        channels=len(tracks["audio"].channels),  # asking the decoder may crash: `settle_channels`
+        channels=len(tracks["audio"].channels),  # the decoder may crash: `settle_channels`
         rate_hz=context.rate or 0,
     )
 
@@ -258,11 +258,11 @@ def _has(problems: list[Problem], code: str) -> bool:
 
 @dataclass(kw_only=True)
 class _Passed:
-    """What came out of one stream so far; times in seconds, of its packets that are shown.
+    """Results of one stream so far; times in seconds, of its packets that are shown.
 
-    shown_from_s: what is shown before this never appears
-    has_begun: a key frame was there; in front of the first nothing can be decoded, and nothing is
-        missing, in what was cut out of a longer recording
+    shown_from_s: packets before this are hidden
+    has_begun: a key frame was found; before the first, nothing can be decoded, and nothing counts
+        as missing, because the file may be cut out of a longer recording
     """
 
     shown_from_s: float = -math.inf
@@ -291,9 +291,9 @@ def _read_all(
     streams: Mapping[Stream, "av.stream.Stream"],
     take: Callable[[_Passed, av.Packet], None],
 ) -> tuple[dict[Stream, _Passed], _Passed]:
-    """What came out of each stream, and of all others only the times.
+    """Decodes the chosen streams; of all others, reads only the times.
 
-    Raises ClipError where a budget is spent; nothing that was read is kept.
+    Raises ClipError at a limit; no results are kept then.
     """
     deadline = time.monotonic() + MAX_SECONDS_DEEP
     shown_from_s = 0.0 if hides_negative_times(container) else -math.inf
@@ -302,8 +302,8 @@ def _read_all(
     by_index = {stream.index: passed[name] for name, stream in streams.items()}
     num_bytes = 0
     for stream in streams.values():
-        stream.codec_context.thread_count = 1  # many processes decode side by side
-    # A file whose packets end too early is told by its length.
+        stream.codec_context.thread_count = 1  # many processes decode in parallel
+    # A file whose packets end too early is recognised by its length.
     with contextlib.suppress(FFmpegError):
         for packet in container.demux():
             if packet.stream.index not in by_index:
@@ -338,7 +338,7 @@ def _decode_packet(decoded: _Passed, packet: av.Packet) -> None:
 def _what_is_missing(
     ends_s: Mapping[Stream, float], longest_s: float, declared: Mapping[Stream, Declared]
 ) -> list[Problem]:
-    """Both ends on the file's clock; `longest_s` is that of the last stream to end."""
+    """Both ends are on the clock of the file; `longest_s` is the end of the last stream."""
     problems = []
     for name, end_s in ends_s.items():
         what = {"video": "pictures", "audio": "sound"}[name]
@@ -364,8 +364,8 @@ def _what_is_broken(decoded: Mapping[Stream, _Passed]) -> list[Problem]:
 
 
 def _what_has_no_waveform(path: Path) -> list[Problem]:
-    """What is done with samples that were decoded is done as extraction does it, by its own code:
-    whatever stops that, or ends the process, does so here."""
+    """Processes decoded samples with the code of extraction, so that whatever fails or crashes
+    there does so here."""
     media = decode_media(path, MediaSpan(), DecodeConfig(), ["audio"])
     return [
         Problem(stream="audio", code=failure.code, message=failure.message)

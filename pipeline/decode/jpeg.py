@@ -1,4 +1,4 @@
-"""A picture -> a JPEG file, by the libraries that decode pictures: no other has to be loaded."""
+"""Encodes a picture as JPEG with the libraries that decode media, so that no other is loaded."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""One span's failures, collected while it is decoded."""
+"""Collects the failures of one span while it is decoded."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from pipeline.schema import MediaFailure, Modality
 
 
 class Ledger:
-    """Collects one span's failures."""
+    """The failures of one span."""
 
     def __init__(self, wanted: Sequence[Modality]) -> None:
         self.wanted = wanted

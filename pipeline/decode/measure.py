@@ -24,11 +24,11 @@ from pipeline.schema import MEDIA, Modality
 class MediaLength:
     """modalities: of "video" and "audio", those that can be decoded
 
-    duration_ms: from the file's start (see `MediaSpan`) to the end of its last stream
-    missing: why one of the two is not there
-    num_streams: of every kind, those that nobody reads included
-    num_pixels: of one frame of its picture, the largest where there are several; 0 without one
-    num_frames: of its picture, as its headers tell, or its length and rate; 0 where nothing does
+    duration_ms: from the start of the file (see `MediaSpan`) to the end of its last stream
+    missing: why one of the two is missing
+    num_streams: streams of all kinds, including those that are never read
+    num_pixels: pixels of one frame of its largest video stream; 0 without video
+    num_frames: frames by the headers, or by length and rate; 0 if unknown
     """
 
     duration_ms: int
@@ -44,9 +44,9 @@ class MediaLength:
 
 
 def measure_media(path: Path) -> MediaLength:
-    """Uses the headers if they give each stream's length; else reads the times of all packets.
+    """Uses the headers if they declare the length of each stream; else reads all packet times.
 
-    Raises ClipError where the file is none that may be opened, or holds neither picture nor sound.
+    Raises ClipError if the file must not be opened, or has neither video nor audio.
     """
     with open_container(check_file(path)) as container:
         streams: dict[Modality, av.stream.Stream] = {}
@@ -76,7 +76,7 @@ def measure_media(path: Path) -> MediaLength:
 
 
 def _pictures(container: "av.container.InputContainer") -> list["av.VideoStream"]:
-    """Those that cannot be decoded included, and cover pictures left out."""
+    """Video streams, including those that cannot be decoded, without cover pictures."""
     return [
         stream
         for stream in container.streams.video

@@ -10,10 +10,10 @@ from pipeline.decode.channels import Part, energy_of
 from pipeline.errors import ClipError
 from pipeline.recipe import DecodeConfig
 
-# A channel has sound where its energy is at least this share of the loudest one's: -40 dB.
+# A channel has sound if its energy is at least this share of that of the loudest one: -40 dB.
 _HEARD = 1e-4
-# Channels that have nothing in common add up to the sum of their energies; to less than this share
-# of it where they cancel each other out.
+# The energy of a sum of independent channels is the sum of their energies; below this share of it,
+# the channels cancel each other out.
 _CANCELLED = 0.1
 _LOW_FREQUENCY = ("LFE", "LFE2")
 
@@ -35,18 +35,18 @@ class Mix:
 
 
 def has_centre(names: Sequence[str], config: DecodeConfig) -> bool:
-    """Whether the front centre is to be taken: that of surround sound, which is dialogue."""
+    """Whether to use the front centre of surround sound, which carries the dialogue."""
     return config.channel == "front_centre" and len(names) > 2 and "FC" in names
 
 
 def choose_mix(
     parts: Sequence[Part], energies_so_far: NDArray[np.float64], config: DecodeConfig
 ) -> Mix:
-    """How a window's channels become one; `DecodeConfig` states the rules.
+    """Chooses how the channels of a window become one, by the rules in `DecodeConfig`.
 
-    parts:           the window, all with the same channels
-    energies_so_far: float64 [channels], of the file up to the window's end: a centre in which
-        somebody spoke before is not dead, it is silent now
+    parts:           the sound of the window, all with the same channels
+    energies_so_far: float64 [channels], energy of the file up to the end of the window: a centre
+        with earlier speech is in use, although it is silent in this window
     """
     names = parts[0].names
     if len(names) == 1:
@@ -65,7 +65,7 @@ def choose_mix(
     if len(heard) > 1:
         together = sum(energy_of(part.samples[heard].sum(axis=0)) for part in parts)
         if together < _CANCELLED * energies.sum():
-            # The first of those that are about as loud as the loudest: the same in every window.
+            # The first of those about as loud as the loudest, so that all windows use the same one.
             heard = heard[energies >= energies.max() / 2][:1]
             taken = _called(names, int(heard[0]))
             message = f"the channels cancel each other out; {taken} alone was taken"

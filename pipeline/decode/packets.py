@@ -1,4 +1,4 @@
-"""Holds compressed video packets until a span has all that its pictures need."""
+"""Holds compressed video packets until a span has all packets that its pictures need."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from pipeline.decode.container import MAX_PACKET_BYTES
 from pipeline.decode.window import Extent, Stop, Window, end_tick
 from pipeline.errors import ClipError
 
-# So many packets further on, at most, stands a picture that is shown earlier (H.264, A.3.1).
+# A picture that is shown earlier is at most so many packets later (H.264, A.3.1).
 _MAX_REORDERED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPackets:
-    """The packets of one window, in file order, from a key frame before its start on.
+    """The packets of one window in file order, starting at a key frame before its start.
 
-    index:   of the window
-    error:   why they are not there; else None
+    index:   the number of the window
+    error:   why the packets are missing; else None
     """
 
     index: int
@@ -40,12 +40,12 @@ class VideoPackets:
 
 
 class VideoPacketReader:
-    """Takes a stream's packets in order and gives each window its own as soon as they are there.
+    """Takes the packets of a stream in order and returns those of each window once it is complete.
 
-    It holds what the windows that are still open need, and no more: for one that is yet to come,
-    the two last groups of pictures (key frame to key frame) that begin before its start. The
-    picture on screen at the start never needs more than the last of them, unless its key frame
-    leans on pictures before it (see `bitstream.group_starts`).
+    It holds only packets that windows still need. For a window that has not started, these are the
+    last two groups of pictures (key frame to key frame) before its start. The picture on screen at
+    the start needs only the last group, unless pictures after its key frame refer to the group
+    before (see `bitstream.group_starts`).
     """
 
     def __init__(self, windows: Sequence[Window], *, timed: bool) -> None:
@@ -92,7 +92,7 @@ class VideoPacketReader:
         return completed + self._give_up()
 
     def finish(self) -> Iterator[VideoPackets]:
-        """The windows that are still open where the stream ends."""
+        """Returns the windows that are open at the end of the stream."""
         while self._open:
             yield self._give(*self._open.popleft(), None)
 
@@ -101,7 +101,7 @@ class VideoPacketReader:
         return VideoPackets(index=index, window=window, packets=packets, stop=stop)
 
     def _give_up(self) -> list[VideoPackets]:
-        """The windows, if any, that need more than may be held."""
+        """Gives up windows that need more packets than may be held."""
         given_up = []
         while self._open and self._num_bytes > MAX_PACKET_BYTES:
             index, window = self._open.popleft()
@@ -124,7 +124,7 @@ class VideoPacketReader:
         for index, (packet, begins) in enumerate(zip(self._held, self._begins, strict=True)):
             if begins:
                 key = index
-            # A group that begins before a cut appears with its first picture that is shown.
+            # A group that begins before a cut counts from its first picture that is shown.
             if key is not None and not packet.is_discard:
                 if window.is_before(packet):
                     groups.append(key)

@@ -1,9 +1,9 @@
-"""Sound and pictures that came piece by piece, read as if they had been a file.
+"""Decodes sound and pictures that arrive in pieces as if they were a file.
 
     pieces -> a Matroska file in memory -> decode_spans
 
-A file, so that what was sent live is decoded by the very code that decodes what was uploaded, with
-the same limits. It is in memory alone: nothing of it is ever on a disk.
+With a file, the code that decodes uploads also decodes live media, with the same limits. The file
+is in memory only and never on a disk.
 """
 
 import os
@@ -27,20 +27,20 @@ from pipeline.schema import DecodedMedia, MediaSpan, Modality
 _MS = Fraction(1, 1000)
 _BLOCK_MS = 32
 _START_OF_IMAGE = b"\xff\xd8"
-# Start of frame, of every kind of JPEG: its segment tells how large the picture is.
+# Start of frame of every kind of JPEG: its segment has the size of the picture.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaPieces:
-    """A part of what a microphone and a camera give.
+    """A part of the media of a microphone and a camera.
 
-    start_ms: where it begins on the clock that spans are on: whole seconds, so that a resampler
-              begins where it would in the whole
+    start_ms: its start on the clock of the spans, in whole seconds, so that a resampler starts at
+              the same place as in the whole recording
     samples:  int16 [samples], mono
-    pictures: when each appears on that clock, in order, and its JPEG; the first may have appeared
-              before
+    pictures: the time on that clock when each appears, in order, and its JPEG; the first may have
+              appeared before the start
     """
 
     start_ms: int
@@ -62,7 +62,7 @@ def decode_pieces(
     config: DecodeConfig,
     modalities: Sequence[Modality],
 ) -> Iterator[DecodedMedia]:
-    """Each span, just what `decode_spans` gives for it of a file that holds the same sound and the
+    """Decodes each span, with the result of `decode_spans` for a file with the same sound and the
     same pictures at the same times."""
     with _hold() as file:
         write_pieces(pieces, file)
@@ -74,7 +74,7 @@ def decode_pieces(
 
 
 def write_pieces(pieces: MediaPieces, file: BinaryIO) -> None:
-    """As Matroska, whose clock begins at the pieces' start."""
+    """Writes a Matroska file whose clock starts with the pieces."""
     with av.open(file, "w", format="matroska") as container:
         sound = container.add_stream("pcm_s16le", rate=pieces.rate_hz, layout="mono")
         picture = None
@@ -92,7 +92,7 @@ def write_pieces(pieces: MediaPieces, file: BinaryIO) -> None:
 
 
 def picture_size(jpeg: bytes) -> tuple[int, int]:
-    """Width and height in pixels, as its header says. Raises ClipError where it is no JPEG."""
+    """Width and height in pixels, from its header. Raises ClipError if it is not a JPEG."""
     at = len(_START_OF_IMAGE)
     if jpeg.startswith(_START_OF_IMAGE):
         while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
@@ -115,7 +115,7 @@ def picture_size(jpeg: bytes) -> tuple[int, int]:
 
 
 def _sound_frames(pieces: MediaPieces) -> Iterator[tuple[int, av.AudioFrame]]:
-    """Each with when it is heard: whole milliseconds, as Matroska counts them."""
+    """Frames with their start in whole milliseconds, as Matroska has them."""
     size = _BLOCK_MS * pieces.rate_hz // 1000
     for number in range(-(-len(pieces.samples) // size)):
         block = np.ascontiguousarray(pieces.samples[number * size : (number + 1) * size])
@@ -136,7 +136,7 @@ def _picture_packet(
 
 
 def _on_screen(pieces: MediaPieces) -> Sequence[tuple[int, bytes]]:
-    """Of the pictures that appeared before the start, the last is still on the screen."""
+    """Moves the last picture before the start to the start, because it is still on screen."""
     num_before = sum(at_ms <= pieces.start_ms for at_ms, _ in pieces.pictures)
     return pieces.pictures[max(num_before - 1, 0) :]
 
@@ -147,8 +147,7 @@ def _move(span: MediaSpan, by_ms: int) -> MediaSpan:
 
 
 def _hold() -> BinaryIO:
-    """A file that ends with this process. Where memory can be none, one on the disk without a
-    name."""
+    """A file that ends with this process; without memory files, an unnamed one on the disk."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("pieces"), "w+b")
     return tempfile.TemporaryFile()

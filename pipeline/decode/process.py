@@ -1,10 +1,10 @@
-"""Reads media files in a process of its own: a file that crashes or hangs a decoder ends that
-process and not the calling one.
+"""Reads media files in a separate process: a file that crashes or hangs a decoder ends that
+process instead of the calling one.
 
     python -m pipeline.decode.process < requests > answers
 
-The process has the decoders loaded and nothing else, so that one starts while a model is loaded,
-and takes one request after the other. It decodes ahead while the other process computes.
+The process loads nothing but the decoders, so that it starts while a model is loaded. It handles
+one request after another, and decodes ahead while the calling process computes.
 """
 
 import os
@@ -36,12 +36,12 @@ from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan, Modality
 
 # Decoding has time limits that are checked between packets: a process without an answer for so long
-# hears no clock. The first part covers reading and decoding a span, the second what lies before it.
+# hangs. The first part covers reading and decoding a span, the second the media before it.
 _MOST_S = 2 * MAX_SECONDS_PER_CLIP
 _MIN_SPEED = 5.0
-_MIN_BYTES_PER_S = 5e6  # of a slow disk, where a whole file is read at once
+_MIN_BYTES_PER_S = 5e6  # for a whole file on a slow disk
 _SECONDS_TO_START = 120.0
-# As many spans as are encoded together: while one batch is encoded, the next is decoded.
+# The number of spans in a batch: while one batch is encoded, the next is decoded.
 _MOST_AHEAD = 16
 _ROOT = Path(__file__).resolve().parents[2]
 _READY, _VALUE, _ERROR = "ready", "value", "error"
@@ -70,7 +70,7 @@ class Decoder(Protocol):
 
 
 class DecoderHere:
-    """Reads in this process, which a crash of a decoder ends."""
+    """Reads in this process, which ends if a decoder crashes."""
 
     def measure(self, path: Path) -> MediaLength:
         return measure_media(path)
@@ -92,11 +92,11 @@ HERE = DecoderHere()
 
 
 class DecoderProcess:
-    """Reads in another process, which is started at once. Where a file ends it, the file's
-    ClipError has the code "killed_decoder", and the next request gets a new process; so does each
-    of several requests at one time.
+    """Reads in another process, which starts at once. If a file ends it, the ClipError of the file
+    has the code "killed_decoder", and the next request gets a new process. Parallel requests get a
+    process each.
 
-    The processes end with `close`, and with this object or this process, however that ends.
+    The processes end with `close`, with this object, and with this process, however that ends.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class DecoderProcess:
         self._finalise = weakref.finalize(self, _end_all, self._idle)
 
     def measure(self, path: Path) -> MediaLength:
-        """Raises ClipError as `measure_media`, and where the file ends the process."""
+        """Raises ClipError as `measure_media`, and if the file ends the process."""
         [length] = self._ask(_measure, path, limits_s=[_seconds_to_read(path)])
         found: MediaLength = length
         return found
@@ -116,7 +116,7 @@ class DecoderProcess:
         config: DecodeConfig,
         modalities: Sequence[Modality],
     ) -> Iterator[DecodedMedia]:
-        """Raises ClipError where the file ends the process."""
+        """Raises ClipError if the file ends the process."""
         starts_ms = [span.start_ms for span in spans]
         gaps_ms = [after - before for before, after in pairwise([0, *starts_ms])]
         limits_s = [_MOST_S + gap_ms / 1000 / _MIN_SPEED for gap_ms in gaps_ms]
@@ -131,7 +131,7 @@ class DecoderProcess:
         config: DecodeConfig,
         modalities: Sequence[Modality],
     ) -> Iterator[DecodedMedia]:
-        """As `decode_pieces`. Raises ClipError where a picture ends the process."""
+        """As `decode_pieces`. Raises ClipError if a picture ends the process."""
         return self._ask(
             _decode_pieces,
             Path("pieces"),
@@ -143,7 +143,7 @@ class DecoderProcess:
         )
 
     def subtitles(self, path: Path) -> tuple[SubtitleTrack, ...]:
-        """Raises ClipError as `read_subtitle_tracks`, and where the file ends the process."""
+        """Raises ClipError as `read_subtitle_tracks`, and if the file ends the process."""
         [tracks] = self._ask(_subtitles, path, limits_s=[_seconds_to_read(path)])
         found: tuple[SubtitleTrack, ...] = tracks
         return found
@@ -164,7 +164,7 @@ class DecoderProcess:
         *arguments: Any,
         limits_s: Sequence[float],
     ) -> Iterator[Any]:
-        """What `work(path, ...)` yields: one value for each limit of time.
+        """Yields the values of `work(path, ...)`, one for each time limit.
 
         work: a function that the process can import
         """
@@ -172,13 +172,13 @@ class DecoderProcess:
             child = self._idle.pop()
         except IndexError:
             child = _Child()
-        if child.has_ended():  # while it had nothing to do: no file is to blame
+        if child.has_ended():  # it ended while idle, so no file is the cause
             child.end()
             child = _Child()
         try:
             yield from child.ask(work, path.absolute(), *arguments, limits_s=limits_s)
         finally:
-            if child.is_busy or child.has_ended():  # or nobody wants the rest, which is under way
+            if child.is_busy or child.has_ended():  # or the caller wants no more values
                 child.end()
             else:
                 self._idle.append(child)
@@ -195,7 +195,7 @@ def _decode_pieces(
     config: DecodeConfig,
     modalities: Sequence[Modality],
 ) -> Iterator[DecodedMedia]:
-    """path: there is none of pieces"""
+    """path: not used, because pieces have no file"""
     return decode_pieces(pieces, spans, config, modalities)
 
 
@@ -204,7 +204,7 @@ def _subtitles(path: Path) -> Iterator[tuple[SubtitleTrack, ...]]:
 
 
 def _seconds_to_read(path: Path) -> float:
-    with suppress(OSError):  # who reads it tells
+    with suppress(OSError):  # the process that reads it reports it
         return _MOST_S + path.stat().st_size / _MIN_BYTES_PER_S
     return _MOST_S
 
@@ -220,7 +220,7 @@ class _Request:
 
 
 class _Child:
-    """A process that reads media, seen by who asks it."""
+    """A process that reads media, as its caller sees it."""
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
@@ -246,7 +246,7 @@ class _Child:
         *arguments: Any,
         limits_s: Sequence[float],
     ) -> Iterator[Any]:
-        """Raises ClipError where this ends the process, and whatever the work raises."""
+        """Raises ClipError if this ends the process, and whatever the work raises."""
         if not self._is_ready:
             self._await_start()
         request = pickle.dumps(_Request(work, arguments, tuple(limits_s)))
@@ -276,7 +276,7 @@ class _Child:
         self._errors.close()
 
     def _await_start(self) -> None:
-        """Raises MeldError: no file has anything to do with it."""
+        """Raises MeldError, because no file is the cause of a failed start."""
         try:
             kind, _ = self._read(_SECONDS_TO_START)
         except ClipError as error:
@@ -325,8 +325,8 @@ def _end_all(children: "list[_Child]") -> None:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """For what is started here: a terminal's Ctrl-C reaches every process, and this one would
-    answer with a traceback. It ends when nobody asks it any more."""
+    """Context in which a started process ignores Ctrl-C. A terminal sends it to every process, and
+    this one would print a traceback. It ends when its input is closed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -339,8 +339,8 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 def main() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, its dump is not
+    os.dup2(2, 1)  # the output of libraries must not mix with answers
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps of expected crashes
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     written: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=_MOST_AHEAD)
     threading.Thread(target=_write, args=(answers, written), daemon=True).start()
@@ -354,11 +354,11 @@ def _answer(request: _Request, written: "queue.Queue[tuple[str, Any]]") -> None:
     try:
         values = iter(request.work(*request.arguments))
         for limit_s in request.limits_s:
-            signal.setitimer(signal.ITIMER_REAL, 2 * limit_s)  # where nobody is left to watch
+            signal.setitimer(signal.ITIMER_REAL, 2 * limit_s)  # in case the caller has died
             value = next(values)
             signal.setitimer(signal.ITIMER_REAL, 0)
             written.put((_VALUE, value))
-    except Exception as error:  # noqa: BLE001 (raised again by who asked)
+    except Exception as error:  # noqa: BLE001 (raised again by the caller)
         signal.setitimer(signal.ITIMER_REAL, 0)
         written.put((_ERROR, error))
 
@@ -369,14 +369,14 @@ def _write(answers: IO[bytes], written: "queue.Queue[tuple[str, Any]]") -> NoRet
         try:
             content = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
             if answer[0] == _ERROR:
-                pickle.loads(content)  # an exception may be one that only goes one way
+                pickle.loads(content)  # some exceptions can be pickled but not loaded again
         except Exception as error:  # noqa: BLE001 (pickle raises anything)
             told = RuntimeError(f"{answer[1]!r} cannot be sent between processes: {error}")
             content = pickle.dumps((_ERROR, told))
         try:
             answers.write(len(content).to_bytes(8, "big") + content)
             answers.flush()
-        except OSError:  # nobody asks any more
+        except OSError:  # the caller has closed the pipe
             os._exit(1)
 
 

@@ -3,9 +3,9 @@ packets.
 
 A file is opened once and its packets are read once, in order. Frames are chosen from the packets'
 presentation times before anything is decoded; pictures that no chosen one refers to are not
-decoded, and only chosen frames are scaled and converted. Measured on MELD-like clips: 30 % less
-time, bit-identical frames. Sound is decoded from the file's start on, as its decoders carry a
-state; it costs little.
+decoded, and only chosen frames are scaled and converted. On clips like MELD's this takes 30 % less
+time with bit-identical frames. Sound is decoded from the start of the file, because its decoders
+have a state; it costs little.
 """
 
 import logging
@@ -43,7 +43,7 @@ from pipeline.schema import DecodedMedia, MediaSpan, Modality
 
 logger = logging.getLogger(__name__)
 
-# Media that a span does not want are read at least this many times faster than they play.
+# Media outside of the spans are read at least this many times faster than real time.
 _MIN_SPEED = 10.0
 
 
@@ -63,8 +63,8 @@ def decode_spans(
 ) -> Iterator[DecodedMedia]:
     """Decodes the spans of one file, in order, with the same results as `decode_media`.
 
-    The file is read once, as far as the last span wants, and as spans are asked for. Memory holds
-    the spans that are open at one place of the file: one, unless spans overlap.
+    The file is read once, up to the end of the last span, and only when the next span is requested.
+    Memory holds the spans that are open at one position of the file: one, unless spans overlap.
 
     Args:
         spans: in order of their start; they may touch, overlap and leave gaps
@@ -88,13 +88,13 @@ def _read(
     except ClipError as error:
         for each in waiting:
             each.ledger.lose_all(error)
-    for each in waiting:  # an error kept them from being given, or they ask for nothing
+    for each in waiting:  # spans that an error interrupted, or that request no modality
         yield DecodedMedia(span=each.span, failures=each.ledger.entries)
 
 
 @dataclass(eq=False, kw_only=True)
 class _Open:
-    """A span whose modalities come one by one; its failures are told in the ledger's order."""
+    """A span whose modalities are completed one by one; its failures keep the ledger's order."""
 
     span: MediaSpan
     ledger: Ledger
@@ -111,7 +111,7 @@ class _Open:
             self.extents[modality] = part.extent
         if isinstance(part, Sound):
             self.sound = part
-        else:  # at once: a span that waits for its sound then holds frames and not packets
+        else:  # decoded at once: a span that waits for sound holds frames, not packets
             self.pictures = try_video(part, config, self.picture_failures)
 
     def give(
@@ -140,7 +140,7 @@ def _decode(
     config: DecodeConfig,
     wanted: list[Modality],
 ) -> Iterator[DecodedMedia]:
-    """Takes from `waiting` what it gives. Raises ClipError where a budget is spent."""
+    """Yields spans and removes them from `waiting`. Raises ClipError at a limit."""
     tracks: dict[Modality, Track] = {}
     for modality in wanted:
         try:
@@ -194,7 +194,7 @@ def _read_parts(
     unread: "_Unread",
     config: DecodeConfig,
 ) -> Iterator[VideoPackets | Sound]:
-    """Every window's part of every stream, each as soon as its packets are read."""
+    """Yields the part of each stream for each window as soon as its packets are read."""
     readers: dict[int, VideoPacketReader | SoundReader] = {
         track.stream.index: (
             SoundReader(windows[modality], config, track.channels)
@@ -220,7 +220,7 @@ def _read_parts(
             if all(reader.is_done for reader in readers.values()):
                 return
     except MEDIA_ERRORS as error:
-        # What was read so far is still good; `note_lengths` tells that something is missing.
+        # Media read so far are used; `note_lengths` reports that something is missing.
         logger.debug("demuxing ended early: %s", reason(error))
     for reader in readers.values():
         for part in reader.finish():
@@ -228,8 +228,8 @@ def _read_parts(
 
 
 class _Unread:
-    """Where the streams end that are not read. Some containers declare the length of the longest
-    stream alone, which may be a subtitle, a second sound or what is not asked for."""
+    """The ends of the streams that are not read. Some containers declare only the length of the
+    longest stream, which may be a subtitle track, a second sound track or an unrequested stream."""
 
     def __init__(self, origin_s: Fraction) -> None:
         self._origin_s = origin_s
@@ -242,12 +242,12 @@ class _Unread:
 
 
 class _Clock:
-    """How long reading may take until the next part; what is done with parts does not count."""
+    """The time limit of reading the next part; the time for using parts does not count."""
 
     def __init__(self, spans: Sequence[MediaSpan]) -> None:
         starts_ms = [span.start_ms for span in spans]
         gaps_ms = [after - before for before, after in pairwise([0, *starts_ms])]
-        # Behind the last span nothing is read.
+        # Nothing is read after the last span.
         self._allowed_s = [MAX_SECONDS_PER_CLIP + gap / 1000 / _MIN_SPEED for gap in [*gaps_ms, 0]]
         self._start(0)
 
@@ -256,7 +256,7 @@ class _Clock:
             raise ClipError("timeout", f"not read within {MAX_SECONDS_PER_CLIP:.0f} s")
 
     def pause(self, part: VideoPackets | Sound) -> Iterator[VideoPackets | Sound]:
-        """Gives the part; time runs anew when the next is asked for."""
+        """Yields the part; the time starts again when the next is requested."""
         yield part
         self._start(part.index + 1)
 

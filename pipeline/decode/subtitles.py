@@ -16,7 +16,7 @@ from pipeline.decode.container import (
 )
 from pipeline.errors import ClipError
 
-# FFmpeg's names of what is text: MP4's, Matroska's and WebM's.
+# FFmpeg's names of the codecs of text tracks in MP4, Matroska and WebM.
 _TEXT_CODECS = frozenset("mov_text subrip ass webvtt text".split())
 # A cue is a few lines; an hour of speech has a thousand of them.
 _MOST_CUE_BYTES = 64 * 1024
@@ -27,10 +27,10 @@ _MOST_CUES = 100_000
 class SubtitleCue:
     """One cue of a track.
 
-    start_ms: on the file's clock (see `MediaSpan`), which a damaged file may have begin before 0
-    end_ms:   None where the track does not say
-    text:     with its markup: SubStation Alpha's, or WebVTT's
-    name:     who speaks, where the track says so in a field of its own; else ""
+    start_ms: on the clock of the file (see `MediaSpan`); negative in some damaged files
+    end_ms:   None if the track has no end
+    text:     with the markup of SubStation Alpha or WebVTT
+    name:     the speaker, if the track has a field for it; else ""
     """
 
     start_ms: int
@@ -41,10 +41,10 @@ class SubtitleCue:
 
 @dataclass(frozen=True, kw_only=True)
 class SubtitleTrack:
-    """number: among the file's subtitle tracks, from 1; language: as the file names it ("eng"), ""
-    where it does not
+    """number: among the subtitle tracks of the file, from 1; language: its name in the file
+    ("eng"), "" if unknown
 
-    is_pictures: of words, as DVDs, broadcasts and Blu-rays have them; no cue is read of it
+    is_pictures: the cues are pictures of words, as on DVDs and Blu-rays; none of them is read
     num_damaged: cues that could not be read
     """
 
@@ -62,7 +62,7 @@ class SubtitleTrack:
 def read_subtitle_tracks(path: Path) -> tuple[SubtitleTrack, ...]:
     """Every subtitle track of a file, in its order. The file is read to its end if one is text.
 
-    Raises ClipError where the file is none that may be opened.
+    Raises ClipError if the file must not be opened.
     """
     with open_container(check_file(path)) as container:
         readers = [_Reader(stream, number) for number, stream in _streams(container)]
@@ -120,8 +120,8 @@ class _Reader:
         ]
 
     def _words(self, packet: av.Packet) -> list[tuple[str, str]]:
-        """Who speaks, and the text."""
-        if self._codec == "webvtt":  # FFmpeg would leave out who speaks
+        """The speaker and the text."""
+        if self._codec == "webvtt":  # FFmpeg would omit the speaker
             return [("", bytes(packet).decode().replace("\0", ""))]
         decoded = self.stream.codec_context.decode2(packet)
         lines = [] if decoded is None else [rect.ass.decode() for rect in decoded.rects]

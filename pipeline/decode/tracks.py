@@ -24,19 +24,19 @@ from pipeline.decode.container import (
 from pipeline.errors import ClipError
 from pipeline.schema import Modality
 
-# A track has sound where so much of it is louder than this: -60 dB of full scale. A click is none.
+# A track has sound if so much of it is louder than -60 dB of full scale; a click does not count.
 _HEARD_S = 0.1
 _HEARD_LEVEL = 1e-3
-# It is silent where it has none in its first ten minutes.
+# It counts as silent if it has no sound in its first ten minutes.
 _LISTENED_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """A stream, its decoder bound by the budgets.
+    """A stream; limits are set on its decoder.
 
-    channels: of sound, the names that the container gives them
-    warning:  why another than the best was chosen; None if it is the best
+    channels: for sound, the names of its channels in the container
+    warning:  why a track other than the best was chosen; None if it is the best
     """
 
     stream: "av.stream.Stream"
@@ -45,12 +45,12 @@ class Track:
 
 
 def find_track(container: "av.container.InputContainer", modality: Modality, path: Path) -> Track:
-    """The stream that is read for "video" or "audio", its decoder bound by the budgets.
+    """Finds the stream to read for "video" or "audio", and sets limits on its decoder.
 
-    Where a file has several sound tracks, `path` is opened again for each that is listened to: as
-    far as its first tenth of a second of sound.
+    If a file has several sound tracks, `path` is opened again for each track that is checked, and
+    read up to its first tenth of a second of sound.
 
-    Raises ClipError where there is none, or none that may be decoded.
+    Raises ClipError if there is none, or none that may be decoded.
     """
     if modality != "audio":
         return Track(stream=find_stream(container, modality))
@@ -80,12 +80,12 @@ def find_track(container: "av.container.InputContainer", modality: Modality, pat
 
 
 def _number(container: "av.container.InputContainer", stream: "av.stream.Stream") -> int:
-    """Among the file's sound tracks, from 1."""
+    """The number among the sound tracks of the file, from 1."""
     return 1 + [each.index for each in container.streams.audio].index(stream.index)
 
 
 def _has_sound(path: Path, index: int) -> bool:
-    """A track that cannot be decoded has none."""
+    """Whether the track has sound; one that cannot be decoded has none."""
     heard_s = listened_s = 0.0
     num_bytes = 0
     try:
@@ -108,7 +108,7 @@ def _has_sound(path: Path, index: int) -> bool:
 
 
 def _levels(packet: av.Packet) -> list[tuple[float, float]]:
-    """Per frame its length in seconds and the root mean square of its loudest channel."""
+    """For each frame, its length in seconds and the root mean square of its loudest channel."""
     levels = []
     try:
         with one_packet():

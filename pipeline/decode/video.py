@@ -26,7 +26,7 @@ class Pictures:
 
 
 def try_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> Pictures | None:
-    """None, with the reason in the ledger, if there are no pictures."""
+    """Decodes the sampled frames; None, with the reason in the ledger, if there are none."""
     try:
         if given.error is not None:
             raise given.error
@@ -66,7 +66,7 @@ def _decode_video(given: VideoPackets, config: DecodeConfig, ledger: Ledger) -> 
 def _decode_chosen(
     given: VideoPackets, screen: "Screen", config: DecodeConfig
 ) -> tuple[list[int], Decoded]:
-    """The ticks to sample, and what came out for them."""
+    """The ticks to sample, and the pictures decoded for them."""
     packets, wanted = given.packets, choose_frames(screen, config.num_frames).tolist()
     begins_whole = packets[0].is_keyframe and tick_of(packets[0]) <= screen.shown[0]
     is_whole = begins_whole or given.window.start is not None
@@ -74,11 +74,11 @@ def _decode_chosen(
 
 
 def _first_shown(given: VideoPackets, screen: "Screen", decoded: Decoded) -> int:
-    """The tick of the first picture that a stream from its start on can show.
+    """The tick of the first picture that can be shown at the start of a stream.
 
-    A file that was cut out of another may begin with pictures that lean on what was cut off: those
-    before its first key frame, and those decoded after that and shown before it. They are no part
-    of what it shows; what is lost later is.
+    A file that was cut out of another may begin with pictures that refer to removed ones: those
+    before its first key frame, and those decoded after it but shown before it. They do not count as
+    pictures of the file; later lost pictures do.
     """
     start = int(screen.shown[0])
     keys = [tick_of(packet) for packet in given.packets if packet.is_keyframe]
@@ -105,12 +105,12 @@ def _note_stand_ins(
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """What a window shows, in ticks.
+    """The pictures on screen in a window, in ticks.
 
-    shown: int64 [pictures], sorted presentation times; the first is on screen when the window
-        starts, or appears in it first
-    start, end: when the screen first shows a picture of the window, and when it last does
-    zero:  what times are counted from: the window's start
+    shown: int64 [pictures], sorted presentation times; the first picture is on screen when the
+        window starts, or is the first to appear in it
+    start, end: first and last time at which a picture of the window is on screen
+    zero:  the origin of times: the start of the window
     """
 
     shown: NDArray[np.int64]
@@ -120,9 +120,9 @@ class Screen:
 
 
 def _on_screen(given: VideoPackets, first: int | None = None) -> Screen:
-    """Raises ClipError where the window shows no picture.
+    """Raises ClipError if the window shows no picture.
 
-    first: the tick of the first picture that can be shown, where it is not the packets' first
+    first: the tick of the first picture that can be shown, if it is not the first packet's
     """
     window, every = given.window, ticks_shown(given.packets)
     for limit in (window.shown_from, first):

@@ -1,4 +1,4 @@
-"""Decodes the wanted pictures only, if possible, else all."""
+"""Decodes only the wanted pictures if possible, else all."""
 
 import time
 from collections import deque
@@ -34,10 +34,10 @@ class Decoded:
     """The decoded pictures for the wanted ticks.
 
     pictures:  uint8 [height, width, 3], upright, by the tick at which each is shown
-    shown_for: for each wanted tick, that of the picture which is there for it: its own, or else
-        the one on screen then (the first of all, where none came out before)
-    continued: wanted ticks for which no picture of their own was to come
-    first:     the lowest tick that came out
+    shown_for: for each wanted tick, the tick of the picture used for it: its own, or else the one
+        on screen then (the first of all if none was decoded before)
+    continued: wanted ticks that have no picture of their own
+    first:     the lowest decoded tick
     num_bad:   packets that could not be decoded
     """
 
@@ -55,20 +55,20 @@ def decode_wanted(
     *,
     is_whole: bool,
 ) -> Decoded:
-    """The pictures that a decoder which is given all packets shows at the wanted ticks.
+    """The pictures at the wanted ticks, as a decoder that gets all packets would show them.
 
     Args:
-        wanted: each the `tick_of` a packet
-        is_whole: the packets begin with a picture that can be shown, or all wanted ones come later
+        wanted: ticks, each the `tick_of` of a packet
+        is_whole: the packets begin with a picture that can be shown, or all wanted ones are later
 
     Raises:
-        ClipError: not one picture comes out, or it takes too long.
+        ClipError: no picture was decoded, or decoding took too long.
     """
     context = packets[0].stream.codec_context
     if context.is_open:  # by the span before
         context.flush_buffers()
     else:
-        context.thread_count = 1  # many processes decode side by side; threads would only contend
+        context.thread_count = 1  # many processes decode in parallel; threads would only compete
         context.thread_type = "NONE"
     if is_whole and _is_timed(packets) and skipping_of(packets) != "none":
         decoded = _decode_needed(packets, frozenset(wanted), config)
@@ -79,7 +79,7 @@ def decode_wanted(
 
 
 def tick_of(packet: av.Packet) -> int:
-    """Presentation time of the packet's picture. Raises ClipError where it is unknown."""
+    """Presentation time of the picture of a packet. Raises ClipError if it is unknown."""
     tick = shown_tick(packet)
     if tick is None:
         raise ClipError("no_times", "a video packet has no time stamp")
@@ -87,7 +87,7 @@ def tick_of(packet: av.Packet) -> int:
 
 
 def ticks_shown(packets: Sequence[av.Packet]) -> NDArray[np.int64]:
-    """int64 [pictures], sorted: the presentation times of all that will be shown."""
+    """The presentation times of all pictures that are shown: int64 [pictures], sorted."""
     shown = {tick_of(each) for each in packets if not (each.is_discard or is_hidden(each))}
     return np.array(sorted(shown), dtype=np.int64)
 
@@ -98,7 +98,7 @@ def _is_timed(packets: Sequence[av.Packet]) -> bool:
 
 def _decode_each(packets: Iterable[av.Packet], take: Callable[[av.Packet | None], None]) -> int:
     """Calls `take` for each packet, and with None at the end, which flushes the decoder. Returns
-    how many it could not decode."""
+    the number of packets that could not be decoded."""
     deadline = time.monotonic() + MAX_SECONDS_PER_CLIP
     num_bad = 0
     for packet in [*packets, None]:
@@ -115,17 +115,17 @@ def _decode_each(packets: Iterable[av.Packet], take: Callable[[av.Packet | None]
 
 
 class _Doubtful(Exception):
-    """What was left out may have changed what comes out."""
+    """Skipping packets may have changed the decoded pictures."""
 
 
 class _Interlaced(Exception):
-    """The two fields of a picture may lie in two packets, each with a time of its own."""
+    """The two fields of a picture may be in two packets with different times."""
 
 
 def _decode_needed(
     packets: Sequence[av.Packet], wanted: frozenset[int], config: DecodeConfig
 ) -> Decoded | None:
-    """Without what no wanted picture needs. None where it is not sure that this changes nothing."""
+    """Decodes only needed packets. None if this may change the pictures."""
     try:
         try:
             decoded = _decode_some(packets, wanted, config, with_neighbours=False)
@@ -136,7 +136,7 @@ def _decode_needed(
         return None
     finally:
         packets[0].stream.codec_context.skip_frame = "DEFAULT"
-    # With a broken packet, what conceals the damage depends on what was decoded before it.
+    # How a decoder conceals a broken packet depends on the packets decoded before it.
     return None if decoded.num_bad or decoded.pictures.keys() != wanted else decoded
 
 
@@ -147,7 +147,7 @@ def _decode_some(
     *,
     with_neighbours: bool,
 ) -> Decoded:
-    """with_neighbours: skips no packet beside one that holds a wanted picture, or its half"""
+    """with_neighbours: do not skip packets next to one with a wanted picture or one field of it"""
     context = packets[0].stream.codec_context
     starts = group_starts(packets)
     key_ticks = {tick_of(packets[index]) for index in starts if packets[index].is_keyframe}
@@ -182,7 +182,7 @@ def _decode_some(
 def _skipped(
     packets: Sequence[av.Packet], wanted: frozenset[int], with_neighbours: bool
 ) -> frozenset[int]:
-    """Ticks of the packets that the decoder may skip if no picture refers to theirs."""
+    """Ticks of the packets that the decoder may skip if their pictures are unreferenced."""
     if skipping_of(packets) != "nonref":
         return frozenset()
     margin = 1 if with_neighbours else 0
@@ -197,9 +197,9 @@ def _skipped(
 def _needed_packets(
     packets: Sequence[av.Packet], starts: Sequence[int], wanted: frozenset[int]
 ) -> Iterator[av.Packet]:
-    """Of each group of pictures (from one start to the next) only those up to its last wanted one
-    are needed, and none of a group without one. But a picture shown before its group's key frame
-    leans on the group before as well, so that one is then needed whole.
+    """The packets to decode: of each group of pictures, those up to its last wanted picture, and
+    none of a group without one. If a wanted picture is shown before the key frame of its group, the
+    whole group before is needed too, because such a picture refers to both.
     """
     groups = [packets[first:end] for first, end in pairwise([*starts, len(packets)])]
     for group, following in pairwise([*groups, []]):
@@ -229,7 +229,7 @@ def _decode_all(
         times = ticks_shown(packets).tolist()
         screen = _show_all(packets, wanted, config, times)
         own = sorted(time for time in screen.own_times if time is not None)
-        if len(own) == len(screen.own_times) and own != times:  # some pictures did not come
+        if len(own) == len(screen.own_times) and own != times:  # some pictures are missing
             packets[0].stream.codec_context.flush_buffers()
             screen = _show_all(packets, wanted, config, own)
     if screen.first is None:
@@ -249,7 +249,7 @@ def _show_all(
     config: DecodeConfig,
     times: Sequence[int] | None,
 ) -> "_Screen":
-    """times: of the pictures in the order in which they come out; None where each has its own"""
+    """times: of the pictures in decoder order; None if each picture has its own"""
     context = packets[0].stream.codec_context
     context.skip_frame = "DEFAULT"
     screen = _Screen(wanted, config, ticks_shown(packets))
@@ -267,8 +267,8 @@ def _show_all(
 
 
 class _Screen:
-    """Is given pictures in the order in which they are shown, and keeps those that are on it at the
-    wanted ticks: each one's own, or else the one before."""
+    """Receives pictures in the order of display and keeps those on screen at the wanted ticks: the
+    picture of the tick, or else the one before."""
 
     def __init__(
         self, wanted: Sequence[int], config: DecodeConfig, expected: NDArray[np.int64]
@@ -286,7 +286,7 @@ class _Screen:
         self._now: tuple[int, av.VideoFrame] | None = None
 
     def show(self, frame: av.VideoFrame, tick: int | None) -> None:
-        """tick: None where nothing tells; then the next that a picture is expected at"""
+        """tick: None if unknown; then the next tick at which a picture is expected"""
         self.own_times.append(frame.pts)
         self._converter.note(frame)
         if tick is None:
@@ -321,8 +321,8 @@ class _Screen:
 
 
 def _continued(packets: Sequence[av.Packet], screen: _Screen) -> frozenset[int]:
-    """Wanted ticks of packets that say "the same again", or hold the second field of a picture
-    whose first has a packet of its own (H.264 as transport streams carry it)."""
+    """Wanted ticks of packets that repeat the previous picture, or that hold the second field of a
+    picture whose first field has its own packet (H.264 in transport streams)."""
     at = {tick_of(packet): index for index, packet in enumerate(packets)}
     has_fields = packets[0].stream.codec_context.name == "h264"
     return frozenset(
@@ -343,9 +343,9 @@ _MOST_STRIP = 4
 
 
 class _Converter:
-    """Frames to upright pictures of the config's size.
+    """Converts frames to upright pictures of the config's size.
 
-    Is shown every frame, as what an SEI message says of one holds for those after it too.
+    It must see every frame, because the orientation in an SEI message also holds for later frames.
     """
 
     def __init__(self, config: DecodeConfig) -> None:
@@ -375,8 +375,8 @@ def _scaled_size(
 ) -> tuple[int, int]:
     """The size that a picture is scaled to, before it is cropped or padded to `height` x `width`.
 
-    A strip is made no longer than `_MOST_STRIP` times the side it has to cover: else a hostile one
-    of 16 x 65,536 pixels would be scaled to hundreds of megabytes.
+    A strip is limited to `_MOST_STRIP` times the side that it has to cover: otherwise a hostile
+    picture of 16 x 65,536 pixels would be scaled to hundreds of megabytes.
     """
     if config.frame_fit == "stretch":
         return height, width
@@ -392,8 +392,8 @@ def _scaled_size(
 
 
 def _fit(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [rows, columns, 3] -> the middle [height, width, 3] of it, black where it does not
-    reach. As torchvision's centre crop rounds: 29.5 is 30."""
+    """The centre [height, width, 3] of a picture, uint8 [rows, columns, 3], padded with black. It
+    rounds like the centre crop of torchvision: 29.5 becomes 30."""
     rows, columns = picture.shape[:2]
     if (rows, columns) == (height, width):
         return picture

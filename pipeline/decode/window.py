@@ -1,4 +1,4 @@
-"""A span in the time base of one stream: where its packets begin and end."""
+"""A span in the time base of one stream, with the limits of its packets."""
 
 import math
 from collections.abc import Mapping
@@ -15,26 +15,26 @@ from pipeline.schema import MediaSpan, Modality
 
 # Why reading stopped: at the window's end, or because `max_duration_s` allows no more.
 Stop = Literal["end", "limit"]
-# Picture and sound that begin or are apart by no more than this are taken as together: codecs begin
-# a frame early or late (AAC by 21 ms, HE-AAC by 46 ms), a picture at 24 a second stays for 42 ms,
-# and viewers notice nothing below 45 ms (ITU-R BT.1359).
+# Differences between picture and sound up to this value are ignored: codecs start a frame early or
+# late (AAC by 21 ms, HE-AAC by 46 ms), a picture at 24 frames per second lasts 42 ms, and viewers
+# notice nothing below 45 ms (ITU-R BT.1359).
 SYNC_SLACK_S = 0.05
 NAMES: Mapping[Modality, str] = {"video": "picture", "audio": "sound"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A span on one stream's clock, in ticks of its time base.
+    """A span on the clock of one stream, in ticks of its time base.
 
-    Whole ticks are compared with whole ticks, for every packet: `zero`, `start` and `end` are exact
-    and seldom whole, `first`, `past` and `limit` are the first ticks at or after a moment.
+    `zero`, `start` and `end` are exact and rarely whole. Packets are compared with whole ticks:
+    `first`, `past` and `limit` are the first ticks at or after a moment.
 
-    zero:  the span's start: what times are counted from
-    start: as `zero`; None where the span starts with the file, and so takes the stream from its
-        first picture or sound that is shown
-    end:   None where the span ends with the file or with `max_duration_s`
-    limit: that of `max_duration_s`
-    shown_from: what is shown before this tick never appears; None where all of it does
+    zero:  the start of the span, the origin of times
+    start: as `zero`; None if the span starts with the file, and so includes the stream from its
+        first shown picture or sound
+    end:   None if the span ends with the file or with `max_duration_s`
+    limit: the tick of `max_duration_s`
+    shown_from: packets before this tick are hidden; None if none are
     """
 
     span: MediaSpan
@@ -59,7 +59,7 @@ class Window:
         hides_negative: bool = False,
     ) -> "Window":
         """
-        origin_s: where the file's clock begins, on that of its streams
+        origin_s: the start of the clock of the file, on the clock of its streams
         hides_negative: see `container.hides_negative_times`
         """
         zero = (origin_s + Fraction(span.start_ms, 1000)) / time_base
@@ -82,42 +82,41 @@ class Window:
 
     @property
     def origin(self) -> Fraction:
-        """Where the file's clock begins."""
+        """The start of the clock of the file."""
         return self.zero - Fraction(self.span.start_ms, 1000) / self.time_base
 
     @property
     def asked_s(self) -> float | None:
-        """Length of the span; None where it goes on to the file's end."""
+        """Length of the span; None if it goes to the end of the file."""
         span = self.span
         return None if span.end_ms is None else (span.end_ms - span.start_ms) / 1000
 
     def has_begun(self, packet: av.Packet) -> bool:
-        """False while nothing that is decoded from here on can be after the window."""
+        """False as long as no packet from here on can be after the window."""
         tick = decoding_tick(packet)
         return self.start is None or tick is None or tick >= self.first
 
     def is_before(self, packet: av.Packet) -> bool:
-        """Whether the packet is shown before the window, or just at its start."""
+        """Whether the packet is shown before the window or exactly at its start."""
         tick = shown_tick(packet)
         return self.start is not None and tick is not None and tick <= self.start
 
     def stop_at(self, packet: av.Packet) -> Stop | None:
-        """Reason why the window needs neither this packet nor any later one; None where it may.
+        """The reason why the window needs neither this packet nor any later one; None if it may.
 
-        No picture of this packet or a later one is shown before its decoding time: decoding
-        comes before showing, and decoding times rise. Those of hidden packets, which an edit list
-        may have between any two that are shown, do not.
+        No picture is shown before its decoding time, and decoding times rise. Those of hidden
+        packets, which an edit list may put between any two shown ones, do not.
         """
         if packet.is_discard:
             return None
         if self.end is not None:
-            # Without decoding times, a picture that is shown in the window may still come.
+            # Without decoding times, a later packet may hold a picture of the window.
             return "end" if packet.dts is not None and packet.dts >= self.past else None
         tick = decoding_tick(packet)
         return "limit" if tick is not None and tick >= self.limit else None
 
     def length_s(self, extent: "Extent") -> float:
-        """From the span's start to the end of what was read for it."""
+        """The time from the start of the span to the end of the media read for it."""
         if extent.end is None:
             return 0.0
         return max(float((extent.end - self.zero) * self.time_base), 0.0)
@@ -125,10 +124,10 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """What was read for a window.
+    """The media read for a window.
 
-    end:  the tick at which the last of it has been shown; None where nothing was, or without times
-    stop: None where the stream ended before
+    end:  the tick at which its last packet has been shown; None without packets or times
+    stop: None if the stream ended before
     """
 
     end: int | None
@@ -136,7 +135,7 @@ class Extent:
 
 
 def decoding_tick(packet: av.Packet) -> int | None:
-    # Matroska has no decoding times; where FFmpeg cannot guess them the other will do.
+    # Matroska has no decoding times; if FFmpeg cannot guess them, the presentation time is used.
     return packet.dts if packet.dts is not None else packet.pts
 
 
@@ -145,7 +144,7 @@ def shown_tick(packet: av.Packet) -> int | None:
 
 
 def end_tick(packet: av.Packet) -> int | None:
-    """When the packet has been shown; None where it is hidden or has no time."""
+    """The end of the display of the packet; None if it is hidden or has no time."""
     tick = shown_tick(packet)
     if tick is None or packet.is_discard:
         return None
@@ -159,9 +158,9 @@ def note_lengths(
     unread_end_s: float,
     ledger: Ledger,
 ) -> None:
-    """Warns where a span is overlong, cut off or longer than the file: it still has features.
+    """Warns if a span is overlong, cut off or longer than the file; it still has features.
 
-    unread_end_s: where the last of the file's other streams ends, on the file's clock
+    unread_end_s: the end of the last of the other streams, on the clock of the file
     """
     lengths_s = {modality: windows[modality].length_s(each) for modality, each in extents.items()}
     for modality, extent in extents.items():
@@ -177,7 +176,7 @@ def note_lengths(
             length = "longer" if promise.end_s is None else f"{there_s:.1f} s long"
             message = f"{length}; the first {window.max_duration_s:.0f} s were used"
             ledger.add(modality, ClipError("overlong", message), lost=False)
-        if extent.stop is not None:  # nothing is missing: there is more of it
+        if extent.stop is not None:  # nothing is missing, because there is more than declared
             continue
         if min(there_s, window.max_duration_s) - got_s > TRUNCATION_SLACK_S:
             message = f"{got_s:.1f} s of {there_s:.1f} s are there; the rest is missing"

@@ -762,6 +762,19 @@ def test_a_failed_fetch_has_status_5_and_one_line(packed: Packed, out: Path, mel
     )
 
 
+def test_verbose_says_which_splits_are_unpacked_and_which_are_complete(
+    packed: Packed, out: Path, meld: Meld
+) -> None:
+    command = ("download", "--out", out, "--from", packed.path, "--sha256", packed.sha256)
+    first = meld(*command, "--splits", "dev", "-v")
+    assert "meld: to be unpacked: dev\n" in first.err
+    again = meld(*command, "--splits", "dev,test", "-v")
+    assert "meld: complete: dev\n" in again.err
+    assert "meld: to be unpacked: test\n" in again.err
+    quiet = meld(*command)
+    assert "meld: " not in quiet.err
+
+
 def test_a_wrong_split_has_status_2(meld: Meld) -> None:
     finished = meld("download", "--splits", "train,tset")
     assert finished.status == 2
