@@ -255,7 +255,7 @@ def test_a_training_goes_on_from_a_run_and_takes_its_settings(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("options", [(), ("--json",), ("--help",)])
-def test_an_output_that_cannot_be_written_is_told_in_one_line(
+def test_an_output_that_cannot_be_written_is_reported_in_one_line(
     features: Path, options: tuple[str, ...]
 ) -> None:
     command = [sys.executable, "-m", "cli", "info", str(features / "dev.h5"), *options]
@@ -291,7 +291,7 @@ def test_an_output_that_is_closed_is_one_that_nobody_wants(
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # Python's own setting: a container's, usually
-def test_where_errors_cannot_be_told_the_status_is_still_true(unbuffered: str) -> None:
+def test_the_exit_status_is_right_even_if_stderr_fails(unbuffered: str) -> None:
     command = [sys.executable, "-m", "cli", "info", "no.h5"]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:

@@ -107,7 +107,7 @@ def test_the_image_has_all_that_the_service_imports_when_it_starts() -> None:
     assert names - inside == set()
 
 
-def test_what_ends_the_service_leaves_a_running_job_its_time() -> None:
+def test_shutdown_gives_a_running_job_its_time() -> None:
     least_s = Limits().drain_s + 10
     assert int(COMPOSE["services"]["meld"]["stop_grace_period"].rstrip("s")) >= least_s
     assert pod()["terminationGracePeriodSeconds"] >= least_s

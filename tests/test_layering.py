@@ -309,7 +309,7 @@ def test_a_planted_second_home_is_caught(plant: Plant, text: str) -> None:
     assert caught.startswith("pipeline.hdf5_2:1 imports h5py")
 
 
-def test_a_planted_cycle_is_caught_and_told(plant: Plant) -> None:
+def test_a_planted_cycle_is_caught_and_reported(plant: Plant) -> None:
     plant.write("pipeline/one.py", "from pipeline.two import x\n")
     plant.write("pipeline/two.py", "def late():\n    import pipeline.three\n")
     plant.write("pipeline/three.py", "from . import one\n")
@@ -376,7 +376,7 @@ def test_names_that_are_only_listed_choose_nothing(plant: Plant) -> None:
     assert find_branches(plant.root) == []
 
 
-def test_a_planted_way_to_a_decoder_is_told_step_by_step(plant: Plant) -> None:
+def test_a_planted_way_to_a_decoder_is_reported_step_by_step(plant: Plant) -> None:
     plant.write("pipeline/decode.py", "import av\n")
     plant.write("pipeline/cache/hdf5.py", "import h5py\nfrom pipeline.decode import av\n")
     [way] = ways_to(plant.imports, plant.modules, "fusion.train", {"av"})

@@ -99,7 +99,7 @@ def test_a_prompt_stretch_is_there_half_a_second_after_the_voice(
     assert max(waits_ms) <= 480
 
 
-def test_who_begins_to_speak_is_noticed_before_he_has_ended(talk: NDArray[np.int16]) -> None:
+def test_the_start_of_speech_is_reported_before_its_end(talk: NDArray[np.int16]) -> None:
     """And what was noticed is the start of the stretch that comes of it, always."""
     finder, piece = StretchFinder(PROMPT), RATE_HZ // 10
     noticed: set[int] = set()

@@ -158,7 +158,7 @@ def test_the_readmes_example_runs(
         {"features": b"features"},
     ],
 )
-def test_a_value_of_a_wrong_type_is_told_as_ours(arguments: dict[str, object]) -> None:
+def test_a_value_of_a_wrong_type_is_reported_as_ours(arguments: dict[str, object]) -> None:
     with pytest.raises(meld.UsageError, match=f"{next(iter(arguments))}|unknown setting 1"):
         meld.extract("train", **arguments)  # type: ignore[arg-type]
 

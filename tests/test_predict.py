@@ -239,7 +239,7 @@ def test_other_words_or_another_model_take_nothing_over(tmp_path: Path) -> None:
     assert len(folders) == 5
 
 
-def test_an_utterance_of_which_nothing_is_there_is_told_and_the_others_are_predicted(
+def test_an_utterance_of_which_nothing_is_there_is_reported_and_the_others_are_predicted(
     train: Train, tmp_path: Path
 ) -> None:
     silent = write_clip(tmp_path / "silent.mp4", num_frames=48)  # two seconds, no sound
@@ -361,7 +361,7 @@ def test_settings_of_hearing_are_refused_where_every_file_has_subtitles(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_bad_file_of_several_is_told_and_the_others_are_done(
+def test_one_bad_file_of_several_is_reported_and_the_others_are_done(
     meld: Meld, train: Train, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
@@ -384,7 +384,7 @@ def test_one_bad_file_of_several_is_told_and_the_others_are_done(
     assert [each["timeline"] is not None for each in done.json["files"]] == [True, False, True]
 
 
-def test_a_file_that_crashes_its_decoder_is_told_and_what_was_done_of_it_is_kept(
+def test_a_file_that_crashes_its_decoder_is_reported_and_what_was_done_of_it_is_kept(
     meld: Meld,
     train: Train,
     talk: tuple[Path, Path],
@@ -463,7 +463,7 @@ def test_a_file_without_subtitles_is_heard(
 
 
 @needs_ears
-def test_where_nobody_speaks_there_is_no_utterance_and_it_is_told(
+def test_media_without_speech_give_no_utterance_and_a_note(
     meld: Meld, train: Train, clip: Path, tmp_path: Path
 ) -> None:
     done = meld(
@@ -505,7 +505,7 @@ class Ears:
 
 
 @needs_ears
-def test_what_was_heard_before_a_kill_is_not_heard_again(
+def test_speech_recognised_before_a_kill_is_not_recognised_again(
     train: Train,
     rows: list[tuple[Utterance, Path]],
     tmp_path: Path,

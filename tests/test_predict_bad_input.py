@@ -183,7 +183,7 @@ def told_in(err: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", BAD_MEDIA)
-def test_what_is_no_media_file_is_told_in_one_line(meld: Meld, desk: Desk, kind: str) -> None:
+def test_what_is_no_media_file_is_reported_in_one_line(meld: Meld, desk: Desk, kind: str) -> None:
     make, told = BAD_MEDIA[kind]
     path = make(desk)
     status, line = one_line(meld, path, *WORDS, "--out", desk.folder / "out")
@@ -216,7 +216,7 @@ def test_of_a_folder_only_what_is_bad_is_lost(meld: Meld, desk: Desk) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_what_may_not_be_read_or_written_is_told(meld: Meld, desk: Desk) -> None:
+def test_what_may_not_be_read_or_written_is_reported(meld: Meld, desk: Desk) -> None:
     desk.clip.chmod(0)
     status, line = one_line(meld, desk.clip, *WORDS, "--out", desk.folder / "out")
     assert (status, "Permission denied" in line) == (4, True)
@@ -423,7 +423,7 @@ def _copy_in_folder(desk: Desk) -> Path:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_does_not_fit_is_told_in_one_line(
+def test_what_does_not_fit_is_reported_in_one_line(
     meld: Meld, desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, ask, told = BAD[kind]

@@ -145,7 +145,7 @@ def test_files_that_a_killed_call_had_finished_are_not_begun_again(
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_another_precision_changes_the_numbers_and_is_told(
+def test_another_precision_changes_the_numbers_and_is_reported(
     meld: Meld, run: Path, folder: Path, tmp_path: Path
 ) -> None:
     timelines = {}

@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_what_is_done_and_left_is_told_in_a_line_now_and_then(
+def test_what_is_done_and_left_is_reported_in_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     with progress("encoding clips", note="failures") as advance:
@@ -77,7 +77,7 @@ def test_a_log_of_hours_has_few_lines(capsys: pytest.CaptureFixture[str], clock:
     assert "about 4 h left" in lines[len(lines) // 2]
 
 
-def test_bytes_are_told_in_lines_but_not_at_every_step(
+def test_bytes_are_reported_in_lines_but_not_at_every_step(
     capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     with byte_progress() as advance:

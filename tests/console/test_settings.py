@@ -38,7 +38,9 @@ def test_each_setting_says_whether_it_is_a_default_or_from_the_file_or_an_option
     assert told["modalities"] == (None, "default")
 
 
-def test_what_a_training_takes_over_from_the_run_that_it_goes_on_from_is_told(meld: Meld) -> None:
+def test_what_a_training_takes_over_from_the_run_that_it_goes_on_from_is_reported(
+    meld: Meld,
+) -> None:
     shown = meld("config", "show", "--json", "train-fusion", "--start", BUNDLED, "--seed", 0)
     told = origins(shown)
     assert told["modalities"] == (["text"], "run")

@@ -189,7 +189,7 @@ def test_clips_without_a_csv_are_a_finding_and_an_absent_split_is_none(
     assert [split.split for split in report.splits] == ["train", "test"]
 
 
-def test_strange_things_among_the_clips_are_told_and_nothing_hangs(
+def test_strange_things_among_the_clips_are_reported_and_nothing_hangs(
     corpus: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -223,7 +223,7 @@ def test_strange_things_among_the_clips_are_told_and_nothing_hangs(
     assert "\x1b" not in told
 
 
-def test_an_extras_path_is_told_once_and_however_many_workers_start_few_threads(
+def test_an_extras_path_is_reported_once_and_however_many_workers_start_few_threads(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -426,7 +426,7 @@ def test_legacy_reads_the_mis_cut_test_clips_on_purpose(publish, monkeypatch) ->
     assert new == ["test dia7_utt0 length_differs"]
 
 
-def test_a_lacking_corrected_cut_would_be_replaced_silently_and_is_told(
+def test_a_lacking_corrected_cut_would_be_replaced_silently_and_is_reported(
     publish, monkeypatch
 ) -> None:
     monkeypatch.setattr("pipeline.doctor.judge.NUM_CORRECTED_CUTS", 3)
@@ -438,7 +438,7 @@ def test_a_lacking_corrected_cut_would_be_replaced_silently_and_is_told(
     assert finding.is_known
 
 
-def test_labels_that_are_not_as_published_are_told(publish) -> None:
+def test_labels_that_are_not_as_published_are_reported(publish) -> None:
     rows = plant_rows("dev", [2.0] * 3)
     publish(rows)
     relabelled = [dataclasses.replace(rows[0], emotion="joy"), *rows[1:]]
@@ -447,7 +447,7 @@ def test_labels_that_are_not_as_published_are_told(publish) -> None:
     assert "joy 1" in finding.message
 
 
-def test_the_csv_of_another_split_is_told(publish) -> None:
+def test_the_csv_of_another_split_is_reported(publish) -> None:
     publish(plant_rows("train", [2.0] * 3))
     [finding] = judge(plant_evidence(plant_rows("dev", [2.0] * 3)))
     assert (finding.kind, finding.split) == ("other_split", "dev")
@@ -467,7 +467,9 @@ def test_both_cuts_of_a_clip_are_found_and_the_chosen_one_is_read(tmp_path: Path
         assert (files.unannotated, files.foreign, files.apple_double) == ((), (), 1)
 
 
-def test_files_that_are_not_read_are_told_with_what_is_read_in_their_place(tmp_path: Path) -> None:
+def test_files_that_are_not_read_are_reported_with_what_is_read_in_their_place(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "dev_splits_complete"
     folder.mkdir()
     names = "dia7_utt0.mp4 DIA7_UTT0.mp4 dia7_utt0.wav dia7_utt0.srt dia7_utt1.3gpx dia9_utt9.xyz"
@@ -540,7 +542,7 @@ def test_the_real_csvs_have_the_published_counts(
 @pytest.mark.heavy
 @needs_meld
 @pytest.mark.parametrize("split", SPLITS)
-def test_melds_own_clips_with_all_that_is_published_are_healthy_and_one_more_is_told(
+def test_melds_own_clips_with_all_that_is_published_are_healthy_and_one_more_is_reported(
     split: Split,
 ) -> None:
     rows = read_annotations(REAL / f"{split}_sent_emo.csv", split)
@@ -618,7 +620,7 @@ def test_weights_in_torch_hubs_folder_are_found_beside_a_weights_folder(
     assert states["r3d_18"].where == str(cached)
 
 
-def test_what_the_system_does_not_tell_is_unknown(
+def test_missing_system_information_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("_MEMORY_INFO", "_MEMORY_LIMIT", "_SHARED_MEMORY"):
@@ -649,7 +651,7 @@ def test_too_little_shared_memory_is_a_concern() -> None:
     assert "0.1 GiB free of the 0.5 GiB that Ray wants" in line
 
 
-def test_an_extra_that_is_not_installed_is_told_with_its_command(
+def test_an_extra_that_is_not_installed_is_reported_with_its_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told = ["torch>=2", "no-such-voice==1 ; extra == 'sample'", 'pytest>=9; extra == "dev"']
@@ -791,7 +793,7 @@ def test_the_command_tells_machine_and_corpus_in_one_json_object(
     assert json.loads((corpus / "sample.json").read_text())["complete"]  # nothing was changed
 
 
-def test_without_a_corpus_the_machine_is_told_and_then_what_is_wrong(
+def test_without_a_corpus_the_machine_is_reported_and_then_what_is_wrong(
     meld: Meld, tmp_path: Path
 ) -> None:
     options = ("doctor", "--data", tmp_path / "none", "--html", tmp_path / "doctor.html")
@@ -868,7 +870,9 @@ def test_text_alone_is_extracted_where_there_are_no_clips(corpus: Path, tmp_path
         ("train_sent_emo.csv", ",", "no row of train has an emotion or a sentiment"),
     ],
 )
-def test_what_training_waits_for_is_told(tmp_path: Path, name: str, labels: str, told: str) -> None:
+def test_what_training_waits_for_is_reported(
+    tmp_path: Path, name: str, labels: str, told: str
+) -> None:
     header = "Dialogue_ID,Utterance_ID,Utterance,Emotion,Sentiment"
     (tmp_path / name).write_text(f"{header}\n0,0,Hello,{labels}\n")
     first, second = next_steps(run_doctor(tmp_path, tmp_path))

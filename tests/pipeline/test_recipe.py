@@ -170,12 +170,12 @@ def test_one_encoder_per_modality() -> None:
         FeatureRecipe(encoders=(), decode=None)
 
 
-def test_random_weights_are_told() -> None:
+def test_random_weights_are_reported() -> None:
     mixed = recipe(spec("text"), spec("video", weights="random"), spec("audio", weights="none"))
     assert mixed.random_modalities == ("video",)
 
 
-def test_random_weights_that_were_trained_are_still_told() -> None:
+def test_random_weights_that_were_trained_are_still_reported() -> None:
     tuned = spec("video", weights="finetuned", started_from="random")
     assert recipe(spec("text"), tuned).random_modalities == ("video",)
     assert recipe(spec("text"), spec("video", weights="finetuned")).random_modalities == ()

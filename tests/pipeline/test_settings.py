@@ -49,7 +49,7 @@ def test_numbers_and_paths_that_nothing_can_hold_are_named(
         build_config(Settings, values)
 
 
-def test_a_key_that_stands_outside_its_table_is_told_where_it_belongs() -> None:
+def test_a_key_that_stands_outside_its_table_is_reported_where_it_belongs() -> None:
     with pytest.raises(UsageError, match=r"unknown setting rate; did you mean inner\.rate\?"):
         build_config(Settings, {"rate": 1.0})
     with pytest.raises(UsageError, match=r"unknown setting foldr; did you mean folder\?"):

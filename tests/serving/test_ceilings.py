@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ({"max_streams": 1}, "talk.mp4 has 2 streams; 1 are the most"),
     ],
 )
-def test_what_is_above_a_ceiling_is_refused_and_not_kept(
+def test_an_upload_above_a_limit_is_refused_and_not_kept(
     start_app: Callable[..., Any],
     store: "JobStore",
     clip: Path,
@@ -43,7 +43,7 @@ def test_what_is_above_a_ceiling_is_refused_and_not_kept(
     assert [path for part in ("jobs", "incoming") for path in (root / part).iterdir()] == []
 
 
-def test_what_is_at_a_ceiling_is_taken(start_app: Callable[..., Any], clip: Path) -> None:
+def test_an_upload_at_a_limit_is_accepted(start_app: Callable[..., Any], clip: Path) -> None:
     from starlette.testclient import TestClient
 
     limits = {"max_pixels": SIZE[0] * SIZE[1], "max_frames": 50, "max_streams": 2}

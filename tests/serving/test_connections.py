@@ -89,7 +89,7 @@ def await_none(server: uvicorn.Server) -> None:
         time.sleep(0.02)
 
 
-def test_who_does_not_read_an_answer_is_hung_up_on(
+def test_a_client_that_does_not_read_its_answer_is_disconnected(
     server: uvicorn.Server, client: socket.socket
 ) -> None:
     client.sendall(ASK % b"/large")
@@ -97,7 +97,7 @@ def test_who_does_not_read_an_answer_is_hung_up_on(
     await_none(server)
 
 
-def test_who_reads_it_slowly_gets_it_whole(client: socket.socket) -> None:
+def test_a_slow_reader_gets_the_whole_answer(client: socket.socket) -> None:
     client.sendall(ASK % b"/large")
     head, _, first = client.recv(2**12).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")

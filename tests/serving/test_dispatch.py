@@ -80,7 +80,7 @@ def test_too_many_jobs_and_too_much_media_are_refused_with_a_time(
         dispatcher.hold_place()
 
 
-def test_what_waits_at_the_end_waits_at_the_next_start(
+def test_jobs_that_wait_at_shutdown_wait_at_the_next_start(
     dispatcher: Dispatcher, store: JobStore
 ) -> None:
     StandIn.gate.clear()
@@ -148,7 +148,7 @@ def test_a_clip_whose_client_waited_for_a_server_that_was_killed_is_erased_by_th
     assert [path.name for path in (root / "jobs").iterdir()] == [kept]
 
 
-def test_who_asks_for_a_place_does_not_wait_for_the_disk(
+def test_a_request_for_a_place_does_not_wait_for_the_disk(
     dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, written = threading.Event(), threading.Event()
@@ -174,7 +174,7 @@ def test_who_asks_for_a_place_does_not_wait_for_the_disk(
     places[0].release()
 
 
-def test_what_is_being_written_counts_as_waiting(
+def test_uploads_in_progress_count_as_waiting(
     dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     StandIn.gate.clear()
@@ -263,7 +263,7 @@ def test_jobs_that_have_not_ended_are_never_erased_for_room(
     assert [store.get(each).id for each in (ended, *waiting)] == [ended, *waiting]
 
 
-def test_what_earlier_servers_left_counts_too(
+def test_jobs_of_earlier_servers_count_too(
     start_dispatcher: Callable[..., Dispatcher], store: JobStore
 ) -> None:
     dispatcher = start_dispatcher(retention_bytes=100_000)

@@ -53,7 +53,7 @@ def test_or_says_where_it_is(meld: Meld, address: str, opened: list[str]) -> Non
         (["--port", "99999"], 2, "0 to 65535"),
     ],
 )
-def test_what_cannot_be_opened_is_told(
+def test_what_cannot_be_opened_is_reported(
     meld: Meld, opened: list[str], options: list[str], status: int, told: str
 ) -> None:
     finished = meld("listen", *options)

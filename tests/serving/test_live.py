@@ -361,7 +361,7 @@ def test_fifty_sockets_are_open_and_no_more() -> None:
 # ------------------------------------------------------------------------------- how it ends
 
 
-def test_who_sends_nothing_is_hung_up_on_and_what_he_said_is_answered(talk: bytes) -> None:
+def test_a_silent_client_is_disconnected_after_its_speech_is_answered(talk: bytes) -> None:
     with serving(StandIn(), idle_s=0.5, lag_s=600) as door, door.open() as session:
         send_sound(session, talk[: 32 * 1_200])  # in the middle of the first
         events, code = rest(session)
@@ -386,7 +386,7 @@ def test_sound_that_nobody_can_have_heard_yet_is_no_sound(talk: bytes) -> None:
     assert (code, events[-1]["reason"]) == (1008, "too_fast")
 
 
-def test_where_answers_are_too_far_behind_it_is_told_and_closed(talk: bytes) -> None:
+def test_where_answers_are_too_far_behind_it_is_reported_and_closed(talk: bytes) -> None:
     with serving(StandIn(say=lambda request: None), lag_s=1) as door, door.open() as session:
         with suppress(ConnectionClosed):
             for at in range(0, len(talk), PIECE):
@@ -425,7 +425,7 @@ def test_a_service_that_is_ended_says_so() -> None:
         '{"type": "' + "x" * 5_000 + '"}',
     ],
 )
-def test_a_message_that_is_none_is_told_and_ends_it(door: Door, message: str | bytes) -> None:
+def test_a_message_that_is_none_is_reported_and_ends_it(door: Door, message: str | bytes) -> None:
     with door.open() as session:
         session.recv()
         session.send(message)
@@ -454,7 +454,7 @@ def test_a_message_that_is_too_large_is_not_read(door: Door) -> None:
     assert code == 1009
 
 
-def test_what_is_not_answered_in_the_end_is_told(
+def test_what_is_not_answered_in_the_end_is_reported(
     talk: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.live._SECONDS_TO_FINISH", 0.3)
@@ -486,7 +486,7 @@ def test_a_worker_that_ends_is_waited_for_and_the_next_one_asked(talk: bytes) ->
     assert events[-1]["produced"]["utterances"] == 2
 
 
-def test_a_turn_that_ends_two_workers_is_told_and_the_session_goes_on(talk: bytes) -> None:
+def test_a_turn_that_ends_two_workers_is_reported_and_the_session_goes_on(talk: bytes) -> None:
     deaths = iter([WorkerEnded("SIGKILL"), WorkerEnded("SIGSEGV")])
 
     def dies_twice(request: Mapping[str, Any]) -> Any:

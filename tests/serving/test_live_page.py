@@ -97,7 +97,7 @@ def predicted(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_who_speaks_sees_what_was_said_and_how_it_ended(
+def test_the_live_page_shows_utterances_and_the_end_of_the_session(
     open_page: Open, address: str, tmp_path: Path
 ) -> None:
     sound = write_talk(tmp_path / "talk.wav", 48_000)
@@ -120,7 +120,7 @@ def test_who_speaks_sees_what_was_said_and_how_it_ended(
 # that falters pauses.
 @pytest.mark.slow
 @pytest.mark.parametrize("rate_hz", [48_000, 44_100])
-def test_what_the_microphone_plays_is_heard_as_the_file_is(
+def test_live_sound_gives_the_same_results_as_its_file(
     open_page: Open, address: str, tmp_path: Path, rate_hz: int
 ) -> None:
     sound = write_talk(tmp_path / "talk.wav", rate_hz)
@@ -158,7 +158,7 @@ def test_what_the_microphone_plays_is_heard_as_the_file_is(
 
 
 @pytest.mark.slow
-def test_a_recording_that_is_kept_is_a_file_like_any_other(
+def test_a_kept_recording_can_be_sent_as_a_file(
     open_page: Open, address: str, tmp_path: Path
 ) -> None:
     sound = write_talk(tmp_path / "talk.wav", 48_000)
@@ -235,7 +235,7 @@ def test_it_fits_a_phone_and_a_desk_and_is_used_by_keyboard(
         assert page.problems == []
 
 
-def test_who_may_not_use_the_microphone_is_told(open_page: Open, address: str) -> None:
+def test_the_page_reports_a_refused_microphone(open_page: Open, address: str) -> None:
     with open_page() as page:
         page.add_init_script(
             "navigator.mediaDevices.getUserMedia = "

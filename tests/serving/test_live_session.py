@@ -196,7 +196,7 @@ def test_a_turn_brings_the_picture_that_was_on_the_screen_and_those_after_it(tal
 # ------------------------------------------------------------------------------ what is behind
 
 
-def test_where_nobody_answers_pictures_go_first_then_provisional_answers_then_it_is_told(
+def test_where_nobody_answers_pictures_go_first_then_provisional_answers_then_it_is_reported(
     talk: bytes,
 ) -> None:
     session, pictures = start(most_lag_ms=10_000), iter(jpegs(400))

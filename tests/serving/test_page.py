@@ -53,9 +53,7 @@ def send(page: "Page", address: str, clip: Path, subtitles: str, name: str = "ta
     page.click("#send")
 
 
-def test_a_file_is_sent_its_utterances_arrive_the_result_opens_and_it_is_erased(
-    page: Any, address: str, clip: Path
-) -> None:
+def test_a_file_can_be_sent_followed_opened_and_erased(page: Any, address: str, clip: Path) -> None:
     send(page, address, clip, SRT)
     page.wait_for_selector("#links:not([hidden])")
     rows = page.locator("#utterances tbody tr")
@@ -86,7 +84,7 @@ def test_a_file_is_sent_its_utterances_arrive_the_result_opens_and_it_is_erased(
     assert [each for each in page.problems if "404" not in each] == []
 
 
-def test_who_has_no_video_takes_the_sample(page: Any, address: str) -> None:
+def test_the_sample_can_be_sent_instead_of_a_file(page: Any, address: str) -> None:
     page.goto(address)
     page.click("#sample")
     page.wait_for_selector("#links:not([hidden])")
@@ -99,9 +97,7 @@ def test_who_has_no_video_takes_the_sample(page: Any, address: str) -> None:
     assert page.problems == []
 
 
-def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
-    page: Any, address: str, clip: Path
-) -> None:
+def test_file_names_and_words_are_shown_as_text(page: Any, address: str, clip: Path) -> None:
     subtitles = f"1\n00:00:00,000 --> 00:00:01,000\nLook: 1 < 2 & {ATTACK.replace('<', '< ')}\n"
     send(page, address, clip, subtitles, name=f"{ATTACK}.mp4")
     page.wait_for_selector("#links:not([hidden])")
@@ -114,7 +110,7 @@ def test_what_a_file_is_called_and_what_is_said_in_it_is_shown_as_text(
     assert page.title() != "hacked"
 
 
-def test_so_are_a_label_a_speaker_and_why_something_failed(page: Any, address: str) -> None:
+def test_labels_speakers_and_error_messages_are_shown_as_text_too(page: Any, address: str) -> None:
     heads = {"emotion": {"label": ATTACK, "confidence": 0.5}, "sentiment": {"label": ATTACK}}
     each = {"start_ms": 0, "text": ATTACK, "speaker": ATTACK, **heads}
     job = {"id": "0" * 32, "file": ATTACK, "state": "failed", "error": {"detail": ATTACK}}
@@ -132,7 +128,7 @@ def test_so_are_a_label_a_speaker_and_why_something_failed(page: Any, address: s
     assert page.problems == []
 
 
-def test_a_refusal_is_told_on_the_page_and_another_file_may_be_sent(
+def test_the_page_shows_a_refusal_and_allows_another_file(
     page: Any, address: str, clip: Path
 ) -> None:
     page.goto(address)
@@ -194,7 +190,7 @@ def until(page: "Page", expression: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_film_is_heard_looked_through_by_click_and_key_saved_and_erased(
+def test_speech_in_a_film_is_recognised_and_the_result_navigated_saved_and_erased(
     page: Any, address: str, film: Path
 ) -> None:
     page.goto(address)

@@ -120,7 +120,7 @@ def test_words_clips_and_the_page_are_answered(front: Any, media: bytes) -> None
     )
 
 
-def test_what_is_sent_again_is_the_same_job(front: Any, send: Send) -> None:
+def test_an_upload_sent_again_is_the_same_job(front: Any, send: Send) -> None:
     first, again = (send(**{"Idempotency-Key": "an-upload-of-mine"}).json() for _ in range(2))
     assert first["id"] == again["id"]
     ended(front, first)

@@ -132,7 +132,7 @@ def test_an_erased_job_leaves_nothing_behind(
     assert problem(client.delete(address)) == (404, "no_such_job")
 
 
-def test_what_ended_long_ago_is_erased_by_itself(
+def test_old_jobs_are_erased_automatically(
     client: "TestClient", service: "Service", send: Send
 ) -> None:
     answer = send(text="Hello")

@@ -226,7 +226,7 @@ def test_a_folder_has_one_service(tmp_path: Path, meld: Meld) -> None:
     assert refused.err.count("\n") == 1
 
 
-def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, meld: Meld) -> None:
+def test_what_cannot_be_served_is_reported_in_one_line(tmp_path: Path, meld: Meld) -> None:
     (tmp_path / "key").write_text("short\n")
     for options, status, said in (
         (("--host", "0.0.0.0"), 2, "--key-file"),

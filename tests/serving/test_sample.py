@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parents[2] / "pipeline" / "sample" / "talk.mp4"
 
 
-def test_it_is_small_is_seen_and_heard_and_its_words_are_in_it() -> None:
+def test_the_sample_is_small_and_has_video_audio_and_subtitles() -> None:
     assert SAMPLE.stat().st_size < 250_000
     length = HERE.measure(SAMPLE)
     assert length.modalities == ("video", "audio")

@@ -45,7 +45,7 @@ def incoming(service: "Service") -> list[Path]:
     return list((service.store.folder("x").path.parents[1] / "incoming").iterdir())
 
 
-def test_who_does_not_finish_the_head_of_a_request_is_hung_up_on(address: str) -> None:
+def test_a_client_that_does_not_finish_its_request_head_is_disconnected(address: str) -> None:
     with connect(address) as slow:
         slow.sendall(b"GET /livez HT")
         assert answer(slow) == b""
@@ -58,7 +58,7 @@ def test_nor_is_the_second_head_of_a_connection_waited_for(address: str) -> None
         assert answer(slow) == b""
 
 
-def test_who_is_quick_is_not_hung_up_on(address: str) -> None:
+def test_a_quick_client_is_not_disconnected(address: str) -> None:
     with connect(address) as client:
         for _ in range(3):
             time.sleep(0.4)  # longer than a head may take, in all
@@ -99,7 +99,7 @@ def test_a_refusal_comes_before_the_body(
         assert client.recv(12) == b"HTTP/1.1 " + status
 
 
-def test_many_who_wait_for_the_worker_hold_up_nobody_else(
+def test_many_waiting_requests_do_not_block_others(
     address: str, service: "Service", clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()

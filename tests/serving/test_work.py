@@ -54,7 +54,7 @@ def test_a_kill_in_the_first_one_leaves_nothing_of_it(tmp_path: Path) -> None:
     assert ids(folder) == ["u0001"]
 
 
-def test_what_another_model_said_is_not_mixed_with_it(tmp_path: Path) -> None:
+def test_saved_predictions_of_another_model_are_not_used(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     with KeptUtterances(folder, "model") as kept:
         kept.add(FIRST)
@@ -81,7 +81,7 @@ def test_what_a_job_asks_for_is_what_is_looked_for(tmp_path: Path) -> None:
     assert given.subtitles == folder.subtitles
 
 
-def test_a_recogniser_that_is_not_there_is_told_when_the_service_starts() -> None:
+def test_a_recogniser_that_is_not_there_is_reported_when_the_service_starts() -> None:
     pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
     assert WorkChoice().describe_recogniser() in (None, {"name": "tiny.en", "languages": ["en"]})
     with pytest.raises(WeightsMissing, match="--asr no-such-model"):

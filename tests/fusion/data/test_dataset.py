@@ -53,7 +53,7 @@ def test_a_row_shares_the_memory_of_the_cache(cache: FeatureCache) -> None:
     assert np.shares_memory(row.features["audio"].numpy(), cache.raw["audio"])
 
 
-def test_embeddings_that_are_not_there_are_told(cache: FeatureCache) -> None:
+def test_embeddings_that_are_not_there_are_reported(cache: FeatureCache) -> None:
     with pytest.raises(meld.InputError, match="the train cache holds no embedding features"):
         meld.torch_dataset(cache, input="embedding")
     with pytest.raises(meld.UsageError, match="input: raw or embedding, not 'both'"):
@@ -72,7 +72,7 @@ def test_a_dataset_of_hugging_face_has_the_rows_of_the_cache(cache: FeatureCache
     assert not dataset[2]["audio_present"]
 
 
-def test_without_the_extra_the_command_that_installs_it_is_told(
+def test_without_the_extra_the_command_that_installs_it_is_reported(
     cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)

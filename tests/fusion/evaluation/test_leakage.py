@@ -54,7 +54,7 @@ def test_a_text_is_the_same_in_other_case_and_spacing_but_not_with_other_punctua
     assert same_text("What?") != same_text("What!")
 
 
-def test_scores_are_told_with_and_without_the_texts_that_train_has(plant_predictions):
+def test_scores_are_reported_with_and_without_the_texts_that_train_has(plant_predictions):
     # Right where the text was seen, wrong elsewhere.
     predictions = plant_predictions(
         [["Hi there", "What?"], ["Nobody said this", "Nor this", ""]],

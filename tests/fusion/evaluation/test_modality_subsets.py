@@ -56,7 +56,7 @@ def test_every_choice_of_modalities_is_there_once():
     assert subsets[-1] == ("text", "video", "audio")
 
 
-def test_what_is_hidden_is_absent_and_what_was_absent_stays_so(dev):
+def test_a_masked_modality_is_absent_and_an_absent_one_stays_absent(dev):
     dev.present[3] = torch.tensor([True, False])
     hidden = hide_all_but(("audio",), dev)
     assert not hidden.present[:, 0].any()

@@ -50,7 +50,7 @@ def test_a_look_is_on_disk_when_it_is_counted(tmp_path, monkeypatch):
     assert len(synced) == 2  # the line, and the folder that names the file
 
 
-def test_a_look_that_cannot_be_written_down_is_told_in_one_line(tmp_path):
+def test_a_test_evaluation_that_cannot_be_recorded_is_reported_in_one_line(tmp_path):
     (tmp_path / RECORD).mkdir()
     with pytest.raises(StorageError, match=r"test-evaluations\.jsonl") as told:
         record_evaluation(tmp_path, "evaluate")

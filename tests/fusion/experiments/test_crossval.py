@@ -151,7 +151,7 @@ def test_test_is_never_read(brief: CrossvalConfig, features: Path) -> None:
         CrossvalConfig.from_mapping({"splits": ("train", "test")})
 
 
-def test_the_result_is_written_as_json_and_told_as_a_table(
+def test_the_result_is_written_as_json_and_reported_as_a_table(
     brief: CrossvalConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "crossval.json"
@@ -172,7 +172,7 @@ def test_caches_of_two_recipes_are_not_pooled(
         crossval(config)
 
 
-def test_more_folds_than_dialogues_is_told_in_one_line(
+def test_more_folds_than_dialogues_is_reported_in_one_line(
     config: CrossvalConfig, write_split: Callable[..., FeatureCache]
 ) -> None:
     write_split("train", 10)
@@ -278,7 +278,7 @@ def test_one_dialogue_of_several_speakers_is_dealt_by_speaker(
         assert len({*who[fold.train], *who[fold.choose], *who[fold.measure]}) == 3
 
 
-def test_what_cannot_be_dealt_by_speaker_is_told_in_one_line(
+def test_what_cannot_be_dealt_by_speaker_is_reported_in_one_line(
     of_speakers: Callable[..., CrossvalConfig],
 ) -> None:
     with pytest.raises(UsageError, match=r"there are 2 speakers.*at most --folds 2"):
@@ -399,7 +399,7 @@ def test_few_rows_are_dealt_by_dialogue_alone_without_a_librarys_warning(
     assert all(len(part) for fold in made for part in (fold.train, fold.choose, fold.measure))
 
 
-def test_a_fold_that_leaves_one_dialogue_is_told_in_one_line(
+def test_a_fold_that_leaves_one_dialogue_is_reported_in_one_line(
     config: CrossvalConfig, write_split: Callable[..., FeatureCache]
 ) -> None:
     write_split("train", 10)

@@ -67,7 +67,7 @@ def nothing(number: np.ndarray) -> np.ndarray:
     return np.zeros(len(number), bool)
 
 
-def test_what_says_the_same_passes_and_loses_nothing(corpus: Path) -> None:
+def test_a_variant_with_equal_predictions_passes_without_loss(corpus: Path) -> None:
     original = predictor(nothing)
     gate = Gate(original, corpus, "dev", max_loss=0.0)
     costs = [gate.measure(candidate(name, original)) for name in ("run", "same")]
@@ -80,7 +80,7 @@ def test_what_says_the_same_passes_and_loses_nothing(corpus: Path) -> None:
     assert costs[1].emotion.agreement == 1
 
 
-def test_what_gets_a_tenth_wrong_is_refused_with_the_loss(corpus: Path) -> None:
+def test_a_variant_that_loses_a_tenth_is_refused_with_its_loss(corpus: Path) -> None:
     original, variant = predictor(nothing), predictor(lambda number: number % 10 == 3)
     gate = Gate(original, corpus, "dev", max_loss=1.0)
     costs = [gate.measure(candidate("run", original)), gate.measure(candidate("bad", variant))]

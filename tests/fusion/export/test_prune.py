@@ -166,7 +166,7 @@ def test_a_killed_export_goes_on_with_the_run_that_was_fine_tuned(
         )
 
 
-def test_what_is_not_faster_is_refused_and_the_fine_tuned_run_stays(
+def test_a_pruned_model_that_is_not_faster_is_refused_and_the_fine_tuned_run_stays(
     place: Path,
     half: ExportResult,
     tiny_text_folder: Path,

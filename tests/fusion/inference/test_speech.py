@@ -192,7 +192,7 @@ def test_a_recogniser_of_english_is_not_asked_for_another_language(talk: Planted
         hear(talk, Parrot(says("ja.")), SpeechConfig(language="de"))
 
 
-def test_other_languages_are_told(talk: Planted) -> None:
+def test_other_languages_are_reported(talk: Planted) -> None:
     def say(length_s: float) -> Recognised:
         told = says("ja ja ja")(length_s)
         return Recognised(passages=told.passages, language="de", language_probability=0.8)

@@ -45,14 +45,14 @@ def test_windows_line_ends_change_nothing(tmp_path: Path) -> None:
     assert read_subtitles(write(tmp_path, "b.srt", SRT.replace("\n", "\r\n"))) == there
 
 
-def test_cp1252_is_read_and_told(tmp_path: Path) -> None:
+def test_cp1252_is_read_and_reported(tmp_path: Path) -> None:
     text = SRT.replace("Fine", "Très bien")
     heard = read_subtitles(write(tmp_path, "talk.srt", text, "cp1252"))
     assert heard.spans[1].text == "Très bien, thanks."
     assert heard.notes == ("not UTF-8; read as cp1252",)
 
 
-def test_who_speaks_is_what_the_file_says_of_it(tmp_path: Path) -> None:
+def test_the_speaker_is_taken_from_the_file(tmp_path: Path) -> None:
     vtt = """WEBVTT
 
 NOTE a comment --> is no cue
@@ -106,7 +106,7 @@ def test_what_nobody_says_is_no_utterance(tmp_path: Path) -> None:
     assert [told(span) for span in heard.spans] == [(5000, 6000, None, "No way! Yes!")]
 
 
-def test_a_cue_that_is_over_before_it_starts_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_cue_that_is_over_before_it_starts_is_left_out_and_reported(tmp_path: Path) -> None:
     text = SRT + "\n3\n00:00:09,000 --> 00:00:08,000\nNever.\n"
     heard = read_subtitles(write(tmp_path, "talk.srt", text))
     assert len(heard.spans) == 2
@@ -128,14 +128,16 @@ def test_cues_come_in_order_of_their_start_and_may_overlap(tmp_path: Path) -> No
         ("{1}{25}Frames\n", "microdvd|known kind"),
     ],
 )
-def test_what_is_no_subtitle_file_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_what_is_no_subtitle_file_is_reported_in_one_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
     with pytest.raises(InputError, match=told) as caught:
         read_subtitles(write(tmp_path, "talk.srt", text))
     assert str(caught.value).startswith(f"{tmp_path}/talk.srt: ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_a_folder_and_binary_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_binary_are_distinguished(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_subtitles(tmp_path / "none.srt")
     with pytest.raises(InputError, match="not a regular file"):

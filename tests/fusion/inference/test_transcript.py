@@ -63,7 +63,7 @@ def test_lines_are_read_in_the_ways_that_programs_print_them(tmp_path: Path) -> 
         ("\n\n", "no row with spoken words"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_row(tmp_path: Path, text: str, told: str) -> None:
+def test_what_cannot_be_read_is_reported_with_its_row(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         read(tmp_path, text)
 

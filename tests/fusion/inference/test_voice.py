@@ -60,7 +60,7 @@ def test_a_voice_begins_at_the_threshold_and_ends_below_the_lower_one() -> None:
     assert [frames_of(region) for region in regions] == [(15, 45)]
 
 
-def test_a_short_pause_is_told_and_ends_nothing() -> None:
+def test_a_short_pause_is_reported_and_ends_nothing() -> None:
     regions = find([(0.9, 20), (0.1, 5), (0.9, 20), (0.1, 30), (0.9, 20)])
     assert [frames_of(region) for region in regions] == [(0, 45), (75, 95)]
     assert regions[0].pauses == ((20 * FRAME_MS, 25 * FRAME_MS),)
@@ -163,7 +163,7 @@ def test_planted_speech_is_found_where_it_is(tmp_path: Path, noise: float) -> No
 
 
 @needs_detector
-def test_where_nobody_speaks_no_voice_is_found(tmp_path: Path) -> None:
+def test_no_voice_is_found_without_speech(tmp_path: Path) -> None:
     for name, sound in sounds_without_voice(10).items():
         path = write_sound(tmp_path / f"{name}.wav", sound)
         regions = list(find_speech(path, DecodeConfig(), VoiceConfig(), duration_ms=10_000))
@@ -171,7 +171,7 @@ def test_where_nobody_speaks_no_voice_is_found(tmp_path: Path) -> None:
 
 
 @needs_detector
-def test_the_detector_is_told_from_another_by_its_hash() -> None:
+def test_the_detector_is_distinguished_from_another_by_its_hash() -> None:
     assert hash_detector().startswith("sha256:")
 
 

@@ -46,7 +46,7 @@ def test_positions_close_gaps_and_follow_utterance_ids_not_rows() -> None:
     assert turns.speaker.tolist() == [0, 1, 0]
 
 
-def test_who_is_not_named_is_taken_for_another_than_all_who_spoke() -> None:
+def test_an_unnamed_speaker_differs_from_all_named_ones() -> None:
     """Subtitles name nobody, and in a dialogue the next to speak is mostly another."""
     keys = [ClipKey("train", 0, place) for place in range(5)]
     speaker = Turns.of(keys, ["", "Joey", "", "Joey", ""]).speaker.tolist()
@@ -69,7 +69,7 @@ def test_other_dialogues_change_nothing(future: bool) -> None:
     torch.testing.assert_close(before, after)
 
 
-def test_what_comes_later_is_seen_only_with_future() -> None:
+def test_later_utterances_are_used_only_with_future() -> None:
     hidden = torch.randn(3, 8)
     changed = hidden.clone()
     changed[2] *= -3  # the norm takes away what is added to all

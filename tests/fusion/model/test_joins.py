@@ -51,7 +51,7 @@ def make_features(rows: int = 5) -> dict:
 
 
 @pytest.mark.parametrize("fusion", ALL)
-def test_what_stands_in_an_absent_row_changes_nothing(fusion: FusionType) -> None:
+def test_values_of_an_absent_row_change_nothing(fusion: FusionType) -> None:
     model, features = make_model(fusion), make_features()
     present = torch.ones(5, 3, dtype=torch.bool)
     present[:, 1] = False

@@ -247,7 +247,7 @@ def test_runs_that_score_all_alike_have_a_scale(gathered, f1):
 
 
 @pytest.mark.parametrize("settings", [{"model": {"fusion": {"x": 1}}}, {"seed": {"x": 1}}, {}])
-def test_settings_of_another_shape_are_shown_all_the_same(gathered, folder, settings):
+def test_settings_of_another_shape_are_shown_nevertheless(gathered, folder, settings):
     checkpoint = read_checkpoint(folder / RUN_NAME)
     checkpoint = dataclasses.replace(checkpoint, settings=settings)
     made = remake(checkpoint, folder / RUN_NAME, data=None)

@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(load_plante
     ]
 
 
-def test_training_leaves_the_callers_randomness_alone(load_planted):
+def test_training_does_not_change_the_random_state_of_the_caller(load_planted):
     data, dev = load_planted("train", 100), load_planted("dev", 50)
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -202,7 +202,9 @@ def test_settings_out_of_range_are_refused(wrong):
 
 
 @pytest.mark.heavy
-def test_label_smoothing_reaches_the_loss_that_is_trained_on_and_the_one_that_is_told(load_planted):
+def test_label_smoothing_reaches_the_loss_that_is_trained_on_and_the_one_that_is_reported(
+    load_planted,
+):
     data, dev = load_planted("train", 200), load_planted("dev", 50)
     smooth = dataclasses.replace(QUICK, loss=LossConfig(label_smoothing=0.5))
     plain = dataclasses.replace(QUICK, loss=LossConfig(label_smoothing=0.0))

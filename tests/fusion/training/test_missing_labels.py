@@ -188,7 +188,7 @@ def test_labels_that_only_dev_lacks_are_learned_and_measured_on_test(
     assert evaluate(EvaluateConfig(run=result.run)).sentiment.rows == 50
 
 
-def test_a_dev_that_can_choose_nothing_is_told_in_one_line(
+def test_a_dev_that_can_choose_nothing_is_reported_in_one_line(
     plant: Plant, config: TrainConfig
 ) -> None:
     plant(without={"train": ["sentiment"], "dev": ["emotion"]})
@@ -196,7 +196,9 @@ def test_a_dev_that_can_choose_nothing_is_told_in_one_line(
         train_fusion(config)
 
 
-def test_a_corpus_without_any_label_is_told_in_one_line(plant: Plant, config: TrainConfig) -> None:
+def test_a_corpus_without_any_label_is_reported_in_one_line(
+    plant: Plant, config: TrainConfig
+) -> None:
     plant(without=dict.fromkeys(ROWS, HEADS))
     with pytest.raises(InputError, match="none of 140 rows has an emotion or sentiment label"):
         train_fusion(config)

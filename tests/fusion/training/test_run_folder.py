@@ -142,7 +142,7 @@ def test_linked_folders_of_a_run_stay_and_stop_nothing(finished: Path, tmp_path:
     assert (tmp_path / "moved" / "encoders.json").is_file()
 
 
-def test_who_held_a_run_is_not_told_after_a_failure_either(tmp_path: Path) -> None:
+def test_the_lock_of_a_failed_run_names_no_holder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), hold_run(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / MARKER).read_bytes() == b""
@@ -164,7 +164,7 @@ def test_what_stands_beside_another_programs_model_makes_it_no_run(
 @pytest.mark.parametrize(
     "name", ["metrics.json/mine", "checkpoints", "start/mine", "encoders/mine"]
 )
-def test_what_is_in_the_way_of_a_new_run_is_told_before_the_old_one_goes(
+def test_what_is_in_the_way_of_a_new_run_is_reported_before_the_old_one_goes(
     finished: Path, name: str
 ) -> None:
     place = finished / name.split("/")[0]

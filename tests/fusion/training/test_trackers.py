@@ -158,7 +158,7 @@ def _remade(run: Path) -> str:
     return remake(read_checkpoint(run), run, data=None).commands[-1]
 
 
-def test_without_the_extra_the_command_that_installs_it_is_told(
+def test_without_the_extra_the_command_that_installs_it_is_reported(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -92,7 +92,7 @@ def test_a_run_holds_the_model_and_what_was_measured(config, plots):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_under_the_history_is_told_as_such(tmp_path):
+def test_a_full_disk_under_the_history_is_reported_as_such(tmp_path):
     (tmp_path / "history.jsonl").symlink_to("/dev/full")
     epoch = EpochResult(
         epoch=1,
@@ -190,7 +190,7 @@ def test_scores_stand_with_their_intervals_and_the_majority_beside_them(run):
     assert values["weighted_f1_interval"] == dataclasses.asdict(bounds)
 
 
-def test_which_test_clips_were_read_is_told_wherever_a_result_is_shown(run):
+def test_which_test_clips_were_read_is_reported_wherever_a_result_is_shown(run):
     report = evaluate(EvaluateConfig(run=run))
     assert report.to_dict()["test_clips"] == report.test_clips == "fixed"
     assert "test clips fixed" in shown(render_report(report))
@@ -235,7 +235,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(run):
     assert "…" not in shown.split("emotion, per class")[0]
 
 
-def test_a_run_without_a_decoding_is_measured_all_the_same(run):
+def test_a_run_without_a_decoding_is_measured_nevertheless(run):
     rewrite_config(run, decoding=None)
     report = evaluate(EvaluateConfig(run=run))
     assert (report.calibration, report.joint) == (None, None)

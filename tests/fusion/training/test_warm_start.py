@@ -76,7 +76,7 @@ def test_where_nothing_is_better_the_start_is_kept(config: TrainConfig, start: P
     assert all(torch.equal(kept[name], begun[name]) for name in begun)
 
 
-def test_what_is_not_said_is_the_starts(features: Path, start: Path) -> None:
+def test_missing_settings_are_those_of_the_start(features: Path, start: Path) -> None:
     values = {"features": str(features), "start": str(start), "model": {"dropout": 0.1}}
     config = TrainConfig.from_mapping(values)
     assert config.model == dataclasses.replace(GATED, dropout=0.1)

@@ -277,7 +277,7 @@ def test_a_file_cut_off_is_refused(path: Path, share: float) -> None:
     refusal(path, verify)
 
 
-def test_other_files_are_told_from_absent_ones(tmp_path: Path) -> None:
+def test_other_files_are_distinguished_from_absent_ones(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such file"):
         read_cache(tmp_path / "nowhere.h5")
     with pytest.raises(StorageError, match="no such file"):

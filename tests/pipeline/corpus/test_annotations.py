@@ -255,7 +255,7 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(write_csv: WriteCsv, betw
     assert "row 4" in refusal(write_csv(ROW, between, "0,2,Hi,bored,positive"))
 
 
-def test_what_is_no_time_is_told_with_its_rows_and_keeps_nothing_from_being_read(
+def test_what_is_no_time_is_reported_with_its_rows_and_keeps_nothing_from_being_read(
     write_csv: WriteCsv, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [f"0,{i},Hi,joy,positive,{start},{i + 1}" for i, start in enumerate(["0", *"abcdefg"])]
@@ -388,7 +388,7 @@ def test_a_file_of_nearly_the_csvs_name_is_named(tmp_path: Path, name: str, told
         assert told in str(caught.value)
 
 
-def test_a_split_that_is_passed_over_for_its_name_is_told(
+def test_a_split_that_is_passed_over_for_its_name_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "dev_sent_emo.csv").write_text(f"{HEADER}\n{ROW}\n")

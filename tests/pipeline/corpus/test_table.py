@@ -171,7 +171,9 @@ def test_empty_cells_that_a_spreadsheet_left_out_are_empty(save: Save) -> None:
     ]
 
 
-def test_one_cell_too_many_in_some_rows_is_told_though_the_last_ones_are_empty(save: Save) -> None:
+def test_one_cell_too_many_in_some_rows_is_reported_though_the_last_ones_are_empty(
+    save: Save,
+) -> None:
     """ "Well, hi" without quotes, and no labels: nothing else would tell."""
     header = "Dialogue_ID,Utterance_ID,Utterance,Speaker,Emotion,Sentiment"
     message = refusal(save(f"{header}\n0,0,Hi,Ann,,\n0,1,Well, hi,Ann,,\n"))
@@ -189,7 +191,7 @@ def test_one_cell_too_many_in_some_rows_is_told_though_the_last_ones_are_empty(s
     ],
 )
 @pytest.mark.parametrize("separator", [",", ";"])
-def test_a_stray_quote_is_told_with_its_row(save: Save, words: str, separator: str) -> None:
+def test_a_stray_quote_is_reported_with_its_row(save: Save, words: str, separator: str) -> None:
     many = [[*row[:5], str(i), "0", *row[7:]] for i, row in enumerate(ROWS * 40)]
     lines = as_csv(many, separator=separator).split("\r\n")
     assert len(lines) == 202
@@ -198,7 +200,7 @@ def test_a_stray_quote_is_told_with_its_row(save: Save, words: str, separator: s
     assert any(f"row {row}" in message for row in (151, 152))
 
 
-def test_a_row_after_one_of_two_lines_is_told_with_its_line_too(save: Save) -> None:
+def test_a_row_after_one_of_two_lines_is_reported_with_its_line_too(save: Save) -> None:
     two_lines = [*ROWS[0][:1], "one\ntwo", *ROWS[0][2:]]
     text = as_csv([two_lines]) + '1,"It" is,Ann,joy,positive,3,1,1,1,,\r\n'
     assert "row 3 (line 4 of the file)" in refusal(save(text))
@@ -249,7 +251,7 @@ def test_a_workbook_is_named_with_the_way_to_make_a_csv(
     assert told in refusal(path)
 
 
-def test_a_missing_column_is_told_with_those_that_were_found_and_how(save: Save) -> None:
+def test_a_missing_column_is_reported_with_those_that_were_found_and_how(save: Save) -> None:
     message = refusal(save("Dialogue_ID;Utterance;Emotion\n0;Hi;joy\n"))
     assert "no column Utterance_ID, Sentiment" in message
     assert "read with semicolons between cells, is: Dialogue_ID, Utterance, Emotion" in message

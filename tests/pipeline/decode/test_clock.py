@@ -96,7 +96,7 @@ def write_late(folder: Path, extension: str, picture_s: float, sound_s: float) -
 
 
 @pytest.mark.parametrize("options", [AS_TIMED, FRAGMENTS], ids=["edit-list", "fragments"])
-def test_what_a_cut_hides_uses_up_nothing_of_the_clip(
+def test_hidden_packets_before_a_cut_do_not_shorten_the_clip(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
     """As `ffmpeg -ss` with `-c copy` and phones write it. FFmpeg marks it but in fragments."""

@@ -194,7 +194,7 @@ def test_a_clip_of_a_corpus_may_have_any_of_the_extensions(tmp_path: Path, exten
 # --------------------------------------------------------------------------------- hostile files
 
 
-def test_what_is_none_of_them_is_told_with_all_their_names(tmp_path: Path) -> None:
+def test_what_is_none_of_them_is_reported_with_all_their_names(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
     path.write_bytes(b"Just some words.\n" * 100)
     failures = decoded(path).failures

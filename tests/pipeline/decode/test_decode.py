@@ -482,7 +482,7 @@ def test_a_file_that_lost_its_index_is_unreadable(tmp_path: Path) -> None:
     assert codes(clip, lost=True) == {("video", "unreadable"), ("audio", "unreadable")}
 
 
-def test_absent_empty_and_irregular_files_are_told_apart(tmp_path: Path) -> None:
+def test_absent_empty_and_irregular_files_are_distinguished(tmp_path: Path) -> None:
     empty = tmp_path / "a.mp4"
     empty.touch()
     fifo = tmp_path / "fifo.mp4"

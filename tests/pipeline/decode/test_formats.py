@@ -79,7 +79,7 @@ ID3 = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
         (bytes(100) + b"".join(b"G" + bytes(187) for _ in range(6)), "mpegts"),
     ],
 )
-def test_a_format_is_told_by_its_first_bytes(content: bytes, name: str | None) -> None:
+def test_a_format_is_recognised_by_its_first_bytes(content: bytes, name: str | None) -> None:
     assert demuxer(content) == name
 
 

@@ -58,7 +58,7 @@ def test_a_healthy_clip_has_its_picture_its_sound_and_no_problem(healthy: Path, 
         ("apple_double", None),
     ],
 )
-def test_a_planted_defect_is_told_by_its_own_name(
+def test_a_planted_defect_is_recognised_by_its_own_name(
     corrupt_corpus: SampleResult, kind: str, expected: tuple[str | None, str] | None, deep: bool
 ) -> None:
     [defect] = [each for each in corrupt_corpus.defects if each.kind == kind][:1]

@@ -25,7 +25,7 @@ def test_late_sound_counts_with_the_time_before_it(tmp_path: Path, suffix: str) 
     assert measure_media(path).duration_ms == pytest.approx(2000, abs=50)
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(tmp_path: Path) -> None:
     silent = measure_media(write_clip(tmp_path / "a.mp4", num_frames=24))
     assert (silent.modalities, silent.missing) == (("video",), {"audio": "the file has no sound"})
 

@@ -136,7 +136,7 @@ def test_a_jpeg_says_how_large_it_is(pieces: MediaPieces) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\xff\xff", b"GIF89a", b"\xff" * 99]
 )
-def test_what_is_no_jpeg_is_told(content: bytes) -> None:
+def test_what_is_no_jpeg_is_reported(content: bytes) -> None:
     with pytest.raises(ClipError, match="no JPEG"):
         picture_size(content)
 

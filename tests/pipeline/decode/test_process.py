@@ -41,7 +41,7 @@ def decode(decoder: DecoderProcess, path: Path) -> Iterator[DecodedMedia]:
     return decoder.decode(path, SPANS, DecodeConfig(), ["video", "audio"])
 
 
-def test_it_gives_what_this_process_would_and_serves_one_file_after_the_other(
+def test_the_decoder_process_gives_equal_results_for_one_file_after_another(
     decoder: DecoderProcess, clip: Path
 ) -> None:
     first = pid(decoder)
@@ -68,7 +68,7 @@ def test_several_files_are_read_at_one_time_each_by_its_own_process(
     decoder._idle.pop().end()
 
 
-def test_who_stops_in_the_middle_leaves_nothing_that_the_next_would_read(
+def test_an_interrupted_writer_leaves_nothing_for_the_next(
     decoder: DecoderProcess, clip: Path
 ) -> None:
     reading = decode(decoder, clip)
@@ -78,7 +78,9 @@ def test_who_stops_in_the_middle_leaves_nothing_that_the_next_would_read(
     assert [each.span for each in decode(decoder, clip)] == SPANS
 
 
-def test_a_bad_file_is_told_and_costs_no_process(decoder: DecoderProcess, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_and_costs_no_process(
+    decoder: DecoderProcess, tmp_path: Path
+) -> None:
     first = pid(decoder)
     with pytest.raises(ClipError, match="No such file") as caught:
         decoder.measure(tmp_path / "none.mp4")
@@ -86,7 +88,7 @@ def test_a_bad_file_is_told_and_costs_no_process(decoder: DecoderProcess, tmp_pa
     assert pid(decoder) == first
 
 
-def test_a_crash_is_told_and_the_next_file_is_read(
+def test_a_crash_is_reported_and_the_next_file_is_read(
     decoder: DecoderProcess, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

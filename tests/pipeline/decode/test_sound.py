@@ -150,7 +150,7 @@ def test_more_channels_than_anything_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_silence_and_told(tmp_path: Path, value: float) -> None:
+def test_samples_that_are_no_numbers_are_silence_and_reported(tmp_path: Path, value: float) -> None:
     sound = voices(1)
     sound[0, 700:720] = value
     media = decoded(write_sound(tmp_path / "a.wav", sound, layout="mono"))
@@ -356,7 +356,7 @@ def test_a_live_centre_is_taken_to_the_bit_however_loud_the_others_are(tmp_path:
 
 
 @pytest.mark.parametrize("dead", [0.0, 1e-4])
-def test_where_the_centre_is_dead_the_others_speak(tmp_path: Path, dead: float) -> None:
+def test_a_silent_centre_is_replaced_by_the_other_channels(tmp_path: Path, dead: float) -> None:
     """Stereo that was put into a 5.1 file."""
     sound = np.stack([silence()] * 6)
     sound[0], sound[1], sound[2], sound[3] = sine(440), sine(660), noise(dead), sine(50)

@@ -48,7 +48,7 @@ def test_cues_are_on_the_files_clock(tmp_path: Path, file: str, codec: str) -> N
     assert [(cue.start_ms, cue.end_ms) for cue in track.cues] == [(500, 900)]
 
 
-def test_who_speaks_is_told_where_the_track_has_a_field_for_it(tmp_path: Path) -> None:
+def test_the_speaker_is_read_from_the_field_of_the_track(tmp_path: Path) -> None:
     path = write_subtitled(
         tmp_path / "a.mkv", [Track("ass", [(0, 400, ass("Hi, you,\\Ntwo!", "Joey"))])]
     )
@@ -57,7 +57,7 @@ def test_who_speaks_is_told_where_the_track_has_a_field_for_it(tmp_path: Path) -
     assert (cue.name, cue.text) == ("Joey", "Hi, you,\\Ntwo!")
 
 
-def test_every_track_is_told_and_pictures_of_words_are_not_read(tmp_path: Path) -> None:
+def test_every_track_is_reported_and_pictures_of_words_are_not_read(tmp_path: Path) -> None:
     path = write_subtitled(
         tmp_path / "a.mkv",
         [

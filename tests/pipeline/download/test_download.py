@@ -511,7 +511,9 @@ def test_what_can_be_read_for_ever_is_no_archive(out: Path, tmp_path: Path, kind
         get(out, source)
 
 
-def test_names_that_no_file_can_have_are_told_in_one_line(packed: Packed, tmp_path: Path) -> None:
+def test_names_that_no_file_can_have_are_reported_in_one_line(
+    packed: Packed, tmp_path: Path
+) -> None:
     with pytest.raises(StorageError, match="name too long"):
         get(tmp_path / ("x" * 300), packed.path)
     with pytest.raises(StorageError, match="name too long"):
@@ -601,7 +603,7 @@ def test_a_full_disk_is_told_of_the_folder_that_is_full(packed: Packed, out: Pat
     assert tree(out) == packed.files
 
 
-def test_a_path_with_a_line_break_is_told_in_one_line(meld: Meld, tmp_path: Path) -> None:
+def test_a_path_with_a_line_break_is_reported_in_one_line(meld: Meld, tmp_path: Path) -> None:
     finished = meld("download", "--out", tmp_path / "data", "--from", f"{tmp_path}/a\nb\x1b[2J")
     assert finished.status == 4
     assert len(finished.err.splitlines()) == 1
@@ -734,7 +736,7 @@ def test_an_archive_that_was_kept_is_not_fetched_again(packed: Packed, out: Path
     assert set(tree(out)) == {*packed.files, "MELD.Raw.tar.gz"}
 
 
-def test_a_kept_archive_that_is_damaged_is_told_not_taken(packed: Packed, out: Path) -> None:
+def test_a_kept_archive_that_is_damaged_is_reported_not_taken(packed: Packed, out: Path) -> None:
     out.mkdir()
     (out / "MELD.Raw.tar.gz").write_bytes(packed.path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"MELD\.Raw\.tar\.gz: damaged: .* get it anew"):

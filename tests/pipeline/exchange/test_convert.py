@@ -236,7 +236,7 @@ def test_files_that_are_there_are_replaced_only_on_request(caches: Path, tmp_pat
     assert "data_files" in (tmp_path / "README.md").read_text()
 
 
-def test_sources_that_are_none_are_told(caches: Path, tmp_path: Path) -> None:
+def test_sources_that_are_none_are_reported(caches: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a")
     with pytest.raises(UsageError, match=r"a\.csv: a file that ends in \.h5, \.npz, \.parquet"):
         run(tmp_path / "a.csv", "npz", tmp_path)

@@ -335,7 +335,7 @@ def test_shards_that_a_killed_merge_left_are_removed(corpus: Corpus) -> None:
     assert not folder.exists()
 
 
-def test_what_is_stale_is_told_without_reading_a_clip(
+def test_what_is_stale_is_reported_without_reading_a_clip(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meld: Any
 ) -> None:
     file = corpus.features / "dev.h5"
@@ -400,7 +400,7 @@ def test_a_clip_of_another_name_is_compared_by_its_bytes(
     assert encoded == ["dev dia0_utt2"]
 
 
-def test_what_others_put_beside_the_shards_stays(corpus: Corpus) -> None:
+def test_foreign_files_beside_the_shards_stay(corpus: Corpus) -> None:
     folder = corpus.features / ".work" / "dev"
     for overwrite in (False, True):
         folder.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_tidies_up_is_a_finished_one(
     assert work.is_finished
 
 
-def test_a_stale_projection_that_cannot_be_removed_is_told_and_the_shards_stay(
+def test_a_stale_projection_that_cannot_be_removed_is_reported_and_the_shards_stay(
     plant_split: Any, encode_planted: Any, planted_recipe: FeatureRecipe
 ) -> None:
     work = begin_split(find_progress(plant_split("train"), planted_recipe, overwrite=False))

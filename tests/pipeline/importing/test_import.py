@@ -140,7 +140,7 @@ def test_layers_are_kept_where_there_are_no_frames(
     assert (imported(caches, "dev")[1] == clips[key].astype(np.float32)).all()
 
 
-def test_layers_and_frames_are_told_apart_by_three_axes(
+def test_layers_and_frames_are_distinguished_by_three_axes(
     caches: Path, clips: Clips, npy: Write, tmp_path: Path
 ) -> None:
     deep = {key: np.stack([values, values + 10]) for key, values in clips.items()}
@@ -356,7 +356,7 @@ def test_no_encoder_is_found_for_imported_features(
 # -------------------------------------------------------------------------- what is refused
 
 
-def test_a_split_that_nothing_is_imported_into_is_told(
+def test_a_split_that_nothing_is_imported_into_is_reported(
     caches: Path, clips: Clips, npy: Write, tmp_path: Path
 ) -> None:
     folder = npy(tmp_path / "found", clips)
@@ -421,7 +421,7 @@ def test_a_header_that_claims_terabytes_is_not_believed(
         ({"column": "x"}, "--column x: .* has no columns to choose from"),
     ],
 )
-def test_options_that_cannot_be_are_told(
+def test_options_that_cannot_be_are_reported(
     caches: Path, clips: Clips, npy: Write, tmp_path: Path, options: dict[str, str], told: str
 ) -> None:
     with pytest.raises(UsageError, match=told):

@@ -122,7 +122,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "address", ["nowhere.invalid:6379", "ray://nowhere.invalid", "127.0.0.1:99999", "[::1]:1"]
 )
-def test_an_address_at_which_nobody_answers_is_told_before_ray_waits_for_it(
+def test_an_address_at_which_nobody_answers_is_reported_before_ray_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.delattr(parallel.ray, "init")

@@ -131,7 +131,7 @@ def test_of_a_single_modality_the_second_death_is_the_last(tmp_path: Path) -> No
     assert log.count() == {"a": 1, "b": 1, **dict.fromkeys(names[1:-1], 2)}
 
 
-def test_who_dies_only_beside_others_is_not_given_up(tmp_path: Path) -> None:
+def test_a_clip_that_dies_only_beside_others_is_not_given_up(tmp_path: Path) -> None:
     def do(name: str, modalities: Sequence[Modality]) -> str:
         mine = tmp_path / f"{os.getpid()}"
         mine.touch()
@@ -149,7 +149,7 @@ def test_who_dies_only_beside_others_is_not_given_up(tmp_path: Path) -> None:
     assert [clip["video"] for clip in clips] == ["innocent", "a", "b", "c", "d"]
 
 
-def test_who_hangs_is_ended_and_given_up() -> None:
+def test_a_hanging_clip_is_killed_and_given_up() -> None:
     def do(name: str, modalities: Sequence[Modality]) -> str:
         while name == "hangs" and "audio" in modalities:
             time.sleep(0.01)
@@ -194,7 +194,7 @@ def test_who_computes_on_one_packet_for_ever_is_ended_long_before_who_is_only_sl
     assert [clip["audio"] for clip in clips] == ["many packets", "waits", told]
 
 
-def test_who_takes_all_memory_is_ended_before_the_system_chooses(
+def test_a_process_is_killed_before_it_takes_all_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most = 64 << 20  # less than this process has, which is not what a clip takes
@@ -229,7 +229,7 @@ def test_processes_are_fewer_where_memory_is_short() -> None:
         (lambda: os.kill(os.getpid(), 10), "SIGUSR1"),
     ],
 )
-def test_how_a_worker_ended_is_told(end: Callable[[], None], how: str) -> None:
+def test_how_a_worker_ended_is_reported(end: Callable[[], None], how: str) -> None:
     [clip] = isolate(task("a"), working(lambda name, modalities: end(), ("audio",))).clips
     assert clip == {"audio": f"reading it killed the worker 2 times ({how})"}
 

@@ -156,7 +156,7 @@ def test_a_bug_in_a_worker_is_not_tried_again_and_not_hidden(tmp_path: Path) -> 
     assert counted.read_text() == "x"
 
 
-def test_weights_that_do_not_fit_are_told_by_the_encoder(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_reported_by_the_encoder(tmp_path: Path) -> None:
     (tmp_path / "spectrogram.safetensors").write_bytes(b"no weights")
     choice = replace(choose_encoder("audio", EncoderRequest(), "float32"), path=tmp_path)
     with pytest.raises(
@@ -199,7 +199,7 @@ def test_the_precision_is_that_of_the_clusters_machines(
     assert look_at_cluster("here", "cpu", "auto") == ("cpu", there)
 
 
-def test_a_cluster_whose_workers_lack_the_program_is_told_in_one_line(
+def test_a_cluster_whose_workers_lack_the_program_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lacking(device: str) -> str:
@@ -222,7 +222,7 @@ def test_ray_that_was_there_before_is_used_and_left_as_it_is() -> None:
         pass
 
 
-def test_too_small_a_cluster_is_told_instead_of_waited_for() -> None:
+def test_too_small_a_cluster_is_reported_instead_of_waited_for() -> None:
     with (
         pytest.raises(UsageError, match="has 2 CPUs; this needs at least 99"),
         ray_cluster(CLUSTER, least_cpus=99),

@@ -172,7 +172,7 @@ def test_a_flipped_bit_is_found_and_the_clip_named(
     assert_same(prepared.store.read(3), prepared.decoded[3])
 
 
-def test_a_shard_cut_off_or_gone_is_told(prepared: Prepared) -> None:
+def test_a_shard_cut_off_or_gone_is_reported(prepared: Prepared) -> None:
     path = prepared.store.config.shard_path("dev", 0)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CacheCorrupt, match=f"{prepared.clips[0].utterance.key}: video"):

@@ -30,7 +30,7 @@ def test_bfloat16_is_taken_where_the_cpu_multiplies_in_it(
     assert device.native_precision("cpu") == precision
 
 
-def test_where_the_system_tells_nothing_pytorch_is_asked(
+def test_pytorch_is_asked_if_the_system_has_no_information(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "none")

@@ -32,7 +32,7 @@ def test_two_writers_of_one_file_do_not_take_each_others(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_stands_there_stays_until_all_is_written(
+def test_existing_files_stay_until_all_is_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_whole(path, b"old")

@@ -46,7 +46,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.heavy
-def test_who_comes_second_fails_at_once_and_learns_who_is_first(
+def test_a_second_process_fails_at_once_and_names_the_first(
     path: Path, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(CacheBusy, match=rf"the dev cache .* process {holder.pid} on ") as caught:

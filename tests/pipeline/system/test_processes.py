@@ -31,7 +31,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_died_is_told_as_ours() -> None:
+def test_a_process_that_died_is_reported_as_ours() -> None:
     with pytest.raises(MeldError, match="a worker process died"), spawn_pool(1) as pool:
         pool.submit(os._exit, 1).result()
 
