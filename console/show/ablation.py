@@ -44,7 +44,7 @@ def render_ablation(report: AblationReport) -> RenderableType:
         for head in HEADS
         if all(getattr(cell, f"{head}_mean") is None for cell in report.cells)
     ]
-    lines += [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines += [f"{name}: RANDOM WEIGHTS, as requested" for name in report.random_modalities]
     lines += [f"{name}: FOREIGN features, made by {tool}" for name, tool in report.foreign.items()]
     lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
     if report.set_aside is not None:

@@ -39,8 +39,9 @@ def show_gate(report: "GateReport", as_json: bool) -> None:
 
 def _print_gate(report: "GateReport") -> None:
     print(
-        f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; milliseconds of an "
-        f"utterance and speed beside {report.variants[0].name}, on one core and on {report.cores}"
+        f"{report.split}: {report.rows} rows, {report.dialogues} dialogues; milliseconds per "
+        f"utterance and speed relative to {report.variants[0].name}, on one core and on "
+        f"{report.cores}"
     )
     _print_table(
         ("", "MB", "ms, 1 core", f"ms, {report.cores}", "x, 1 core", f"x, {report.cores}"),
@@ -57,7 +58,7 @@ def _print_gate(report: "GateReport") -> None:
         ],
     )
     print(
-        "weighted F1, its change in points (95 % interval), how often both say the same, and the "
+        "weighted F1, its change in points (95 % interval), share of equal predictions, and "
         "largest difference of logits"
     )
     for head in HEADS:
@@ -103,7 +104,7 @@ def show_verification(verification: Verification, as_json: bool) -> None:
         if here != there:
             print(f"  {name}: {here or 'none'} here, {there or 'none'} where it was exported")
     if verification.trusted:
-        print("trusted: this machine gives what it gave where it was exported")
+        print("trusted: this machine gives the same results as the one that exported it")
 
 
 def _difference(stage: StageDifference) -> str:

@@ -55,7 +55,7 @@ def render_crossval(report: CrossvalReport) -> RenderableType:
         for metric in metrics
     )
     lines += filter(None, told)
-    lines += [f"{name}: RANDOM WEIGHTS, asked for by name" for name in report.random_modalities]
+    lines += [f"{name}: RANDOM WEIGHTS, as requested" for name in report.random_modalities]
     lines += [f"{name}: FOREIGN features, made by {tool}" for name, tool in report.foreign.items()]
     lines += [f"test clips: {report.test_clips}"] if report.test_clips else []
     if report.settings["input"] == "embedding":

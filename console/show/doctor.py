@@ -41,21 +41,21 @@ def render_machine(machine: Machine) -> RenderableType:
     table.add_row("CPU cores", str(machine.cores))
     table.add_row("memory", _space(machine.memory))
     table.add_row(
-        "shared memory", _space(machine.shared_memory) if machine.shared_memory else "none here"
+        "shared memory", _space(machine.shared_memory) if machine.shared_memory else "none"
     )
     for folder, space in machine.disks.items():
         table.add_row(Text(f"disk of {one_line(folder)}"), _space(space))
     table.add_row("GPU", Text("; ".join(machine.gpus) or "none that PyTorch finds"))
     for encoder in machine.encoders:
-        state = f"there ({encoder.where})" if encoder.is_default else "there"
+        state = f"found ({encoder.where})" if encoder.is_default else "found"
         if not encoder.is_present:
-            state = "NOT HERE" if encoder.is_default else "not here"
+            state = "NOT FOUND" if encoder.is_default else "not found"
         if not encoder.needs_weights:
             state = encoder.where
         table.add_row(Text(f"{encoder.modality}: {encoder.name}"), Text(one_line(state)))
     for extra in machine.extras:
-        lacks = f"lacks {', '.join(extra.missing)}; get it with: {extra.command}"
-        table.add_row(f"extra {extra.name}", Text(lacks if extra.missing else "there"))
+        lacks = f"missing: {', '.join(extra.missing)}; install it with: {extra.command}"
+        table.add_row(f"extra {extra.name}", Text(lacks if extra.missing else "installed"))
     notes = [*machine.concerns]
     notes += [each.how for each in machine.encoders if not each.is_present]
     return Group(table, *(Text(f"  {one_line(note)}", style="yellow") for note in notes))
@@ -81,17 +81,17 @@ def _rows_table(report: DoctorReport) -> Table:
     splits = [split for split in report.splits if split.facts is not None]
     table = _table(f"corpus {report.data}", "", *(split.split for split in splits))
     facts = [split.facts for split in splits if split.facts is not None]
-    table.add_row("rows are", *("MELD's" if each.meld else "not MELD's" for each in facts))
+    table.add_row("annotations", *("MELD's" if each.meld else "not MELD's" for each in facts))
     for title, name in (
-        ("rows annotated", "rows"),
+        ("rows", "rows"),
         ("dialogues", "dialogues"),
-        ("utterance ids left out", "gap_ids"),
+        ("missing utterance numbers", "gap_ids"),
         ("rows without length", "zero_windows"),
         ("rows of more than 20 s", "overlong"),
         ("rows of less than 16 frames", "too_short"),
     ):
         table.add_row(title, *(f"{getattr(each, name):,}" for each in facts))
-    table.add_row("as published", *(_as_published(split) for split in splits))
+    table.add_row("same as published", *(_as_published(split) for split in splits))
     table.add_row("clips found", *(f"{split.found:,}" for split in splits))
     table.add_row("hours of clips", *(f"{split.hours:.2f}" for split in splits))
     return table

@@ -9,8 +9,8 @@ def show_download(report: DownloadReport, as_json: bool) -> None:
         print_json(report.to_dict())
         return
     for split, clips in report.clips.items():
-        how = "used where it lies" if split in report.linked else ""
-        how = "was there" if split in report.there else how
+        how = "used in place" if split in report.linked else ""
+        how = "already complete" if split in report.there else how
         print(f"{split}: {clips:,} clips{f', {how}' if how else ''}")
     if report.found is not None:
         found = report.found

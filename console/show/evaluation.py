@@ -99,7 +99,8 @@ def _trust_tables(report: EvalReport) -> list[Table]:
         table = _calibration_table(report.calibration, report.joint)
         if report.split == "dev":
             table.caption = (
-                f"{table.caption}; both were fitted on these rows, so these figures are optimistic"
+                f"{table.caption}; temperatures and joint decoding were fitted on these rows, so "
+                "these figures are optimistic"
             )
         tables.append(table)
     if len(report.subsets) > 1:
@@ -109,11 +110,11 @@ def _trust_tables(report: EvalReport) -> list[Table]:
 
 def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
     """Before and after: the temperature for the first two columns, joint decoding for the last."""
-    table = Table(title="probabilities, and both heads decoded together", title_justify="left")
+    table = Table(title="calibration and joint decoding", title_justify="left")
     table.caption_justify = "left"
     table.caption = (
-        f"{joint.contradictions:.1%} of rows: emotion and sentiment never meet in train; "
-        f"decoded together: none, {joint.rows_changed} rows change"
+        f"{joint.contradictions:.1%} of rows get an emotion and a sentiment that never occur "
+        f"together in train; joint decoding changes {joint.rows_changed} rows, and then none does"
     )
     table.add_column("")
     for column in ("ECE", "NLL", "temperature", "weighted F1"):
@@ -136,9 +137,9 @@ def _calibration_table(calibration: Calibration, joint: JointScores) -> Table:
 
 
 def _subsets_table(subsets: Sequence[SubsetScores]) -> Table:
-    table = Table(title="with these modalities only", title_justify="left")
+    table = Table(title="the same model, with a subset of its modalities", title_justify="left")
     table.add_column("")
-    for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows seen"):
+    for column in ("F1 emotion", "sentiment", "ECE emotion", "sentiment", "rows"):
         table.add_column(column, justify="right")
     for each in subsets:
         numbers = (each.emotion_f1, each.sentiment_f1, each.emotion_ece, each.sentiment_ece)
@@ -177,7 +178,7 @@ def _confusion_table(name: str, head: HeadReport) -> Table:
 
 def render_leakage(leakage: Leakage | NotChecked) -> RenderableType:
     if isinstance(leakage, NotChecked):
-        return Text(f"rows that stand in train as well: not checked: {leakage.not_checked}")
+        return Text(f"leakage: not checked which texts occur in train: {leakage.not_checked}")
     rows = leakage.everything.rows
     if not leakage.seen.rows:
         return Text(f"none of {rows} texts occurs in train")

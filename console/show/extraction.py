@@ -31,7 +31,7 @@ def show_extraction(report: ExtractReport, as_json: bool) -> None:
         print_json(report.to_dict())
         return
     table = Table(title=f"features, recipe {report.recipe.fingerprint[:12]}")
-    for name in ("split", "rows", "done before", *report.recipe.modalities, "failures", "file"):
+    for name in ("split", "rows", "cached before", *report.recipe.modalities, "failures", "file"):
         table.add_column(name)
     for split in report.splits:
         present = [f"{split.present[name]}" for name in report.recipe.modalities]

@@ -66,9 +66,9 @@ def _show_stale(stale: StaleRows, rows: int) -> None:
     }
     count = sum(map(len, kinds.values()))
     if not count:
-        print(f"  clips in {stale.data}: as they were read")
+        print(f"  clips in {stale.data}: unchanged since they were read")
         return
-    print(f"  clips in {stale.data}: {count} of {rows} rows are stale; meld extract renews them")
+    print(f"  clips in {stale.data}: {count} of {rows} rows are stale; meld extract updates them")
     for what, keys in kinds.items():
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""

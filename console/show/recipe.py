@@ -13,7 +13,7 @@ def print_test_clips(test_clips: str | None) -> None:
 
 def print_random(modalities: tuple[str, ...]) -> None:
     for modality in modalities:
-        print(f"{modality}: RANDOM WEIGHTS, asked for by name; these features are untrained")
+        print(f"{modality}: RANDOM WEIGHTS, as requested; these features are untrained")
 
 
 def print_foreign(foreign: Mapping[Modality, str]) -> None:

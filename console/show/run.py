@@ -35,7 +35,7 @@ def show_run(info: RunInfo, as_json: bool) -> None:
         )
     print_random(info.recipe.random_modalities)
     print_foreign(info.recipe.foreign)
-    print("commands that make it again:")
+    print("commands that reproduce it:")
     for command in info.remake.commands:  # unbroken, to be copied
         print(f"  {command}")
     for name, text in info.remake.files.items():

@@ -49,7 +49,7 @@ class SetAside:
             )
 
     def __str__(self) -> str:
-        return f"dev is {len(self.dialogues)} of train's {self.of} dialogues, set aside"
+        return f"dev: {len(self.dialogues)} of the {self.of} dialogues of train, held out"
 
     def part(self, train: "FusionData", split: Literal["train", "dev"]) -> "FusionData":
         """The part of train to train on, or the part that was held out. Keys stay as they are: a

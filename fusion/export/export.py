@@ -166,7 +166,7 @@ def export(config: ExportConfig, watch: Watch | None = None) -> ExportResult:
     exported = read_export(config.run)
     if exported is not None and "torch" not in exported["runtimes"]:
         raise UsageError(
-            f"{config.run} holds 8-bit graphs alone; export the run that they were made of"
+            f"{config.run} has only 8-bit graphs; export the run that they were made from"
         )
     # At once: a smaller model takes minutes to measure.
     refuse_taken(config.out, overwrite=config.overwrite, inputs=[config.run])

@@ -163,16 +163,26 @@ def _refuse_other(
     name: str, work: SplitWork, theirs: FeatureRecipe, rows_hash: str, recipe: FeatureRecipe
 ) -> None:
     if theirs != recipe:
-        differing = "; ".join(theirs.differences(recipe))
+        differing = "; ".join(_differences(theirs, recipe))
         raise RecipeMismatch(
-            f"{name} was made with another recipe ({differing}); ask for that recipe, choose "
-            "another --features folder, or replace it with --overwrite"
+            f"{name} was made with another recipe (there != here: {differing}); give "
+            "the options of that recipe, choose another --features folder, or replace it with "
+            "--overwrite"
         )
     if rows_hash != work.rows_hash:
         raise RecipeMismatch(
             f"{name} was made from other annotations than the {work.split} CSV here; choose "
             "another --features folder, or replace it with --overwrite"
         )
+
+
+def _differences(theirs: FeatureRecipe, recipe: FeatureRecipe) -> list[str]:
+    """The differing fields; of an encoder with another name, its name alone."""
+    differing = theirs.differences(recipe)
+    renamed = {field.partition(".")[0] for field in differing if ".name: " in field}
+    return [
+        field for field in differing if ".name: " in field or field.partition(".")[0] not in renamed
+    ]
 
 
 def _start_afresh(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Progress:

@@ -54,7 +54,7 @@ def test_a_tenth_of_the_dialogues_is_set_aside_whole_and_the_rest_is_train(plant
     assert len(train) + len(dev) == len(data) == 300
     assert (train.split, dev.split) == ("train", "dev")
     assert {key.split for key in dev.keys} == {"train"}  # a key says where a row lies
-    assert str(aside) == "dev is 10 of train's 100 dialogues, set aside"
+    assert str(aside) == "dev: 10 of the 100 dialogues of train, held out"
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -56,7 +56,7 @@ def test_a_corpus_of_one_split_is_trained_on_and_says_what_chose(
     aside = result.dev.set_aside
     assert aside is not None
     assert (result.train.rows, result.dev.rows) == (90, 10)
-    assert str(aside) == "dev is 2 of train's 20 dialogues, set aside"
+    assert str(aside) == "dev: 2 of the 20 dialogues of train, held out"
     checkpoint = read_checkpoint(result.run)
     assert checkpoint.set_aside == aside
     assert sum(checkpoint.emotion_counts) == 90
@@ -76,7 +76,7 @@ def test_evaluating_its_dev_measures_the_same_dialogues_and_its_train_the_others
     result = train_fusion(config)
     dev = evaluate(EvaluateConfig(run=result.run, split="dev"))
     assert dev.to_dict() | {"leakage": None, "errors": None} == result.dev.to_dict()
-    assert "set aside" in shown(render_report(dev))
+    assert "held out" in shown(render_report(dev))
     assert evaluate(EvaluateConfig(run=result.run, split="train")).rows == 90
     with pytest.raises(InputError, match=r"test\.h5: no such cache \(there is train\)"):
         evaluate(EvaluateConfig(run=result.run))
@@ -118,7 +118,7 @@ def test_runs_of_other_seeds_and_modalities_are_compared_on_one_dev(
     )
     assert compared.rows == 10
     assert compared.set_aside_a == compared.set_aside_b is not None
-    assert "A: dev is 2 of train's 20 dialogues" in shown(render_comparison(compared))
+    assert "A: dev: 2 of the 20 dialogues of train" in shown(render_comparison(compared))
 
 
 def test_going_on_from_a_run_leaves_aside_what_it_left_aside(
@@ -196,7 +196,7 @@ def test_an_ablation_and_a_page_say_which_dialogues_dev_is(
     page = HtmlReportConfig(runs=(run,), split="dev", out=tmp_path / "report.html")
     write_html_report(page)
     words = page.out.read_text()
-    assert "dev is 2 of train&#39;s 20 dialogues, set aside" in words
+    assert "dev: 2 of the 20 dialogues of train, held out" in words
     assert "--dev-share 0.1" in words  # of the command that makes it again
 
 

@@ -230,7 +230,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(run):
     console = Console(file=io.StringIO(), width=80)
     console.print(render_report(evaluate(EvaluateConfig(run=run))))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for words in ("temperature", "decoded together: none", "with these modalities only"):
+    for words in ("temperature", "joint decoding", "a subset of its modalities"):
         assert words in " ".join(shown.split())
     assert "…" not in shown.split("emotion, per class")[0]
 

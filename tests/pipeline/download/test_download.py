@@ -684,7 +684,7 @@ def test_the_command_fetches_checks_and_unpacks(
     assert json.loads((out / "meld.json").read_text())["origin"] == address
     again = meld(*command)
     assert again.status == 0
-    assert "train: 120 clips, was there" in again.out
+    assert "train: 120 clips, already complete" in again.out
 
 
 @pytest.mark.heavy

@@ -340,14 +340,14 @@ def test_what_is_stale_is_reported_without_reading_a_clip(
 ) -> None:
     file = corpus.features / "dev.h5"
     fresh = meld("info", file, "--data", corpus.data)
-    assert f"clips in {corpus.data}: as they were read" in fresh.out
+    assert f"clips in {corpus.data}: unchanged since they were read" in fresh.out
     (tmp_path / "dia0_utt4.mp4").rename(corpus.clip("dev", 4))
     corpus.clip("dev", 0).unlink()
     corpus.clip("dev", 1).write_bytes(b"another cut of it")
     os.utime(corpus.clip("dev", 2), ns=(1, 1))
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("a clip was read"))
     told = meld("info", file, "--data", corpus.data)
-    assert "4 of 7 rows are stale; meld extract renews them" in told.out
+    assert "4 of 7 rows are stale; meld extract updates them" in told.out
     assert "clip added: dev dia0_utt4" in told.out
     assert "clip removed: dev dia0_utt0" in told.out
     assert "clip changed: dev dia0_utt1" in told.out
