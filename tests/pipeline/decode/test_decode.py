@@ -774,6 +774,29 @@ def test_a_strip_costs_no_memory(fit: FrameFit, rows: int, columns: int) -> None
     assert max(scaled) <= 4 * 256
 
 
+def test_a_resolution_that_changes_in_the_middle_is_scaled(tmp_path: Path) -> None:
+    """As broadcasts do where a film follows an advertisement."""
+    parts = []
+    for number, (width, height) in enumerate(((160, 128), (320, 176), (64, 64))):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(part), "w") as container:
+            video = container.add_stream("libx264", rate=FPS, options={"qp": "4"})
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            video.codec_context.time_base = Fraction(1, FPS)
+            for tick in range(16 * number, 16 * number + 16):
+                picture = np.full((height, width, 3), 16 + 3 * 20 * number, np.uint8)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = tick, Fraction(1, FPS)
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+        parts.append(part.read_bytes())
+    path = tmp_path / "all.ts"
+    path.write_bytes(b"".join(parts))
+    clip = decoded(path, ["video"], num_frames=6)
+    assert numbers(clip) == [0, 0, 20, 20, 40, 40]
+    assert clip.failures == ()
+
+
 def test_a_turned_picture_is_padded_as_it_is_seen() -> None:
     config = DecodeConfig(frame_height=64, frame_width=128, frame_fit="pad")
     converter = decode_wanted._Converter(config)

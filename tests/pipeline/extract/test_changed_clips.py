@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,6 +223,35 @@ def test_a_copied_corpus_is_the_same_corpus(
     shutil.copyfile(corpus.data / "dev_sent_emo.csv", copy / "dev_sent_emo.csv")
     corpus.extract(data=copy)
     assert encoded == []
+
+
+@pytest.mark.parametrize("way", ["time zone", "clock", "relative paths", "deleted folder"])
+def test_where_and_when_a_command_is_called_changes_nothing(
+    corpus: Corpus, encoded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    before = (corpus.features / "dev.h5").read_bytes()
+    if way == "time zone":
+        monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+        time.tzset()
+    elif way == "clock":
+        monkeypatch.setattr(time, "time", lambda: 1.0)
+    elif way == "relative paths":
+        monkeypatch.chdir(tmp_path)
+        corpus = Corpus(Path(), is_made=True)
+    else:
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+    try:
+        report = corpus.extract()
+        assert [split.rows_resumed for split in report.splits] == [ROWS]
+        assert encoded == []
+        assert (corpus.features / "dev.h5").read_bytes() == before
+        corpus.extract("train")  # of which nothing was there
+        assert len(encoded) == ROWS
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_no_path_of_this_machine_is_in_a_cache(corpus: Corpus, tmp_path: Path) -> None:
