@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pipeline.parallel import engine
-from pipeline.parallel.work import ShardFeatures, ShardTask
+from pipeline.parallel.work import Cluster, ShardFeatures, ShardTask
 from tests.conftest import ROOT, Meld
 from tests.pipeline.extract.test_changed_clips import Corpus, encode_each
 
@@ -51,10 +52,36 @@ def test_ctrl_c_in_an_extraction_is_told_and_the_same_command_goes_on(
     assert [split["rows_resumed"] for split in done.json["splits"]] == [4]
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_rays_handler_of_sigterm_does_not_stay(
+    handler: signal.Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own ends the process with status 15, which says nothing in a shell."""
+    inside: list[Any] = []
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+    monkeypatch.setattr(engine.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(engine.ray, "init", init)
+    monkeypatch.setattr(engine.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(engine.ray, "cluster_resources", lambda: {"CPU": 2})
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with engine.ray_cluster(Cluster(workers=1)):
+            inside.append(signal.getsignal(signal.SIGTERM))
+            if handler == signal.SIG_DFL:
+                with pytest.raises(SystemExit) as ended:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                assert ended.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) == handler
+        assert (inside == [handler]) == (handler == signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_an_extraction_with_all_its_processes_and_it_goes_on(
     corpus: Path, tmp_path: Path, number: int, status: int
 ) -> None:

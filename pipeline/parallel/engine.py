@@ -17,6 +17,7 @@ import itertools
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 from collections import deque
@@ -65,6 +66,7 @@ from pipeline.system.resources import OBJECT_STORE_BYTES, num_cores
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 3
+ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 # Ray allows its own processes 30 s to start, which a busy machine can exceed.
 _STARTS = 2
 _SECONDS_TO_ANSWER = 5.0
@@ -311,12 +313,36 @@ def ray_cluster(cluster: Cluster, least_cpus: int = 1) -> Iterator[None]:
         _check_room(cluster, least_cpus)
         yield
         return
-    _start_ray(cluster, least_cpus)
+    with _status_of_sigterm() as keep_status:
+        _start_ray(cluster, least_cpus)
+        keep_status()
+        try:
+            _check_room(cluster, least_cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _status_of_sigterm() -> Iterator[Callable[[], None]]:
+    """Context in which Ray starts. Ray's handler ends this process by SIGTERM with status 15, and
+    stays: here it is the status that a shell tells of a process that the signal ends, and what the
+    caller did about the signal is restored. Gives what is to be called when Ray has started."""
+    before = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()  # else nobody sets a handler
+
+    def end(*_: object) -> None:
+        raise SystemExit(ENDED_BY_SIGTERM)
+
+    def keep_status() -> None:
+        if is_main:
+            signal.signal(signal.SIGTERM, end if before == signal.SIG_DFL else before)
+
     try:
-        _check_room(cluster, least_cpus)
-        yield
+        yield keep_status
     finally:
-        ray.shutdown()
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start_ray(cluster: Cluster, least_cpus: int) -> None:
