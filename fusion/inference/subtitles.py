@@ -2,6 +2,7 @@
 files, and subtitle tracks in a media file."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,16 @@ SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 _FORMATS = ("srt", "vtt", "ass", "ssa")
 
 # WebVTT's voice tag, which names the speaker; pysubs2 keeps it if it is told to keep unknown tags.
-_VOICE = re.compile(r"<v(?:\.[^\s>]*)*\s+([^>]+)>")
+_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 _TAG = re.compile(r"<[^>]*>")
 # Descriptions of sounds for the deaf, and note signs around sung words: they are not spoken.
 _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#*]+(?=\s|$)|(?:^|(?<=\s))[♪♫#*]+")
 _DASH = re.compile(r"(?:^|(?<=\s))[-‐‑–—]\s+")
 _NEGATIVE = re.compile(r"(?:^|(?<=--> ))-\d+:\d\d(?::\d\d)?[.,]\d{1,3}\b", re.MULTILINE)
+_DRAWS = re.compile(r"\\p[1-9]")
+# Nobody reads more at one time. Without a bound, markup that never ends would be looked for from
+# each of its beginnings: hours for a file of some megabytes.
+_MOST_CHARACTERS = 4000
 _LABEL = re.compile(r"([A-Z][A-Z0-9 .'-]{0,30}):\s+")
 
 
@@ -43,8 +48,10 @@ def read_subtitles(path: Path) -> Heard:
     if num_negative:
         notes += (f"{num_negative} times lie before the file's start and are cut there",)
     try:
-        # Times decide: a cue of SubRip with a broken time would be passed over else.
-        file = pysubs2.SSAFile.from_string(text, keep_unknown_html_tags=True)
+        with warnings.catch_warnings():  # of margins and layers, which nobody asks for
+            warnings.simplefilter("ignore")
+            # Times decide: a cue of SubRip with a broken time would be passed over else.
+            file = pysubs2.SSAFile.from_string(text, keep_unknown_html_tags=True)
     except (pysubs2.exceptions.Pysubs2Error, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: no subtitles of a known kind ({', '.join(SUFFIXES)}): {error}"
@@ -122,10 +129,16 @@ def _as_events(cues: Sequence[SubtitleCue]) -> list["pysubs2.SSAEvent"]:
 
 def _utterances(events: Sequence["pysubs2.SSAEvent"]) -> Heard:
     """The cues with spoken words, as utterances."""
-    spans, backward, negative = [], [], []
+    spans, backward, negative, too_long = [], [], [], []
     notes: tuple[str, ...] = ()
     for number, event in enumerate(events, start=1):
-        if event.is_comment or event.is_drawing:
+        if event.is_comment:
+            continue
+        if len(event.text) > _MOST_CHARACTERS:  # before pysubs2 looks for markup
+            if not _DRAWS.search(event.text):
+                too_long.append(number)
+            continue
+        if event.is_drawing:
             continue
         speaker, words = _words_of(event)
         if not words:
@@ -143,6 +156,8 @@ def _utterances(events: Sequence["pysubs2.SSAEvent"]) -> Heard:
                 speaker=speaker,
             )
         )
+    if too_long:
+        notes += (f"{_cues(too_long)}: more than {_MOST_CHARACTERS} characters; left out",)
     if backward:
         notes += (f"{_cues(backward)}: end before start; left out",)
     if negative:

@@ -1,5 +1,6 @@
 """Subtitle files as people have them: encodings, tags, sounds in brackets, broken cues."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ How you doin'?
 00:00:03,000 --> 00:00:04,250
 <i>Fine,</i> thanks.
 """
+
+
+LATER = "2\n00:00:03,000 --> 00:00:04,000\nBye\n"
 
 
 def told(span: SpokenSpan) -> tuple[int, int | None, str | None, str]:
@@ -117,6 +121,31 @@ def test_cues_come_in_order_of_their_start_and_may_overlap(tmp_path: Path) -> No
     text = SRT + "\n3\n00:00:00,500 --> 00:00:03,500\nFirst of all.\n"
     starts = [span.span.start_ms for span in read_subtitles(write(tmp_path, "a.srt", text)).spans]
     assert starts == [500, 1000, 3000]
+
+
+@pytest.mark.parametrize("words", ["<v" + "." * 28, "{" * 200_000, "[" * 200_000, "<" * 200_000])
+def test_markup_that_never_ends_takes_no_time(tmp_path: Path, words: str) -> None:
+    """A handful of bytes must not occupy a service for hours."""
+    path = tmp_path / "a.srt"
+    path.write_text(f"1\n00:00:01,000 --> 00:00:02,000\n{words}\n\n{LATER}")
+    began = time.process_time()
+    heard = read_subtitles(path)
+    assert time.process_time() - began < 2
+    assert heard.spans[-1].text == "Bye"
+    too_long = ("cue 1: more than 4000 characters; left out",)
+    assert heard.notes == (too_long if len(words) > 4000 else ())
+
+
+def test_a_librarys_warnings_are_not_shown(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "a.ass"
+    path.write_text(
+        "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\n\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
+        "Dialogue: none,0:00:01.00,0:00:02.00,Default,Hello\n"
+    )
+    assert [each.text for each in read_subtitles(path).spans] == ["Hello"]
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
