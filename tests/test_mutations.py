@@ -1,0 +1,174 @@
+"""Bytes of good files are changed at random, and the real processes read them: no hang, no crash of
+more than the one file, no error that is not ours.
+
+MELD_MUTATION_SEED repeats a run. In `make test` there are fifty of each, in `make test-all` five
+hundred.
+"""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion.inference.subtitles import read_subtitles
+from pipeline.decode.process import DecoderProcess
+from pipeline.errors import ClipError, MeldError
+from pipeline.recipe import DecodeConfig
+from pipeline.schema import MediaSpan
+from tests.media import Track, textured, tone, write_clip, write_subtitled
+
+pytestmark = pytest.mark.heavy
+SEED = int(os.environ.get("MELD_MUTATION_SEED", time.time()))
+HOW_MANY = pytest.mark.parametrize("num", [50, pytest.param(500, marks=pytest.mark.slow)])
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """A few bytes or bits, a piece cut out, doubled, filled or moved, or the end cut off."""
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        at = rng.randrange(len(changed))
+        end = min(at + rng.choice((1, 2, 4, 8, 64, 1000)), len(changed))
+        match rng.randrange(7):
+            case 0:
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[at:end] = rng.randbytes(end - at)
+            case 2:
+                del changed[at:end]
+            case 3:
+                changed[at:at] = changed[at:end]
+            case 4:
+                changed[at:end] = bytes([rng.choice((0, 255, 127, 128))]) * (end - at)
+            case 5:  # a number that claims much
+                changed[at : at + 4] = rng.choice((b"\x7f\xff\xff\xff", b"\xff" * 4, b"\0\0\0\1"))
+            case 6:
+                del changed[max(at, 1) :]
+        changed = changed or bytearray(b"\0")
+    return bytes(changed)
+
+
+def mutations(contents: list[bytes], num: int) -> Iterator[tuple[str, bytes, int]]:
+    """What repeats it, its bytes, and which of the contents it was."""
+    print(f"MELD_MUTATION_SEED={SEED}")
+    for number in range(num):
+        which = number % len(contents)
+        content = mutate(contents[which], random.Random(f"{SEED} {number}"))
+        yield f"MELD_MUTATION_SEED={SEED}, number {number}", content, which
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Small ones of several kinds, with sound or subtitles."""
+    folder = tmp_path_factory.mktemp("good")
+    sound = tone([440])
+    options = {"x264-params": "keyint=12:bframes=2", "crf": "40"}
+    made = [
+        write_clip(
+            folder / f"a.{kind}", num_frames=24, picture=textured, options=options, sound=sound
+        )
+        for kind in ("mp4", "mkv", "ts")
+    ]
+    cue = (0, 500, "Hello there")
+    made.append(write_subtitled(folder / "b.mkv", [Track("subrip", [cue])], num_frames=24))
+    made.append(write_subtitled(folder / "b.mp4", [Track("mov_text", [cue])], num_frames=24))
+    return [path.read_bytes() for path in made]
+
+
+@HOW_MANY
+def test_clips_of_changed_bytes_cost_themselves_alone(
+    num: int, clips: list[bytes], tmp_path: Path
+) -> None:
+    """A file may end the decoder; the next one is read all the same."""
+    spans = [MediaSpan(start_ms=0, end_ms=400), MediaSpan(start_ms=300, end_ms=None)]
+    config = DecodeConfig(num_frames=2)
+    path, seconds, told = tmp_path / "a.mp4", list[float](), {"read": 0}
+    messages: list[str] = []
+    with DecoderProcess() as decoder:
+        for where, content, _ in mutations(clips, num):
+            path.write_bytes(content)
+            began = time.monotonic()
+            try:
+                decoder.measure(path)
+                for track in decoder.subtitles(path):
+                    assert track.cues is not None
+                for media in decoder.decode(path, spans, config, ("video", "audio")):
+                    lost = {failure.modality for failure in media.failures if failure.lost}
+                    there = {"video": media.frames, "audio": media.waveform}
+                    assert lost == {name for name, each in there.items() if each is None}, where
+                    assert media.waveform is None or np.isfinite(media.waveform).all(), where
+                told["read"] += 1
+            except ClipError as error:
+                messages.append(error.message)
+                told[error.code] = told.get(error.code, 0) + 1
+            except Exception as error:
+                raise AssertionError(where) from error
+            seconds.append(time.monotonic() - began)
+            assert seconds[-1] < 30, where
+    print(f"{told}, the slowest {max(seconds):.2f} s")
+    assert told["read"] > num / 10
+    assert not any("\n" in message for message in messages)
+
+
+SUBTITLES = {
+    "srt": """1
+00:00:01,000 --> 00:00:02,500
+<i>Hello</i>
+
+2
+00:00:03,000 --> 00:00:04,000
+Bye
+""",
+    "vtt": """WEBVTT
+
+00:01.000 --> 00:02.500 align:start
+<v Ann>Hello
+
+00:03.000 --> 00:04.000
+Bye
+""",
+    "ass": """[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name
+Style: Default
+
+[Events]
+Format: Layer, Start, End, Style, Name, Text
+Dialogue: 0,0:00:01.00,0:00:02.50,Default,Ann,Hello
+Dialogue: 0,0:00:03.00,0:00:04.00,Default,,Bye
+""",
+    "sbv": """0:00:01.000,0:00:02.500
+Hello
+
+0:00:03.000,0:00:04.000
+Bye
+""",
+}
+
+
+@HOW_MANY
+def test_subtitles_of_changed_bytes_are_read_or_told_in_one_line(num: int, tmp_path: Path) -> None:
+    kinds, seconds, read = list(SUBTITLES), list[float](), 0
+    messages: list[str] = []
+    for where, content, which in mutations([text.encode() for text in SUBTITLES.values()], 4 * num):
+        path = tmp_path / f"a.{kinds[which]}"
+        path.write_bytes(content)
+        began = time.monotonic()
+        try:
+            found = read_subtitles(path)
+            read += 1
+            for each in found.spans:
+                assert each.span.start_ms >= 0, where
+        except MeldError as error:
+            messages.append(str(error))
+        except Exception as error:
+            raise AssertionError(where) from error
+        seconds.append(time.monotonic() - began)
+    assert max(seconds) < 5
+    assert read > num
+    assert all(str(tmp_path) in message and "\n" not in message for message in messages)
