@@ -141,8 +141,10 @@ def test_a_librarys_warnings_are_not_shown(
 ) -> None:
     path = tmp_path / "a.ass"
     path.write_text(
-        "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\n\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
-        "Dialogue: none,0:00:01.00,0:00:02.00,Default,Hello\n"
+        "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name\nStyle: Default\n\n"
+        "[Events]\n"
+        "Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+        "Dialogue: none,0:00:01.00,0:00:02.00,Default,,none,0,0,,Hello\n"
     )
     assert [each.text for each in read_subtitles(path).spans] == ["Hello"]
     assert not recwarn.list
