@@ -5,7 +5,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "See it work": ("demo", "predict", "serve", "listen"),
     "Get and check clips": ("download", "doctor", "sample"),
     "Make features and train": ("extract", "import", "convert", "info", "train-fusion", "finetune"),
-    "Measure and compare": ("evaluate", "compare", "crossval", "ablate", "report"),
+    "Measure and compare": ("evaluate", "compare", "crossval", "ablate", "search", "report"),
     "Ship a model": ("export", "verify"),
     "Look up": ("config",),
 }

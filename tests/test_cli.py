@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW = pytest.mark.slow
 COMMANDS = (
     *("download", "doctor", "sample", "extract", "info", "train-fusion", "finetune"),
-    *("evaluate", "compare", "crossval", "ablate", "report", "demo", "predict", "serve", "listen"),
+    *(
+        "evaluate",
+        "compare",
+        "crossval",
+        "ablate",
+        "search",
+        "report",
+        "demo",
+        "predict",
+        "serve",
+        "listen",
+    ),
     *("config show", "config keys", "convert", "import", "export", "verify"),
 )
 

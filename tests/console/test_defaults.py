@@ -32,6 +32,7 @@ CONFIGS = {
     "report": "fusion.reporting.html.HtmlReportConfig",
     "crossval": "fusion.experiments.crossval.CrossvalConfig",
     "ablate": "fusion.experiments.ablation.AblateConfig",
+    "search": "fusion.experiments.search.SearchConfig",
     "serve": "serving.config.ServeConfig",
     "listen": "serving.config.ServeConfig",
     "verify": "fusion.export.verify.VerifyConfig",
@@ -57,6 +58,7 @@ DECIDED_ELSEWHERE = {
     ("train-fusion", "dev_share"): DEFAULT_SHARE,
     ("finetune", "dev_share"): DEFAULT_SHARE,
     ("ablate", "dev_share"): DEFAULT_SHARE,
+    ("search", "dev_share"): DEFAULT_SHARE,
 }
 IN_WORDS = {("download", "splits"): "all"}
 

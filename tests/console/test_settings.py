@@ -15,7 +15,9 @@ Meld = Callable[..., Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "fusion" / "bundled" / "meld-text"
-WITH_FILE = ("download", "extract", "train-fusion", "finetune", "predict", "crossval", "ablate")
+WITH_FILE = (
+    *("download", "extract", "train-fusion", "finetune", "predict", "crossval", "ablate", "search"),
+)
 
 
 def origins(finished: Any) -> dict[str, tuple[Any, str]]:
