@@ -25,6 +25,8 @@ EXIT_INTERRUPTED = 130
 WITHOUT_TORCH = ", or 'meld[serve-onnx]' for bundles with ONNX graphs, without PyTorch"
 # Errors of a path that the user typed, raised by whatever code opens it first.
 _PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+# Errors of a disk, whatever code meets them first: that of a library has its own way to write.
+_DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # Packages whose log lines --verbose shows; other libraries' lines are not shown.
 _OURS = ("pipeline", "fusion", "serving", "console", "meld")
 
@@ -58,10 +60,12 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             raise _told(missing) from error
         except OSError as error:
-            if error.filename is None or error.errno not in _PATH_FAILS:
+            is_of_path = error.filename is not None and error.errno in _PATH_FAILS
+            if not is_of_path and error.errno not in _DISK_FAILS:
                 raise
             why = "no permission" if isinstance(error, PermissionError) else error.strerror
-            tell(f"meld: error: {one_line(str(error.filename))}: {why}")
+            where = "the disk" if error.filename is None else str(error.filename)
+            tell(f"meld: error: {one_line(where)}: {why}")
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             tell(

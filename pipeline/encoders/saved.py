@@ -16,6 +16,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pipeline.encoders.encoder import AnyEncoder
 from pipeline.encoders.weights import hash_weights
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
@@ -107,8 +109,10 @@ def write_encoders(
             shutil.rmtree(folder)
         temporary.replace(folder)
         sync(run)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own way
         raise StorageError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # renamed by now, or half of it
     return recipe
 
 
