@@ -5,20 +5,33 @@ MELD_MUTATION_SEED repeats a run. In `make test` there are fifty of each, in `ma
 hundred.
 """
 
+import json
 import os
 import random
+import socket
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fusion.export.export import ExportConfig, export
+from fusion.inference.checkpoint import Checkpoint, write_checkpoint
 from fusion.inference.subtitles import read_subtitles
+from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
+from fusion.model.fusion import FusionModel
 from pipeline.decode.process import DecoderProcess
+from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.registry import find_entry
 from pipeline.errors import ClipError, MeldError
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import MediaSpan
+from tests.conftest import ROOT
 from tests.media import Track, textured, tone, write_clip, write_subtitled
 
 pytestmark = pytest.mark.heavy
@@ -172,3 +185,75 @@ def test_subtitles_of_changed_bytes_are_read_or_told_in_one_line(num: int, tmp_p
     assert max(seconds) < 5
     assert read > num
     assert all(str(tmp_path) in message and "\n" not in message for message in messages)
+
+
+# --------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of a tiny model of words: for PyTorch, and graphs alone."""
+    run = tmp_path_factory.mktemp("runs") / "words"
+    write_run_of_words(run, tiny_text_folder)
+    out = tmp_path_factory.mktemp("bundles")
+    options = {"run": run, "weights_dir": tiny_text_folder.parent}
+    with_torch = export(ExportConfig(**options, out=out / "torch")).bundle
+    graphs = export(ExportConfig(**options, out=out / "onnx", onnx=True)).bundle
+    exported = json.loads((graphs / "export.json").read_bytes())
+    (graphs / "export.json").write_text(json.dumps({**exported, "runtimes": ["onnx"]}))
+    return {"torch": with_torch, "onnx": graphs}
+
+
+def write_run_of_words(run: Path, encoder: Path) -> None:
+    wish = EncoderWish(name=str(encoder), weights="pretrained")
+    spec = find_entry("text", str(encoder)).choose(wish, "float32").spec
+    dims = FusionDims(
+        modalities=(ModalityDims(modality="text", layers=3, dim=48),),
+        model=ModelConfig(hidden=8, projection=8),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = FusionModel(dims).eval()
+    run.mkdir()
+    checkpoint = Checkpoint(
+        model=model,
+        dims=dims,
+        recipe=FeatureRecipe(encoders=(spec,), decode=None),
+        projection_hash=None,
+        emotion_counts=(1,) * 7,
+        sentiment_counts=(1,) * 3,
+        settings={},
+        features=None,
+    )
+    write_checkpoint(run, checkpoint)
+
+
+@HOW_MANY
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
+    kind: str, num: int, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """They ask no network, though it would answer, and start nothing."""
+    print(f"MELD_MUTATION_SEED={SEED}")
+    command = [sys.executable, "-m", "tests.mutated_bundles", str(bundles[kind]), str(tmp_path)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        ended = subprocess.run(
+            [*command, str(SEED), str(num)],
+            cwd=ROOT,
+            env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"},
+            capture_output=True,
+            text=True,
+            timeout=60 + 5 * num,
+        )
+        with pytest.raises(TimeoutError):
+            server.accept()
+    lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert ended.returncode == 0, (lines[-1], ended.stderr[-2000:])
+    assert [line for line in lines if "bug" in line or "forbidden" in line] == []
+    done = [line for line in lines if "ended" in line]
+    print(Counter(line["ended"] for line in done), max(line["seconds"] for line in done))
+    assert len(done) == num
+    assert not any("\n" in line.get("message", "") for line in done)
+    assert len({line["ended"] for line in done}) > 1
