@@ -1,1 +1,1 @@
-"""What the commands share: options, settings, progress and printed results."""
+"""The command line: the commands, and the options, settings and output that they share."""

@@ -20,6 +20,7 @@ from pipeline.system.extras import missing_part
 from pipeline.system.extras import needs_extra as needs_extra
 from pipeline.system.one_line import one_line
 
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 # Ends what is said where the service is not installed.
 WITHOUT_TORCH = ", or 'meld[serve-onnx]' for bundles with ONNX graphs, without PyTorch"

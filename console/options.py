@@ -1,6 +1,6 @@
 """The choices of options, and the options that several commands share.
 
-An option of a single command is declared with that command in cli.py. Defaults are set in the
+An option of a single command is declared with it in console/commands/. Defaults are set in the
 configs, so an option that was not typed is None, and the default in its help text is written by
 hand (tests/console/test_defaults.py compares them).
 """

@@ -64,6 +64,21 @@ def test_help_groups_the_commands_by_what_they_are_for(meld: Meld) -> None:
     assert sorted(grouped) == sorted({command.split()[0] for command in COMMANDS})
 
 
+def test_every_command_is_in_a_file_of_its_name() -> None:
+    import cli
+
+    files = {
+        str(command.name or command.callback.__name__): command.callback.__module__
+        for command in cli.app.registered_commands
+        if command.callback is not None
+    }
+    assert len(files) > 20
+    others = {"import": "import_features", "verify": "export"}
+    assert files == {
+        name: f"console.commands.{others.get(name, name.replace('-', '_'))}" for name in files
+    }
+
+
 def test_the_version_names_what_decides_values(meld: Meld) -> None:
     import av
     import torch

@@ -1,1 +1,1 @@
-"""Groups of commands that have a file of their own; all other commands are in cli.py."""
+"""One file per command: its options, its config, one call, and its result."""

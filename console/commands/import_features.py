@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from console.edge import reports_errors
+from console.edge import EXIT_SOME_FAILED, reports_errors
 from console.options import AsJson, Features
 from pipeline.options import given
 
@@ -15,7 +15,6 @@ EPILOG = (
     "`meld import --modality audio --name egemaps --from train=a.csv --from dev=b.csv --from "
     "test=c.csv`   `meld import --modality video --name i3d --from i3d --suffix _rgb`"
 )
-EXIT_SOME_FAILED = 3
 
 
 class ModalityChoice(StrEnum):

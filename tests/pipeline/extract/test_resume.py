@@ -155,7 +155,9 @@ def test_an_unfinished_run_of_another_recipe_or_other_annotations_is_refused_and
     run_until: RunUntil, plant_split: Any, planted_recipe: FeatureRecipe, other_recipe: Any
 ) -> None:
     left = run_until("killed", [0])
-    with pytest.raises(RecipeMismatch, match=r"unfinished .*\(there != here: text\.name: planted != other\);"):
+    with pytest.raises(
+        RecipeMismatch, match=r"unfinished .*\(there != here: text\.name: planted != other\);"
+    ):
         find_progress(plant_split("dev"), other_recipe, overwrite=False)
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
         find_progress(plant_split("dev", rows_hash="2" * 64), planted_recipe, overwrite=False)
