@@ -22,14 +22,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.service.beside import peer, same, throughput
-from bench.service.crowds import burst, clients
-from bench.service.door import key
+from bench.service.comparing import peer, same, throughput
+from bench.service.crashing import crashes, hour, sigterm, soak
+from bench.service.disconnecting import disconnects, slow
 from bench.service.figures import Figure
-from bench.service.goings import disconnects, slow
 from bench.service.inputs import make_clips
-from bench.service.lives import crashes, hour, sigterm, soak
-from bench.service.setting import Setting
+from bench.service.load import burst, clients
+from bench.service.settings import Setting
+from bench.service.wrong_key import key
 
 Trial = Callable[[Setting], Coroutine[Any, Any, list[Figure]]]
 TRIALS: dict[str, Trial] = {

@@ -9,12 +9,12 @@ from contextlib import suppress
 from statistics import median
 
 from bench.service.client import Answer, ask, await_end, events, head, send, upload_request
+from bench.service.connections import Wire
+from bench.service.connections import burst as many_at_once
 from bench.service.figures import Figure, at_most, exactly, told
 from bench.service.inputs import own
 from bench.service.server import Server, serving
-from bench.service.setting import Setting
-from bench.service.wires import Wire
-from bench.service.wires import burst as many_at_once
+from bench.service.settings import Setting
 
 QUEUE = 8
 BURST = 100

@@ -12,7 +12,7 @@ from bench.service.client import ask, await_end, head, send, upload_request
 from bench.service.figures import Figure, at_most, exactly, percentile, told
 from bench.service.films import Film, film_upload, make_film
 from bench.service.server import Costs, Server, serving
-from bench.service.setting import Setting
+from bench.service.settings import Setting
 
 DISCONNECTS = 100
 SLOW = 200

@@ -6,7 +6,7 @@ import time
 from bench.service.client import head, read_body, read_head
 from bench.service.figures import Figure, at_most, exactly, told
 from bench.service.server import serving
-from bench.service.setting import Setting
+from bench.service.settings import Setting
 
 _ANNOUNCED = 10**9
 _PIECE = b"x" * 1024

@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import Any
 
 from bench.service.client import ask, await_end, events, head, send, upload_request
-from bench.service.crowds import Probe
 from bench.service.figures import Figure, at_least, at_most, exactly, percentile, told
 from bench.service.films import Film, film_upload, make_film
 from bench.service.inputs import own
+from bench.service.load import Probe
 from bench.service.server import Server, serving
-from bench.service.setting import Setting
+from bench.service.settings import Setting
 
 _JOBS_AT_ONCE = 3
 _ENDED = ("succeeded", "failed")

@@ -13,13 +13,13 @@ from statistics import median
 
 from bench.memory import PeakMemory
 from bench.service.client import ask, await_end, events, head, send, upload_request
-from bench.service.crowds import Probe
+from bench.service.crashing import predict_alone
 from bench.service.figures import Figure, at_least, at_most, exactly, told
 from bench.service.films import film_upload, make_film
 from bench.service.inputs import Clip
-from bench.service.lives import predict_alone
+from bench.service.load import Probe
 from bench.service.server import Server, serving
-from bench.service.setting import Setting
+from bench.service.settings import Setting
 
 _PEERS_CLIPS = 10
 _BOUNDARY = "a-part-begins-here"
