@@ -398,6 +398,11 @@ def test_settings_come_from_a_file_and_the_command_line_wins(
         ),
         (("evaluate", "x" * 300), 5, "xxx/config.json: File name too long"),
         (("evaluate", "README.md"), 4, "README.md is no trained run (a file, not a folder)"),
+        (("extract", "--split", "dev", "--context", "all"), 2, "--context all: a number of"),
+        (("extract", "--split", "dev", "--future"), 2, "ask for --context dialogue with it"),
+        (("train-fusion", "--ensemble", "0"), 2, "ensemble: 1 to 100 models, not 0"),
+        (("finetune", "--end-to-end", "--ema", "1.5"), 2, "ema must be in [0, 1)"),
+        (("train-fusion", "--distil", "nowhere"), 4, "nowhere is no trained run"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_own_status(

@@ -212,6 +212,8 @@ def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
 def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
     """Everything that is needed, the encoders' files too. Raises InputError, or what reading them
     raises, for a run, cache, corpus or encoder not there."""
+    if config.distil is not None:
+        read_checkpoint(config.distil)
     if config.run is not None:
         start = read_checkpoint(config.run)
         choices = find_encoders_of(

@@ -236,6 +236,8 @@ def train_seeds(
     if any(dataclasses.replace(c, seed=config.seed, out=config.out) != config for c in configs):
         raise ValueError("runs that are trained side by side may differ in seed and out alone")
     device = choose_device(config.device)
+    if config.distil is not None:
+        read_checkpoint(config.distil)  # before features are read
     start = None if config.start is None else read_checkpoint(config.start)
     parts = load_parts(
         config.features,
