@@ -27,6 +27,7 @@ from fusion.model.fusion import FusionModel
 from fusion.training.batched import Together, Weights
 from fusion.training.history import EpochResult
 from fusion.training.losses import LossConfig, MultiTaskLoss
+from fusion.training.optimiser import AdamW
 from pipeline.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -233,10 +234,8 @@ class _Loop:
             for each in trainings
         ]
         self.optimiser = _build_optimiser(self.together.weights, config)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, warm_up_then_fall(config.epochs * self.steps, config.warmup)
-        )
-        self.epoch = 0
+        self.factor = warm_up_then_fall(config.epochs * self.steps, config.warmup)
+        self.epoch = self.steps_done = 0
 
     def run(self) -> Iterator[tuple[int, EpochResult]]:
         """Yields (training, result) for each start that counts, then for each epoch."""
@@ -292,9 +291,14 @@ class _Loop:
         self.optimiser.zero_grad()
         losses.sum().backward()
         self.together.clip_gradients(self.config.clip_norm)
-        self.optimiser.step()
-        self.schedule.step()
+        self.optimiser.step(self.learning_rate)
+        self.steps_done += 1
         return self._check_numbers(losses.detach().cpu())
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.config.learning_rate * self.factor(self.steps_done)
 
     def _hide_modalities(self, present: Tensor, counts: Sequence[int]) -> Tensor:
         """Modality dropout, each training's own."""
@@ -333,7 +337,7 @@ class _Loop:
             dev_emotion_f1=emotion,
             dev_sentiment_f1=sentiment,
             score=selection_score([f1 for f1 in (emotion, sentiment) if f1 is not None]),
-            learning_rate=float(self.schedule.get_last_lr()[0]),
+            learning_rate=self.learning_rate,
             seconds=time.perf_counter() - started,
         )
 
@@ -372,15 +376,11 @@ def drop_modalities(
     return torch.where(kept.any(dim=1, keepdim=True), kept, present)
 
 
-def _build_optimiser(weights: Weights, config: FitConfig) -> torch.optim.Optimizer:
+def _build_optimiser(weights: Weights, config: FitConfig) -> AdamW:
     """Only matrices decay: shrinking biases, norms, the layer mix or `absent` has no meaning."""
     matrices = [value for value in weights.values() if value.ndim > 2]  # [trainings, out, in]
     others = [value for value in weights.values() if value.ndim <= 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    return AdamW([(matrices, config.weight_decay), (others, 0.0)])
 
 
 def warm_up_then_fall(steps: int, warmup: float) -> Callable[[int], float]:
