@@ -32,7 +32,10 @@ async def same(setting: Setting) -> list[Figure]:
     paths = _write(setting.clips[: setting.num_clips], setting.work / "same-clips")
     heard = setting.work / "same-heard"
     command = [sys.executable, "-m", "cli", "predict", *map(str, paths), "--out", str(heard)]
-    subprocess.run([*command, *setting.options], check=True, stderr=subprocess.DEVNULL)
+    # 3: of some of these clips the recogniser is not sure of any word, so nothing is predicted.
+    finished = subprocess.run([*command, *setting.options], stderr=subprocess.PIPE, text=True)
+    if finished.returncode not in (0, 3):
+        raise SystemExit(f"meld predict ended with {finished.returncode}: {finished.stderr[-500:]}")
     equal = 0
     with serving(setting.work / "same", *setting.options, limits={"queued_jobs": 64}) as server:
         jobs = [
