@@ -8,9 +8,13 @@ import errno
 import functools
 import inspect
 import logging
+import os
+import queue
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from logging.handlers import QueueHandler
 from typing import Annotated, Any
 
 import typer
@@ -116,3 +120,68 @@ def log_as(formatter: logging.Formatter) -> None:
             handler.setFormatter(formatter)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+MOST_WAITING_LINES = 10_000
+_SECONDS_FOR_THE_REST = 2
+
+
+@contextmanager
+def log_beside() -> Iterator[None]:
+    """Inside it, a thread writes the log. Whoever reads stderr through a pipe and stops reading
+    holds up that thread alone.
+
+    `MOST_WAITING_LINES` wait at most; the lines above are lost, and a line tells how many. At the
+    end the thread has some seconds for those that wait.
+    """
+    root = logging.getLogger()
+    own = [each for each in root.handlers if isinstance(each, _ToStderr)]
+    lines: queue.Queue[str | None] = queue.Queue(MOST_WAITING_LINES)
+    beside = [_ToQueue(lines, each.formatter) for each in own]
+    root.handlers[:] = [*(each for each in root.handlers if each not in own), *beside]
+    writer = threading.Thread(target=_write_all, args=[lines], name="log", daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        root.handlers[:] = [*(each for each in root.handlers if each not in beside), *own]
+        with suppress(queue.Full):
+            lines.put_nowait(None)
+            writer.join(_SECONDS_FOR_THE_REST)
+
+
+class _ToQueue(QueueHandler):
+    """Lines, as text: only who logs knows which request a line is about."""
+
+    def __init__(self, lines: "queue.Queue[str | None]", formatter: logging.Formatter | None):
+        super().__init__(lines)
+        self.setFormatter(formatter)
+        self.num_lost = 0
+
+    def prepare(self, record: logging.LogRecord) -> str:
+        return self.format(record)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """record: what `prepare` made of it"""
+        try:
+            if self.num_lost:
+                lost = f"{self.num_lost} lines of the log were lost: they were not read in time"
+                told = logging.LogRecord(__name__, logging.WARNING, "", 0, lost, None, None)
+                self.queue.put_nowait(self.format(told))
+                self.num_lost = 0
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.num_lost += 1
+
+
+def _write_all(lines: "queue.Queue[str | None]") -> None:
+    for line in iter(lines.get, None):
+        try:
+            stderr = sys.stderr.fileno()
+        except ValueError:  # it is no file
+            tell(line)
+            continue
+        with suppress(OSError):  # nobody can read it any more; the service goes on
+            # Past the buffer of sys.stderr: its lock would be held while nobody reads, and with
+            # it the end of the process.
+            os.write(stderr, f"{line}\n".encode())

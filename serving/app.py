@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as FromPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,6 +29,7 @@ from pipeline.system.one_line import one_line
 from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
 from serving.config import Limits, ServeConfig
 from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
+from serving.files import RangedFile
 from serving.jobs import Incoming, Job, JobStore, JobWords
 from serving.live import add_live
 from serving.metrics import CONTENT_TYPE
@@ -246,7 +247,7 @@ def _add_jobs(app: FastAPI) -> None:
 
     @app.get(
         "/v1/jobs/{job_id}/timeline",
-        response_class=FileResponse,
+        response_class=RangedFile,
         responses={
             200: {"description": "In the format that was asked for.", "content": IN_EVERY_FORMAT},
             **problems(401, 403, 404, 409, 422, 500),
@@ -259,11 +260,11 @@ def _add_jobs(app: FastAPI) -> None:
         parts: WithParts,
         format: Annotated[Format, Query(description="html is a page with a player")] = "json",
         download: Annotated[bool, Query(description="as a file to be saved")] = False,
-    ) -> FileResponse:
+    ) -> RangedFile:
         """What `meld predict` writes in the same format."""
         _check_succeeded(job)
         name = f"{job.job.file}.meld.{format}"
-        return FileResponse(
+        return RangedFile(
             parts.store.folder(job.job.id).timeline(format),
             media_type=_MEDIA_TYPES[format],
             filename=name,
@@ -293,14 +294,14 @@ def _add_jobs(app: FastAPI) -> None:
 
     @app.get(
         "/v1/jobs/{job_id}/media",
-        response_class=FileResponse,
-        responses={**MEDIA, **_OF_JOBS},
+        response_class=RangedFile,
+        responses={**MEDIA, **_OF_JOBS, **problems(400, 401, 403, 404, 416)},
         tags=["jobs"],
         summary="The media that was sent, by ranges too",
     )
-    def get_media(job: WithJob, parts: WithParts) -> FileResponse:
+    def get_media(job: WithJob, parts: WithParts) -> RangedFile:
         """With the Content-Type that it was sent with; a player seeks by `Range`."""
-        return FileResponse(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
+        return RangedFile(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
 
 
 @contextmanager

@@ -496,6 +496,8 @@ class Dispatcher:
         with self._changed:
             self._go_on(running, None)
         self.metrics.media_seconds.inc(job.duration_ms / 1000)
+        for part, seconds in message.get("seconds", {}).items():
+            self.metrics.stage.labels(part).observe(seconds)
         for modality, reason, number in message.get("lost", ()):
             self.metrics.modalities_lost.labels(modality, reason).inc(number)
 

@@ -51,7 +51,8 @@ class Metrics:
         self.stage = Histogram(
             "meld_stage_seconds",
             "Wall time of a stage of a job: receiving and measuring what is uploaded, hearing it "
-            "where nothing says what is spoken, predicting.",
+            "where nothing says what is spoken, predicting; and of the parts of these in its "
+            "worker: decoding (waiting for it), encoding, fusing.",
             ["stage"],
             buckets=_BUCKETS,
             registry=self._registry,

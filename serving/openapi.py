@@ -182,10 +182,6 @@ _ANY_MEDIA = {kind: {"schema": _BINARY} for kind in ("video/*", "audio/*")}
 MEDIA: dict[int | str, dict[str, Any]] = {
     200: {"description": "The media.", "content": _ANY_MEDIA},
     206: {"description": "A range of it.", "content": _ANY_MEDIA},
-    416: {
-        "description": "It has no such range.",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
-    },
 }
 TIMELINE = {JSON: {"schema": {"$ref": f"{_REF}Timeline"}}}
 IN_EVERY_FORMAT: dict[str, Any] = {
@@ -217,6 +213,7 @@ _PROBLEMS: Mapping[int, tuple[str, str, str]] = {
         "The body is too large, or the media is beyond a ceiling.",
     ),
     415: ("wrong_kind", "text/html: send video/*, audio/*, ...", "The body is of another kind."),
+    416: ("wrong_range", "Range: the file has 81920 bytes", "The file has no such range."),
     422: (
         "input_error",
         "talk.mp4: no media file that can be read",

@@ -6,7 +6,8 @@ MeldError                 500
 │   ├── WrongOrigin       403
 │   ├── NoSuchJob         404
 │   ├── NotFinished       409
-│   └── TooSlow           408
+│   ├── TooSlow           408
+│   └── WrongRange        416
 ├── InputError            422
 │   ├── TooLarge          413
 │   └── WrongKind         415
@@ -51,6 +52,10 @@ class TooSlow(UsageError):
     pass
 
 
+class WrongRange(UsageError):
+    pass
+
+
 class TooLarge(InputError):
     pass
 
@@ -80,6 +85,7 @@ _STATUS: Mapping[type[MeldError], int] = {
     NoSuchJob: 404,
     NotFinished: 409,
     TooSlow: 408,
+    WrongRange: 416,
     InputError: 422,
     TooLarge: 413,
     WrongKind: 415,

@@ -38,6 +38,7 @@ from serving.jobs import Job, JobFolder
 from serving.live_turns import HEARINGS
 from serving.live_work import LiveAnswers, LiveWork
 from serving.problems import code_of
+from serving.stopwatch import Stopwatch, TimedDecoder
 
 # Relative to the page, which stands beside it.
 _MEDIA_URL = "media"
@@ -96,6 +97,7 @@ class _Worker:
         self._jobs: queue.Queue[Path | None] = queue.Queue()  # None: there are words to be read
         self._words: queue.Queue[Mapping[str, Any]] = queue.Queue()
         self._unwanted: str | None = None
+        self._watch = Stopwatch()
 
     def tell(self, kind: str, **values: Any) -> None:
         with self._writing:
@@ -146,6 +148,7 @@ class _Worker:
     def _work_on(self, path: Path) -> None:
         folder = JobFolder(path)
         try:
+            self._watch.take()  # what a failed job left
             with _alone(folder):
                 lost = self._predict(folder, folder.read())
         except _Cancelled:
@@ -153,7 +156,11 @@ class _Worker:
         except MeldError as error:
             self.tell("failed", **_problem(error))
         else:
-            self.tell("done", lost=[[*which, number] for which, number in lost.items()])
+            self.tell(
+                "done",
+                lost=[[*which, number] for which, number in lost.items()],
+                seconds=self._watch.take(),
+            )
 
     def _predict(self, folder: JobFolder, job: Job) -> Counter[tuple[str, str]]:
         """How many utterances lack which modality, and the code of why.
@@ -178,8 +185,8 @@ class _Worker:
             result = predict_file(
                 folder.media,
                 words_of(folder, job),
-                self._predictor,
-                self._decoder,
+                self._watch.timed(self._predictor),
+                TimedDecoder(self._decoder, self._watch),
                 saved_in=folder.path,
                 on_utterance=on_utterance,
                 on_progress=lambda done_ms, total_ms: on_stage("predicting", done_ms, total_ms),

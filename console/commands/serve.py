@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.edge import WITHOUT_TORCH, log_as, needs_extra, reports_errors
+from console.edge import WITHOUT_TORCH, log_as, log_beside, needs_extra, reports_errors
 from console.options import (
     AsJson,
     ConfigFile,
@@ -139,4 +139,5 @@ def serve(
             print_json({"address": address, "model": ready.model})
             sys.stdout.flush()  # it is not over for long
 
-    run(serve_config, tell)
+    with log_beside():
+        run(serve_config, tell)

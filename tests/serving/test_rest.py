@@ -98,6 +98,21 @@ def test_the_result_page_plays_the_media_by_ranges_and_runs_nothing_of_theirs(
     assert part.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [("bytes=999999999-", 416, "wrong_range"), ("pages=1-2", 400, "usage_error")],
+)
+def test_a_range_that_the_media_do_not_have_is_a_problem_like_any_other(
+    client: "TestClient", send: Send, clip: Path, asked: str, status: int, code: str
+) -> None:
+    answer = send(text="Yes.")
+    wait_for(client, answer)
+    refused = client.get(f"{answer.headers['Location']}/media", headers={"Range": asked})
+    assert problem(refused) == (status, code)
+    if status == 416:
+        assert refused.headers["content-range"] == f"bytes */{clip.stat().st_size}"
+
+
 def test_words_alone_are_read_at_once_and_as_those_of_a_clip(
     client: "TestClient", send: Send
 ) -> None:

@@ -1,0 +1,85 @@
+"""The log of a command that runs for long, whoever reads it."""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+import pytest
+
+from console import edge
+from serving.logs import REQUEST, JsonLines, RequestNote
+
+
+@contextmanager
+def small_pipe() -> Iterator[int]:
+    """stderr is one; its other end."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "w", buffering=1) as stderr, redirect_stderr(stderr):
+        yield reading
+    os.close(reading)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """With the handler that a command writes its log with."""
+    root = logging.getLogger()
+    handler = edge._ToStderr()
+    handler.setFormatter(logging.Formatter("meld: %(message)s"))
+    monkeypatch.setattr(root, "handlers", [handler])
+    return logging.getLogger("serving.test")
+
+
+def read_all(reading: int) -> list[str]:
+    """All that is written until nothing comes for a while."""
+    os.set_blocking(reading, False)
+    content, quiet_since = b"", time.perf_counter()
+    while time.perf_counter() - quiet_since < 0.3:
+        try:
+            content += os.read(reading, 65_536)
+            quiet_since = time.perf_counter()
+        except BlockingIOError:
+            time.sleep(0.01)
+    return content.decode().splitlines()
+
+
+def test_who_stops_reading_the_log_holds_nobody_up_and_is_told_what_was_lost(
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "MOST_WAITING_LINES", 50)
+    with small_pipe() as reading, edge.log_beside():
+        for number in range(1000):
+            log.warning("line %d of about forty characters, or more", number)
+        lines = read_all(reading)
+        log.warning("read again")
+        lines += read_all(reading)
+    assert lines.pop() == "meld: read again"
+    lost = [int(line.split()[1]) for line in lines if "lines of the log were lost" in line]
+    written = [int(line.split()[2]) for line in lines if line.startswith("meld: line")]
+    assert written[:50] == list(range(50))
+    assert sorted(written) == written
+    assert 0 < sum(lost) == 1000 - len(written)
+    assert len(lines) == len(lost) + len(written)
+
+
+def test_a_line_keeps_the_request_that_it_is_about(log: logging.Logger) -> None:
+    edge.log_as(JsonLines())
+    with small_pipe() as reading, edge.log_beside():
+        token = REQUEST.set(RequestNote(id="r-17"))
+        log.warning("slow")
+        REQUEST.reset(token)
+        [line] = read_all(reading)
+    assert '"request": "r-17"' in line
+    assert '"text": "slow"' in line
+
+
+def test_what_was_logged_last_is_written_before_the_end(log: logging.Logger) -> None:
+    with small_pipe() as reading:
+        with edge.log_beside():
+            log.warning("the end")
+        assert read_all(reading) == ["meld: the end"]
+        log.warning("after it")
+        assert read_all(reading) == ["meld: after it"]
