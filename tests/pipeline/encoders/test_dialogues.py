@@ -14,6 +14,8 @@ from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.dialogues import DialogueEncoder
+from pipeline.encoders.encoder import EncoderChoice
+from pipeline.encoders.several import CopiedEncoders
 from pipeline.encoders.text import build_text_encoder
 from pipeline.errors import UsageError
 from pipeline.recipe import DialogueReading, FeatureRecipe
@@ -182,3 +184,20 @@ def test_a_future_without_dialogue_is_refused(settings: dict, told: str) -> None
 def test_word_vectors_read_no_dialogue() -> None:
     with pytest.raises(UsageError, match="reads no context"):
         choose_encoder("text", EncoderRequest(text="glove", context="dialogue"), "float32")
+
+
+def test_encoders_of_several_members_read_the_same_dialogues_side_by_side(
+    tiny_text_folder: Path, whole: DialogueEncoder, tmp_path: Path
+) -> None:
+    """As those of a fine-tuned ensemble lie in its run."""
+    request = EncoderRequest(text=str(tiny_text_folder), context="dialogue", future=True)
+    spec = choose_encoder("text", request, "float32").spec
+    CopiedEncoders([tiny_text_folder, tiny_text_folder]).save(tmp_path)
+    both = replace(spec, name=f"{spec.name},{spec.name}", layers=LAYERS)
+    [first, *_] = encoded = encode_clips(
+        Encoders([EncoderChoice(spec=both, path=tmp_path)], None), clips(LINES)
+    )
+    assert first.raw["text"].shape == (3, 2 * 48)
+    for found, wanted in zip(encoded, read(whole, clips(LINES)), strict=True):
+        halves = torch.from_numpy(found.raw["text"]).split(48, dim=1)
+        assert all(torch.allclose(half, wanted, atol=1e-5) for half in halves)
