@@ -11,6 +11,7 @@ import hmac
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import MeldError
 from serving.config import Limits
-from serving.dispatch import Dispatcher
+from serving.dispatch import SECONDS_OF_GRACE, Dispatcher, Place
 from serving.logs import REQUEST, Event, RequestNote, choose_request_id
 from serving.problems import (
     MEDIA_TYPE,
@@ -52,8 +53,8 @@ _LINGER_S = 1.0
 _LINGER_BYTES = 2**20
 _MEDIA_KIND = re.compile(r"application/octet-stream|(?:video|audio)/[a-z0-9][a-z0-9.+-]*")
 _JOB = re.compile(r"[0-9a-f]{32}")
-# Before an upload's average counts.
-_GRACE_S = 10.0
+# Uploads that are let in, or refused, in one round of the event loop.
+_UPLOADS_IN_A_ROUND = 8
 
 
 class Keys:
@@ -84,6 +85,31 @@ class Keys:
         )
 
 
+class _Turns:
+    """Lets few go on in each round of the event loop. A round works on all that is there, so
+    without turns who asks for little waits until a whole burst of uploads is refused."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._give, loop)
+        await turn
+
+    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(min(self._most, len(self._waiting))):
+            turn = self._waiting.popleft()
+            if not turn.done():  # it may have been cancelled
+                turn.set_result(None)
+        if self._waiting:
+            loop.call_soon(self._give, loop)
+
+
 class Admission:
     def __init__(
         self,
@@ -108,6 +134,7 @@ class Admission:
         self._limits = limits
         self._is_private = is_private
         self._routes = routes
+        self._turns = _Turns(_UPLOADS_IN_A_ROUND)
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,6 +155,8 @@ class Admission:
             await send(message)
 
         try:
+            if _is_upload(scope):
+                await self._turns.wait()
             try:
                 most_bytes = self._check(scope)
             except MeldError as error:
@@ -185,7 +214,7 @@ class Admission:
         is_open = path in _OPEN or path.startswith(_OPEN_BELOW)
         if not is_open and not self._keys.admits(headers):
             raise Unauthorised("the key is missing or wrong: send Authorization: Bearer KEY")
-        is_upload = scope["method"] == "POST" and path in (JOBS, PREDICT)
+        is_upload = _is_upload(scope)
         most_bytes = self._limits.max_bytes if is_upload else self._limits.max_text_bytes
         if is_upload and path == PREDICT:
             most_bytes = min(most_bytes, self._limits.predict_bytes)
@@ -210,7 +239,7 @@ class Admission:
             raise WrongOrigin(f"a page of {origin} may not send anything to {host}")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, most_bytes: int) -> None:
-        body = _Body(receive, self._limits, most_bytes)
+        body = _Body(receive, self._limits, most_bytes, scope.get(PLACE))
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -222,10 +251,13 @@ class Admission:
 class _Body:
     """A request body with a limit of size and a minimum speed."""
 
-    def __init__(self, receive: Receive, limits: Limits, most_bytes: int) -> None:
+    def __init__(
+        self, receive: Receive, limits: Limits, most_bytes: int, place: Place | None
+    ) -> None:
         self._receive = receive
         self._limits = limits
         self._most_bytes = most_bytes
+        self._place = place
         self.num_bytes = 0
         self._began_s: float | None = None
         self._is_whole = False
@@ -242,12 +274,23 @@ class _Body:
             raise TooSlow(f"nothing came for {self._limits.silence_s:.0f} s") from error
         self.num_bytes += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)
+        if self._place is not None:
+            if self._place.is_lost:
+                raise TooSlow(
+                    "the queue is full, and another was given the place of this slow upload; try "
+                    "again later"
+                )
+            self._place.num_bytes, self._place.is_whole = self.num_bytes, self._is_whole
         if self.num_bytes > self._most_bytes:
             raise TooLarge(f"the body has more than {self._most_bytes} bytes")
-        took_s = time.monotonic() - self._began_s - _GRACE_S
+        took_s = time.monotonic() - self._began_s - SECONDS_OF_GRACE
         if took_s > 0 and self.num_bytes < took_s * self._limits.min_bytes_per_s:
             raise TooSlow(f"fewer than {self._limits.min_bytes_per_s} bytes a second came")
         return message
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"] in (JOBS, PREDICT)
 
 
 def check_kind(content_type: str | None) -> None:

@@ -32,6 +32,8 @@ class Limits:
     silence_s:       seconds for which an upload may send nothing
     unread_s:        seconds for which a client may leave an answer unread
     min_bytes_per_s: least average speed of an upload
+    full_min_bytes_per_s: the same while the queue is full: then the slowest upload that is slower
+                     loses its place to a new one
     stalled_s:       seconds after which a worker that reports nothing is replaced
     drain_s:         seconds that the running job has to finish when the service is stopped; a
                      longer one is resumed at the next start
@@ -54,6 +56,7 @@ class Limits:
     silence_s: float = 20.0
     unread_s: float = 60.0
     min_bytes_per_s: int = 16 * 2**10
+    full_min_bytes_per_s: int = 128 * 2**10
     stalled_s: float = 900.0
     drain_s: float = 25.0
 

@@ -39,6 +39,7 @@ _MOST_DEATHS = 2
 MOST_WORDS_WAITING = 32
 # Seconds of work a second of media takes, until the first job says.
 _FIRST_GUESS = 0.3
+SECONDS_OF_GRACE = 10.0  # before an upload's average speed counts
 _LONGEST_RETRY_S = 3600
 
 State = Literal["queued", "running", "succeeded", "failed"]
@@ -87,16 +88,29 @@ class JobStatus:
 
 
 class Place:
-    """A place in the queue, held for an upload until it is a job or nothing."""
+    """A place in the queue, held for an upload until it is a job or nothing.
 
-    def __init__(self, give_back: Callable[[], None]) -> None:
+    num_bytes: of the upload, that have come; is_whole: all of it
+    is_lost:   another upload was given the place
+    """
+
+    def __init__(self, give_back: "Callable[[Place], None]") -> None:
         self._give_back = give_back
         self._is_held = True
+        self.began_s = time.monotonic()
+        self.num_bytes = 0
+        self.is_whole = self.is_lost = False
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Infinite for an upload that is whole, or too young to tell."""
+        took_s = time.monotonic() - self.began_s - SECONDS_OF_GRACE
+        return math.inf if self.is_whole or took_s <= 0 else self.num_bytes / took_s
 
     def release(self) -> None:
         if self._is_held:
             self._is_held = False
-            self._give_back()
+            self._give_back(self)
 
 
 class Dispatcher:
@@ -114,7 +128,7 @@ class Dispatcher:
         self._limits = limits
         self._changed = threading.Condition(threading.RLock())
         self._waiting = deque(job.id for job in store.unfinished())
-        self._num_uploading = 0
+        self._places: set[Place] = set()  # of uploads
         self._written_ms = 0  # of media whose jobs are being written
         self._has_passed = False
         self._seats = [_Seat() for _ in range(num_workers)]
@@ -193,16 +207,29 @@ class Dispatcher:
     # -------------------------------------------------------------------------- for requests
 
     def hold_place(self) -> Place:
-        """Raises Busy, before anything of an upload is read."""
+        """Before anything of an upload is read. In a full queue the slowest upload loses its place,
+        if it is slower than it may be then.
+
+        Raises Busy.
+        """
         with self._changed:
             self._check_open()
-            if len(self._waiting) + self._num_uploading >= self._limits.queued_jobs:
-                raise Busy(
-                    f"{self._limits.queued_jobs} jobs are waiting already; try again later",
-                    self.seconds_until_place(),
-                )
-            self._num_uploading += 1
-        return Place(self._give_back_place)
+            if len(self._waiting) + len(self._places) >= self._limits.queued_jobs:
+                self._take_from_slowest()
+            place = Place(self._give_back_place)
+            self._places.add(place)
+        return place
+
+    def _take_from_slowest(self) -> None:
+        """Raises Busy."""
+        slowest = min(self._places, key=lambda place: place.bytes_per_s, default=None)
+        if slowest is None or slowest.bytes_per_s >= self._limits.full_min_bytes_per_s:
+            raise Busy(
+                f"{self._limits.queued_jobs} jobs are waiting already; try again later",
+                self.seconds_until_place(),
+            )
+        slowest.is_lost = True
+        slowest.release()
 
     def submit(self, incoming: Incoming, job: Job, place: Place) -> Job:
         """Raises Busy where too much media waits already, StorageError."""
@@ -342,9 +369,9 @@ class Dispatcher:
         if self._is_draining:
             raise Busy("the service is being ended; try again when it is back", 30)
 
-    def _give_back_place(self) -> None:
+    def _give_back_place(self, place: Place) -> None:
         with self._changed:
-            self._num_uploading -= 1
+            self._places.discard(place)
 
     def seconds_until_place(self) -> int:
         """Until the next running job is done, which makes another's place free."""

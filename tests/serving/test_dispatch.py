@@ -80,6 +80,33 @@ def test_too_many_jobs_and_too_much_media_are_refused_with_a_time(
         dispatcher.hold_place()
 
 
+def test_in_a_full_queue_the_slowest_upload_loses_its_place_unless_it_is_fast_young_or_whole(
+    start_dispatcher: Callable[..., Any],
+) -> None:
+    dispatcher = start_dispatcher(queued_jobs=5, full_min_bytes_per_s=1000)
+
+    def begin(*, seconds: float, num_bytes: int, is_whole: bool = False) -> Any:
+        place = dispatcher.hold_place()
+        place.began_s -= seconds
+        place.num_bytes, place.is_whole = num_bytes, is_whole
+        return place
+
+    slow = begin(seconds=30, num_bytes=15_000)
+    slowest = begin(seconds=30, num_bytes=10_000)
+    fast = begin(seconds=30, num_bytes=90_000)
+    young = begin(seconds=5, num_bytes=0)
+    whole = begin(seconds=900, num_bytes=10, is_whole=True)
+    for loser in (slowest, slow):
+        dispatcher.hold_place()
+        assert loser.is_lost
+    with pytest.raises(Busy, match="5 jobs are waiting"):
+        dispatcher.hold_place()
+    assert not any(place.is_lost for place in (fast, young, whole))
+    slowest.release()  # its request ends; the place is another's now
+    with pytest.raises(Busy):
+        dispatcher.hold_place()
+
+
 def test_jobs_that_wait_at_shutdown_wait_at_the_next_start(
     dispatcher: Dispatcher, store: JobStore
 ) -> None:

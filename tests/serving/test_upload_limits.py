@@ -1,5 +1,7 @@
 """What an upload may be, read from its headers once it is there."""
 
+import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from tests.serving.answers import problem
 from tests.serving.conftest import HOME
 
 if TYPE_CHECKING:
+    from serving.dispatch import Dispatcher
     from serving.jobs import JobStore
 
 
@@ -41,6 +44,65 @@ def test_an_upload_above_a_limit_is_refused_and_not_kept(
     assert refused.json()["detail"].startswith(said)
     root = store.folder("x").path.parents[1]
     assert [path for part in ("jobs", "incoming") for path in (root / part).iterdir()] == []
+
+
+async def ask(app: Any, method: str, path: str, *body: Callable[[], bytes]) -> tuple[int, bytes]:
+    """Status and content, without a socket. body: makes its parts when they are read"""
+    headers = [(b"host", b"localhost"), (b"content-type", b"video/mp4")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "root_path": ""}
+    left, answer = list(body), [0, b""]
+
+    async def receive() -> dict[str, Any]:
+        part = left.pop(0)() if left else b""
+        return {"type": "http.request", "body": part, "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        answer[0] = message.get("status", answer[0])
+        answer[1] += message.get("body", b"")
+
+    await app(scope, receive, send)
+    return answer[0], answer[1]
+
+
+def test_who_asks_for_little_is_not_held_up_by_a_burst_of_uploads(
+    start_app: Callable[..., Any], dispatcher: "Dispatcher"
+) -> None:
+    places = [dispatcher.hold_place() for _ in range(2)]  # all that there are
+    app = start_app()
+    ends: list[int] = []
+
+    async def note(method: str, path: str) -> None:
+        ends.append((await ask(app, method, path))[0])
+
+    async def burst() -> None:
+        uploads = [asyncio.ensure_future(note("POST", "/v1/jobs")) for _ in range(200)]
+        for _ in range(3):  # it comes when the service is at work on them
+            await asyncio.sleep(0)
+        await asyncio.gather(note("GET", "/livez"), *uploads)
+
+    asyncio.run(burst())
+    for place in places:
+        place.release()
+    assert ends.count(503) == 200
+    assert ends.index(200) < 50
+
+
+def test_an_upload_whose_place_another_was_given_is_told_that_it_is_too_slow(
+    start_app: Callable[..., Any], dispatcher: "Dispatcher"
+) -> None:
+    others: list[Any] = []
+
+    def arrive_late() -> bytes:
+        (slow,) = dispatcher._places
+        slow.began_s -= 100
+        others.extend(dispatcher.hold_place() for _ in range(2))  # all that there are
+        return b"x"
+
+    upload = ask(start_app(), "POST", "/v1/jobs", lambda: b"x" * 1000, arrive_late, lambda: b"x")
+    status, content = asyncio.run(upload)
+    assert (status, json.loads(content)["code"]) == (408, "too_slow")
+    assert dispatcher._places == set(others)
 
 
 def test_an_upload_at_a_limit_is_accepted(start_app: Callable[..., Any], clip: Path) -> None:
