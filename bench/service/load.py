@@ -20,6 +20,7 @@ QUEUE = 8
 BURST = 100
 _BURSTS_REFUSED = 5
 CLIENTS = 200
+_SECONDS_UNTIL_UNUSED = 31
 
 
 class Probe:
@@ -150,6 +151,8 @@ async def clients(setting: Setting) -> list[Figure]:
         await asyncio.gather(*(one(server, number) for number in range(CLIENTS)))
         took_s = time.perf_counter() - began
         await probe.end()
+        await asyncio.sleep(_SECONDS_UNTIL_UNUSED)
+        await _warm(server, setting)  # decoders that nobody needs any more end with it
         after = await server.settle(before)
     resets = sum(count for kind, count in kinds.items() if kind.startswith("reset"))
     return [

@@ -41,6 +41,7 @@ _MOST_S = 2 * MAX_SECONDS_PER_CLIP
 _MIN_SPEED = 5.0
 _MIN_BYTES_PER_S = 5e6  # for a whole file on a slow disk
 _SECONDS_TO_START = 120.0
+_MOST_IDLE_S = 30.0
 # The number of spans in a batch: while one batch is encoded, the next is decoded.
 _MOST_AHEAD = 16
 _ROOT = Path(__file__).resolve().parents[2]
@@ -94,13 +95,15 @@ HERE = DecoderHere()
 class DecoderProcess:
     """Reads in another process, which starts at once. If a file ends it, the ClipError of the file
     has the code "killed_decoder", and the next request gets a new process. Parallel requests get a
-    process each.
+    process each; one that has had nothing to do for half a minute ends when another file is done,
+    but for the last.
 
     The processes end with `close`, with this object, and with this process, however that ends.
     """
 
     def __init__(self) -> None:
-        self._idle: list[_Child] = [_Child()]
+        self._idle: list[_Child] = [_Child()]  # the one that worked last is at the end
+        self._lock = threading.Lock()
         self._finalise = weakref.finalize(self, _end_all, self._idle)
 
     def measure(self, path: Path) -> MediaLength:
@@ -169,7 +172,8 @@ class DecoderProcess:
         work: a function that the process can import
         """
         try:  # several threads may ask
-            child = self._idle.pop()
+            with self._lock:
+                child = self._idle.pop()
         except IndexError:
             child = _Child()
         if child.has_ended():  # it ended while idle, so no file is the cause
@@ -181,7 +185,18 @@ class DecoderProcess:
             if child.is_busy or child.has_ended():  # or the caller wants no more values
                 child.end()
             else:
+                child.idle_since_s = time.monotonic()
                 self._idle.append(child)
+                self._end_unused()
+
+    def _end_unused(self) -> None:
+        with self._lock:
+            while len(self._idle) > 1:
+                child = self._idle.pop(0)
+                if time.monotonic() - child.idle_since_s < _MOST_IDLE_S:
+                    self._idle.insert(0, child)
+                    return
+                child.end()
 
 
 def _measure(path: Path) -> Iterator[MediaLength]:
@@ -239,6 +254,7 @@ class _Child:
         self._answers = self._process.stdout.fileno()
         self._is_ready = False
         self.is_busy = False
+        self.idle_since_s = time.monotonic()
 
     def ask(
         self,

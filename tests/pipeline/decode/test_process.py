@@ -68,6 +68,23 @@ def test_several_files_are_read_at_one_time_each_by_its_own_process(
     decoder._idle.pop().end()
 
 
+def test_a_process_that_is_not_needed_any_more_ends_but_not_the_last(
+    decoder: DecoderProcess, clip: Path
+) -> None:
+    for _ in zip(decode(decoder, clip), decode(decoder, clip), strict=True):
+        pass
+    unused, last = decoder._idle
+    decoder.measure(clip)
+    assert decoder._idle == [unused, last]  # it may be needed again soon
+    unused.idle_since_s -= 100
+    decoder.measure(clip)
+    assert decoder._idle == [last]
+    assert unused.has_ended()
+    last.idle_since_s -= 100
+    decoder.measure(clip)
+    assert decoder._idle == [last]
+
+
 def test_an_interrupted_writer_leaves_nothing_for_the_next(
     decoder: DecoderProcess, clip: Path
 ) -> None:
