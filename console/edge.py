@@ -69,8 +69,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             if not is_of_path and error.errno not in _DISK_FAILS:
                 raise
             why = "no permission" if isinstance(error, PermissionError) else error.strerror
-            where = "the disk" if error.filename is None else str(error.filename)
-            tell(f"meld: error: {one_line(where)}: {why}")
+            if error.filename is None:
+                tell(f"meld: error: the output cannot be written: {why}")
+            else:
+                tell(f"meld: error: {one_line(str(error.filename))}: {why}")
             raise typer.Exit(StorageError.exit_status) from error
         except KeyboardInterrupt as error:
             tell(
