@@ -13,7 +13,6 @@ from fusion.export.gate import Candidate, Gate, refusal
 from fusion.inference.runtime import FeatureRows, HeadLogits
 from fusion.model.dims import FusionDims, ModalityDims
 from pipeline.errors import InputError
-from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipFeatures, DecodedClip
 
 DIMS = FusionDims(modalities=(ModalityDims(modality="text", layers=1, dim=1),))
@@ -52,7 +51,7 @@ def predictor(is_wrong: Callable[[np.ndarray], np.ndarray]) -> Any:
 
     return SimpleNamespace(
         description=SimpleNamespace(set_aside=None, dims=DIMS),
-        recipe=FeatureRecipe(encoders=(), decode=None),
+        recipe=SimpleNamespace(encoders=()),
         decode=None,
         modalities=("text",),
         encode=encode,
