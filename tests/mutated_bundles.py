@@ -18,9 +18,33 @@ from fusion.inference.load import ModelChoice
 from pipeline.encoders.weights import hash_weights
 from pipeline.errors import MeldError
 from pipeline.schema import ClipKey, DecodedClip, Utterance
-from tests.test_mutations import mutate
 
 FORBIDDEN = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec")
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """A few bytes or bits, a piece cut out, doubled, filled or moved, or the end cut off."""
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        at = rng.randrange(len(changed))
+        end = min(at + rng.choice((1, 2, 4, 8, 64, 1000)), len(changed))
+        match rng.randrange(7):
+            case 0:
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[at:end] = rng.randbytes(end - at)
+            case 2:
+                del changed[at:end]
+            case 3:
+                changed[at:at] = changed[at:end]
+            case 4:
+                changed[at:end] = bytes([rng.choice((0, 255, 127, 128))]) * (end - at)
+            case 5:  # a number that claims much
+                changed[at : at + 4] = rng.choice((b"\x7f\xff\xff\xff", b"\xff" * 4, b"\0\0\0\1"))
+            case 6:
+                del changed[max(at, 1) :]
+        changed = changed or bytearray(b"\0")
+    return bytes(changed)
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -63,7 +87,10 @@ def predict(bundle: Path) -> None:
 
 def main() -> None:
     whole, scratch, seed, count = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
-    predict(whole)  # imports all that is needed, before anything is watched
+    try:
+        predict(whole)  # imports all that is needed, before anything is watched
+    except MeldError as error:
+        print(json.dumps({"whole": str(error)}))
     sys.addaudithook(watch)
     for number in range(count):
         bundle = scratch / "bundle"

@@ -8,12 +8,13 @@ hundred.
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,35 +34,11 @@ from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import MediaSpan
 from tests.conftest import ROOT
 from tests.media import Track, textured, tone, write_clip, write_subtitled
+from tests.mutated_bundles import hashes_of, mutate
 
 pytestmark = pytest.mark.heavy
 SEED = int(os.environ.get("MELD_MUTATION_SEED", time.time()))
 HOW_MANY = pytest.mark.parametrize("num", [50, pytest.param(500, marks=pytest.mark.slow)])
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """A few bytes or bits, a piece cut out, doubled, filled or moved, or the end cut off."""
-    changed = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 5, 20))):
-        at = rng.randrange(len(changed))
-        end = min(at + rng.choice((1, 2, 4, 8, 64, 1000)), len(changed))
-        match rng.randrange(7):
-            case 0:
-                changed[at] ^= 1 << rng.randrange(8)
-            case 1:
-                changed[at:end] = rng.randbytes(end - at)
-            case 2:
-                del changed[at:end]
-            case 3:
-                changed[at:at] = changed[at:end]
-            case 4:
-                changed[at:end] = bytes([rng.choice((0, 255, 127, 128))]) * (end - at)
-            case 5:  # a number that claims much
-                changed[at : at + 4] = rng.choice((b"\x7f\xff\xff\xff", b"\xff" * 4, b"\0\0\0\1"))
-            case 6:
-                del changed[max(at, 1) :]
-        changed = changed or bytearray(b"\0")
-    return bytes(changed)
 
 
 def mutations(contents: list[bytes], num: int) -> Iterator[tuple[str, bytes, int]]:
@@ -228,17 +205,18 @@ def write_run_of_words(run: Path, encoder: Path) -> None:
     write_checkpoint(run, checkpoint)
 
 
-@HOW_MANY
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
-def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
-    kind: str, num: int, bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    """They ask no network, though it would answer, and start nothing."""
-    print(f"MELD_MUTATION_SEED={SEED}")
-    command = [sys.executable, "-m", "tests.mutated_bundles", str(bundles[kind]), str(tmp_path)]
+def load_beside_a_listener(
+    bundle: Path, scratch: Path, num: int, change: Callable[[str], object] = lambda address: None
+) -> "subprocess.CompletedProcess[str]":
+    """`tests.mutated_bundles`, where the hub of models is a listener that nobody may ask.
+
+    change: is told its address first
+    """
+    command = [sys.executable, "-m", "tests.mutated_bundles", str(bundle), str(scratch)]
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        change(address)
         ended = subprocess.run(
             [*command, str(SEED), str(num)],
             cwd=ROOT,
@@ -249,6 +227,50 @@ def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
         )
         with pytest.raises(TimeoutError):
             server.accept()
+    return ended
+
+
+ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {
+    "_name_or_path": lambda address: {"_name_or_path": address},
+    "auto_map": lambda address: {"auto_map": {"AutoModel": f"{address}--evil.Model"}},
+    "a model of the hub": lambda address: {"_name_or_path": "nobody/nothing"},
+    "files": lambda address: {"tokenizer_file": address, "vocab_file": address},
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "a model of the hub" else pytest.mark.slow)
+        for kind in ADDRESSES
+    ],
+)
+def test_a_bundle_that_names_addresses_asks_none(
+    kind: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(bundles["torch"], tmp_path / "bundle"))
+
+    def plant(address: str) -> None:
+        before = hashes_of(bundle, bundle / "encoders" / "text" / "config.json")[1]
+        for path in (bundle / "encoders" / "text").glob("*config.json"):
+            values = json.loads(path.read_bytes())
+            path.write_text(json.dumps({**values, **ADDRESSES[kind](address)}))
+        after = hashes_of(bundle, bundle / "encoders" / "text" / "config.json")[1]
+        index = bundle / "encoders" / "encoders.json"
+        index.write_text(index.read_text().replace(before, after))
+
+    ended = load_beside_a_listener(bundle, tmp_path, 0, plant)
+    assert ended.returncode == 0, ended.stderr
+
+
+@HOW_MANY
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
+    kind: str, num: int, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """They ask no network, though it would answer, and start nothing."""
+    print(f"MELD_MUTATION_SEED={SEED}")
+    ended = load_beside_a_listener(bundles[kind], tmp_path, num)
     lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert ended.returncode == 0, (lines[-1], ended.stderr[-2000:])
     assert [line for line in lines if "bug" in line or "forbidden" in line] == []
