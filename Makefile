@@ -44,7 +44,7 @@ browser: $(READY) ## what the tests of pages need beside an installed Chromium
 coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's and all others
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered
 
-test-all: $(READY) ## the slow ones too (kill -9 twenty times, the whole demo)
+test-all: $(READY) ## the slow ones too (kill -9 hundreds of times, the whole demo)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: $(READY) ## format, lint, types, layout, the recipes of containers
