@@ -113,8 +113,10 @@ def quantiles(values: Sequence[float]) -> Message | None:
 
 def judge(report: Message, arguments: argparse.Namespace) -> dict[str, bool]:
     """Whether each goal is met. With several sessions, or a killed worker, the lag is told only."""
-    all_by_client = report["closed"] == {"client": arguments.sessions}
-    goals = {"every session ends because its client ends it": all_by_client}
+    # Too many for the machine: those that are too far behind are closed, as is documented.
+    reasons = ("client",) if arguments.sessions == 1 else ("client", "lagging")
+    closed = sum(report["closed"].get(reason, 0) for reason in reasons)
+    goals = {f"every session ends by {' or '.join(reasons)}": closed == arguments.sessions}
     if arguments.sessions == 1 and arguments.kill_worker_after is None:
         lag = report["lag_s"]
         goals[f"p95 of the lag <= {_GOAL_S} s"] = lag is not None and lag["p95"] <= _GOAL_S
