@@ -1,18 +1,28 @@
 """Files as answers."""
 
+import os
+
+from anyio import to_thread
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from pipeline.errors import UsageError
 from serving.admission import problem_response
-from serving.problems import WrongRange
+from serving.problems import NoSuchJob, WrongRange
 
 
 class RangedFile(FileResponse):
     """A file, whole or the ranges of it that are asked for. A range that it does not have is
-    answered as every other problem is; the library would answer in plain text."""
+    answered as every other problem is; the library would answer in plain text. So is a file whose
+    job is erased between the question and the answer; to the library that would be a bug."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises NoSuchJob."""
+        try:
+            self.stat_result = await to_thread.run_sync(os.stat, self.path)
+        except FileNotFoundError as error:
+            raise NoSuchJob("there is no such job, or it was erased") from error
+        self.set_stat_headers(self.stat_result)
         refused: Message | None = None
 
         async def unless_refused(message: Message) -> None:

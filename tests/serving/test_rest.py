@@ -113,6 +113,16 @@ def test_a_range_that_the_media_do_not_have_is_a_problem_like_any_other(
         assert refused.headers["content-range"] == f"bytes */{clip.stat().st_size}"
 
 
+def test_a_file_that_was_erased_a_moment_ago_is_no_bug(
+    client: "TestClient", service: "Service", send: Send
+) -> None:
+    answer = send(text="Hello")
+    job = wait_for(client, answer)
+    service.store.folder(job["id"]).media.unlink()
+    gone = client.get(f"{answer.headers['Location']}/media")
+    assert problem(gone) == (404, "no_such_job")
+
+
 def test_words_alone_are_read_at_once_and_as_those_of_a_clip(
     client: "TestClient", send: Send
 ) -> None:
