@@ -2,18 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi import Path as FromPath
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -22,15 +19,13 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
-from pipeline.decode.measure import MediaLength
-from pipeline.decode.process import Decoder
-from pipeline.errors import ClipError, InputError, MeldError, UsageError
-from pipeline.system.one_line import one_line
-from serving.admission import COOKIE, PLACE, Admission, Keys, answer_problem, problem_response
-from serving.config import Limits, ServeConfig
-from serving.dispatch import MOST_WORDS_WAITING, Dispatcher, JobStatus
+from pipeline.errors import InputError, MeldError, UsageError
+from serving.accept import accept
+from serving.admission import COOKIE, Admission, answer_problem, problem_response
+from serving.dispatch import MOST_WORDS_WAITING, JobStatus
+from serving.events import follow
 from serving.files import RangedFile
-from serving.jobs import Incoming, Job, JobStore, JobWords
+from serving.jobs import Job
 from serving.live import add_live
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import (
@@ -47,20 +42,18 @@ from serving.openapi import (
     problems,
 )
 from serving.page import POLICY, page_file, render_live, render_start
+from serving.parts import Parts, WithJob, WithParts
 from serving.problems import (
     Busy,
     NoSuchJob,
     NotFinished,
-    TooLarge,
     Unauthorised,
     code_of,
     make_problem,
     rebuild_error,
 )
-from serving.process import WorkerReady
 from serving.sagemaker import SageMaker
-from serving.schemas import JobView, Key, ModelView, StatusView, Words, WordsRead, view_job
-from serving.upload import Upload, check_space, receive_upload
+from serving.schemas import JobView, Key, ModelView, StatusView, Words, WordsRead
 
 Format = Literal["json", "csv", "srt", "vtt", "html"]
 _MEDIA_TYPES: dict[Format, str] = {
@@ -81,28 +74,9 @@ HEADERS = {
 # The result page has its own policy in it; this one adds what a page cannot say of itself.
 _RESULT_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _MOST_AT_ONCE = 4  # uploads whose headers are read at one time, each by a process
-_SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_BETWEEN_CLOSE_LOOKS = 0.02  # of a client that waits for its answer
 _OF_UPLOADS = problems(400, 401, 403, 408, 413, 415, 422, 500, 503, 507)
 _OF_JOBS = problems(401, 403, 404)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The objects that the endpoints use. decoder: reads the headers of uploads"""
-
-    config: ServeConfig
-    keys: Keys
-    store: JobStore
-    dispatcher: Dispatcher
-    decoder: Decoder
-
-    @property
-    def retention_s(self) -> float:
-        return self.config.limits.retention_hours * 3600
-
-    def view(self, status: JobStatus) -> JobView:
-        return view_job(status, retention_s=self.retention_s)
 
 
 def create_app(parts: Parts) -> ASGIApp:
@@ -135,32 +109,6 @@ def create_app(parts: Parts) -> ASGIApp:
         routes=app.routes,
     )
     return SageMaker(admission) if parts.config.sagemaker else admission
-
-
-# Async, as whatever waits for nothing: the threads that others are answered by may all be waiting.
-async def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
-
-
-WithParts = Annotated[Parts, Depends(_parts)]
-
-
-async def _known(
-    job_id: Annotated[
-        str,
-        FromPath(
-            description="as the answer to the upload has it",
-            examples=["0f2c9a6be1d84c57a3f1f0c2b8de9a41"],
-        ),
-    ],
-    parts: WithParts,
-) -> JobStatus:
-    """Raises NoSuchJob, before a stream begins."""
-    return parts.dispatcher.status(job_id)
-
-
-WithJob = Annotated[JobStatus, Depends(_known)]
 
 
 # ---------------------------------------------------------------------------------------- jobs
@@ -197,7 +145,7 @@ def _add_jobs(app: FastAPI) -> None:
         with _once(request.app.state.sending, idempotency_key):
             job = parts.store.find(idempotency_key) if idempotency_key is not None else None
             if job is None:
-                job = await _accept(request, parts, sent_as=idempotency_key)
+                job = await accept(request, parts, sent_as=idempotency_key)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return _tell(parts.dispatcher.status(job.id), parts, response)
 
@@ -213,7 +161,7 @@ def _add_jobs(app: FastAPI) -> None:
         """As a job is sent. The answer is the timeline as JSON; nothing is kept of the clip after
         it, or when its client goes away. It passes the jobs that wait, and where it cannot be begun
         within some seconds, it is refused with `Retry-After`."""
-        job = await _accept(request, parts, is_awaited=True)
+        job = await accept(request, parts, is_awaited=True)
         try:
             await _await_end(request, parts, job)
             timeline = parts.store.folder(job.id).timeline("json")
@@ -289,7 +237,7 @@ def _add_jobs(app: FastAPI) -> None:
         """Server-sent events: `utterance` with its number as id, `progress`, and `end` with the
         job, which is the last."""
         last = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-        async for event in _follow(job.job.id, parts, last):
+        async for event in follow(job.job.id, parts, last):
             yield event
 
     @app.get(
@@ -319,21 +267,6 @@ def _once(sending: set[str], sent_as: str | None) -> Iterator[None]:
         sending.remove(sent_as)
 
 
-async def _accept(
-    request: Request, parts: Parts, *, sent_as: str | None = None, is_awaited: bool = False
-) -> Job:
-    """Raises MeldError, ClientDisconnect; nothing of the upload is kept then."""
-    incoming = await to_thread.run_sync(parts.store.begin)
-    try:
-        received = await _receive(request, parts, incoming, is_awaited)
-        job = replace(received, sent_as=sent_as, is_awaited=is_awaited)
-        return await to_thread.run_sync(
-            parts.dispatcher.submit, incoming, job, request.scope[PLACE]
-        )
-    finally:
-        await to_thread.run_sync(incoming.drop)
-
-
 async def _await_end(request: Request, parts: Parts, job: Job) -> None:
     """Raises Busy where it is not begun in time, ClientDisconnect, or why it failed."""
     wait_s = parts.config.limits.predict_wait_s
@@ -353,82 +286,6 @@ async def _await_end(request: Request, parts: Parts, job: Job) -> None:
         await asyncio.sleep(_SECONDS_BETWEEN_CLOSE_LOOKS)
 
 
-async def _receive(request: Request, parts: Parts, incoming: Incoming, is_awaited: bool) -> Job:
-    """Raises MeldError, ClientDisconnect."""
-    limits, headers = parts.config.limits, request.headers
-    stage = parts.dispatcher.metrics.stage
-    check_space(incoming.folder.path, int(headers.get("content-length", "0")))
-    began_s = time.monotonic()
-    upload = await receive_upload(
-        request.stream(),
-        incoming.folder,
-        content_type=headers.get("content-type", ""),
-        query=request.query_params,
-        limits=limits,
-    )
-    stage.labels("receiving").observe(time.monotonic() - began_s)
-    _check_words(upload.words, parts.dispatcher.ready)
-    async with request.app.state.measuring:
-        began_s = time.monotonic()
-        length = await to_thread.run_sync(_measure, parts.decoder, incoming, upload)
-        stage.labels("measuring").observe(time.monotonic() - began_s)
-    _check_length(length, upload.file, limits, is_awaited)
-    return Job(
-        id=incoming.id,
-        file=upload.file,
-        media_type=upload.media_type,
-        num_bytes=incoming.folder.media.stat().st_size,
-        duration_ms=length.duration_ms,
-        words=upload.words,
-        created_s=time.time(),
-    )
-
-
-def _measure(decoder: Decoder, incoming: Incoming, upload: Upload) -> MediaLength:
-    """Raises InputError where it is no media, whose reader it may have ended."""
-    try:
-        length = decoder.measure(incoming.folder.media)
-    except ClipError as error:
-        told = error.message.replace(str(incoming.folder.media), upload.file)
-        raise InputError(f"{upload.file}: {told}") from error
-    if length.duration_ms == 0:
-        raise InputError(f"{upload.file}: it lasts 0.0 s, so there is nothing to predict from")
-    return length
-
-
-def _check_words(words: JobWords, ready: WorkerReady | None) -> None:
-    """Raises UsageError for what the model or the recogniser cannot do."""
-    assert ready is not None
-    if words.no_text and ready.needs_words:
-        raise UsageError(f"no_text: {ready.model['name']} reads words alone")
-    recogniser = ready.model.get("recogniser")
-    languages = [] if recogniser is None else recogniser["languages"]
-    if words.language is not None and words.language not in languages:
-        raise UsageError(
-            f"language {one_line(words.language)}: the service's recogniser knows "
-            f"{', '.join(languages) or 'none'}"
-        )
-
-
-def _check_length(length: MediaLength, file: str, limits: Limits, is_awaited: bool) -> None:
-    """Raises TooLarge."""
-    duration_s, most_s = length.duration_ms / 1000, limits.max_media_s
-    if is_awaited and duration_s > limits.predict_media_s < most_s:
-        raise TooLarge(
-            f"{file} lasts {duration_s:.0f} s; {limits.predict_media_s:g} s are the most that is "
-            "answered at once; send it as a job"
-        )
-    if duration_s > most_s:
-        raise TooLarge(f"{file} lasts {duration_s:.0f} s; {most_s:g} s are the most")
-    for found, most, what in (
-        (length.num_pixels, limits.max_pixels, "pixels a frame"),
-        (length.num_frames, limits.max_frames, "frames"),
-        (length.num_streams, limits.max_streams, "streams"),
-    ):
-        if found > most:
-            raise TooLarge(f"{file} has {found} {what}; {most} are the most")
-
-
 def _tell(status: JobStatus, parts: Parts, response: Response) -> JobView:
     if status.retry_after_s is not None:
         response.headers["Retry-After"] = str(status.retry_after_s)
@@ -441,50 +298,6 @@ def _check_succeeded(status: JobStatus) -> None:
         raise rebuild_error(status.job.error.code, status.job.error.detail)
     if status.state != "succeeded":
         raise NotFinished(f"the job is {status.state}; ask again later", status.retry_after_s or 1)
-
-
-async def _follow(job_id: str, parts: Parts, last: int) -> AsyncIterator[ServerSentEvent]:
-    """Ends with the job, with its erasing, and with the service, whose successor is asked then."""
-    path = parts.store.folder(job_id).utterances
-    number, place = 0, 0
-    seen: JobStatus | None = None
-    told: dict[str, Any] | None = None
-    while not parts.dispatcher.is_draining:
-        # First how it stands, then what is there: what comes last is not missed.
-        try:
-            status = parts.dispatcher.status(job_id)
-        except UsageError:
-            return
-        if status.state != "queued" or seen is None:  # an earlier worker may have left some
-            lines, place = await to_thread.run_sync(_read_on, path, place)
-            for line in lines:
-                number += 1
-                if number > last:
-                    yield ServerSentEvent(event="utterance", id=str(number), raw_data=line)
-        if status != seen:  # many may look at jobs that wait, again and again
-            seen = status
-            view = parts.view(status).model_dump(mode="json", exclude_none=True)
-            if status.job.ended is not None:
-                yield ServerSentEvent(event="end", data=view)
-                return
-            if view != told:
-                told = view
-                yield ServerSentEvent(event="progress", data=view)
-        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _read_on(path: Path, place: int) -> tuple[list[str], int]:
-    """Whole lines from a byte on, and the byte behind them."""
-    try:
-        with path.open("rb") as file:
-            file.seek(place)
-            whole = file.read().rpartition(b"\n")[0]
-    except FileNotFoundError:  # there is none yet, or none any more
-        return [], place
-    if not whole:
-        return [], place
-    # Not splitlines: JSON may hold other ends of lines.
-    return whole.decode().split("\n"), place + len(whole) + 1
 
 
 # ------------------------------------------------------------------------------------ the rest

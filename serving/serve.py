@@ -23,12 +23,13 @@ from pipeline.errors import InputError, MeldError, StorageError
 from pipeline.system.locks import hold
 from pipeline.system.resources import share_cores
 from serving.admission import Keys
-from serving.app import Parts, create_app
+from serving.app import create_app
 from serving.config import ServeConfig
 from serving.connections import limited_protocol
 from serving.dispatch import SECONDS_TO_LOAD, Dispatcher
 from serving.jobs import JobStore
 from serving.live import SOCKET_SETTINGS
+from serving.parts import Parts
 from serving.probe import announced
 from serving.process import WorkerEnded, WorkerProcess, WorkerReady
 

@@ -172,8 +172,9 @@ def start_app(store: "JobStore", dispatcher: "Dispatcher") -> Callable[..., "Adm
     """A service of this process alone: start_app(max_frames=9)."""
     from pipeline.decode.process import HERE
     from serving.admission import Keys
-    from serving.app import Parts, create_app
+    from serving.app import create_app
     from serving.config import Limits, ServeConfig
+    from serving.parts import Parts
 
     def start(**limits: Any) -> Any:
         config = ServeConfig(limits=Limits(**limits))
