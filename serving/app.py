@@ -31,11 +31,11 @@ from serving.metrics import CONTENT_TYPE
 from serving.openapi import (
     ACCEPTED,
     EVENTS,
-    IN_EVERY_FORMAT,
     MEDIA,
     METRICS,
     OF_A_JOB,
     READ,
+    RESULT,
     TIMELINE,
     UPLOAD,
     describe,
@@ -196,10 +196,7 @@ def _add_jobs(app: FastAPI) -> None:
     @app.get(
         "/v1/jobs/{job_id}/timeline",
         response_class=RangedFile,
-        responses={
-            200: {"description": "In the format that was asked for.", "content": IN_EVERY_FORMAT},
-            **problems(401, 403, 404, 409, 422, 500),
-        },
+        responses={**RESULT, **problems(400, 401, 403, 404, 409, 416, 422, 500)},
         tags=["jobs"],
         summary="The result of a job",
     )

@@ -179,9 +179,19 @@ READ: dict[str, Any] = {
     },
 }
 _ANY_MEDIA = {kind: {"schema": _BINARY} for kind in ("video/*", "audio/*")}
+_CONTENT_RANGE = {
+    "description": "which bytes of how many; * for which where there are none such, and absent "
+    "where several ranges are sent as multipart/byteranges",
+    "schema": {"type": "string"},
+}
+_SOME_BYTES: dict[str, Any] = {
+    "description": "A range of it.",
+    "headers": {"Content-Range": {**_CONTENT_RANGE, "example": "bytes 0-1023/81920"}},
+}
+_SEVERAL = {"multipart/byteranges": {"schema": _BINARY}}
 MEDIA: dict[int | str, dict[str, Any]] = {
     200: {"description": "The media.", "content": _ANY_MEDIA},
-    206: {"description": "A range of it.", "content": _ANY_MEDIA},
+    206: {**_SOME_BYTES, "content": {**_ANY_MEDIA, **_SEVERAL}},
 }
 TIMELINE = {JSON: {"schema": {"$ref": f"{_REF}Timeline"}}}
 IN_EVERY_FORMAT: dict[str, Any] = {
@@ -190,6 +200,10 @@ IN_EVERY_FORMAT: dict[str, Any] = {
     "application/x-subrip": {"schema": {"type": "string"}, "example": _SRT},
     "text/vtt": {"schema": {"type": "string"}, "example": f"WEBVTT\n\n{_SRT}"},
     "text/html": {"schema": {"type": "string"}, "example": "<!doctype html>..."},
+}
+RESULT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "In the format that was asked for.", "content": IN_EVERY_FORMAT},
+    206: {**_SOME_BYTES, "content": {**IN_EVERY_FORMAT, **_SEVERAL}},
 }
 EVENTS = {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}}
 METRICS = {"text/plain": {"schema": {"type": "string"}, "example": _METRICS}}
@@ -287,6 +301,8 @@ def _complete(status: str, answer: dict[str, Any]) -> None:
         problem["example"] = make_problem(int(status), code, detail)
     if status in ("409", "503"):
         answer["headers"].update(_RETRY)
+    if status == "416":
+        answer["headers"]["Content-Range"] = {**_CONTENT_RANGE, "example": "bytes */81920"}
     answer["content"] = {MEDIA_TYPE: problem}
 
 
