@@ -186,4 +186,4 @@ def _write_all(lines: "queue.Queue[str | None]") -> None:
         with suppress(OSError):  # nobody can read it any more; the service goes on
             # Past the buffer of sys.stderr: its lock would be held while nobody reads, and with
             # it the end of the process.
-            os.write(stderr, f"{line}\n".encode())
+            os.write(stderr, f"{line}\n".encode(errors="backslashreplace"))  # as sys.stderr does

@@ -76,6 +76,15 @@ def test_a_line_keeps_the_request_that_it_is_about(log: logging.Logger) -> None:
     assert '"text": "slow"' in line
 
 
+def test_a_line_that_is_no_text_is_written_all_the_same_and_those_after_it_too(
+    log: logging.Logger,
+) -> None:
+    with small_pipe() as reading, edge.log_beside():
+        log.warning("cannot write %s", os.fsdecode(b"talk-\xff.mp4"))
+        log.warning("the next")
+        assert read_all(reading) == ["meld: cannot write talk-\\udcff.mp4", "meld: the next"]
+
+
 def test_what_was_logged_last_is_written_before_the_end(log: logging.Logger) -> None:
     with small_pipe() as reading:
         with edge.log_beside():
