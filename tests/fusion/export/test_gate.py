@@ -51,7 +51,7 @@ def predictor(is_wrong: Callable[[np.ndarray], np.ndarray]) -> Any:
 
     return SimpleNamespace(
         description=SimpleNamespace(set_aside=None, dims=DIMS),
-        recipe=SimpleNamespace(encoders=()),
+        recipe=SimpleNamespace(encoders=(SimpleNamespace(context=0, dialogue="none"),)),
         decode=None,
         modalities=("text",),
         encode=encode,
