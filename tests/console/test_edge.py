@@ -13,24 +13,27 @@ from console import edge
 from serving.logs import REQUEST, JsonLines, RequestNote
 
 
+log = logging.getLogger("serving.test")
+
+
 @contextmanager
 def small_pipe() -> Iterator[int]:
-    """stderr is one; its other end."""
-    reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    with os.fdopen(writing, "w", buffering=1) as stderr, redirect_stderr(stderr):
-        yield reading
-    os.close(reading)
+    """stderr is one, and the log goes there as a command writes it; the pipe's other end.
 
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
-    """With the handler that a command writes its log with."""
+    Only there: pytest would keep every line for its report.
+    """
     root = logging.getLogger()
     handler = edge._ToStderr()
     handler.setFormatter(logging.Formatter("meld: %(message)s"))
-    monkeypatch.setattr(root, "handlers", [handler])
-    return logging.getLogger("serving.test")
+    before, root.handlers[:] = root.handlers[:], [handler]
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        with os.fdopen(writing, "w", buffering=1) as stderr, redirect_stderr(stderr):
+            yield reading
+    finally:
+        root.handlers[:] = before
+        os.close(reading)
 
 
 def read_all(reading: int) -> list[str]:
@@ -47,7 +50,7 @@ def read_all(reading: int) -> list[str]:
 
 
 def test_who_stops_reading_the_log_holds_nobody_up_and_is_told_what_was_lost(
-    log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(edge, "MOST_WAITING_LINES", 50)
     with small_pipe() as reading, edge.log_beside():
@@ -65,27 +68,26 @@ def test_who_stops_reading_the_log_holds_nobody_up_and_is_told_what_was_lost(
     assert len(lines) == len(lost) + len(written)
 
 
-def test_a_line_keeps_the_request_that_it_is_about(log: logging.Logger) -> None:
-    edge.log_as(JsonLines())
-    with small_pipe() as reading, edge.log_beside():
-        token = REQUEST.set(RequestNote(id="r-17"))
-        log.warning("slow")
-        REQUEST.reset(token)
-        [line] = read_all(reading)
+def test_a_line_keeps_the_request_that_it_is_about() -> None:
+    with small_pipe() as reading:
+        edge.log_as(JsonLines())
+        with edge.log_beside():
+            token = REQUEST.set(RequestNote(id="r-17"))
+            log.warning("slow")
+            REQUEST.reset(token)
+            [line] = read_all(reading)
     assert '"request": "r-17"' in line
     assert '"text": "slow"' in line
 
 
-def test_a_line_that_is_no_text_is_written_all_the_same_and_those_after_it_too(
-    log: logging.Logger,
-) -> None:
+def test_a_line_that_is_no_text_is_written_all_the_same_and_those_after_it_too() -> None:
     with small_pipe() as reading, edge.log_beside():
         log.warning("cannot write %s", os.fsdecode(b"talk-\xff.mp4"))
         log.warning("the next")
         assert read_all(reading) == ["meld: cannot write talk-\\udcff.mp4", "meld: the next"]
 
 
-def test_what_was_logged_last_is_written_before_the_end(log: logging.Logger) -> None:
+def test_what_was_logged_last_is_written_before_the_end() -> None:
     with small_pipe() as reading:
         with edge.log_beside():
             log.warning("the end")
