@@ -12,7 +12,6 @@ import pytest
 from console import edge
 from serving.logs import REQUEST, JsonLines, RequestNote
 
-
 log = logging.getLogger("serving.test")
 
 
