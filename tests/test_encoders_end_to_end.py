@@ -47,7 +47,13 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
     return ask
 
 
-@pytest.mark.parametrize("name", ["word vectors, faces and whisper", "an image net and wav2vec2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "word vectors, faces and whisper",
+        pytest.param("an image net and wav2vec2", marks=pytest.mark.slow),
+    ],
+)
 def test_each_goes_from_clips_to_predictions(
     name: str,
     asks: Callable[[str], Ask],

@@ -51,7 +51,7 @@ def temporaries(folder: Path) -> list[Path]:
 EACH_WAY = pytest.mark.parametrize("how", HOWS)
 # Where each place takes long, `make test` tries a few of them, another few each time.
 SOME = pytest.mark.parametrize(
-    "num_places", [pytest.param(4, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)]
+    "num_places", [pytest.param(2, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)]
 )
 
 

@@ -520,7 +520,7 @@ def test_8_bit_graphs_are_not_exported_again(meld: Meld, graphs: Path, tmp_path:
     change_json("export.json", lambda values: values.update(runtimes=["onnx"]))(small)
     done = meld("export", small, "--out", tmp_path / "out")
     assert done.status == 2
-    assert "export the run that they were made of" in done.err
+    assert "export the run that they were made from" in done.err
 
 
 def test_a_run_has_no_graphs(meld: Meld, text_run: Path) -> None:

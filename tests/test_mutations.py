@@ -5,6 +5,7 @@ MELD_MUTATION_SEED repeats a run. In `make test` there are fifty of each, in `ma
 hundred.
 """
 
+import functools
 import json
 import os
 import random
@@ -168,17 +169,23 @@ def test_subtitles_of_changed_bytes_are_read_or_told_in_one_line(num: int, tmp_p
 
 
 @pytest.fixture(scope="module")
-def bundles(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of a tiny model of words: for PyTorch, and graphs alone."""
+def bundle_for(
+    tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Of a tiny model of words: for "torch", or graphs alone for "onnx"."""
     run = tmp_path_factory.mktemp("runs") / "words"
     write_run_of_words(run, tiny_text_folder)
     out = tmp_path_factory.mktemp("bundles")
     options = {"run": run, "weights_dir": tiny_text_folder.parent}
-    with_torch = export(ExportConfig(**options, out=out / "torch")).bundle
-    graphs = export(ExportConfig(**options, out=out / "onnx", onnx=True)).bundle
-    exported = json.loads((graphs / "export.json").read_bytes())
-    (graphs / "export.json").write_text(json.dumps({**exported, "runtimes": ["onnx"]}))
-    return {"torch": with_torch, "onnx": graphs}
+
+    def make(runtime: str) -> Path:
+        bundle = export(ExportConfig(**options, out=out / runtime, onnx=runtime == "onnx")).bundle
+        if runtime == "onnx":
+            exported = json.loads((bundle / "export.json").read_bytes())
+            (bundle / "export.json").write_text(json.dumps({**exported, "runtimes": ["onnx"]}))
+        return bundle
+
+    return functools.cache(make)
 
 
 def write_run_of_words(run: Path, encoder: Path) -> None:
@@ -246,9 +253,9 @@ ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {
     ],
 )
 def test_a_bundle_that_names_addresses_asks_none(
-    kind: str, bundles: dict[str, Path], tmp_path: Path
+    kind: str, bundle_for: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    bundle = Path(shutil.copytree(bundles["torch"], tmp_path / "bundle"))
+    bundle = Path(shutil.copytree(bundle_for("torch"), tmp_path / "bundle"))
 
     def plant(address: str) -> None:
         before = hashes_of(bundle, bundle / "encoders" / "text" / "config.json")[1]
@@ -263,14 +270,14 @@ def test_a_bundle_that_names_addresses_asks_none(
     assert ended.returncode == 0, ended.stderr
 
 
-@HOW_MANY
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("num", [20, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
-    kind: str, num: int, bundles: dict[str, Path], tmp_path: Path
+    kind: str, num: int, bundle_for: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """They ask no network, though it would answer, and start nothing."""
     print(f"MELD_MUTATION_SEED={SEED}")
-    ended = load_beside_a_listener(bundles[kind], tmp_path, num)
+    ended = load_beside_a_listener(bundle_for(kind), tmp_path, num)
     lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert ended.returncode == 0, (lines[-1], ended.stderr[-2000:])
     assert [line for line in lines if "bug" in line or "forbidden" in line] == []

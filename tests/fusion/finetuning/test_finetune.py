@@ -318,7 +318,7 @@ def test_gradient_checkpointing_changes_memory_not_the_result(
 def test_a_loss_that_is_no_number_stops_the_run(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: object, output: Any, *_: object) -> torch.Tensor:
+    def broken(self: object, output: Any, *_: object, **__: object) -> torch.Tensor:
         return output.emotion_logits.sum() * float("nan")
 
     monkeypatch.setattr("fusion.finetuning.loop.MultiTaskLoss.__call__", broken)
