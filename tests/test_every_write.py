@@ -48,6 +48,9 @@ def temporaries(folder: Path) -> list[Path]:
     return list(folder.rglob("*.tmp"))
 
 
+# It starts no process, but each place is a whole run of what writes: too long while you write.
+pytestmark = pytest.mark.heavy
+
 EACH_WAY = pytest.mark.parametrize("how", HOWS)
 # Where each place takes long, `make test` tries a few of them, another few each time.
 SOME = pytest.mark.parametrize(
@@ -413,7 +416,6 @@ def old_bundle(
     return export(ExportConfig(run=other, out=out, weights_dir=tiny_text_folder.parent)).bundle
 
 
-@pytest.mark.heavy
 @EACH_WAY
 @SOME
 def test_a_bundle_is_the_old_one_the_new_one_or_says_that_it_is_unfinished(

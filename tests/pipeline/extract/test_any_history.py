@@ -32,6 +32,9 @@ from pipeline.schema import ClipKey, LocatedClip, Utterance
 from tests.failing_disk import Disk, Killed, failing
 from tests.pipeline.extract.test_changed_clips import ROWS, Corpus, encode, encode_each
 
+# It starts no process, but many histories take too long while you write.
+pytestmark = pytest.mark.heavy
+
 LABELS = ("joy,positive", "anger,negative", "neutral,neutral", ",")
 ROW = st.integers(0, ROWS - 1)
 
