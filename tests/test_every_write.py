@@ -29,8 +29,6 @@ from fusion.training.run_folder import METRICS, open_run
 from pipeline.cache.embeddings import projection_path
 from pipeline.cache.format import read_cache, write_cache
 from pipeline.cache.projection import fit_projections, read_projections, write_projections
-from pipeline.encoders.encoder import EncoderWish
-from pipeline.encoders.registry import find_entry
 from pipeline.parallel import engine
 from pipeline.parallel.work import Cluster, DecodedShard, ShardTask
 from pipeline.recipe import DecodeConfig, FeatureRecipe
@@ -42,6 +40,7 @@ from serving.jobs import Job, JobStore
 from tests.failing_disk import HOWS, Change, How, fail_everywhere
 from tests.pipeline.cache.test_cache import make_cache, make_recipe
 from tests.pipeline.extract.test_changed_clips import Corpus, encode_each
+from tests.runs import write_run_of_words
 
 
 def temporaries(folder: Path) -> list[Path]:
@@ -395,12 +394,8 @@ def test_saved_features_of_a_prediction_are_there_or_computed_again(
 
 @pytest.fixture(scope="module")
 def words_run(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    wish = EncoderWish(name=str(tiny_text_folder), weights="pretrained")
-    spec = find_entry("text", str(tiny_text_folder)).choose(wish, "float32").spec
     run = tmp_path_factory.mktemp("runs") / "words"
-    run.mkdir()
-    recipe = FeatureRecipe(encoders=(spec,), decode=None)
-    write_checkpoint(run, make_checkpoint(1, recipe, dim=48))
+    write_run_of_words(run, tiny_text_folder)
     return run
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
@@ -21,22 +20,19 @@ from fusion.export.export import ExportConfig, export
 from fusion.export.gate import VariantCost
 from fusion.export.golden import TALK
 from fusion.inference.bundle import GRAPHS
-from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
 from fusion.inference.load import ModelChoice
-from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
-from fusion.model.fusion import FusionModel
+from fusion.model.dims import ModelConfig
 from fusion.prediction import predict_files
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.encoders import weights
-from pipeline.encoders.encoder import EncoderWish
-from pipeline.encoders.registry import find_entry
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError, WeightsMissing
-from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS
 from pipeline.system.extras import EXTRA_OF
 from tests.conftest import Meld
+from tests.runs import write_run_of_words
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,29 +69,8 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_run(tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights on a tiny text encoder: where only the files matter."""
-    wish = EncoderWish(name=str(tiny_text_folder), weights="pretrained")
-    spec = find_entry("text", str(tiny_text_folder)).choose(wish, "float32").spec
-    dims = FusionDims(
-        modalities=(ModalityDims(modality="text", layers=3, dim=48),),
-        model=ModelConfig(hidden=8, projection=8),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = FusionModel(dims).eval()
-    checkpoint = Checkpoint(
-        model=model,
-        dims=dims,
-        recipe=FeatureRecipe(encoders=(spec,), decode=None),
-        projection_hash=None,
-        emotion_counts=(1,) * 7,
-        sentiment_counts=(1,) * 3,
-        settings={},
-        features=None,
-    )
     run = tmp_path_factory.mktemp("runs") / "words"
-    run.mkdir()
-    write_checkpoint(run, checkpoint)
+    write_run_of_words(run, tiny_text_folder)
     return run
 
 

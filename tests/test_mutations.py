@@ -20,22 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fusion.export.export import ExportConfig, export
-from fusion.inference.checkpoint import Checkpoint, write_checkpoint
 from fusion.inference.subtitles import read_subtitles
-from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
-from fusion.model.fusion import FusionModel
 from pipeline.decode.process import DecoderProcess
-from pipeline.encoders.encoder import EncoderWish
-from pipeline.encoders.registry import find_entry
 from pipeline.errors import ClipError, MeldError
-from pipeline.recipe import DecodeConfig, FeatureRecipe
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 from tests.conftest import ROOT
 from tests.media import Track, textured, tone, write_clip, write_subtitled
 from tests.mutated_bundles import hashes_of, mutate
+from tests.runs import write_run_of_words
 
 pytestmark = pytest.mark.heavy
 SEED = int(os.environ.get("MELD_MUTATION_SEED", time.time()))
@@ -186,30 +181,6 @@ def bundle_for(
         return bundle
 
     return functools.cache(make)
-
-
-def write_run_of_words(run: Path, encoder: Path) -> None:
-    wish = EncoderWish(name=str(encoder), weights="pretrained")
-    spec = find_entry("text", str(encoder)).choose(wish, "float32").spec
-    dims = FusionDims(
-        modalities=(ModalityDims(modality="text", layers=3, dim=48),),
-        model=ModelConfig(hidden=8, projection=8),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = FusionModel(dims).eval()
-    run.mkdir()
-    checkpoint = Checkpoint(
-        model=model,
-        dims=dims,
-        recipe=FeatureRecipe(encoders=(spec,), decode=None),
-        projection_hash=None,
-        emotion_counts=(1,) * 7,
-        sentiment_counts=(1,) * 3,
-        settings={},
-        features=None,
-    )
-    write_checkpoint(run, checkpoint)
 
 
 def load_beside_a_listener(
