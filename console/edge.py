@@ -24,6 +24,8 @@ from pipeline.system.extras import missing_part
 from pipeline.system.extras import needs_extra as needs_extra
 from pipeline.system.one_line import one_line
 
+log = logging.getLogger(__name__)
+
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 # Ends what is said where the service is not installed.
@@ -56,7 +58,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, verbose: bool = False, **kwargs: Any) -> None:
         _show_log(verbose)
         try:
-            command(*args, **kwargs)
+            with _disk_errors_of_threads_in_one_line():
+                command(*args, **kwargs)
         except MeldError as error:
             raise _told(error) from error
         except ModuleNotFoundError as error:
@@ -91,6 +94,26 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     )
     run.__annotations__ = {**command.__annotations__, "verbose": Verbose}
     return run
+
+
+@contextmanager
+def _disk_errors_of_threads_in_one_line() -> Iterator[None]:
+    """A library's thread that cannot write, such as TensorBoard's, ends with a traceback, and then
+    the next event raises the error again. Here the thread's is one line."""
+    before = threading.excepthook
+
+    def tell_of(failed: threading.ExceptHookArgs) -> None:
+        error = failed.exc_value
+        if isinstance(error, OSError) and error.errno in _DISK_FAILS:
+            log.warning("a thread could not write: %s", one_line(str(error)))
+        else:
+            before(failed)
+
+    threading.excepthook = tell_of
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _told(error: MeldError) -> typer.Exit:

@@ -6,10 +6,12 @@ tried: the kernel refuses in the same way.
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,11 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+SOME_AND_THE_REST_SLOWLY = [
+    name if name in ("train-fusion", "predict") else pytest.param(name, marks=pytest.mark.slow)
+    for name in COMMANDS
+]
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("state", ["full", "nearly full", "read-only"])
@@ -144,6 +151,38 @@ def test_a_disk_that_cannot_be_written_is_told_in_one_line(
     reason = errno.EROFS if state == "read-only" else errno.ENOSPC
     assert os.strerror(reason) in told(done) or "no permission" in told(done), done.err
     assert not [name for name in disk.files() if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("name", SOME_AND_THE_REST_SLOWLY)
+def test_a_limit_on_the_size_of_files_is_told_in_one_line(
+    name: str,
+    features: Path,
+    run: Path,
+    corpus: Path,
+    tmp_path: Path,
+    meld: Meld,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a quota, it refuses in the middle of a file; and nobody has to be root for it."""
+    monkeypatch.setattr(engine, "encode_shards", encode_each)
+    (tmp_path / "a.srt").write_text(SRT)
+    disk = Disk(tmp_path / "disk")
+    disk.path.mkdir()
+    with files_of_at_most(1000):
+        done = meld(*COMMANDS[name](disk.path, features, run, corpus))
+    assert done.status == 5, (done.status, done.err)
+    assert os.strerror(errno.EFBIG) in told(done), done.err
+    assert not [name for name in disk.files() if name.endswith(".tmp")]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_folder_for_temporary_files_that_cannot_be_written_is_told(

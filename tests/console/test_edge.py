@@ -1,8 +1,10 @@
-"""The log of a command that runs for long, whoever reads it."""
+"""The log of a command that runs for long, whoever reads it; errors of threads."""
 
+import errno
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -93,3 +95,32 @@ def test_what_was_logged_last_is_written_before_the_end() -> None:
         assert read_all(reading) == ["meld: the end"]
         log.warning("after it")
         assert read_all(reading) == ["meld: after it"]
+
+
+def end_in_a_thread(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+
+
+def test_what_a_librarys_thread_cannot_write_is_one_line_and_no_traceback(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_traceback: list[str] = []
+    monkeypatch.setattr(
+        threading, "excepthook", lambda failed: with_traceback.append(str(failed.exc_value))
+    )
+
+    @edge.reports_errors
+    def command() -> None:
+        end_in_a_thread(OSError(errno.ENOSPC, "No space left", "events.1"))
+        end_in_a_thread(ValueError("a bug"))
+
+    command()
+    assert with_traceback == ["a bug"]
+    assert caplog.messages == ["a thread could not write: [Errno 28] No space left: 'events.1'"]
+    end_in_a_thread(OSError(errno.ENOSPC, "after the command"))
+    assert with_traceback == ["a bug", "[Errno 28] after the command"]
