@@ -12,7 +12,7 @@ from fusion.data.split import FusionData
 from fusion.labels import UNLABELLED, Head
 from fusion.model.dialogue import Turns
 from fusion.model.ensemble import Fusion
-from fusion.model.fusion import FusionOutput
+from fusion.model.fusion import FusionModel, FusionOutput
 from pipeline.schema import Modality
 
 
@@ -21,6 +21,7 @@ class Rows:
     """Features standardised, shapes as in `FusionData`, or all with a leading axis [trainings].
 
     soft: a teacher's probabilities, float32 [rows, classes] of each head; empty without one
+    shared: where `features` are those of more rows, not standardised: see `of_shared`
     """
 
     features: dict[Modality, Tensor]
@@ -29,6 +30,7 @@ class Rows:
     emotion: Tensor
     sentiment: Tensor
     soft: dict[Head, Tensor] = field(default_factory=dict)
+    shared: "_Shared | None" = None
 
     @classmethod
     def prepare(
@@ -51,18 +53,60 @@ class Rows:
             soft={head: values.to(device) for head, values in (soft or {}).items()},
         )
 
+    @classmethod
+    def of_shared(
+        cls,
+        model: FusionModel,
+        features: dict[Modality, Tensor],
+        part: FusionData,
+        places: Tensor,
+    ) -> "Rows":
+        """Rows whose features are standardised when they are picked: the same values as prepared,
+        and many parts of the same rows, such as folds, need one copy of them.
+
+        features: of all rows, on their device
+        part:     the labels of these rows; its own features are not looked at
+        places:   int64 [rows], where each of these rows stands in `features`
+        """
+        device = places.device
+        return cls(
+            features=features,
+            present=part.present.to(device),
+            turns=part.turns.to(device),
+            emotion=part.emotion.to(device),
+            sentiment=part.sentiment.to(device),
+            shared=_Shared(model=model, columns=part.modalities, places=places),
+        )
+
     def __len__(self) -> int:
         return self.present.shape[-2]
 
     def pick(self, index: Tensor) -> "Rows":
         return Rows(
-            features={name: values[index] for name, values in self.features.items()},
+            features={name: self.features_of(name, index) for name in self.features},
             present=self.present[index],
             turns=self.turns.pick(index),
             emotion=self.emotion[index],
             sentiment=self.sentiment[index],
             soft={head: values[index] for head, values in self.soft.items()},
         )
+
+    def features_of(self, name: Modality, index: Tensor, out: Tensor | None = None) -> Tensor:
+        """Standardised, float32 [batch, layers, dim]; in `out` where that is given."""
+        if self.shared is None:
+            return torch.index_select(self.features[name], 0, index, out=out)
+        values = torch.index_select(self.features[name], 0, self.shared.places[index], out=out)
+        present = self.present[index, self.shared.columns.index(name)]
+        return self.shared.model.branch(name).standardise_(values, present)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """model: standardises; columns: of `Rows.present`; places: of the rows in `Rows.features`"""
+
+    model: FusionModel
+    columns: tuple[Modality, ...]
+    places: Tensor
 
 
 def fuse_rows(model: Fusion, rows: Rows) -> FusionOutput:
@@ -104,10 +148,15 @@ class SideBySide:
                 own[len(index) :] = fill
             return out
 
+        def gather_features(name: Modality) -> Tensor:
+            out = self._memory_for(name, self._rows[0].features[name])[:, :size]
+            for own, rows, index in zip(out, self._rows, indices, strict=True):
+                rows.features_of(name, index, out=own[: len(index)])
+                own[len(index) :] = 0.0
+            return out
+
         return Rows(
-            features={
-                name: gather(name, partial(_feature, name), 0.0) for name in self._rows[0].features
-            },
+            features={name: gather_features(name) for name in self._rows[0].features},
             present=gather("present", lambda rows: rows.present, False),
             turns=Turns(
                 dialogue=gather("dialogue", lambda rows: rows.turns.dialogue, -1),
@@ -130,10 +179,6 @@ class SideBySide:
 
 def _soft(head: Head, rows: Rows) -> Tensor:
     return rows.soft[head]
-
-
-def _feature(name: Modality, rows: Rows) -> Tensor:
-    return rows.features[name]
 
 
 def epoch_batches(

@@ -11,11 +11,12 @@ caches of train (and dev) -> rows in folds, whole groups: dialogues, or speakers
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, StratifiedGroupKFold
 
@@ -374,13 +375,16 @@ def _predict_unseen(
     """Both heads' labels, int64 [seeds, rows]: of each row by the training that did not see it;
     UNLABELLED where that had no such label to learn from, or its loss counts 0."""
     device = choose_device(config.device)
+    # One copy of the features for all folds, each of which standardises them in its own way.
+    shared = {name: values.to(device) for name, values in data.features.items()}
+    labels = replace(data, features={})
     trainings: list[Training] = []
     unseen: list[Rows] = []
     untrained: list[tuple[Head, ...]] = []
     for number, fold in enumerate(folds, start=1):
-        train = data.take(fold.train)
+        train = data.take(fold.train)  # another copy, until the models know its statistics
         untrained.append(find_untrained(train, config.fit.loss))
-        chooses = data.take(fold.choose).without_labels(untrained[-1])
+        chooses = labels.take(fold.choose).without_labels(untrained[-1])
         if not chooses.has_labels:
             raise InputError(
                 f"fold {number} of {len(folds)}: none of the {len(chooses)} rows to choose the "
@@ -389,8 +393,15 @@ def _predict_unseen(
         models = [
             build_model(train, config.model, seed=seed).to(device) for seed in range(config.seeds)
         ]
-        rows, choose = (Rows.prepare(models[0], part, device) for part in (train, chooses))
-        unseen.append(Rows.prepare(models[0], data.take(fold.measure), device))
+        rows, choose, measure = (
+            Rows.of_shared(models[0], shared, part, torch.as_tensor(places, device=device))
+            for part, places in (
+                (labels.take(fold.train), fold.train),
+                (chooses, fold.choose),
+                (labels.take(fold.measure), fold.measure),
+            )
+        )
+        unseen.append(measure)
         trainings += [
             Training(model=model, train=rows, dev=choose, seed=seed)
             for seed, model in enumerate(models)

@@ -63,6 +63,12 @@ class ModalityBranch(nn.Module):
         scaled = (features - self.mean) / self.deviation
         return torch.where(present[:, None, None], scaled, 0.0)
 
+    @torch.no_grad()
+    def standardise_(self, features: Tensor, present: Tensor) -> Tensor:
+        """`standardise` in place, to the same bits."""
+        scaled = features.sub_(self.mean).div_(self.deviation)
+        return scaled.masked_fill_(~present[:, None, None], 0.0)
+
     def forward(self, standardised: Tensor | None, present: Tensor) -> Tensor:
         """standardised: None where the modality is absent in every row."""
         if standardised is None:
@@ -163,6 +169,9 @@ class FusionModel(nn.Module):
             hidden = self.context(hidden, turns)
         return self.heads(hidden)
 
+    def branch(self, name: Modality) -> ModalityBranch:
+        return self.branches[name]  # type: ignore[return-value]
+
     def prunable(self) -> list[PrunableLayer]:
         """The hidden units; none where a dialogue's context reads them too."""
         if self.context is not None:
@@ -176,4 +185,4 @@ class FusionModel(nn.Module):
         self.dims = replace(self.dims, model=replace(self.dims.model, hidden=hidden))
 
     def _branches(self) -> list[tuple[Modality, ModalityBranch]]:
-        return [(name, self.branches[name]) for name in self.dims.names]  # type: ignore[misc]
+        return [(name, self.branch(name)) for name in self.dims.names]

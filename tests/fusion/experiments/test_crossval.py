@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from console.show.crossval import render_crossval
 from fusion.evaluation.scores import weighted_f1
+from fusion.experiments import crossval as crossval_module
 from fusion.experiments.crossval import (
     CrossvalConfig,
     CrossvalReport,
@@ -21,7 +23,7 @@ from fusion.experiments.crossval import (
     make_folds,
 )
 from fusion.model.dims import ModelConfig
-from fusion.training.fit import FitConfig
+from fusion.training.fit import FitConfig, Training, fit_together
 from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import (
     InputError,
@@ -142,6 +144,22 @@ def test_the_same_command_gives_the_same_numbers(brief: CrossvalConfig) -> None:
     first, second = crossval(config), crossval(config)
     assert first.emotion == second.emotion
     assert first.sentiment == second.sentiment
+
+
+def test_all_folds_have_one_copy_of_the_features(
+    brief: CrossvalConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[str, set[int]] = {}
+
+    def watched(trainings: Sequence[Training], *rest: Any, **others: Any) -> Any:
+        for rows in (rows for each in trainings for rows in (each.train, each.dev)):
+            for name, values in rows.features.items():
+                places.setdefault(name, set()).add(values.data_ptr())
+        return fit_together(trainings, *rest, **others)
+
+    monkeypatch.setattr(crossval_module, "fit_together", watched)
+    crossval(brief)
+    assert [len(each) for each in places.values()] == [1, 1]
 
 
 def test_test_is_never_read(brief: CrossvalConfig, features: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,33 @@ def make_training(train: FusionData, dev: FusionData, model: ModelConfig, *, see
 
 def logits(training: Training) -> torch.Tensor:
     return predict(training.model, training.dev).emotion_logits
+
+
+def test_folds_of_one_copy_of_the_rows_train_as_those_with_their_own(
+    load_planted: Callable,
+) -> None:
+    whole = load_planted("train", 210)
+    # What stands in an absent row means nothing.
+    whole.present[::7, 1] = False
+    whole.features["audio"][::7] = float("nan")
+    folds = [(np.arange(70, 210), np.arange(70)), (np.arange(150), np.arange(150, 210))]
+    model = ModelConfig(projection=16, hidden=24)
+    own, shared = [], []
+    for number, (train, dev) in enumerate(folds):
+        own.append(make_training(whole.take(train), whole.take(dev), model, seed=number))
+        built = build_model(whole.take(train), model, seed=number)
+        of_train, of_dev = (
+            Rows.of_shared(built, whole.features, whole.take(rows), torch.as_tensor(rows))
+            for rows in (train, dev)
+        )
+        shared.append(Training(model=built, train=of_train, dev=of_dev, seed=number))
+    for ours, theirs in zip(own, shared, strict=True):
+        assert torch.equal(logits(ours), logits(theirs))
+    fit_together(own, CONFIG)
+    fit_together(shared, CONFIG)
+    for ours, theirs in zip(own, shared, strict=True):
+        assert torch.equal(logits(ours), logits(theirs))
+        assert theirs.train.features["text"].data_ptr() == whole.features["text"].data_ptr()
 
 
 CASES = [
