@@ -8,44 +8,27 @@ Every ratio comes from one run on the same generated clips. Nothing else may run
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.corpus import CLIPS_PER_DIALOGUE, bert_base_shape, generate, say
+from bench.extraction import Extraction, time_extraction
 from bench.floor import Floor, measure_floor
-from bench.memory import PeakMemory
 from bench.training import TrainingTimes, measure_training
 from bench.tutorial import measure_tutorial
-from pipeline.corpus.annotations import read_corpus
-from pipeline.corpus.clips import locate_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
-from pipeline.encoders.weights import find_text_encoder
 from pipeline.recipe import DecodeConfig
-from pipeline.sample.corpus import SampleConfig, make_sample
 from pipeline.schema import MODALITIES, LocatedClip
 from pipeline.system.device import native_precision
 
-CLIPS_PER_DIALOGUE = 5.3
 SMALL_DIALOGUES = 4  # about 20 clips, to measure the fixed cost of starting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """One `meld extract` in a new process, from import to exit."""
-
-    seconds: float
-    steady_s: float
-    steady_clips: int
-    peak_bytes: int
 
 
 def main() -> None:
@@ -54,13 +37,13 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     say(f"generating about {arguments.clips} clips in {work / 'data'}")
     dialogues = max(3, round(arguments.clips / CLIPS_PER_DIALOGUE))
-    clips, data = _generate(work, dialogues)
-    few_clips, few_data = _generate(work, SMALL_DIALOGUES)
+    clips, data = generate(work, dialogues)
+    few_clips, few_data = generate(work, SMALL_DIALOGUES)
     workers = len(os.sched_getaffinity(0))
-    text_folder = _bert_base_shape(work / "bert-base-shape")
+    text_folder = bert_base_shape(work / "bert-base-shape")
     say("extracting")
-    extraction = _time_extraction(data, work / "bench-features", text_folder, len(clips))
-    small = _time_extraction(few_data, work / "bench-features-small", text_folder, len(few_clips))
+    extraction = time_extraction(data, work / "bench-features", text_folder, len(clips))
+    small = time_extraction(few_data, work / "bench-features-small", text_folder, len(few_clips))
     say("measuring the floor")
     floor = _floor(clips, text_folder, workers)
     say("extracting as tutorials do")
@@ -74,10 +57,6 @@ def main() -> None:
     Console().print(_table(len(clips), workers, results))
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--clips", type=int, default=240)
@@ -85,52 +64,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("bench/out"))
     return parser.parse_args()
-
-
-def _generate(work: Path, dialogues: int) -> tuple[list[LocatedClip], Path]:
-    data = work / f"data-{dialogues}"
-    make_sample(SampleConfig(out=data, dialogues=dialogues))
-    return _locate(data), data
-
-
-def _locate(data: Path) -> list[LocatedClip]:
-    corpus = read_corpus(data, None)
-    return [
-        clip for split, rows in corpus.items() for clip in locate_clips(data, split, rows, "fixed")
-    ]
-
-
-def _bert_base_shape(folder: Path) -> Path:
-    """Writes BERT base's config with the bundled tokenizer, which has the same vocabulary. Random
-    weights cost the same time as trained ones."""
-    from transformers import BertConfig
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in find_text_encoder("minilm", None).iterdir():
-        if file.name.startswith(("tokenizer", "vocab", "special_tokens")):
-            shutil.copy(file, folder / file.name)
-    BertConfig().save_pretrained(folder)
-    return folder
-
-
-def _time_extraction(data: Path, features: Path, text_folder: Path, num_clips: int) -> Extraction:
-    shutil.rmtree(features, ignore_errors=True)
-    module = "bench.extract_once"
-    command = [sys.executable, "-m", module, str(data), str(features), str(text_folder)]
-    started_s = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    with closing(PeakMemory(process.pid)) as memory:
-        output, _ = process.communicate()
-    seconds = time.monotonic() - started_s
-    if process.returncode:
-        raise SystemExit(f"extraction failed with status {process.returncode}")
-    marks = [(at_s, done) for at_s, done in json.loads(output.splitlines()[-1]) if done]
-    return Extraction(
-        seconds=seconds,
-        steady_s=marks[-1][0] - marks[0][0],
-        steady_clips=num_clips - marks[0][1],
-        peak_bytes=memory.peak_bytes,
-    )
 
 
 def _floor(clips: list[LocatedClip], text_folder: Path, workers: int) -> Floor:

@@ -36,14 +36,14 @@ def measure_floor(
     workers: int,
 ) -> Floor:
     """Measures both parts in warm processes, without start-up and writing."""
-    decode_s = _time_decoding(clips, decode, workers)
+    decode_s = time_decoding(clips, decode, workers)
     # A sixth of the clips, repeated: the time of the models does not depend on the pixels.
     some = [decode_clip(clip, decode, MEDIA) for clip in clips[:: max(len(clips) // 64, 1)]]
     models_s = _time_models(some, choices, decode, workers) * len(clips) / len(some)
     return Floor(decode_s=decode_s, models_s=models_s)
 
 
-def _time_decoding(clips: Sequence[LocatedClip], decode: DecodeConfig, workers: int) -> float:
+def time_decoding(clips: Sequence[LocatedClip], decode: DecodeConfig, workers: int) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         # All processes have started and imported before the clock starts.
