@@ -102,6 +102,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if ALL_HEAVY.search(collection_path.read_text(encoding="utf-8")) else None
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Long cases are named after their argument: one had a name of a megabyte, which went to both
+    processes and back."""
+    return argname if isinstance(val, str | bytes) and len(val) > 200 else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """What is imported stays to the end, a million objects: the garbage collector would look them
@@ -188,6 +194,15 @@ def one_thread_a_process() -> Iterator[None]:
     from fusion.training.fit import one_thread
 
     with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cut() -> Iterator[None]:
+    """Nothing here waits for the disk: what `fsync` is for, no test can see. Those that look who
+    calls it put their own in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 
@@ -403,8 +418,6 @@ def features(corpus: Path, made_once: MadeOnce, request: pytest.FixtureRequest) 
 
 # ------------------------------------------------------------------------------- encoders
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
@@ -416,19 +429,18 @@ def minilm_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole BERT of two narrow layers, with MiniLM's tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModel
+    """A whole BERT of two narrow layers, with MiniLM's most frequent words."""
+    from tests.tiny_bert import write_tiny_bert
 
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in (*TOKENIZER_FILES, "config.json"):
-        shutil.copy(minilm_folder / name, folder)
-    config = AutoConfig.from_pretrained(minilm_folder)
-    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 48, 64
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)  # not the seed of random weights
-        AutoModel.from_config(config).save_pretrained(folder)
-    return folder
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny"), minilm_folder, seed=7)
+
+
+@pytest.fixture(scope="module")
+def tiny_graphs_are_quantised() -> Iterator[None]:
+    """The text encoder's too, which is smaller than what is worth it; not the spectrogram's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.onnx.quantise.LEAST_BYTES", 1_800_000)
+        yield
 
 
 @pytest.fixture(scope="module")

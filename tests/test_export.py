@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_timed_clips() -> Iterator[None]:
+def few_timed_clips(tiny_graphs_are_quantised: None) -> Iterator[None]:
     """How fast something is does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fusion.export.gate.TIMED_CLIPS", 3)

