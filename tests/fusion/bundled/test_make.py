@@ -1,53 +1,65 @@
 """From features to the folder that is packaged: dev chooses, test reports, nothing private."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fusion.bundled import make
-from fusion.bundled.make import FILES, UNNAMED, train_bundled, write_card
+from fusion.bundled.make import FILES, UNNAMED, Evaluations, train_bundled, write_card
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.training.fit import FitConfig
-from pipeline.cache.format import FeatureCache
+from pipeline.cache.format import FeatureCache, write_cache
+from pipeline.schema import Split
 
 pytestmark = pytest.mark.heavy
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "SEEDS", 2)
-    monkeypatch.setattr(make, "FIT", FitConfig(epochs=3, learning_rate=3e-3))
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make, "SEEDS", 2)
+        patch.setattr(make, "FIT", FitConfig(epochs=3, learning_rate=3e-3))
+        yield
 
 
-@pytest.fixture
-def planted(write_split: Callable[..., FeatureCache], features: Path) -> Path:
-    """Texts that say their emotion, in dialogues of five, all said by Joey."""
-    for split, rows in (("train", 160), ("dev", 60), ("test", 60)):
-        write_split(split, rows, modalities=["text"], carriers=["text"])
-    return features
+@pytest.fixture(scope="module")
+def place(
+    plant_cache: Callable[..., FeatureCache], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """features/: texts that say their emotion, in dialogues of five, all said by Joey."""
+    place = tmp_path_factory.mktemp("bundled")
+    splits: tuple[tuple[Split, int], ...] = (("train", 160), ("dev", 60), ("test", 60))
+    for split, rows in splits:
+        cache = plant_cache(split, rows, modalities=["text"], carriers=["text"])
+        write_cache(place / "features" / f"{split}.h5", cache)
+    return place
+
+
+@pytest.fixture(scope="module")
+def made(place: Path) -> Evaluations:
+    """runs/ and out/"""
+    return train_bundled(place / "features", place / "runs", place / "out")
 
 
 def test_the_folder_is_made_from_the_seed_that_dev_prefers_and_is_the_same_again(
-    planted: Path, tmp_path: Path
+    place: Path, made: Evaluations
 ) -> None:
-    made = train_bundled(planted, tmp_path / "runs", tmp_path / "out")
-    runs = (tmp_path / "runs" / f"seed{seed}" for seed in range(2))
+    runs = (place / "runs" / f"seed{seed}" for seed in range(2))
     on_dev = [json.loads((run / "metrics.json").read_text())["best"]["score"] for run in runs]
     assert made.dev.score == pytest.approx(max(on_dev))
     assert made.test.emotion.model.weighted_f1 > 0.5  # planted, so it can be learned
-    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    files = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
     assert set(files) == set(FILES)
-    assert not any(str(tmp_path).encode() in content for content in files.values())
+    assert not any(str(place).encode() in content for content in files.values())
     assert not any(b"line 1" in content for content in files.values())  # what the corpus says
-    train_bundled(planted, tmp_path / "again", tmp_path / "out-again")
-    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out-again").iterdir()}
+    train_bundled(place / "features", place / "again", place / "out-again")
+    assert files == {path.name: path.read_bytes() for path in (place / "out-again").iterdir()}
 
 
-def test_the_card_says_what_was_measured(planted: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    made = train_bundled(planted, tmp_path / "runs", out)
+def test_the_card_says_what_was_measured(place: Path, made: Evaluations) -> None:
+    out = place / "out"
     card = (out / "README.md").read_text(encoding="utf-8")
     assert card == write_card(out)
     measured = made.test.emotion

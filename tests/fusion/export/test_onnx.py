@@ -3,6 +3,7 @@ dialogues are."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -123,9 +124,13 @@ def test_a_single_modality_in_a_graph(fusion: str, tmp_path: Path) -> None:
     check_alike(make_model(config, modalities=1), tmp_path / "fusion.onnx")
 
 
-def test_the_graph_of_an_ensemble_gives_the_average_of_its_members(tmp_path: Path) -> None:
-    config = ModelConfig(context="dialogue", hidden=16, projection=8)
-    members = [make_model(config), make_model(config)]
+@pytest.mark.heavy
+@pytest.mark.parametrize("context", ["none", pytest.param("dialogue", marks=pytest.mark.slow)])
+def test_the_graph_of_an_ensemble_gives_the_average_of_its_members(
+    context: Literal["none", "dialogue"], tmp_path: Path
+) -> None:
+    config = ModelConfig(context=context, hidden=16, projection=8)
+    members = [make_model(config, modalities=2) for _ in range(2)]
     with torch.no_grad():
         members[1].heads.emotion.bias += torch.arange(7.0)
     model = join_members(members, own=("text",))

@@ -33,15 +33,18 @@ TUNE = TuneConfig(epochs=1, batch_size=16)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_ray(encode_here: Callable[..., Any]) -> Iterator[None]:
+def without_ray_and_few_timed_clips(encode_here: Callable[..., Any]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.parallel.engine.encode_shards", encode_here)
+        patch.setattr("fusion.export.gate.TIMED_CLIPS", 3)  # how fast it is does not matter here
         yield
 
 
 @pytest.fixture(scope="module")
 def place(
-    tiny_text_folder: Path, tmp_path_factory: pytest.TempPathFactory, without_ray: None
+    tiny_text_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    without_ray_and_few_timed_clips: None,
 ) -> Path:
     """corpus/, whose emotions are one planted word each; features/ by a tiny BERT; run/"""
     place = tmp_path_factory.mktemp("prune")

@@ -293,8 +293,15 @@ def test_a_file_that_was_moved_can_be_chosen_and_the_page_works_without_it(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("width", [1366, 390], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        pytest.param(390, "dark"),
+        pytest.param(1366, "light"),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+        pytest.param(1366, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_the_page_fits_its_window_and_its_words_stand_out(
     browser: Any, folder: Path, width: int, scheme: str
 ) -> None:

@@ -167,10 +167,7 @@ def test_every_output_has_the_same_borders(timeline: Timeline) -> None:
 
 @pytest.mark.parametrize(
     "flashes",
-    [
-        pytest.param(kind, marks=() if kind in ("variable", "edit-list") else pytest.mark.slow)
-        for kind in KINDS
-    ],
+    [pytest.param(kind, marks=() if kind == "edit-list" else pytest.mark.slow) for kind in KINDS],
     indirect=True,
 )
 def test_a_player_shows_the_first_bright_picture_where_an_utterance_begins(

@@ -399,14 +399,11 @@ def test_features_are_what_the_classifier_sees(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_of_a_file_are_all_there_is_and_none_are_drawn_first(
-    video_state: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype
+    video_state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    state = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in flat(video_state).items()
-    }
+    state = flat(video_state)
+    state["stem.0.weight"] = state["stem.0.weight"].double()
     torch.save(state, tmp_path / R3D_18)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(video, "random_trunk", lambda name: pytest.fail("weights were drawn"))
@@ -749,7 +746,13 @@ def test_encoders_sleep_with_dropout_off_and_statistics_frozen(encoders: Encoder
 
 
 @pytest.mark.heavy
-def test_an_encoder_gives_the_same_beside_others_and_alone(encoders: Encoders) -> None:
+def test_an_encoder_gives_the_same_beside_others_and_alone(
+    encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(  # loaded before
+        "pipeline.encode.build_encoder",
+        lambda choice, decode: encoders.by_modality[choice.spec.modality],
+    )
     clips = [clip(i, SENTENCES[i], seen=i == 1, sound=noise(3000, i)) for i in range(3)]
     together = encode_clips(encoders, clips)
     for modality in ("text", "video", "audio"):
@@ -764,12 +767,12 @@ def test_an_encoder_gives_the_same_beside_others_and_alone(encoders: Encoders) -
 def test_sentences_of_mixed_length_come_back_to_their_own_rows(
     encoders: Encoders, minilm: TextEncoder
 ) -> None:
-    """Batches are made by length: 40 sentences, shuffled, some empty."""
+    """Batches are made by length: 20 sentences, shuffled, some empty."""
     random = np.random.default_rng(0)
-    lengths = random.permutation(40)
+    lengths = 2 * random.permutation(20)
     texts = ["" if length % 7 == 0 else " ".join(["go"] * length) for length in lengths.tolist()]
     features = encode_clips(encoders, [clip(i, text) for i, text in enumerate(texts)])
-    assert [each.utterance.key.utterance_id for each in features] == list(range(40))
+    assert [each.utterance.key.utterance_id for each in features] == list(range(20))
     for text, each in zip(texts, features, strict=True):
         assert set(each.raw) == ({"text"} if text else set())
         if text:
