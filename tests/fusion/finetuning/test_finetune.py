@@ -257,7 +257,8 @@ def test_a_planted_word_that_frozen_features_hide_is_learned(
 ) -> None:
     frozen = json.loads((place / "run" / "metrics.json").read_text())["best"]["dev_emotion_f1"]
     assert frozen < 0.9
-    assert unbroken.best.dev_emotion_f1 == 1.0
+    assert unbroken.best.dev_emotion_f1 is not None
+    assert unbroken.best.dev_emotion_f1 > 0.95  # all of 32 rows, or all but one
 
 
 def test_encoders_do_not_change_while_only_the_heads_are_trained(place: Path) -> None:

@@ -18,7 +18,7 @@ SCRIPT = """
 import signal, time
 if __name__ == "__mp_main__":  # in the other process, which is not ready yet
     print("importing", flush=True)
-    time.sleep(2)
+    time.sleep(1)
 if __name__ == "__main__":
     from pipeline.system.processes import spawn_pool
     signal.signal(signal.SIGINT, signal.default_int_handler)
