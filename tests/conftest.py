@@ -49,6 +49,9 @@ for kind in ("http", "https", "all", "no"):
     os.environ.pop(f"{kind}_proxy", None)
     os.environ.pop(f"{kind}_proxy".upper(), None)
 os.environ["COLUMNS"] = "80"
+# Tensors are small here, and as many processes test as there are cores: more threads, here and in
+# the processes that are started, would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,15 @@ def _deal(items: list[pytest.Item]) -> None:
     what takes long to make: Ray and the features that it gives, the service, or graphs of encoders.
 
     One process makes the features that many tests read, and the other has the service and then a
-    long file meanwhile; then what waits for media; at the end there is only short work.
+    long file meanwhile; then what waits for media, and what is heavy throughout; at the end there
+    is only short work, so that no process waits for the other.
     """
     asked_for: dict[Path, set[str]] = {}
+    have_quick = set[Path]()
     for item in items:
         asked_for.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("heavy") is None:
+            have_quick.add(item.path)
 
     def together(path: Path) -> str:
         name = str(path.relative_to(ROOT))
@@ -164,11 +171,11 @@ def _deal(items: list[pytest.Item]) -> None:
 
     order = [*TOGETHER, "tests/fusion/finetuning/test_finetune.py"]
 
-    def rank(item: pytest.Item) -> tuple[int, bool]:
+    def rank(item: pytest.Item) -> tuple[int, bool, bool]:
         group = together(item.path)
         if group in order:
-            return order.index(group), group != str(item.path.relative_to(ROOT))
-        return len(order), not HEAVY & asked_for[item.path]
+            return order.index(group), group != str(item.path.relative_to(ROOT)), False
+        return len(order), not HEAVY & asked_for[item.path], item.path in have_quick
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(together(item.path)))
@@ -187,14 +194,11 @@ def no_process_in_quick_tests(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread_a_process() -> Iterator[None]:
-    """Tensors are small here, and as many processes test as there are cores: more threads would
-    only wait for each other."""
-    from fusion.training.fit import one_thread
-
-    with one_thread():
-        yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Some of what is tested lets PyTorch use all cores, and leaves it at that."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
