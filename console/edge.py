@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
@@ -157,7 +158,7 @@ def log_beside() -> Iterator[None]:
     holds up that thread alone.
 
     `MOST_WAITING_LINES` wait at most; the lines above are lost, and a line tells how many. At the
-    end the thread has some seconds for those that wait.
+    end the thread has `_SECONDS_FOR_THE_REST` for those that wait.
     """
     root = logging.getLogger()
     own = [each for each in root.handlers if isinstance(each, _ToStderr)]
@@ -170,9 +171,16 @@ def log_beside() -> Iterator[None]:
         yield
     finally:
         root.handlers[:] = [*(each for each in root.handlers if each not in beside), *own]
+        ends_s = time.monotonic() + _SECONDS_FOR_THE_REST
         with suppress(queue.Full):
-            lines.put_nowait(None)
-            writer.join(_SECONDS_FOR_THE_REST)
+            for each in beside:
+                each.tell_lost(ends_s)
+            lines.put(None, timeout=_until(ends_s))
+            writer.join(_until(ends_s))
+
+
+def _until(ends_s: float) -> float:
+    return max(ends_s - time.monotonic(), 0)
 
 
 class _ToQueue(QueueHandler):
@@ -180,6 +188,7 @@ class _ToQueue(QueueHandler):
 
     def __init__(self, lines: "queue.Queue[str | None]", formatter: logging.Formatter | None):
         super().__init__(lines)
+        self._lines = lines
         self.setFormatter(formatter)
         self.num_lost = 0
 
@@ -189,14 +198,21 @@ class _ToQueue(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """record: what `prepare` made of it"""
         try:
-            if self.num_lost:
-                lost = f"{self.num_lost} lines of the log were lost: they were not read in time"
-                told = logging.LogRecord(__name__, logging.WARNING, "", 0, lost, None, None)
-                self.queue.put_nowait(self.format(told))
-                self.num_lost = 0
+            self.tell_lost()
             self.queue.put_nowait(record)
         except queue.Full:
             self.num_lost += 1
+
+    def tell_lost(self, until_s: float = 0) -> None:
+        """until_s: on the clock of time.monotonic, how long a full queue is waited for
+
+        Raises queue.Full.
+        """
+        if self.num_lost:
+            lost = f"{self.num_lost} lines of the log were lost: they were not read in time"
+            told = logging.LogRecord(__name__, logging.WARNING, "", 0, lost, None, None)
+            self._lines.put(self.format(told), timeout=_until(until_s))
+            self.num_lost = 0
 
 
 def _write_all(lines: "queue.Queue[str | None]") -> None:

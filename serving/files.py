@@ -4,6 +4,7 @@ import os
 
 from anyio import to_thread
 from fastapi.responses import FileResponse
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from pipeline.errors import UsageError
@@ -23,6 +24,9 @@ class RangedFile(FileResponse):
         except FileNotFoundError as error:
             raise NoSuchJob("there is no such job, or it was erased") from error
         self.set_stat_headers(self.stat_result)
+        if _is_of_another_unit(Headers(scope=scope).get("range", "")):
+            kept = [each for each in scope["headers"] if each[0] != b"range"]
+            scope = {**scope, "headers": kept}
         refused: Message | None = None
 
         async def unless_refused(message: Message) -> None:
@@ -45,3 +49,9 @@ class RangedFile(FileResponse):
                 {"Content-Range": size},
             )
         await answer(scope, receive, send)
+
+
+def _is_of_another_unit(asked: str) -> bool:
+    """A range in a unit that a server does not know is none to it (RFC 9110, 14.2)."""
+    unit, equals, _ = asked.partition("=")
+    return bool(equals) and unit.strip().lower() != "bytes"

@@ -124,3 +124,36 @@ def test_what_a_librarys_thread_cannot_write_is_one_line_and_no_traceback(
     assert caplog.messages == ["a thread could not write: [Errno 28] No space left: 'events.1'"]
     end_in_a_thread(OSError(errno.ENOSPC, "after the command"))
     assert with_traceback == ["a bug", "[Errno 28] after the command"]
+
+
+def test_at_the_end_a_full_queue_is_written_to_a_slow_reader_and_what_was_lost_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge, "MOST_WAITING_LINES", 50)
+    lines: list[str] = []
+    with small_pipe() as reading:
+        reader = threading.Timer(0.2, lambda: lines.extend(read_all(reading)))
+        with edge.log_beside():
+            for number in range(1000):
+                log.warning("line %d of about forty characters, or more", number)
+            reader.start()
+        threads = [each.name for each in threading.enumerate()]
+        reader.join()
+    assert "log" not in threads  # the process may end: nothing waits any more
+    assert "lines of the log were lost" in lines[-1]
+    lost = [int(line.split()[1]) for line in lines if "lines of the log were lost" in line]
+    assert sum(lost) == 1000 - (len(lines) - len(lost))
+
+
+def test_who_never_reads_the_log_holds_up_the_end_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge, "MOST_WAITING_LINES", 50)
+    monkeypatch.setattr(edge, "_SECONDS_FOR_THE_REST", 0.2)
+    with small_pipe() as reading:
+        with edge.log_beside():
+            for number in range(1000):
+                log.warning("line %d of about forty characters, or more", number)
+            begun_s = time.perf_counter()
+        assert 0.1 < time.perf_counter() - begun_s < 2
+        read_all(reading)  # so that the thread ends

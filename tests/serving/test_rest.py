@@ -100,7 +100,7 @@ def test_the_result_page_plays_the_media_by_ranges_and_runs_nothing_of_theirs(
 
 @pytest.mark.parametrize(
     ("asked", "status", "code"),
-    [("bytes=999999999-", 416, "wrong_range"), ("pages=1-2", 400, "usage_error")],
+    [("bytes=999999999-", 416, "wrong_range"), ("bytes=9-1", 400, "usage_error")],
 )
 def test_a_range_that_the_media_do_not_have_is_a_problem_like_any_other(
     client: "TestClient", send: Send, clip: Path, asked: str, status: int, code: str
@@ -111,6 +111,18 @@ def test_a_range_that_the_media_do_not_have_is_a_problem_like_any_other(
     assert problem(refused) == (status, code)
     if status == 416:
         assert refused.headers["content-range"] == f"bytes */{clip.stat().st_size}"
+
+
+def test_a_range_in_a_unit_that_is_not_known_is_ignored(
+    client: "TestClient", send: Send, clip: Path
+) -> None:
+    answer = send(text="Yes.")
+    wait_for(client, answer)
+    for part in ("media", "timeline"):
+        address = f"{answer.headers['Location']}/{part}"
+        whole = client.get(address, headers={"Range": "pages=1-2"})
+        assert (whole.status_code, whole.content) == (200, client.get(address).content), part
+    assert client.get(address, headers={"Range": "Bytes=0-1"}).status_code == 206
 
 
 def test_a_file_that_was_erased_a_moment_ago_is_no_bug(
