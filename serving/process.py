@@ -1,6 +1,7 @@
 """The worker process as the server sees it; it ends with the server, however that ends."""
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -14,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.system.one_line import one_line
+from serving.logs import Event
 from serving.problems import rebuild_error
 
+log = logging.getLogger(__name__)
+
 _ROOT = Path(__file__).resolve().parents[1]
+_PROGRAM = ("-P", "-m", "serving.work")  # what Python runs
+_MOST_LINE_BYTES = 2000  # of what a worker writes to stderr; what is longer is several lines
 
 Message = Mapping[str, Any]
 
@@ -68,15 +75,17 @@ class WorkerProcess:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "serving.work"],
+                [sys.executable, *_PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 # Libraries read it when they are loaded, and hand it on to their processes.
                 env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(num_threads)},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        threading.Thread(target=self._listen, daemon=True).start()
+        for target in (self._listen, self._log_errors):
+            threading.Thread(target=target, daemon=True).start()
         self._send(choice)
 
     @property
@@ -183,6 +192,15 @@ class WorkerProcess:
                 with suppress(BrokenPipeError):
                     pipe.close()
         self._on_end()
+
+    def _log_errors(self) -> None:
+        """Reads all that the worker and its own processes write to stderr, as a full pipe would
+        hold them up; stderr of this process may be one that nobody reads."""
+        assert self._process.stderr is not None
+        with self._process.stderr as errors:
+            while line := errors.readline(_MOST_LINE_BYTES):
+                text = one_line(line.decode(errors="replace").strip("\r\n"))
+                log.warning(Event("worker_said", worker=self.pid, text=text))
 
     def _answer(self, message: Message) -> None:
         with self._lock:

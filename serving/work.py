@@ -13,7 +13,9 @@ import json
 import os
 import queue
 import signal
+import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,6 +81,7 @@ def main() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server decides when it is over
+    tell_bugs_without_words()
     choice = build_config(WorkChoice, json.loads(requests.readline()))
     worker = _Worker(answers)
     threading.Thread(target=worker.listen, args=(requests,), daemon=True).start()
@@ -312,6 +315,20 @@ def _write(folder: JobFolder, timeline: Timeline, formats: Sequence[str]) -> Non
 def _read_card(run: Path) -> str | None:
     card = run / "README.md"
     return card.read_text(encoding="utf-8") if card.is_file() else None
+
+
+def tell_bugs_without_words() -> None:
+    """What ends this process is told on stderr by its place and kind. The server logs that, so the
+    message is left out: in it may be what was said."""
+    sys.excepthook = lambda _, error, __: _tell_bug(error)
+    threading.excepthook = lambda ended: _tell_bug(ended.exc_value)
+
+
+def _tell_bug(error: BaseException | None) -> None:
+    while error is not None:
+        where = "".join(traceback.format_tb(error.__traceback__))
+        sys.stderr.write(f"{where}{type(error).__name__}\n")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _problem(error: MeldError) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """What a worker leaves of a job for those who follow it, and for the next worker."""
 
 import json
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from pipeline.errors import WeightsMissing
 from serving.jobs import Job, JobFolder, JobWords
-from serving.work import KeptUtterances, WorkChoice, words_of
+from serving.work import KeptUtterances, WorkChoice, tell_bugs_without_words, words_of
 from tests.fusion.inference.test_timeline import predicted
 
 FIRST, SECOND, THIRD = (
@@ -86,3 +88,35 @@ def test_a_recogniser_that_is_not_there_is_reported_when_the_service_starts() ->
     assert WorkChoice().describe_recogniser() in (None, {"name": "tiny.en", "languages": ["en"]})
     with pytest.raises(WeightsMissing, match="--asr no-such-model"):
         WorkChoice(asr="no-such-model").describe_recogniser()
+
+
+def test_a_bug_is_told_by_its_place_and_kind_without_what_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (sys, threading):  # which are put back after the test
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    tell_bugs_without_words()
+
+    def find(said: str) -> int:
+        try:
+            return {"Hello": 1}[said]
+        except KeyError as error:
+            raise ValueError(f"{said} is no word") from error
+
+    def check() -> None:
+        told = capsys.readouterr().err
+        assert told.splitlines()[-1] == "KeyError"
+        assert "\nValueError\n" in told
+        assert "in find" in told
+        assert "never told" not in told
+
+    words = "I never told you that"
+    thread = threading.Thread(target=find, args=[words])
+    thread.start()
+    thread.join()
+    check()
+    try:
+        find(words)
+    except ValueError:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    check()
