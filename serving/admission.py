@@ -231,11 +231,11 @@ class Admission:
         """Pages of other sites can send requests to everything that their visitor's machine can
         reach."""
         host = headers.get("host", "")
-        is_home = (urlsplit(f"//{host}").hostname or "") in _HOME
+        is_home = _split(f"//{host}")[1] in _HOME
         if self._is_private and not self._keys.is_needed and not is_home:
             raise WrongOrigin(f"this service is asked as localhost or 127.0.0.1, not as {host}")
         origin = headers.get("origin")
-        if method not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
+        if method not in _SAFE and origin is not None and _split(origin)[0] != host:
             raise WrongOrigin(f"a page of {origin} may not send anything to {host}")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, most_bytes: int) -> None:
@@ -287,6 +287,15 @@ class _Body:
         if took_s > 0 and self.num_bytes < took_s * self._limits.min_bytes_per_s:
             raise TooSlow(f"fewer than {self._limits.min_bytes_per_s} bytes a second came")
         return message
+
+
+def _split(address: str) -> tuple[str | None, str | None]:
+    """Its host with the port, and without; None where it is no address."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return None, None
+    return parts.netloc, parts.hostname
 
 
 def _is_upload(scope: Scope) -> bool:

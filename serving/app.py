@@ -1,6 +1,7 @@
 """The endpoints of the service; each calls the module that does the work."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager, suppress
@@ -75,6 +76,7 @@ HEADERS = {
 _RESULT_POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _MOST_AT_ONCE = 4  # uploads whose headers are read at one time, each by a process
 _SECONDS_BETWEEN_CLOSE_LOOKS = 0.02  # of a client that waits for its answer
+_EVENT_ID = re.compile(r"[0-9]{1,9}")
 _OF_UPLOADS = problems(400, 401, 403, 408, 413, 415, 422, 500, 503, 507)
 _OF_JOBS = problems(401, 403, 404)
 
@@ -233,8 +235,7 @@ def _add_jobs(app: FastAPI) -> None:
     ) -> AsyncIterable[ServerSentEvent]:
         """Server-sent events: `utterance` with its number as id, `progress`, and `end` with the
         job, which is the last."""
-        last = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-        async for event in follow(job.job.id, parts, last):
+        async for event in follow(job.job.id, parts, _number_of(last_event_id or "")):
             yield event
 
     @app.get(
@@ -247,6 +248,11 @@ def _add_jobs(app: FastAPI) -> None:
     def get_media(job: WithJob, parts: WithParts) -> RangedFile:
         """With the Content-Type that it was sent with; a player seeks by `Range`."""
         return RangedFile(parts.store.folder(job.job.id).media, media_type=job.job.media_type)
+
+
+def _number_of(event_id: str) -> int:
+    """Of an utterance; 0, which is before the first, where it is no id of ours."""
+    return int(event_id) if _EVENT_ID.fullmatch(event_id) else 0
 
 
 @contextmanager

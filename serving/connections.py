@@ -1,7 +1,7 @@
 """One connection: uvicorn's protocol with additional limits.
 
 uvicorn waits for ever for the head of a request, takes heads of any size, and waits for ever for a
-client that does not read its answer.
+client that does not read its answer, or that goes on and on with a body whose answer it has.
 """
 
 import asyncio
@@ -24,18 +24,24 @@ class _HeadTooLarge(Exception):
     """The parser makes its own error of it."""
 
 
-def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProtocol]:
+def limited_protocol(
+    *, header_s: float, unread_s: float, min_bytes_per_s: float
+) -> type[HttpToolsProtocol]:
     """
     header_s: until the head of a request must be there
     unread_s: for which a client may leave an answer unread
+    min_bytes_per_s: of a body whose request is answered already, looked at every `header_s`
     """
 
     class Protocol(HttpToolsProtocol):
         _head_due: asyncio.TimerHandle | None = None
         _read_due: asyncio.TimerHandle | None = None
+        _rest_due: asyncio.TimerHandle | None = None
         _is_in_request = False
+        _is_in_body = False
         _is_upgraded = False
         _num_head_bytes = 0
+        _num_body_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -69,11 +75,22 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
 
         def on_headers_complete(self) -> None:
             self._head_due = _cancel(self._head_due)
+            self._is_in_body = True
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._num_body_bytes += len(body)
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
-            self._is_in_request = False
+            self._is_in_request = self._is_in_body = False
+            self._rest_due = _cancel(self._rest_due)
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._is_in_body and self.cycle.response_complete:  # nobody else looks at the rest
+                self._await_rest()
 
         def handle_websocket_upgrade(self) -> None:
             """From here on it is a socket's, which has limits of its own."""
@@ -93,6 +110,7 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_due = _cancel(self._head_due)
             self._read_due = _cancel(self._read_due)
+            self._rest_due = _cancel(self._rest_due)
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
@@ -113,6 +131,15 @@ def limited_protocol(*, header_s: float, unread_s: float) -> type[HttpToolsProto
         def _await_head(self) -> None:
             if self._head_due is None:
                 self._head_due = self.loop.call_later(header_s, self.transport.close)
+
+        def _await_rest(self) -> None:
+            self._rest_due = self.loop.call_later(header_s, self._check_rest, self._num_body_bytes)
+
+        def _check_rest(self, num_bytes_before: int) -> None:
+            if self._num_body_bytes - num_bytes_before < header_s * min_bytes_per_s:
+                self.transport.close()
+            else:
+                self._await_rest()
 
         def _await_reading(self) -> None:
             self._read_due = self.loop.call_later(

@@ -93,7 +93,9 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
             uvicorn.Config(
                 service.app,
                 http=limited_protocol(
-                    header_s=config.limits.header_s, unread_s=config.limits.unread_s
+                    header_s=config.limits.header_s,
+                    unread_s=config.limits.unread_s,
+                    min_bytes_per_s=config.limits.min_bytes_per_s,
                 ),
                 **SOCKET_SETTINGS,
                 lifespan="off",

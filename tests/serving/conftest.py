@@ -84,7 +84,7 @@ def address(service: "Service") -> Iterator[str]:
 
     config = uvicorn.Config(
         service.app,
-        http=limited_protocol(header_s=1, unread_s=5),
+        http=limited_protocol(header_s=1, unread_s=5, min_bytes_per_s=16),
         lifespan="off",
         **SOCKET_SETTINGS,
         log_config=None,

@@ -26,8 +26,9 @@ ASK = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def app(scope: "Scope", receive: "Receive", send: "Send") -> None:
-    """Answers with LARGE bytes below /large, else with what was sent."""
-    body, more = b"", True
+    """Answers with LARGE bytes at /large, with none at /at-once before it reads what is sent, else
+    with what was sent."""
+    body, more = b"", scope["path"] != "/at-once"
     while more:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
@@ -46,7 +47,7 @@ async def app(scope: "Scope", receive: "Receive", send: "Send") -> None:
 def server() -> Iterator[uvicorn.Server]:
     config = uvicorn.Config(
         app,
-        http=limited_protocol(header_s=0.5, unread_s=0.5),
+        http=limited_protocol(header_s=0.5, unread_s=0.5, min_bytes_per_s=16),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -158,3 +159,30 @@ def test_requests_follow_one_another_on_a_connection(client: socket.socket) -> N
             part = client.recv(2**12)
             assert part, content
             content += part
+
+
+def test_a_body_whose_request_is_answered_may_not_drip(
+    server: uvicorn.Server, client: socket.socket
+) -> None:
+    client.sendall(b"POST /at-once HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n")
+    assert client.recv(12) == b"HTTP/1.1 200"
+    deadline = time.monotonic() + 5
+    with suppress(ConnectionError):
+        while server.server_state.connections:
+            client.sendall(b"x")
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_body_that_comes_at_a_good_speed_is_read_after_its_answer_and_so_is_the_next_request(
+    client: socket.socket,
+) -> None:
+    client.sendall(b"POST /at-once HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70\r\n\r\n")
+    for _ in range(7):
+        client.sendall(b"x" * 10)
+        time.sleep(0.1)
+    client.sendall(b"POST /b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nnext")
+    answered = b""
+    while not answered.endswith(b"next"):
+        answered += client.recv(2**16)
+    assert answered.count(b"HTTP/1.1 200") == 2

@@ -136,7 +136,7 @@ def serving(dispatcher: StandIn, *, header_s: float = 5, **limits: float) -> Ite
     )
     config = uvicorn.Config(
         admission,
-        http=limited_protocol(header_s=header_s, unread_s=5),
+        http=limited_protocol(header_s=header_s, unread_s=5, min_bytes_per_s=16),
         lifespan="off",
         log_config=None,
         timeout_graceful_shutdown=1,

@@ -62,6 +62,8 @@ def test_utterances_come_as_events_and_a_client_that_was_cut_off_gets_the_rest(
 
     rest = events(client, address, **{"Last-Event-ID": "1"})
     assert [(each["event"], each.get("id")) for each in rest] == [("utterance", "2"), ("end", None)]
+    for strange in ("9" * 5000, "-1", "1.5", "u0001"):  # no id of ours: it gets all of them
+        assert events(client, address, **{"Last-Event-ID": strange})[0].get("id") == "1", strange
 
 
 def test_a_raw_body_with_its_words_in_the_address_is_one_utterance(
@@ -362,6 +364,9 @@ def test_other_sites_cannot_use_a_service_without_a_key(
         "/v1/text", json={"turns": [{"text": "Hi"}]}, headers={"Origin": "https://evil.example"}
     )
     assert problem(sent_from) == (403, "wrong_origin")
+    for name, half in (("Host", "[::1"), ("Origin", "http://[::1")):  # of an address of IPv6
+        strange = client.post("/v1/text", json={}, headers={name: half})
+        assert problem(strange) == (403, "wrong_origin"), name
     own = client.post("/v1/text", json={"turns": [{"text": "Hi"}]}, headers={"Origin": HOME})
     assert own.status_code == 200
 
