@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.schema import MEDIA, MODALITIES, Modality
 
 # Raised by hand whenever our own code changes the values it makes from the same input.
@@ -30,6 +33,28 @@ CHANNEL_RULES: Mapping[ChannelPolicy, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameView:
+    """The size of the frames that an encoder wants; fit: as `frame_fit` of `DecodeConfig`.
+
+    Raises ValueError.
+    """
+
+    height: int
+    width: int
+    fit: FrameFit
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(FrameFit):
+            raise ValueError(f"frame_fit must be one of {get_args(FrameFit)}, not {self.fit}")
+        for name, value in (("frame_height", self.height), ("frame_width", self.width)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} ({self.fit})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
     """Which media file is read, and how it becomes frames and a waveform.
 
@@ -38,6 +63,9 @@ class DecodeConfig:
     `frame_fit`: how a picture of another shape gets that size. "stretch" scales its height and its
     width each for itself; "crop" keeps its shape, and what stands out at both sides is left out;
     "pad" keeps its shape and fills up with black.
+    `more_views`: the sizes that further encoders want of the same frames. Where there are some, the
+    pixels of all views of a frame lie one after another, and a frame has the height of their
+    number and the width of one pixel (`frame_shape`, `take_view`).
     `channel`: MELD's sound is 5.1 in 88 % of its clips, and there the front centre carries the
     dialogue. "front_centre" takes it of all sound of more than two channels that has one (5.1, 7.1,
     5.0, 3.0, ...), unless it is silent from the file's start to the span's end while others are
@@ -59,17 +87,52 @@ class DecodeConfig:
     max_duration_s: float = 30.0
     test_clips: TestClips = "fixed"
     frame_fit: FrameFit = "stretch"
+    more_views: tuple[FrameView, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.frame_fit not in get_args(FrameFit):
-            raise ValueError(f"frame_fit must be one of {get_args(FrameFit)}, not {self.frame_fit}")
-        for name in ("num_frames", "frame_height", "frame_width", "sample_rate_hz"):
+        if len(set(self.views)) != len(self.views):
+            raise ValueError(f"each view of a frame once, not {', '.join(map(str, self.views))}")
+        for name in ("num_frames", "sample_rate_hz"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.max_duration_s <= 600:
             raise ValueError(f"max_duration_s must be in (0, 600], not {self.max_duration_s}")
         # 30 and 30.0 are equal and must have one fingerprint.
         object.__setattr__(self, "max_duration_s", float(self.max_duration_s))
+
+    @property
+    def views(self) -> tuple[FrameView, ...]:
+        first = FrameView(height=self.frame_height, width=self.frame_width, fit=self.frame_fit)
+        return (first, *self.more_views)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """height, width, 3 of a decoded frame."""
+        if not self.more_views:
+            return (self.frame_height, self.frame_width, 3)
+        return (sum(view.height * view.width for view in self.views), 1, 3)
+
+    def of_view(self, view: FrameView) -> "DecodeConfig":
+        """The same clips in one view alone."""
+        return dataclasses.replace(
+            self,
+            frame_height=view.height,
+            frame_width=view.width,
+            frame_fit=view.fit,
+            more_views=(),
+        )
+
+    def take_view(self, frames: NDArray[np.uint8], view: FrameView) -> NDArray[np.uint8]:
+        """uint8 [num_frames, *frame_shape] -> [num_frames, height, width, 3], without a copy.
+
+        Raises ValueError where clips are not decoded in that view.
+        """
+        if not self.more_views and view in self.views:
+            return frames
+        at = self.views.index(view)
+        start = sum(each.height * each.width for each in self.views[:at])
+        pixels = frames[:, start : start + view.height * view.width]
+        return pixels.reshape(len(frames), view.height, view.width, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +241,8 @@ class FeatureRecipe:
         values = dataclasses.asdict(self)
         if self.decode is not None and self.decode.frame_fit == "stretch":
             del values["decode"]["frame_fit"]  # recipes that are older than it mean this
+        if self.decode is not None and not self.decode.more_views:
+            del values["decode"]["more_views"]  # as well
         for spec in values["encoders"]:
             if spec["dialogue"] == "none":
                 del spec["dialogue"]  # as well
@@ -207,11 +272,13 @@ class FeatureRecipe:
 
 
 def _read_decode(values: dict[str, Any]) -> DecodeConfig:
-    known = {field.name for field in dataclasses.fields(DecodeConfig)} - {"frame_fit"}
+    newer = {"frame_fit", "more_views"}
+    known = {field.name for field in dataclasses.fields(DecodeConfig)} - newer
     lacking = known - values.keys()
     if lacking:  # a default here would be a guess at what that version did
         raise ValueError(f"written by another version: no decode.{', '.join(sorted(lacking))}")
-    return DecodeConfig(**values)
+    views = tuple(FrameView(**view) for view in values.get("more_views", ()))
+    return DecodeConfig(**{**values, "more_views": views})
 
 
 def _flat(recipe: FeatureRecipe) -> dict[str, Any]:
@@ -221,6 +288,7 @@ def _flat(recipe: FeatureRecipe) -> dict[str, Any]:
             if name != "modality":
                 flat[f"{spec.modality}.{name}"] = value
     if recipe.decode is not None:
-        for name, value in dataclasses.asdict(recipe.decode).items():
-            flat[f"decode.{name}"] = value
+        for field in dataclasses.fields(DecodeConfig):
+            flat[f"decode.{field.name}"] = getattr(recipe.decode, field.name)
+        flat["decode.more_views"] = ", ".join(map(str, recipe.decode.more_views)) or "none"
     return flat

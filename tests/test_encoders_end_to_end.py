@@ -5,7 +5,8 @@ The first clip of dev is predicted as somebody's own file, too: its probabilitie
 """
 
 import csv
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.cache.format import read_cache
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.schema import SPLITS, Modality
-from tests.conftest import Meld
+from tests.conftest import Finished, Meld
 from tests.pipeline.encoders.test_speech import LAYERS, WIDTH, make
 
 pytestmark = pytest.mark.heavy
@@ -27,22 +28,35 @@ Ask = tuple[dict[Modality, str], Shapes, tuple[str, ...], Path]
 
 
 @pytest.fixture(scope="module")
-def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
+def asks(tmp_path_factory: pytest.TempPathFactory, tiny_text_folder: Path) -> Callable[[str], Ask]:
     folder = tmp_path_factory.mktemp("encoders")
     words = "the a i you it is n't 's ! . ? , to and my we".split()
     lines = [f"{word} {row} {row % 3} 1.5\n" for row, word in enumerate(words)]
     (folder / "tiny.txt").write_text("".join(lines))
 
     def ask(name: str) -> Ask:
-        speech = "whisper" if name == "word vectors, faces and whisper" else "wav2vec2"
-        audio, _ = make(speech, folder / speech)
-        encoders: dict[Modality, str] = {"audio": str(audio)}
-        dims: Shapes = {"audio": (LAYERS + 1, WIDTH)}
-        if speech == "whisper":
-            encoders |= {"text": f"glove:{folder / 'tiny.txt'}", "video": "faces"}
-            return encoders, {"text": (1, 3), "video": (1, 271), **dims}, (), folder
-        encoders |= {"video": "resnet18"}
-        return encoders, {"video": (1, 1024), **dims}, ("--weights", "video=random"), folder
+        words = f"glove:{folder / 'tiny.txt'}"
+        encoders: dict[Modality, str]
+        dims: Shapes
+        if name == "word vectors, faces and whisper":
+            audio, _ = make("whisper", folder / "whisper")
+            encoders = {"text": words, "video": "faces", "audio": str(audio)}
+            dims = {"text": (1, 3), "video": (1, 271), "audio": (LAYERS + 1, WIDTH)}
+            return encoders, dims, (), folder
+        audio, _ = make("wav2vec2", folder / "wav2vec2")
+        deeper, _ = make("whisper", folder / "deeper", encoder_layers=LAYERS + 2)
+        reader = shutil.copytree(tiny_text_folder, folder / "reader")
+        encoders = {
+            "text": f"{reader},{words}",
+            "video": "resnet18,faces",
+            "audio": f"{audio},{deeper},prosody",
+        }
+        dims = {
+            "text": (3, 48 + 3),
+            "video": (1, 1024 + 271),
+            "audio": (LAYERS + 3, 2 * WIDTH + 65),
+        }
+        return encoders, dims, ("--weights", "video=random"), folder
 
     return ask
 
@@ -51,7 +65,7 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ask]:
     "name",
     [
         "word vectors, faces and whisper",
-        pytest.param("an image net and wav2vec2", marks=pytest.mark.slow),
+        pytest.param("several of each", marks=pytest.mark.slow),
     ],
 )
 def test_each_goes_from_clips_to_predictions(
@@ -98,6 +112,20 @@ def test_each_goes_from_clips_to_predictions(
         *("predict", clip.path, "--model", run, "--text", clip.utterance.text, "--json"),
         *("--out", tmp_path / "out", "--weights-dir", weights_dir),
     )
+    check_answer(predicted, row)
+    if name == "several of each":
+        shipped = tmp_path / "shipped"
+        exported = meld("export", run, "--out", shipped, "--weights-dir", weights_dir)
+        assert exported.status == 0, exported.err
+        predicted = meld(
+            *("predict", clip.path, "--model", shipped, "--text", clip.utterance.text, "--json"),
+            *("--out", tmp_path / "out of the bundle"),
+        )
+        check_answer(predicted, row)
+
+
+def check_answer(predicted: Finished, row: Mapping[str, str]) -> None:
+    """The probabilities of the row that was evaluated."""
     assert predicted.status == 0, predicted.err
     [utterance] = predicted.json["files"][0]["timeline"]["utterances"]
     for emotion, probability in utterance["emotion"]["probabilities"].items():

@@ -32,8 +32,9 @@ def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) ->
         )
     if described.recipe.decode is not None:
         decode = described.recipe.decode
+        sizes = " and ".join(f"{view.height}x{view.width}" for view in decode.views)
         print(
-            f"  decoded: {decode.num_frames} frames {decode.frame_height}x{decode.frame_width}, "
+            f"  decoded: {decode.num_frames} frames {sizes}, "
             f"{decode.sample_rate_hz} Hz, {decode.channel}, first {decode.max_duration_s:g} s, "
             f"test clips {decode.test_clips}"
         )

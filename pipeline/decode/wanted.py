@@ -24,7 +24,7 @@ from pipeline.decode.container import MAX_SECONDS_PER_CLIP, is_timed, one_packet
 from pipeline.decode.orientation import Orientation
 from pipeline.decode.window import shown_tick
 from pipeline.errors import ClipError
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FrameFit, FrameView
 
 _LEANING = (PictureType.P, PictureType.B)
 
@@ -343,27 +343,37 @@ _MOST_STRIP = 4
 
 
 class _Converter:
-    """Converts frames to upright pictures of the config's size.
+    """Converts frames to upright pictures of the config's size, or of its sizes.
 
     It must see every frame, because the orientation in an SEI message also holds for later frames.
     """
 
     def __init__(self, config: DecodeConfig) -> None:
-        self._config = config
-        self._reformatter = VideoReformatter()
+        # Each keeps what it has prepared for its size.
+        self._views = [(view, VideoReformatter()) for view in config.views]
         self._orientation = Orientation()
 
     def note(self, frame: av.VideoFrame) -> None:
         self._orientation = Orientation.of(frame) or self._orientation
 
     def to_rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3]"""
-        height, width = self._config.frame_height, self._config.frame_width
+        """uint8 [height, width, 3], the `frame_shape` of the config"""
+        pictures = [self._to_view(frame, *each) for each in self._views]
+        if len(pictures) == 1:
+            return pictures[0]
+        pixels = [picture.reshape(-1, 1, 3) for picture in pictures]
+        return np.concatenate(pixels)
+
+    def _to_view(
+        self, frame: av.VideoFrame, view: FrameView, reformatter: VideoReformatter
+    ) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3] of the view"""
+        height, width = view.height, view.width
         orientation = Orientation.of(frame) or self._orientation
         if orientation.swaps_sides:
             height, width = width, height
-        rows, columns = _scaled_size(frame.height, frame.width, height, width, self._config)
-        scaled = self._reformatter.reformat(
+        rows, columns = _scaled_size(frame.height, frame.width, height, width, view.fit)
+        scaled = reformatter.reformat(
             frame, width=columns, height=rows, format="rgb24", interpolation="BILINEAR"
         )
         picture = _fit(scaled.to_ndarray().astype(np.uint8, copy=False), height, width)
@@ -371,17 +381,17 @@ class _Converter:
 
 
 def _scaled_size(
-    rows: int, columns: int, height: int, width: int, config: DecodeConfig
+    rows: int, columns: int, height: int, width: int, fit: FrameFit
 ) -> tuple[int, int]:
     """The size that a picture is scaled to, before it is cropped or padded to `height` x `width`.
 
     A strip is limited to `_MOST_STRIP` times the side that it has to cover: otherwise a hostile
     picture of 16 x 65,536 pixels would be scaled to hundreds of megabytes.
     """
-    if config.frame_fit == "stretch":
+    if fit == "stretch":
         return height, width
     scales = height / rows, width / columns
-    if config.frame_fit == "pad":
+    if fit == "pad":
         scale = min(scales)
         return min(max(round(rows * scale), 2), height), min(max(round(columns * scale), 2), width)
     scale = max(scales)

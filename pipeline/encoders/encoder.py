@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.errors import ClipError, UsageError
-from pipeline.recipe import DecodeConfig, DialogueReading, EncoderSpec, FrameFit, Precision
+from pipeline.recipe import DecodeConfig, DialogueReading, EncoderSpec, FrameView, Precision
 from pipeline.schema import DecodedClip, Modality
 
 if TYPE_CHECKING:  # choosing an encoder must not wait for PyTorch
@@ -202,18 +202,6 @@ class SaysWhatIsNotThere(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameView:
-    """The frames that an encoder wants, see `DecodeConfig`."""
-
-    height: int
-    width: int
-    fit: FrameFit
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width} ({self.fit})"
-
-
-@dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
     """How a registered encoder is found and built. These functions import what they need when they
     are called, because planning a run must not wait for PyTorch.
@@ -225,9 +213,11 @@ class EncoderEntry:
     has_batchnorm: whether fine-tuning may let running statistics move
     is_layered: whether its layers have different depths (`Encoder.layer_depths`) and may recompute
         their intermediate values (`Encoder.checkpoint_gradients`)
+    count_layers: of a layered encoder, how many layers the one in a folder has
     learns:     whether it has parameters that fine-tuning can train
     has_weights: whether it has trained weights, in whose place random ones may be asked for
-    frames:     name -> the frames that it wants, of an encoder of pictures; may raise UsageError
+    frames:     name -> the views of a clip's frames that it wants, of an encoder of pictures: one,
+        or of several encoders as one each that any of them wants; may raise UsageError
     knows:      of an entry for any name, whether there is an encoder of that name
     """
 
@@ -239,7 +229,8 @@ class EncoderEntry:
     searches: Callable[[EncoderWish], bool] = lambda wish: False
     has_batchnorm: bool = False
     is_layered: bool = False
+    count_layers: Callable[[Path], int] | None = None
     learns: bool = True
     has_weights: bool = True
-    frames: Callable[[str], FrameView] | None = None
+    frames: Callable[[str], tuple[FrameView, ...]] | None = None
     knows: Callable[[str], bool] = lambda name: True

@@ -16,11 +16,10 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
     EncoderWish,
-    FrameView,
     WeightsChoice,
 )
 from pipeline.errors import UsageError
-from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
+from pipeline.recipe import DecodeConfig, EncoderSpec, FrameView, Precision
 from pipeline.schema import Modality
 
 RANDOM_SEED = "seed 0"
@@ -247,9 +246,9 @@ def _image_net(name: str) -> weights.ImageNet:
     return net
 
 
-def _image_net_frames(name: str) -> FrameView:
+def _image_net_frames(name: str) -> tuple[FrameView, ...]:
     side = _image_net(name).resize
-    return FrameView(height=side, width=side, fit="crop")
+    return (FrameView(height=side, width=side, fit="crop"),)
 
 
 def _choose_image_net(wish: EncoderWish, precision: Precision) -> EncoderChoice:
@@ -428,8 +427,8 @@ _VIDEO_NET = EncoderEntry(
     build=_build_video,
     searches=_searches_video,
     has_batchnorm=True,
-    frames=lambda name: FrameView(
-        height=weights.FRAME_SIZE[0], width=weights.FRAME_SIZE[1], fit="stretch"
+    frames=lambda name: (
+        FrameView(height=weights.FRAME_SIZE[0], width=weights.FRAME_SIZE[1], fit="stretch"),
     ),
 )
 _VECTOR_FILE = EncoderEntry(
@@ -465,7 +464,7 @@ ENCODERS: dict[str, EncoderEntry] = {
         build=_build_faces,
         autocast=False,
         has_batchnorm=True,
-        frames=lambda name: FACE_VIEW,
+        frames=lambda name: (FACE_VIEW,),
     ),
     "spectrogram": EncoderEntry(
         modality="audio",
@@ -495,6 +494,7 @@ OPEN: dict[Modality, EncoderEntry] = {
         build=_build_text,
         searches=_searches_text,
         is_layered=True,
+        count_layers=weights.count_layers,
     ),
     "video": _IMAGE_NET,
     "audio": EncoderEntry(
@@ -504,6 +504,7 @@ OPEN: dict[Modality, EncoderEntry] = {
         build=_build_speech,
         searches=lambda wish: not _is_model_folder(wish.name),
         is_layered=True,
+        count_layers=weights.count_layers,
         knows=lambda name: name in weights.SPEECH_MODELS or "/" in name or _is_model_folder(name),
     ),
 }

@@ -6,7 +6,11 @@
 The modality is present where any of them finds something. The features of one that finds nothing
 beside others that do are zero, and a warning records it: a fusion model masks modalities, not
 parts of them. An encoder of one layer stands beside each layer of one that has many; a mix of
-layers whose weights add up to 1 leaves it as it is.
+layers whose weights add up to 1 leaves it as it is. Of two that have many, the layers of the one
+with fewer are repeated, so that those of a like depth stand beside each other.
+
+Encoders of pictures that want frames of different sizes have a view each: a clip is decoded once,
+and its frames hold all views (`DecodeConfig.more_views`).
 """
 
 import shutil
@@ -29,7 +33,7 @@ from pipeline.encoders.encoder import (
 )
 from pipeline.encoders.pruning import HasPrunable, PrunableLayer
 from pipeline.errors import ClipError
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FrameView
 from pipeline.schema import DecodedClip
 
 Entries = Sequence[tuple[str, EncoderEntry]]  # by name
@@ -56,9 +60,16 @@ class SeveralBatch:
 class SeveralPreparations:
     """The preparations of all encoders, side by side; an item of theirs is a tuple of items."""
 
-    def __init__(self, parts: Sequence[tuple[str, AnyPreparation]]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, AnyPreparation]],
+        decode: DecodeConfig | None,
+        views: Sequence[FrameView | None],
+    ) -> None:
+        """views: of the clips' frames, as each part wants them; None for one that wants none"""
         self.names = [name for name, _ in parts]
         self.parts = [part for _, part in parts]
+        self.decode, self.views = decode, tuple(views)
         limits = [part.most_rows for part in self.parts if part.most_rows is not None]
         self.most_rows: int | None = min(limits, default=None)
         told = [
@@ -70,9 +81,17 @@ class SeveralPreparations:
         self.nothing = "; ".join(told)
 
     def prepare(self, clips: Sequence[DecodedClip]) -> list[Items | None]:
-        columns = [part.prepare(clips) for part in self.parts]
+        columns = [
+            part.prepare([self._as_seen(clip, view) for clip in clips])
+            for part, view in zip(self.parts, self.views, strict=True)
+        ]
         rows = zip(*columns, strict=True)
         return [None if all(item is None for item in row) else row for row in rows]
+
+    def _as_seen(self, clip: DecodedClip, view: FrameView | None) -> DecodedClip:
+        if clip.frames is None or view is None or self.decode is None:
+            return clip
+        return replace(clip, frames=self.decode.take_view(clip.frames, view))
 
     def shortfall(self, item: Items) -> ClipError | None:
         """What any of them leaves out; the first code stands for all."""
@@ -122,8 +141,9 @@ class SeveralPreparations:
 class SeveralEncoders(nn.Module):
     """Encoders whose features are concatenated, in the order of their names.
 
-    num_layers: of the one with the most; each of the others has as many or one
+    num_layers: of the one with the most
     autocast:   whether each may compute in bfloat16; those that may not never do
+    decode, views: as in `SeveralPreparations`
 
     forward: SeveralBatch -> float32 [rows, num_layers, sum of dims]
     """
@@ -134,11 +154,13 @@ class SeveralEncoders(nn.Module):
         *,
         num_layers: int,
         autocast: Sequence[bool],
+        decode: DecodeConfig | None,
+        views: Sequence[FrameView | None],
     ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(cast(nn.Module, each) for _, each in encoders)
         self.preparation = SeveralPreparations(
-            [(name, each.preparation) for name, each in encoders]
+            [(name, each.preparation) for name, each in encoders], decode, views
         )
         self.num_layers = num_layers
         self.autocast = tuple(autocast)
@@ -163,7 +185,7 @@ class SeveralEncoders(nn.Module):
                 enabled = takes_any and torch.is_autocast_enabled(places.device.type)
                 with torch.autocast(places.device.type, torch.bfloat16, enabled):
                     encoded = encoder(own).float()  # [rows that have it, layers, dim]
-                spread = encoded.expand(-1, self.num_layers, -1)
+                spread = encoded[:, spread_layers(encoded.shape[1], self.num_layers)]
                 features = features.index_copy(0, places, spread)
             columns.append(features)
         return torch.cat(columns, dim=2)
@@ -209,23 +231,50 @@ class SeveralEncoders(nn.Module):
             encoder.save(_folder_of(folder, place))
 
 
+def spread_layers(own: int, wanted: int) -> list[int]:
+    """Which of its own layers stands at each place of `wanted`, which are at least as many: first
+    at first, last at last, and between them the one at the nearest depth."""
+    if own == 1:
+        return [0] * wanted
+    return [round(place * (own - 1) / (wanted - 1)) for place in range(wanted)]
+
+
 def prepare_several(
     choice: EncoderChoice, decode: DecodeConfig | None, entries: Entries
 ) -> AnyPreparation:
-    return SeveralPreparations(
-        [(name, entry.prepare(part, decode)) for name, entry, part in _parts_of(choice, entries)]
-    )
+    parts, views = _parts_of(choice, entries), _views_of(entries)
+    prepared = [
+        (name, entry.prepare(part, _decode_of(view, decode)))
+        for (name, entry, part), view in zip(parts, views, strict=True)
+    ]
+    return SeveralPreparations(prepared, decode, views)
 
 
 def build_several(
     choice: EncoderChoice, decode: DecodeConfig | None, entries: Entries
 ) -> AnyEncoder:
     """Raises MismatchError where a part's files are not its weights."""
+    parts, views = _parts_of(choice, entries), _views_of(entries)
+    built = [
+        (name, entry.build(part, _decode_of(view, decode)))
+        for (name, entry, part), view in zip(parts, views, strict=True)
+    ]
     return SeveralEncoders(
-        [(name, entry.build(part, decode)) for name, entry, part in _parts_of(choice, entries)],
+        built,
         num_layers=len(choice.spec.layers),
         autocast=[entry.autocast for _, entry in entries],
+        decode=decode,
+        views=views,
     ).eval()
+
+
+def _views_of(entries: Entries) -> list[FrameView | None]:
+    return [entry.frames(name)[0] if entry.frames else None for name, entry in entries]
+
+
+def _decode_of(view: FrameView | None, decode: DecodeConfig | None) -> DecodeConfig | None:
+    """How the clips were decoded as far as this part sees them."""
+    return decode if view is None or decode is None else decode.of_view(view)
 
 
 def _parts_of(
@@ -239,19 +288,29 @@ def _parts_of(
             part = choice.parts[place]
         else:
             assert choice.path is not None
+            folder = _folder_of(choice.path, place)
             part = EncoderChoice(
                 spec=replace(
                     choice.spec,
                     name=name,
-                    layers=choice.spec.layers if entry.is_layered else (-1,),
+                    layers=_layers_of(entry, folder, choice.spec.layers),
                     dialogue=choice.spec.dialogue if entry.is_layered else "none",
                     context=choice.spec.context if entry.is_layered else 0,
                 ),
-                path=_folder_of(choice.path, place),
+                path=folder,
             )
         own = precision if entry.autocast else "float32"
         parts.append((name, entry, replace(part, spec=replace(part.spec, precision=own))))
     return parts
+
+
+def _layers_of(entry: EncoderEntry, folder: Path, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one that was saved: those of the whole, which are those of the part with the most; where
+    it has not so many, all were asked for."""
+    if not entry.is_layered:
+        return (-1,)
+    own = len(layers) if entry.count_layers is None else entry.count_layers(folder)
+    return layers if max(layers) < own else tuple(range(own))
 
 
 def _folder_of(folder: Path, place: int) -> Path:

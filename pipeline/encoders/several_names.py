@@ -13,10 +13,9 @@ from pipeline.encoders.encoder import (
     EncoderChoice,
     EncoderEntry,
     EncoderWish,
-    FrameView,
 )
 from pipeline.errors import UsageError
-from pipeline.recipe import DecodeConfig, EncoderSpec, Precision, WeightsKind
+from pipeline.recipe import DecodeConfig, EncoderSpec, FrameView, Precision, WeightsKind
 from pipeline.schema import Modality
 
 SEPARATOR = ","
@@ -48,14 +47,11 @@ def join_entries(modality: Modality, entries: Entries) -> EncoderEntry:
     """entries: of the encoders by name, in the order that was asked for."""
 
     def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
-        layered = any(entry.is_layered for _, entry in entries)
-        # What concerns layers is for those that have some; where none has, each refuses it.
-        plain = replace(wish, layers=(), context=0, dialogue="none") if layered else wish
-        parts = tuple(
-            entry.choose(replace(wish if entry.is_layered else plain, name=name), precision)
-            for name, entry in entries
-        )
-        return EncoderChoice(spec=_join_specs(tuple(part.spec for part in parts)), parts=parts)
+        if any(entry.is_layered for _, entry in entries):
+            parts = _choose_layered(wish, precision, entries)
+        else:
+            parts = [entry.choose(replace(wish, name=name), precision) for name, entry in entries]
+        return EncoderChoice(spec=_join_specs([part.spec for part in parts]), parts=tuple(parts))
 
     def prepare(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
         from pipeline.encoders.several import prepare_several
@@ -70,16 +66,9 @@ def join_entries(modality: Modality, entries: Entries) -> EncoderEntry:
     def searches(wish: EncoderWish) -> bool:
         return any(entry.searches(replace(wish, name=name)) for name, entry in entries)
 
-    def frames(_: str) -> FrameView:
-        views = {name: entry.frames(name) for name, entry in entries if entry.frames}
-        if len(set(views.values())) > 1:
-            wants = ", ".join(f"{name} {view}" for name, view in views.items())
-            names = SEPARATOR.join(name for name, _ in entries)
-            raise UsageError(
-                f"--{modality} {names}: they want frames of different sizes "
-                f"({wants}), and a clip's are decoded once; name some that want the same"
-            )
-        return next(iter(views.values()))
+    def frames(_: str) -> tuple[FrameView, ...]:
+        views = [view for name, entry in entries if entry.frames for view in entry.frames(name)]
+        return tuple(dict.fromkeys(views))
 
     each = tuple(entry for _, entry in entries)
     return EncoderEntry(
@@ -97,16 +86,27 @@ def join_entries(modality: Modality, entries: Entries) -> EncoderEntry:
     )
 
 
-def _join_specs(parts: tuple[EncoderSpec, ...]) -> EncoderSpec:
-    """Raises UsageError where two of them have many layers, and not equally many."""
-    layered = [spec for spec in parts if len(spec.layers) > 1]
-    for spec in layered[1:]:
-        if len(spec.layers) != len(layered[0].layers):
-            raise UsageError(
-                f"--{spec.modality} {SEPARATOR.join(each.name for each in parts)}: "
-                f"{layered[0].name} has {len(layered[0].layers)} layers and {spec.name} has "
-                f"{len(spec.layers)}; keep equally many of both ({spec.modality}_layers = [-1])"
-            )
+def _choose_layered(
+    wish: EncoderWish, precision: Precision, entries: Entries
+) -> list[EncoderChoice]:
+    """Where some have layers: what concerns layers is for those alone. To ask for all layers of the
+    one with the most, as a recipe does, is to ask for all of each."""
+    plain = replace(wish, layers=(), context=0, dialogue="none")
+    all_layers = replace(wish, layers=())
+    whole = [
+        entry.choose(replace(all_layers if entry.is_layered else plain, name=name), precision)
+        for name, entry in entries
+    ]
+    most = max((part.spec.layers for part in whole), key=len)
+    if wish.layers in ((), most):
+        return whole
+    return [
+        entry.choose(replace(wish, name=name), precision) if entry.is_layered else part
+        for (name, entry), part in zip(entries, whole, strict=True)
+    ]
+
+
+def _join_specs(parts: Sequence[EncoderSpec]) -> EncoderSpec:
     longest = max(parts, key=lambda spec: len(spec.layers))
     kinds = {spec.weights for spec in parts}
     return EncoderSpec(

@@ -432,11 +432,12 @@ def _decode_config(config: ExtractConfig, modalities: Sequence[Modality]) -> Dec
         name = config.encoders.wish(modality).name
         wants = find_entry(modality, name).frames
         if wants is not None:
-            view = wants(name)
+            view, *more = wants(name)
             frames = {
                 "frame_height": view.height,
                 "frame_width": view.width,
                 "frame_fit": view.fit,
+                "more_views": tuple(more),
             }
     try:
         return DecodeConfig(**frames, **_given_decode(config))

@@ -83,8 +83,11 @@ class StoreConfig:
     @property
     def recipe(self) -> str:
         """Canonical JSON of all that decides the decoded values."""
+        decode = dataclasses.asdict(self.decode)
+        if not self.decode.more_views:
+            del decode["more_views"]  # stores that are older than it have none
         made_by = {
-            "decode": dataclasses.asdict(self.decode),
+            "decode": decode,
             "modalities": self.modalities,
             "revision": REVISION,
         }
@@ -92,7 +95,7 @@ class StoreConfig:
 
     @property
     def frames_shape(self) -> tuple[int, int, int, int]:
-        return (self.decode.num_frames, self.decode.frame_height, self.decode.frame_width, 3)
+        return (self.decode.num_frames, *self.decode.frame_shape)
 
     def folder(self, split: Split) -> Path:
         digest = hashlib.sha256(self.recipe.encode()).hexdigest()

@@ -4,9 +4,10 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
+from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe, FrameView
 from pipeline.schema import Modality
 
 
@@ -37,7 +38,9 @@ DECODE_CHANGES = {
     "max_duration_s": 15.0,
     "test_clips": "legacy",
     "frame_fit": "pad",
+    "more_views": (FrameView(height=288, width=512, fit="pad"),),
 }
+DECODE_WORDS = {"more_views": "none != 288x512 (pad)"}
 SPEC_CHANGES = {
     "name": "other",
     "weights": "random",
@@ -63,9 +66,8 @@ def test_every_decode_setting_changes_the_fingerprint_and_is_named(field: str) -
     mine, theirs = recipe(), recipe(decode=config)
     assert mine.fingerprint != theirs.fingerprint
     [difference] = mine.differences(theirs)
-    assert difference == (
-        f"decode.{field}: {getattr(DecodeConfig(), field)} != {DECODE_CHANGES[field]}"
-    )
+    changed = f"{getattr(DecodeConfig(), field)} != {DECODE_CHANGES[field]}"
+    assert difference == f"decode.{field}: {DECODE_WORDS.get(field, changed)}"
 
 
 @pytest.mark.parametrize("field", SPEC_CHANGES)
@@ -192,6 +194,26 @@ def test_a_recipe_that_is_older_than_the_fit_of_frames_means_what_it_did() -> No
     assert padded.differences(now) == ["decode.frame_fit: pad != stretch"]
 
 
+def test_several_views_survive_json_and_one_leaves_recipes_as_they_were() -> None:
+    several = recipe(decode=DecodeConfig(more_views=(FrameView(height=64, width=48, fit="crop"),)))
+    assert FeatureRecipe.from_json(several.to_json()) == several
+    assert "more_views" not in recipe().to_json()
+
+
 def test_an_unknown_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="frame_fit must be one of"):
         DecodeConfig(frame_fit="squeeze")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="frame_width must be at least 1"):
+        FrameView(height=1, width=0, fit="pad")
+
+
+def test_a_view_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="each view of a frame once"):
+        DecodeConfig(more_views=DecodeConfig().views)
+
+
+def test_a_view_that_was_not_decoded_cannot_be_taken() -> None:
+    decode = DecodeConfig(num_frames=1, more_views=(FrameView(height=2, width=2, fit="pad"),))
+    frames = np.zeros((1, *decode.frame_shape), np.uint8)
+    with pytest.raises(ValueError, match="not in tuple"):
+        decode.take_view(frames, FrameView(height=3, width=2, fit="pad"))

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from pipeline.decode import wanted as decode_wanted
 from pipeline.decode.clip import decode_clip, decode_still
 from pipeline.decode.container import CORE_SECONDS_PER_PACKET, end_where_decoding_hangs
 from pipeline.decode.inspect import inspect_clip
+from pipeline.decode.spans import decode_media
 from pipeline.decode.video import Screen, choose_frames
-from pipeline.recipe import DecodeConfig, FrameFit
-from pipeline.schema import ClipKey, DecodedClip, LocatedClip, Modality, Utterance
+from pipeline.recipe import DecodeConfig, FrameFit, FrameView
+from pipeline.schema import ClipKey, DecodedClip, LocatedClip, MediaSpan, Modality, Utterance
 from tests.media import FPS, RATE_HZ, SIZE, grey, pitch_of, textured, tone, write_clip
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0"}
@@ -770,8 +772,30 @@ def test_a_strip_costs_no_memory(fit: FrameFit, rows: int, columns: int) -> None
     strip = av.VideoFrame.from_ndarray(np.full((rows, columns, 3), 200, np.uint8), "rgb24")
     picture = decode_wanted._Converter(config).to_rgb(strip)
     assert picture.shape == (256, 256, 3)
-    scaled = decode_wanted._scaled_size(rows, columns, 256, 256, config)
+    scaled = decode_wanted._scaled_size(rows, columns, 256, 256, fit)
     assert max(scaled) <= 4 * 256
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1])
+def test_each_view_of_a_frame_is_what_it_would_be_alone(quarter_turns: int, tmp_path: Path) -> None:
+    views = (
+        FrameView(height=48, width=64, fit="stretch"),
+        FrameView(height=32, width=32, fit="crop"),
+        FrameView(height=36, width=90, fit="pad"),
+    )
+    first = DecodeConfig(num_frames=3).of_view(views[0])
+    path = write_clip(tmp_path / "a.mp4", picture=textured)
+    if quarter_turns:
+        _set_display_rotation(path, quarter_turns)
+    together = replace(first, more_views=views[1:])
+    frames = decode_media(path, MediaSpan(), together, ["video"]).frames
+    assert frames is not None
+    assert frames.shape == (3, *together.frame_shape)
+    for view in views:
+        alone = decode_media(path, MediaSpan(), first.of_view(view), ["video"]).frames
+        seen = together.take_view(frames, view)
+        np.testing.assert_array_equal(seen, alone)
+        assert np.shares_memory(seen, frames)
 
 
 def test_a_resolution_that_changes_in_the_middle_is_scaled(tmp_path: Path) -> None:

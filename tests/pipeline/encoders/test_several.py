@@ -14,11 +14,12 @@ from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest, choose_encoder, choose_saved
 from pipeline.encoders.encoder import EncoderChoice, EncoderEntry, EncoderWish
 from pipeline.encoders.find import find_encoders
-from pipeline.encoders.registry import ENCODERS, build_encoder, prepare_for
+from pipeline.encoders.registry import ENCODERS, build_encoder, find_entry, prepare_for
 from pipeline.encoders.saved import read_encoders, write_encoders
+from pipeline.encoders.video import Frames
 from pipeline.encoders.weights import load_trained_part, save_trained_part
 from pipeline.errors import CacheCorrupt, ClipError, UsageError
-from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe, Precision
+from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe, FrameView, Precision
 from pipeline.schema import ClipKey, DecodedClip, Utterance
 
 BOTH = "spectrogram,prosody"
@@ -47,21 +48,22 @@ class Loud:
 
 
 class Layered(nn.Module):
-    """Three layers of two features: weights 1, 2, 3 times the peak."""
+    """Three layers of two features, or more: weights 1, 2, 3 times the peak."""
 
     batch_size: int | None = 3
     dim = 2
 
-    def __init__(self) -> None:
+    def __init__(self, num_layers: int = 3) -> None:
         super().__init__()
         self.preparation = Loud()
-        self.layers = nn.ParameterList(torch.full((2,), float(each)) for each in (1, 2, 3))
+        numbers = range(1, num_layers + 1)
+        self.layers = nn.ParameterList(torch.full((2,), float(each)) for each in numbers)
 
     def forward(self, batch: Tensor) -> Tensor:
         return torch.stack([batch * weight for weight in self.layers], dim=1)
 
     def layer_depths(self) -> dict[str, int]:
-        return {f"layers.{each}": each for each in range(3)}
+        return {f"layers.{each}": each for each in range(len(self.layers))}
 
     def checkpoint_gradients(self) -> None:
         pass
@@ -75,6 +77,9 @@ class Layered(nn.Module):
 
 def entry_of(num_layers: int, precision_is_free: bool = True) -> EncoderEntry:
     def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+        layers = wish.layers or tuple(range(num_layers))
+        if max(layers) >= num_layers:
+            raise UsageError(f"{wish.name} has {num_layers} layers")
         return EncoderChoice(
             spec=EncoderSpec(
                 modality="audio",
@@ -83,12 +88,12 @@ def entry_of(num_layers: int, precision_is_free: bool = True) -> EncoderEntry:
                 weights_hash="by hand",
                 pooling="peak",
                 precision=precision,
-                layers=tuple(range(num_layers)),
+                layers=layers,
             )
         )
 
     def build(choice: EncoderChoice, decode: DecodeConfig | None) -> Layered:
-        encoder = Layered()
+        encoder = Layered(len(choice.spec.layers))
         if choice.path is not None:
             load_trained_part(encoder, choice.path / "loud.safetensors")
         return encoder
@@ -100,6 +105,7 @@ def entry_of(num_layers: int, precision_is_free: bool = True) -> EncoderEntry:
         build=build,
         autocast=precision_is_free,
         is_layered=True,
+        count_layers=lambda folder: num_layers,
     )
 
 
@@ -159,13 +165,30 @@ def test_one_layer_stands_beside_each_of_many() -> None:
     assert (row[0, 2:] == row[2, 2:]).all()
 
 
+def test_layers_of_a_like_depth_stand_beside_each_other() -> None:
+    [row] = encode("loud,deep", [clip_of(16_000)])
+    peak = row[0, 0]
+    assert row.shape == (5, 4)
+    assert (row[:, 0] / peak).round(5).tolist() == [1, 1, 2, 3, 3]
+    assert (row[:, 2] / peak).round(5).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_encoders_of_unequal_depth_are_found_again_by_their_recipe() -> None:
+    chosen = choose("loud,deep,prosody")
+    recipe = FeatureRecipe(encoders=(chosen.spec,), decode=DecodeConfig())
+    assert find_encoders(recipe, ("audio",)) == (chosen,)
+    few = EncoderRequest(audio="loud,deep,prosody", audio_layers=(0, 2))
+    assert choose_encoder("audio", few, "float32").spec.layers == (0, 2)
+    with pytest.raises(UsageError, match="loud has 3 layers"):
+        choose_encoder("audio", replace(few, audio_layers=(0, 3)), "float32")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("spectrogram,", "an empty name"),
         ("prosody,prosody", "prosody is named twice"),
         ("prosody,cochlea", "cochlea: unknown; known are spectrogram"),
-        ("loud,deep", "loud has 3 layers and deep has 5"),
     ],
 )
 def test_names_that_cannot_stand_together_are_refused(name: str, told: str) -> None:
@@ -189,8 +212,6 @@ def test_one_random_part_marks_the_whole() -> None:
     wish = EncoderWish(name="loud,prosody", weights="random")
     entry = ENCODERS["loud"]
     assert entry.choose(replace(wish, name="loud"), "float32").spec.is_random
-    from pipeline.encoders.registry import find_entry
-
     assert find_entry("audio", wish.name).choose(wish, "float32").spec.is_random
 
 
@@ -230,9 +251,77 @@ def test_tops_are_level_and_every_parameter_that_learns_is_named() -> None:
     assert encoder.batch_size == 3
 
 
-def test_a_fine_tuned_run_holds_all_of_them(tmp_path: Path) -> None:
+@pytest.fixture
+def nets_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders "wide", "square" and "wide again", whose feature is the brightness of what they
+    see; the last wants the view of the first."""
+    for name, view in (
+        ("wide", FrameView(height=2, width=8, fit="stretch")),
+        ("square", FrameView(height=3, width=3, fit="crop")),
+        ("wide again", FrameView(height=2, width=8, fit="stretch")),
+    ):
+        monkeypatch.setitem(ENCODERS, name, entry_of_view(view))
+
+
+def entry_of_view(view: FrameView) -> EncoderEntry:
+    class Bright(Layered):
+        preparation: Frames
+
+        def __init__(self, decode: DecodeConfig | None) -> None:
+            super().__init__()
+            assert decode is not None
+            assert decode.views == (view,)
+            self.preparation = Frames(crop=(view.height, view.width))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            assert batch.shape[2:] == (view.height, view.width, 3)
+            return batch.float().mean((1, 2, 3, 4))[:, None, None].expand(-1, 1, 2)
+
+    def choose(wish: EncoderWish, precision: Precision) -> EncoderChoice:
+        return EncoderChoice(
+            spec=EncoderSpec(
+                modality="video",
+                name=wish.name,
+                weights="none",
+                weights_hash="by hand",
+                pooling="mean",
+                precision="float32",
+            )
+        )
+
+    return EncoderEntry(
+        modality="video",
+        choose=choose,
+        prepare=lambda choice, decode: Bright(decode).preparation,
+        build=lambda choice, decode: Bright(decode),
+        frames=lambda name: (view,),
+    )
+
+
+def test_encoders_of_pictures_see_a_view_each(nets_of_pictures: None) -> None:
+    name = "wide,square,wide again"
+    wants = find_entry("video", name).frames
+    assert wants is not None
+    first, second = wants(name)
+    decode = replace(DecodeConfig(num_frames=2).of_view(first), more_views=(second,))
+    frames = np.zeros((2, *decode.frame_shape), np.uint8)
+    decode.take_view(frames, first)[:] = 40
+    decode.take_view(frames, second)[:] = 90
+    clip = replace(clip_of(1), frames=frames)
+    choice = choose_encoder("video", EncoderRequest(video=name), "float32")
+    [features] = encode_clips(Encoders([choice], decode), [clip])
+    assert features.raw["video"].tolist() == [[40, 40, 90, 90, 40, 40]]
+    prepared = prepare_for(choice, decode).prepare([clip, clip_of(1)])
+    assert [None if item is None else [len(each) for each in item] for item in prepared] == [
+        [2, 2, 2],
+        None,
+    ]
+
+
+@pytest.mark.parametrize("name", ["loud,spectrogram,prosody", "loud,spectrogram,deep"])
+def test_a_fine_tuned_run_holds_all_of_them(name: str, tmp_path: Path) -> None:
     decode = DecodeConfig()
-    choice = choose("loud,spectrogram,prosody")
+    choice = choose(name)
     encoders = Encoders([choice], decode)
     with torch.no_grad():
         for parameter in encoders.parameters():

@@ -50,7 +50,7 @@ def make(kind: str, folder: Path, **changes: Any) -> Made:
             model: Any = WhisperModel(
                 WhisperConfig(
                     d_model=WIDTH,
-                    encoder_layers=LAYERS,
+                    encoder_layers=changes.pop("encoder_layers", LAYERS),
                     decoder_layers=1,
                     encoder_attention_heads=2,
                     decoder_attention_heads=2,
