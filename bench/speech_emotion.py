@@ -14,8 +14,9 @@ average recall of
     refit        the same with `--refit`
     ensemble     the seeds of refit as one model: `--refit --ensemble SEEDS`
 
-with 95 % bootstrap intervals over the utterances of each speaker and emotion (percentiles of 2,000
-samples). There are too few speakers to resample them.
+the last three with `model.layers` as `--layers` says, and with 95 % bootstrap intervals over the
+utterances of each speaker and emotion (percentiles of 2,000 samples). There are too few speakers
+to resample them.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from fusion.data.split import FusionData
 from fusion.inference.predict import predict
 from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
-from fusion.training.train import build_model
+from fusion.training.train import build_model, check_layers
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.recipe import DecodeConfig, FeatureRecipe
@@ -78,10 +79,12 @@ def main() -> None:
     table = Table("audio", "dim", "ms / clip", "model", "recall", "95 %", *names)
     for audio in arguments.audio:
         data, milliseconds = _encode(corpus, audio)
-        refit = _fusion(data, corpus, arguments.seeds, refit=True)
+        config = ModelConfig(layers=arguments.layers)
+        check_layers(data.features, config)
+        refit = _fusion(data, corpus, config, arguments.seeds, refit=True)
         rows = {
             "regression": [_regression(data, corpus)],
-            "fusion": _labels(_fusion(data, corpus, arguments.seeds, refit=False)),
+            "fusion": _labels(_fusion(data, corpus, config, arguments.seeds, refit=False)),
             "refit": _labels(refit),
             "ensemble": _labels([np.mean(refit, axis=0)]),
         }
@@ -107,6 +110,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with EmoDB's WAV files")
     parser.add_argument("--audio", action="append", help="audio encoder; may be given repeatedly")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--layers", choices=("mix", "beside"), default="mix", help="model.layers")
     arguments = parser.parse_args()
     arguments.audio = arguments.audio or ["spectrogram", "prosody", "spectrogram,prosody"]
     return arguments
@@ -199,7 +203,7 @@ def _labels(probabilities: Sequence[NDArray[np.float64]]) -> list[Labels]:
 
 
 def _fusion(
-    data: FusionData, corpus: Corpus, seeds: int, *, refit: bool
+    data: FusionData, corpus: Corpus, config: ModelConfig, seeds: int, *, refit: bool
 ) -> list[NDArray[np.float64]]:
     """For each seed, the probabilities [rows, emotions] of every row by the model trained without
     its speaker."""
@@ -214,7 +218,7 @@ def _fusion(
             (whole, whole) if refit else (aside.part(whole, "train"), aside.part(whole, "dev"))
         )
         for seed in range(seeds):
-            model = build_model(own, ModelConfig(), seed=seed)
+            model = build_model(own, config, seed=seed)
             trainings.append(
                 Training(
                     model=model,

@@ -29,6 +29,7 @@ from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import Parts, load_parts
 from fusion.training.train import (
     build_model,
+    check_layers,
     check_modalities,
     check_modality_dropout,
     check_projection,
@@ -300,6 +301,7 @@ def _load(config: AblateConfig) -> tuple[Parts, FusionData]:
     )
     train = parts.train
     check_modality_dropout(train.modalities, config.fit.modality_dropout)
+    check_layers(train.features, config.model)
     if config.split == "dev":
         return parts, parts.dev
     test = load_split(config.features, "test", modalities=train.modalities, input=config.input)

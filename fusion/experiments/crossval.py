@@ -39,6 +39,7 @@ from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import find_untrained
 from fusion.training.train import (
     build_model,
+    check_layers,
     check_modalities,
     check_modality_dropout,
     check_projection,
@@ -213,6 +214,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         check_out(config.out, begins=json_bytes({"format": FORMAT})[:-3])
     data = load_pooled(config)
     check_modality_dropout(data.modalities, config.fit.modality_dropout)
+    check_layers(data.features, config.model)
     groups = len(np.unique(_group_numbers(data, config.group)))
     if config.folds == groups and config.seed != CrossvalConfig().seed:
         raise UsageError(

@@ -16,6 +16,7 @@ ATTENTION_HEADS = 4
 MOST_MEMBERS = 100
 InputKind = Literal["raw", "embedding"]
 ContextKind = Literal["none", "dialogue"]
+LayerUse = Literal["mix", "beside"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class ModelConfig:
     fusion: fusion type, which is how the modalities are combined
     context: "dialogue" lets the model see the features of the dialogue's earlier utterances
     future: with context "dialogue": the later utterances as well
+    layers: what is read of an encoder with several layers: "mix" learns which layers serve best and
+        reads their weighted mean; "beside" reads all of them side by side, which a few hundred
+        clips of speech train better (LOG.md)
     projection: width of a modality's branch
     hidden: width of the layers after the join
     feature_dropout: dropout of the mixed features
@@ -34,6 +38,7 @@ class ModelConfig:
     fusion: FusionType = "late"
     context: ContextKind = "none"
     future: bool = False
+    layers: LayerUse = "mix"
     projection: int = EMBEDDING_DIM
     hidden: int = 256
     feature_dropout: float = 0.2
@@ -45,6 +50,8 @@ class ModelConfig:
             raise ValueError(f"fusion must be one of {known}, not {self.fusion!r}")
         if self.context not in ("none", "dialogue"):
             raise ValueError(f"context must be none or dialogue, not {self.context!r}")
+        if self.layers not in get_args(LayerUse):
+            raise ValueError(f"layers must be mix or beside, not {self.layers!r}")
         if self.future and self.context == "none":
             raise ValueError("future is part of the dialogue: ask for context dialogue with it")
         for name in ("projection", "hidden"):

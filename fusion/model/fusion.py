@@ -2,8 +2,8 @@
 
     features {modality: [batch, layers, dim]}     present [batch, modalities]
         │ standardise     by mean and std of the train split
-        │ ModalityBranch  learned mix over layers -> linear -> norm, GELU, dropout; an absent
-        │                 modality is one learned vector         [batch, 128]
+        │ ModalityBranch  learned mix over layers, or all side by side -> linear -> norm, GELU,
+        │                 dropout; an absent modality is one learned vector  [batch, 128]
         │ join            late, early, hybrid, gated, attention: see joins.py  [batch, hidden]
         │ context         if asked: what the rest of the dialogue adds, see dialogue.py
         └ Heads           emotion [batch, 7], sentiment [batch, 3]
@@ -32,21 +32,24 @@ class FusionOutput:
 
 
 class ModalityBranch(nn.Module):
-    """One modality's features -> [batch, width], width the projection's or, without, dim."""
+    """One modality's features -> [batch, width], width the projection's or, without, that of what
+    is read: dim, or layers * dim where they are read side by side."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, dims: ModalityDims, config: ModelConfig, *, project: bool) -> None:
         super().__init__()
-        self.width = config.projection if project else dims.dim
+        mixes = config.layers == "mix" and dims.layers > 1
+        read = dims.dim if mixes else dims.layers * dims.dim
+        self.width = config.projection if project else read
         self.register_buffer("mean", torch.zeros(dims.layers, dims.dim))
         self.register_buffer("deviation", torch.ones(dims.layers, dims.dim))
         # As in ELMo (Peters et al. 2018): which layer serves best is learned, starting from all.
-        self.layer_logits = nn.Parameter(torch.zeros(dims.layers)) if dims.layers > 1 else None
+        self.layer_logits = nn.Parameter(torch.zeros(dims.layers)) if mixes else None
         self.absent = nn.Parameter(draw_small(self.width))
         self.feature_dropout = Dropout(config.feature_dropout)
-        self.project = Projection(dims.dim, config) if project else nn.Identity()
+        self.project = Projection(read, config) if project else nn.Identity()
 
     @torch.no_grad()
     def fit_standardisation(self, features: Tensor, present: Tensor) -> None:
@@ -73,12 +76,13 @@ class ModalityBranch(nn.Module):
         """standardised: None where the modality is absent in every row."""
         if standardised is None:
             return self.absent.expand(len(present), -1)
-        mixed = self.feature_dropout(self.mix_layers(standardised))  # [batch, dim]
+        mixed = self.feature_dropout(self.read_layers(standardised))  # [batch, read]
         return torch.where(present[:, None], self.project(mixed), self.absent)
 
-    def mix_layers(self, standardised: Tensor) -> Tensor:
+    def read_layers(self, standardised: Tensor) -> Tensor:
+        """[batch, layers, dim] -> [batch, dim], or [batch, layers * dim]"""
         if self.layer_logits is None:
-            return standardised[:, 0]
+            return standardised.flatten(1)
         return self.layer_logits.softmax(dim=0) @ standardised
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from fusion.data.batches import Rows
 from fusion.data.set_aside import check_share
@@ -162,6 +163,16 @@ def check_projection(fusions: Sequence[FusionType], model: ModelConfig) -> None:
         )
 
 
+def check_layers(features: Mapping[Modality, Tensor], model: ModelConfig) -> None:
+    """Raises UsageError where `model.layers` is set and nothing has several layers."""
+    is_set = model.layers != ModelConfig().layers
+    if is_set and all(values.shape[1] == 1 for values in features.values()):
+        raise UsageError(
+            f"model.layers = {model.layers}: no modality of these features has several layers; "
+            "leave it out"
+        )
+
+
 def check_modality_dropout(
     modalities: Sequence[Modality], chance: float, key: str = "fit.modality_dropout"
 ) -> None:
@@ -254,6 +265,7 @@ def train_seeds(
             "train already; leave it out, or hold dialogues of train out with --dev-share"
         )
     check_modality_dropout(train.modalities, config.fit.modality_dropout)
+    check_layers(train.features, config.model)
     if parts.set_aside is not None:
         log.info("%s", parts.set_aside)
     modalities = ",".join(train.modalities)

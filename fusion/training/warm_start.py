@@ -13,7 +13,7 @@ from pipeline.settings import describe_config, merge_settings
 # Chosen on MELD's dev split (LOG.md): at the usual 1e-3 the best epochs stay below the start.
 LEARNING_RATE = 3e-4
 # What decides the weights' shapes or what they mean.
-_OF_THE_WEIGHTS = ("fusion", "projection", "hidden")
+_OF_THE_WEIGHTS = ("fusion", "layers", "projection", "hidden")
 
 
 def inherit(values: Mapping[str, Any], start: FusionDims) -> dict[str, Any]:

@@ -137,3 +137,37 @@ def test_settings_out_of_range_are_refused():
         ModelConfig(hidden=0)
     with pytest.raises(ValueError, match="once"):
         FusionDims(modalities=DIMS.modalities[:1] * 2)
+
+
+@pytest.mark.heavy
+def test_layers_side_by_side_tell_what_no_mean_of_them_does():
+    """The label is the sign of a difference between two layers that are loud in the same way."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 2, (256,))
+    noise, sign = torch.randn(256, 1, 6) * 3, (2 * labels - 1)[:, None, None].float()
+    features = torch.cat([noise + sign, noise - sign], dim=1)
+    present = torch.ones(256, 1, dtype=torch.bool)
+    right = {}
+    for layers in ("mix", "beside"):
+        torch.manual_seed(1)
+        dims = (ModalityDims(modality="text", layers=2, dim=6),)
+        model = FusionModel(FusionDims(modalities=dims, model=ModelConfig(layers=layers)))
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(40):
+            logits = model({"text": features}, present).emotion_logits
+            loss = torch.nn.functional.cross_entropy(logits[:192], labels[:192])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        unseen = model.eval()({"text": features}, present).emotion_logits[192:]
+        right[layers] = (unseen.argmax(1) == labels[192:]).float().mean().item()
+    assert right["beside"] > right["mix"] + 0.1
+    assert right["beside"] > 0.95
+
+
+def test_a_run_that_is_older_than_the_choice_of_layers_mixes_them():
+    values = DIMS.to_dict()
+    del values["model"]["layers"]
+    assert FusionDims.from_dict(values) == DIMS
+    with pytest.raises(ValueError, match="layers must be mix or beside, not 'top'"):
+        ModelConfig(layers="top")

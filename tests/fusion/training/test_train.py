@@ -256,6 +256,18 @@ def test_only_the_modalities_asked_for_are_used(config):
     assert result.dev.random_modalities == ()
 
 
+def test_layers_side_by_side_are_saved_with_the_run_and_refused_where_there_is_one(config):
+    beside = dataclasses.replace(config.model, layers="beside")
+    result = train_fusion(dataclasses.replace(config, model=beside))
+    checkpoint = read_checkpoint(result.run)
+    assert checkpoint.dims.model.layers == "beside"
+    text = checkpoint.dims.modalities[0]
+    assert checkpoint.model.branches["text"].project.linear.in_features == text.layers * text.dim
+    assert evaluate(EvaluateConfig(run=result.run, split="dev")).emotion == result.dev.emotion
+    with pytest.raises(UsageError, match=r"model\.layers = beside: no modality .* several layers"):
+        train_fusion(dataclasses.replace(config, model=beside, modalities=("video",)))
+
+
 def test_modality_dropout_is_refused_where_the_caches_have_one_modality(config, write_split):
     for split in ("train", "dev"):
         write_split(split, 40, modalities=["text"])
