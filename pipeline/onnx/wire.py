@@ -39,7 +39,8 @@ OPERATORS = frozenset(
     "Concat Constant ConstantOfShape CumSum Flatten Gather GatherElements GatherND Identity Pad "
     "Range Reshape Shape Size Slice Split Squeeze Tile TopK Transpose Unsqueeze "
     # layers
-    "AveragePool BatchNormalization Conv Gemm GlobalAveragePool LayerNormalization MatMul MaxPool "
+    "AveragePool BatchNormalization Conv Gemm GlobalAveragePool InstanceNormalization "
+    "LayerNormalization MatMul MaxPool "
     "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum RMSNormalization "
     # 8 bits
     "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul "
