@@ -176,7 +176,8 @@ class DialogueTokeniser:
             for passage in items[row].passages:
                 if passage.window in place:
                     pooled = pool[number, place[passage.window]]
-                    pooled[passage.start : passage.end] = 1 / items[row].num_tokens
+                    # Added: of a word said over and over, two windows are the same.
+                    pooled[passage.start : passage.end] += 1 / items[row].num_tokens
         return WindowPart(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),

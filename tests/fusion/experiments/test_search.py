@@ -76,6 +76,19 @@ def test_the_best_third_goes_on_with_three_times_the_seeds(
     assert report.defaults.settings["fit.learning_rate"] == 1e-3
 
 
+def test_defaults_that_are_worst_go_on_too_to_be_compared_with(
+    run: Callable[..., SearchReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(work: object, model: object, config: object, seeds: range) -> list[EpochResult]:
+        off = abs(np.log(config.learning_rate / 1e-3))  # type: ignore[attr-defined]
+        return [result(0.3 + off / 10)] * len(seeds)
+
+    monkeypatch.setattr(module._Work, "_fit", fit)
+    report = run(trials=9)
+    assert report.best.number != 0
+    assert len(report.best.best) == len(report.defaults.best) == 9
+
+
 def test_what_was_planted_to_matter_is_found_and_what_was_not_is_not(
     run: Callable[..., SearchReport], scored: list[tuple[float, int]]
 ) -> None:

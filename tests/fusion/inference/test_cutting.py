@@ -164,6 +164,10 @@ def test_an_utterance_that_is_too_short_takes_of_the_silence_around_it() -> None
         Line(start_ms=400, end_ms=720),
     ]
     assert lengthen(lines[:1], 400, lower_ms=0, upper_ms=300) == [Line(start_ms=0, end_ms=300)]
+    # What has no room on its right goes on to the left, and the other way round.
+    late, early = Line(start_ms=1_000, end_ms=1_100), Line(start_ms=50, end_ms=150)
+    assert lengthen([late], 400, lower_ms=0, upper_ms=1_150) == [Line(start_ms=750, end_ms=1_150)]
+    assert lengthen([early], 400, lower_ms=0, upper_ms=9_000) == [Line(start_ms=0, end_ms=400)]
 
 
 def test_a_word_that_is_given_a_minute_makes_no_utterance_of_a_minute() -> None:

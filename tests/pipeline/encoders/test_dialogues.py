@@ -79,6 +79,32 @@ def test_features_are_the_means_that_transformers_gives(whole: DialogueEncoder) 
     assert torch.allclose(read(whole, clips(LINES)), wanted, atol=1e-5)
 
 
+def test_without_the_future_a_token_sees_its_own_utterance_and_all_before_it(
+    past: DialogueEncoder,
+) -> None:
+    """As transformers computes it with a mask that is written down here."""
+    tokenizer = past.preparation.tokenizer
+    ids = tokenizer("Joey: Hey! [SEP] Monica: Hi, Joey.", return_tensors="pt")["input_ids"]
+    turns = torch.tensor([-1] + [0] * 5 + [1] * 7)  # each to its [SEP]
+    sees = turns[:, None] >= turns[None, :]
+    with torch.no_grad():
+        states = past.model(ids, attention_mask=sees[None, None], output_hidden_states=True)
+    hidden = torch.stack(states.hidden_states)[:, 0]
+    wanted = torch.stack([hidden[:, start:end].mean(1) for start, end in ((3, 5), (8, 12))])
+    assert torch.allclose(read(past, clips(LINES[:2])), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", ["one two three go ", "go "])  # windows that differ; all the same
+def test_all_tokens_of_a_long_utterance_count_alike_in_whichever_window(
+    whole: DialogueEncoder, words: str
+) -> None:
+    text = words * (400 // len(words.split()))
+    [item] = whole.preparation.prepare(clips([("Ross", text)]))
+    assert item.num_tokens == 400
+    weights = [part.pool for part in whole.preparation.collate([item]).parts]
+    assert sum(float(part.sum()) for part in weights) == pytest.approx(1)
+
+
 def test_without_the_future_nothing_said_later_changes_anything(past: DialogueEncoder) -> None:
     features = read(past, clips(LINES))
     for turn in range(len(LINES)):

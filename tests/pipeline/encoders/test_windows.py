@@ -41,6 +41,16 @@ def test_the_next_window_reads_the_utterances_before_it_again() -> None:
     assert own_tokens(found[3]) == [40, 41, 42]
 
 
+def test_what_just_fits_beside_the_next_utterance_is_read_again() -> None:
+    found = cut_dialogue([said(10, 5), said(20, 5), said(30, 10)], FRAME)
+    assert found[2] is not None
+    # Of 19 tokens the third takes 12, and the second 7.
+    assert found[2].passages[0].window.ids == (
+        *(CLS, 100, *range(20, 25), SEP),
+        *(100, *range(30, 40), SEP),
+    )
+
+
 def test_every_token_counts_once_however_the_dialogue_is_cut() -> None:
     lengths = [3, 9, 1, 6, 6, 2, 14, 5, 1, 1]
     found = cut_dialogue([said(100 * k, own) for k, own in enumerate(lengths)], FRAME)
