@@ -3,6 +3,7 @@
 Nothing is held in memory but a chunk, and nothing is written elsewhere than into the job's folder.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -65,7 +66,8 @@ async def receive_upload(
             raise UsageError("multipart/form-data without a boundary")
         return await _receive_form(chunks, folder, boundary, limits)
     except OSError as error:
-        raise StorageError(f"cannot write {folder.path}: {error}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(f"cannot write {folder.path}: {error}") from error
 
 
 def check_space(folder: Path, num_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """What an upload may be, read from its headers once it is there."""
 
 import asyncio
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_an_upload_above_a_limit_is_refused_and_not_kept(
     assert refused.json()["detail"].startswith(said)
     root = store.folder("x").path.parents[1]
     assert [path for part in ("jobs", "incoming") for path in (root / part).iterdir()] == []
+
+
+def test_a_disk_that_is_full_before_an_upload_of_unknown_length_is_whole_is_507(
+    start_app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    from serving import upload
+
+    def fail(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(upload, "_sync", fail)
+    with TestClient(start_app(), base_url=HOME) as client:
+        headers = {"Content-Type": "video/mp4"}
+        refused = client.post("/v1/jobs", content=iter([b"media"]), headers=headers)
+    assert problem(refused) == (507, "disk_full")
 
 
 async def ask(app: Any, method: str, path: str, *body: Callable[[], bytes]) -> tuple[int, bytes]:
