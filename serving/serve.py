@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import InputError, MeldError, StorageError
-from pipeline.system.allocator import return_large_blocks
+from pipeline.system.allocator import map_large_blocks
 from pipeline.system.locks import hold
 from pipeline.system.resources import share_cores
 from serving.admission import Keys
@@ -85,7 +85,7 @@ def serve(config: ServeConfig, on_listening: Callable[[str, WorkerReady], None])
 
     Raises as `start_service`, and StorageError where the address cannot be listened on.
     """
-    return_large_blocks()  # what of an upload is in memory: bodies come by up to 256 KiB
+    map_large_blocks()  # what of an upload is in memory: bodies come by up to 256 KiB
     with _bind(config) as listener, start_service(config) as service:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
