@@ -66,8 +66,9 @@ async def receive_upload(
             raise UsageError("multipart/form-data without a boundary")
         return await _receive_form(chunks, folder, boundary, limits)
     except OSError as error:
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"cannot write {folder.path}: {error}") from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        refusal = DiskFull if is_full else StorageError
+        raise refusal(f"cannot write {folder.path}: {error}") from error
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
