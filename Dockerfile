@@ -13,7 +13,8 @@ ARG RUNTIME=torch
 # else PyTorch needs is in the requirements, with its hash.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python -m venv /opt/meld
+# Python's own copy of setuptools is an old one, and nothing here needs it; PyTorch brings its own.
+RUN python -m venv /opt/meld && /opt/meld/bin/pip uninstall --yes setuptools
 ENV PATH=/opt/meld/bin:$PATH
 WORKDIR /src
 RUN if [ "$RUNTIME" = torch ]; then pip install --no-deps --index-url "$TORCH_INDEX" \
