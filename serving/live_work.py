@@ -39,11 +39,17 @@ class LiveWork:
         self._answers = answers
         self._tell = tell
         self._requests: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._wanted: set[int] = set()  # numbers of those that wait
         threading.Thread(target=self._run, daemon=True).start()
 
     def take(self, request: Mapping[str, Any]) -> None:
         """request: as in `LiveAnswers.answer`, with its number"""
+        self._wanted.add(request["number"])
         self._requests.put(request)
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for its answer any more: it gets none, if it was not begun."""
+        self._wanted.discard(number)
 
     def _run(self) -> None:
         while True:
@@ -53,6 +59,9 @@ class LiveWork:
                 self._answers.rest()
                 continue
             number = request["number"]
+            if number not in self._wanted:
+                continue
+            self._wanted.discard(number)
             try:
                 answer = self._answers.answer(request)
             except MeldError as error:

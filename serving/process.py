@@ -131,10 +131,8 @@ class WorkerProcess:
 
     def ask_live(self, request: Mapping[str, Any]) -> "Future[Any]":
         """request: as `LiveWork` takes it. The future has its answer, or raises MeldError, or
-        WorkerEnded."""
+        WorkerEnded. One that is cancelled before the worker comes to it costs no work."""
         future: Future[Any] = Future()
-        # Who waited for it may be gone: it is answered all the same.
-        future.set_running_or_notify_cancel()
         with self._lock:
             if self._has_ended:
                 future.set_exception(WorkerEnded(self._how()))
@@ -143,7 +141,14 @@ class WorkerProcess:
             number = self._num_asked
             self._asked[number] = future
         self._send({"do": "live", "number": number, **request})
+        future.add_done_callback(lambda done: self._forget(number) if done.cancelled() else None)
         return future
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            was_asked = self._asked.pop(number, None) is not None
+        if was_asked:
+            self._send({"do": "forget", "number": number})
 
     def next(self, timeout_s: float) -> Message:
         """What it says of loading or of its job. Raises WorkerEnded, also where it says nothing for
@@ -185,7 +190,8 @@ class WorkerProcess:
             waiting = list(self._asked.values())
             self._asked.clear()
         for future in waiting:
-            future.set_exception(WorkerEnded(self._how()))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(WorkerEnded(self._how()))
         self._messages.put(None)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -204,7 +210,9 @@ class WorkerProcess:
 
     def _answer(self, message: Message) -> None:
         with self._lock:
-            future = self._asked.pop(message["number"])
+            future = self._asked.pop(message["number"], None)
+        if future is None or not future.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
         if "problem" in message:
             problem = message["problem"]
             future.set_exception(rebuild_error(problem["code"], problem["detail"]))

@@ -118,6 +118,8 @@ class _Worker:
                     self._jobs.put(None)
                 case "live":
                     self._live.take(request)
+                case "forget":
+                    self._live.forget(request["number"])
                 case "cancel":
                     self._unwanted = request["folder"]
         os._exit(0)  # the server has ended, and whoever comes next takes the job

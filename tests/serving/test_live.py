@@ -65,6 +65,7 @@ class StandIn:
     say: Say = hears_hello
     is_draining: bool = False
     asked: list[Mapping[str, Any]] = field(default_factory=list)
+    answers: "list[Future[Any]]" = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     ready: WorkerReady = field(
         default_factory=lambda: WorkerReady(
@@ -82,6 +83,7 @@ class StandIn:
     def ask_live(self, request: Mapping[str, Any]) -> "Future[Any]":
         self.asked.append(request)
         future: Future[Any] = Future()
+        self.answers.append(future)
         answer = self.say(request)
         if isinstance(answer, Exception):
             future.set_exception(answer)
@@ -397,6 +399,8 @@ def test_where_answers_are_too_far_behind_it_is_reported_and_closed(talk: bytes)
     told = [event for event in events if event["type"] == "error"]
     assert [event["code"] for event in told] == ["lagging", "lagging"]
     assert all(event["retryable"] for event in told)
+    # The worker is told not to work on what it will not be asked for any more.
+    assert door.dispatcher.answers[-1].cancelled()
 
 
 def test_a_service_that_is_ended_says_so() -> None:

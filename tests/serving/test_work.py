@@ -1,15 +1,24 @@
 """What a worker leaves of a job for those who follow it, and for the next worker."""
 
+import io
 import json
+import os
+import queue
+import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import WeightsMissing
 from serving.jobs import Job, JobFolder, JobWords
+from serving.live_turns import Answer
+from serving.live_work import LiveWork
+from serving.process import WorkerProcess
 from serving.work import KeptUtterances, WorkChoice, tell_bugs_without_words, words_of
 from tests.fusion.inference.test_timeline import predicted
 
@@ -120,3 +129,57 @@ def test_a_bug_is_told_by_its_place_and_kind_without_what_was_said(
     except ValueError:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     check()
+
+
+def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
+    """Of live sessions that were closed, before the worker came to them."""
+    begun: queue.Queue[int] = queue.Queue()
+    may_answer = threading.Event()
+
+    class Slow:
+        def answer(self, request: Mapping[str, Any]) -> Answer:
+            begun.put(request["number"])
+            may_answer.wait(10)
+            return Answer(utterances=())
+
+    told: queue.Queue[int] = queue.Queue()
+    work = LiveWork(Slow(), lambda kind, number, answer: told.put(number))  # type: ignore[arg-type]
+    for number in (1, 2, 3):
+        work.take({"number": number})
+    assert begun.get(timeout=10) == 1
+    work.forget(1)  # too late: it is answered all the same
+    work.forget(2)
+    may_answer.set()
+    assert [told.get(timeout=10) for _ in range(2)] == [1, 3]
+    assert begun.get(timeout=10) == 3
+
+
+def test_a_worker_is_told_what_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it says of it all the same is nobody's answer, and no mistake."""
+    asked = io.BytesIO()
+    reading, writing = os.pipe()
+
+    class Process:
+        pid, stdin, stdout = 1, asked, os.fdopen(reading, "rb")
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    worker = WorkerProcess({}, num_threads=1)
+    first, second = worker.ask_live({"what": "warm"}), worker.ask_live({"what": "warm"})
+    assert first.cancel()
+    told = [json.loads(line) for line in asked.getvalue().splitlines()][1:]
+    assert [(each["do"], each["number"]) for each in told] == [
+        ("live", 1),
+        ("live", 2),
+        ("forget", 1),
+    ]
+    with os.fdopen(writing, "wb") as answers:
+        for number in (1, 2):
+            line = {"is": "live", "number": number, "answer": {"of": number}}
+            answers.write(json.dumps(line).encode() + b"\n")
+        answers.flush()
+        assert second.result(10) == {"of": 2}
