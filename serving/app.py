@@ -100,7 +100,13 @@ def create_app(parts: Parts) -> ASGIApp:
     _add_jobs(app)
     _add_rest(app)
     _add_page(app)
-    add_live(app, parts.dispatcher, parts.config.live)
+    add_live(
+        app,
+        parts.dispatcher,
+        parts.config.live,
+        shard=parts.config.shard,
+        num_shards=parts.config.num_shards,
+    )
     admission = Admission(
         app,
         keys=parts.keys,

@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from pipeline.system.resources import num_cores
 from serving.admission import problem_response
 from serving.config import LiveLimits
 from serving.dispatch import Dispatcher
+from serving.jobs import shard_of
 from serving.live_session import (
     MOST_PICTURE_BYTES,
     MOST_SOUND_MS,
@@ -96,8 +97,16 @@ class _Over(Exception):
         self.error = error
 
 
-def add_live(app: FastAPI, dispatcher: Dispatcher, limits: LiveLimits) -> None:
-    door = LiveDoor(dispatcher, limits)
+def add_live(
+    app: FastAPI,
+    dispatcher: Dispatcher,
+    limits: LiveLimits,
+    *,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> None:
+    """shard, num_shards: of tickets, as of jobs (`ServeConfig`)"""
+    door = LiveDoor(dispatcher, limits, shard=shard, num_shards=num_shards)
     app.state.live = door
 
     @app.post(
@@ -122,7 +131,7 @@ def add_live(app: FastAPI, dispatcher: Dispatcher, limits: LiveLimits) -> None:
     @app.websocket(PATH)
     async def open_session(socket: WebSocket) -> None:
         try:
-            door.take_ticket(_ticket_of(socket))
+            door.take_ticket(ticket_of(socket.scope["subprotocols"]))
             door.enter()
         except MeldError as error:
             await refuse_socket(socket, error)
@@ -139,8 +148,8 @@ async def refuse_socket(socket: WebSocket, error: MeldError) -> None:
     await socket.send_denial_response(response)
 
 
-def _ticket_of(socket: WebSocket) -> str | None:
-    offered = socket.scope["subprotocols"]
+def ticket_of(offered: Sequence[str]) -> str | None:
+    """offered: the subprotocols of a client"""
     tickets = [each for each in offered if each.startswith(TICKET_PROTOCOL)]
     return tickets[0].removeprefix(TICKET_PROTOCOL) if tickets and PROTOCOL in offered else None
 
@@ -148,7 +157,10 @@ def _ticket_of(socket: WebSocket) -> str | None:
 class LiveDoor:
     """Who may come in: tickets that are good once, and so many sockets."""
 
-    def __init__(self, dispatcher: Dispatcher, limits: LiveLimits) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, limits: LiveLimits, *, shard: int = 0, num_shards: int = 1
+    ) -> None:
+        self._shard, self._num_shards = shard, num_shards
         self.dispatcher = dispatcher
         self.limits = limits
         self.num_open = 0
@@ -163,7 +175,8 @@ class LiveDoor:
         self._drop_old()
         if len(self._tickets) >= 2 * self.limits.sessions:
             raise Busy("many tickets are not used yet; try again later", 10)
-        ticket = secrets.token_urlsafe(24)
+        while shard_of(ticket := secrets.token_urlsafe(24), self._num_shards) != self._shard:
+            pass
         self._tickets[ticket] = time.monotonic() + self.limits.ticket_s
         return ticket
 
@@ -221,6 +234,7 @@ class _Socket:
         self._sending = asyncio.Lock()
         self._changed = asyncio.Event()
         self._is_finishing = False
+        self._is_taking = False  # a message: a client that waits for its answer is not silent
         self._began_s = self._last_s = time.monotonic()
         self._sound_since_s: float | None = None
 
@@ -286,7 +300,7 @@ class _Socket:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
-            self._last_s = time.monotonic()
+            self._is_taking = True
             try:
                 if message.get("bytes") is not None:
                     await self._take_media(message["bytes"])
@@ -295,6 +309,7 @@ class _Socket:
             except MeldError as error:
                 told = describe_error(code_of(type(error)), str(error), retryable=False)
                 raise _Over("refused", told) from error
+            self._last_s, self._is_taking = time.monotonic(), False
 
     async def _take_text(self, text: str) -> None:
         """Raises MeldError, _Over."""
@@ -314,7 +329,6 @@ class _Socket:
         self._choice = build_config(SessionChoice, values)
         await self._open()
         await self._ask(Warm(with_words=self._choice.words))
-        self._last_s = time.monotonic()
         await self._send([{"type": "session.updated", **asdict(self._choice)}])
 
     async def _take_media(self, content: bytes) -> None:
@@ -451,7 +465,7 @@ class _Socket:
             if self._dispatcher.is_draining:
                 detail = "the service is being ended; try again when it is back"
                 raise _Over("going", describe_error("going", detail, retryable=True))
-            if now_s - self._last_s > limits.idle_s:
+            if not self._is_taking and now_s - self._last_s > limits.idle_s:
                 detail = f"nothing came for {limits.idle_s:.0f} s"
                 raise _Over("idle", describe_error("idle", detail, retryable=True))
             if now_s - self._began_s > limits.session_s:

@@ -139,7 +139,7 @@ class LiveAnswers:
 
     def _warm(self, *, with_words: bool) -> None:
         self._decoder_here()
-        if with_words:
+        if with_words and self._recogniser is None:  # one that is there has been used
             second = np.zeros(round(_WARMING_S * 16_000), np.float32)
             self._recogniser_here().recognise(second, None)
 

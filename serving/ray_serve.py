@@ -5,8 +5,9 @@
 
 Each service is whole, `meld serve` itself, in a replica of its own deployment: its name and folder
 outlive the replica. A job's id says which service owns it (`ServeConfig.shard`), so the fronts know
-nothing and any of them may be asked. A new upload goes to the service with the least to do, and to
-the next one where that is full or lost; its body is not read before one has a place for it.
+nothing and any of them may be asked; a live ticket says it as well. A new upload or session goes to
+the service with the least to do, and to the next one where that is full or lost; a body is not read
+before one has a place for it.
 
     serve run serving.ray_serve:build num_shards=2 data_dir=/srv/meld key_file=/etc/meld/key
 
@@ -30,6 +31,8 @@ import aiohttp
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +43,8 @@ from pipeline.settings import build_config
 from serving.admission import JOBS, problem_response
 from serving.config import ServeConfig
 from serving.jobs import shard_of
-from serving.problems import Busy
+from serving.live import ticket_of
+from serving.problems import Busy, Unauthorised, WrongOrigin
 from serving.serve import serve as run_service
 
 # Of one connection; what is asked for in it has the service's own limits.
@@ -49,6 +53,10 @@ _HOP_BY_HOP = frozenset(
     b"upgrade expect".split()
 )
 # Asked of one service by its number.
+# Of a WebSocket, which is opened anew.
+_OF_A_SOCKET = "sec-websocket-"
+# A service that is gone, or goes while it is asked; how Ray says so has no class of its own.
+_LOST = (aiohttp.ClientError, OSError, TimeoutError, RayError, RayServeException)
 _OF_ONE = re.compile(r"/services/(\d{1,4})(/metrics|/readyz|/livez)")
 _SECONDS_TO_LOAD = 900.0
 _SECONDS_TO_CONNECT = 5.0
@@ -196,8 +204,8 @@ class HandOn:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1013})  # the live page needs one service
+        if scope["type"] == "websocket":
+            await self._hand_on_socket(scope, receive, send)
             return
         if scope["path"] == "/livez":
             await JSONResponse({"status": "alive"})(scope, receive, send)
@@ -247,33 +255,25 @@ class HandOn:
         owner.ongoing += 1
         try:
             return await self._exchange(owner, scope, body, send)
-        except (
-            aiohttp.ClientConnectorError,
-            aiohttp.ServerDisconnectedError,
-            TimeoutError,
-        ) as error:
+        except _LOST as error:
             owner.address = None
-            if body.was_read or body.was_answered:
-                raise
             log.warning("a service does not answer: %s", error)
-            return False
+            if body.was_answered:  # half an answer is none
+                raise
+            if not body.was_read:
+                return False
+            lost = Busy("the service was lost before it answered; send it again", _RETRY_AFTER_S)
+            await problem_response(lost)(scope, body.receive, send)
+            return True
         finally:
             owner.ongoing -= 1
 
     async def _exchange(self, owner: _Owner, scope: Scope, body: "_Body", send: Send) -> bool:
-        if owner.address is None:
-            owner.address = await asyncio.wait_for(owner.handle.address.remote(), 10)
-        query = scope["query_string"].decode("latin-1")
-        url = owner.address + scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
-        headers = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in scope["headers"]
-            if name not in _HOP_BY_HOP
-        ]
+        url, headers = await self._address(owner, scope), _headers_of(scope)
         has_body = scope["method"] not in ("GET", "HEAD", "DELETE", "OPTIONS")
         async with self._client().request(
             scope["method"],
-            URL(url, encoded=True),
+            url,
             headers=headers,
             data=body.parts() if has_body else None,
             # The service says whether it wants the body before any of it is read.
@@ -295,6 +295,43 @@ class HandOn:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return True
 
+    async def _address(self, owner: _Owner, scope: Scope) -> URL:
+        """Where the service has what is asked for. Raises what Ray raises, TimeoutError."""
+        if owner.address is None:
+            owner.address = await asyncio.wait_for(owner.handle.address.remote(), 10)
+        query = scope["query_string"].decode("latin-1")
+        path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        return URL(owner.address + path, encoded=True)
+
+    # ----------------------------------------------------------------------- live sessions
+
+    async def _hand_on_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the service that gave the ticket, and back, message by message."""
+        await receive()  # that somebody wants to connect
+        ticket = ticket_of(scope["subprotocols"])
+        owner = self._owners[shard_of(ticket or "", len(self._owners))]
+        headers = [each for each in _headers_of(scope) if not each[0].startswith(_OF_A_SOCKET)]
+        owner.ongoing += 1
+        try:
+            service = await self._client().ws_connect(
+                await self._address(owner, scope),
+                protocols=scope["subprotocols"],
+                headers=headers,
+                max_msg_size=0,  # the service's own limits hold
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            await _refuse_socket(error.status, scope, receive, send)
+        except _LOST as error:
+            owner.address = None
+            log.warning("a service opens no socket: %s", error)
+            await _refuse_socket(503, scope, receive, send)
+        else:
+            async with service:
+                await send({"type": "websocket.accept", "subprotocol": service.protocol})
+                await _join(service, receive, send)
+        finally:
+            owner.ongoing -= 1
+
     def _client(self) -> aiohttp.ClientSession:
         """Made in the loop that uses it."""
         if self._session is None:
@@ -308,11 +345,66 @@ class HandOn:
         return self._session
 
 
+def _headers_of(scope: Scope) -> list[tuple[str, str]]:
+    """Those that are for the service."""
+    return [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in scope["headers"]
+        if name not in _HOP_BY_HOP
+    ]
+
+
+async def _refuse_socket(status: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """As the service did; its problem does not come with a refused handshake."""
+    error: MeldError = Busy("no service can open a session; try again soon", _RETRY_AFTER_S)
+    if status == 401:
+        error = Unauthorised("no ticket, or one that was used or is too old")
+    elif status == 403:
+        error = WrongOrigin("pages of other sites may open no session")
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await problem_response(error)(scope, receive, send)
+    else:  # the proxy has no other answer than 403
+        await send({"type": "websocket.close", "code": 1013, "reason": str(error)})
+
+
+async def _join(service: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send) -> None:
+    """Until one of both ends closes; the other is closed in the same way."""
+
+    async def to_service() -> None:
+        while (message := await receive())["type"] == "websocket.receive":
+            if message.get("bytes") is not None:
+                await service.send_bytes(message["bytes"])
+            else:
+                await service.send_str(message.get("text") or "")
+        await service.close()
+
+    async def to_client() -> None:
+        while True:
+            message = await service.receive()
+            if message.type is aiohttp.WSMsgType.TEXT:
+                await send({"type": "websocket.send", "text": message.data})
+            elif message.type is aiohttp.WSMsgType.CLOSE:
+                close = {"code": message.data, "reason": message.extra or ""}
+                await send({"type": "websocket.close", **close})
+                return
+            else:  # it was lost, or the client has gone
+                await send({"type": "websocket.close", "code": 1012, "reason": "going"})
+                return
+
+    tasks = [asyncio.create_task(each) for each in (to_service(), to_client())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Body:
     """A client's body, of which is known whether any was read."""
 
     def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+        self.receive = receive
         self.was_read = False
         self.was_answered = False
 
@@ -320,7 +412,7 @@ class _Body:
         """Raises ConnectionError where the client goes before it has sent all."""
         self.was_read = True
         while True:
-            message: Message = await self._receive()
+            message: Message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError("the client went away")
             yield message.get("body", b"")

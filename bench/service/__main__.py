@@ -3,9 +3,9 @@ crashes, and prints its measurements and whether they meet their goals.
 
     python -m bench.service [TRIAL ...] [--out bench/out/service] [--model RUN]
 
-Without TRIAL, all but the long trials run. Clips are those of the generated corpus. The load
-generator runs on the same machine and uses some of its CPU time. The exit status is 3 if a goal is
-missed.
+Without TRIAL, all but the long ones run, and `replicas`, which needs `pip install 'ray[serve]'`.
+Clips are those of the generated corpus. The load generator runs on the same machine and uses some
+of its CPU time. The exit status is 3 if a goal is missed.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from bench.service.disconnecting import disconnects, slow
 from bench.service.figures import Figure
 from bench.service.inputs import make_clips
 from bench.service.load import burst, clients
+from bench.service.replicas import replicas
 from bench.service.settings import Setting
 from bench.service.wrong_key import key
 
@@ -45,8 +46,9 @@ TRIALS: dict[str, Trial] = {
     "peer": peer,
     "hour": hour,
     "soak": soak,
+    "replicas": replicas,
 }
-LONG = ("hour", "soak")
+NAMED_ALONE = ("hour", "soak", "replicas")  # long, or in need of more
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def main() -> None:
         soak_s=arguments.soak,
         minutes=arguments.minutes,
     )
-    names = arguments.trials or [name for name in TRIALS if name not in LONG]
+    names = arguments.trials or [name for name in TRIALS if name not in NAMED_ALONE]
     is_met = True
     for name in names:
         shutil.rmtree(work / name, ignore_errors=True)  # jobs of an earlier run of the trial

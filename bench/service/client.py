@@ -41,13 +41,14 @@ def head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def upload_request(clip: Clip, **options: str) -> bytes:
-    """A request with a raw body; the options are in the query."""
+def upload_request(clip: Clip, *, key: str | None = None, **options: str) -> bytes:
+    """A request with a raw body; the options are in the query. key: its Idempotency-Key"""
     query = "&".join(f"{name}={quote(value)}" for name, value in options.items())
     headers = {
         "Content-Type": "video/mp4",
         "Content-Length": str(len(clip.content)),
         "Connection": "close",
+        **({} if key is None else {"Idempotency-Key": key}),
     }
     path = f"/v1/jobs?filename={quote(clip.name)}&{query}"
     return head("POST", path, headers) + clip.content

@@ -19,7 +19,7 @@ from bench.service.figures import Figure, at_least, at_most, exactly, told
 from bench.service.films import film_upload, make_film
 from bench.service.inputs import Clip
 from bench.service.load import Probe
-from bench.service.server import Server, serving
+from bench.service.server import serving
 from bench.service.settings import Setting
 
 _PEERS_CLIPS = 10
@@ -78,7 +78,7 @@ async def throughput(setting: Setting) -> list[Figure]:
         serving(setting.work / "throughput", *setting.options) as server,
         _alone(setting.options) as alone,
     ):
-        await _take(server, clips[:2], 2)
+        await take(server.port, clips[:2], 2)
         _predict(alone, paths[:2])
         for number in range(setting.rounds):
             order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
@@ -86,7 +86,7 @@ async def throughput(setting: Setting) -> list[Figure]:
                 if name == "meld predict":
                     took_s = await asyncio.to_thread(_predict, alone, paths)
                 else:
-                    took_s = await _take(server, clips, int(name.split()[0]))
+                    took_s = await take(server.port, clips, int(name.split()[0]))
                 seconds[name].append(took_s)
     figures = [told("clips", len(clips)), told("rounds", setting.rounds)]
     base = median(seconds["meld predict"])
@@ -108,19 +108,25 @@ def _clients(number: int) -> str:
     return f"{number} client{'s' if number > 1 else ''}"
 
 
-async def _take(server: Server, clips: Sequence[Clip], number: int) -> float:
-    """Seconds until all clips are predicted and erased, by several clients in parallel."""
+async def take(
+    port: int, clips: Sequence[Clip], number: int, *, keys: Iterator[str] | None = None
+) -> float:
+    """Seconds until all clips are predicted and erased, by several clients in parallel.
+
+    keys: the uploads' Idempotency-Keys
+    """
     left = list(clips)
 
     async def one() -> None:
         while left:
-            answer = await send(server.port, upload_request(left.pop(0)))
+            key = None if keys is None else next(keys)
+            answer = await send(port, upload_request(left.pop(0), key=key))
             job = answer.json["id"]
-            async for _ in events(server.port, job):
+            async for _ in events(port, job):
                 pass
-            timeline = await ask(server.port, f"/v1/jobs/{job}/timeline")
+            timeline = await ask(port, f"/v1/jobs/{job}/timeline")
             assert timeline.status == 200
-            await ask(server.port, f"/v1/jobs/{job}", method="DELETE")
+            await ask(port, f"/v1/jobs/{job}", method="DELETE")
 
     began = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(number)))
@@ -165,9 +171,9 @@ async def peer(setting: Setting) -> list[Figure]:
     clips = setting.clips[: _PEERS_CLIPS + 1]
     figures = [told("clips at one time", _PEERS_CLIPS)]
     with serving(setting.work / "peer", *setting.options) as server:
-        await _take(server, clips[:1], 1)
+        await take(server.port, clips[:1], 1)
         figures += await _ten("meld serve", server.process.pid, server.port, "/livez", clips)
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.service.peer", str(port), *setting.options]
     )
@@ -254,6 +260,6 @@ async def _await_peer(port: int) -> None:
                 return
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

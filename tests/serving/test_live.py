@@ -49,10 +49,13 @@ PIECE = 32 * 100  # bytes of 100 ms
 Say = Callable[[Mapping[str, Any]], Any]
 
 
+LOADED: dict[str, Any] = {"utterances": [], "before": []}
+
+
 def hears_hello(request: Mapping[str, Any]) -> dict[str, Any]:
     """The same of every turn, at once."""
     if request["what"] == "warm":
-        return {"utterances": [], "before": []}
+        return LOADED
     number = request.get("first_number", 1)
     said = {"id": f"u{number:04d}", "text": "hello", "emotion": {"label": "joy"}}
     return {"utterances": [said], "before": []}
@@ -119,14 +122,27 @@ class Door:
 
 
 @contextmanager
-def serving(dispatcher: StandIn, *, header_s: float = 5, **limits: float) -> Iterator[Door]:
+def serving(
+    dispatcher: StandIn,
+    *,
+    header_s: float = 5,
+    shard: int = 0,
+    num_shards: int = 1,
+    **limits: float,
+) -> Iterator[Door]:
     app = FastAPI()
 
     @app.exception_handler(MeldError)
     async def tell(request: object, error: MeldError) -> JSONResponse:
         return problem_response(error)
 
-    add_live(app, dispatcher, LiveLimits(**limits))  # type: ignore[arg-type]
+    add_live(
+        app,
+        dispatcher,  # type: ignore[arg-type]
+        LiveLimits(**limits),  # type: ignore[arg-type]
+        shard=shard,
+        num_shards=num_shards,
+    )
     admission = Admission(
         app,
         keys=Keys(KEY),
@@ -371,6 +387,20 @@ def test_a_silent_client_is_disconnected_after_its_speech_is_answered(talk: byte
     told = [event["type"] for event in events]
     assert told[-2:] == ["utterance.end", "session.closed"]
     assert [event["code"] for event in events if event["type"] == "error"] == ["idle"]
+
+
+def test_a_client_that_waits_for_the_service_is_not_silent() -> None:
+    """Its recogniser is loaded, or many others were before it."""
+    waits = threading.Timer(1.5, lambda: door.dispatcher.answers[0].set_result(LOADED))
+    with serving(StandIn(say=lambda request: None), idle_s=1) as door, door.open() as session:
+        say(session, "session.update")
+        waits.start()
+        assert [json.loads(session.recv(timeout=10))["type"] for _ in range(2)] == [
+            "session.created",
+            "session.updated",
+        ]
+        events, code = rest(session)  # now it is its turn, and it says nothing
+    assert (code, events[-1]["reason"]) == (4408, "idle")
 
 
 def test_a_session_is_no_longer_than_it_may_be(talk: bytes) -> None:
