@@ -161,6 +161,7 @@ def test_a_worker_is_told_what_nobody_waits_for_any_more(monkeypatch: pytest.Mon
 
     class Process:
         pid, stdin, stdout = 1, asked, os.fdopen(reading, "rb")
+        stderr = io.BytesIO()
 
         def __init__(self, *_: object, **__: object) -> None: ...
 
