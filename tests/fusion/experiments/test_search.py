@@ -138,6 +138,7 @@ def test_it_ends_in_settings_that_train_fusion_takes_and_in_a_page(
     assert [each["number"] for each in told["trials"]] == [each.number for each in report.trials]
 
 
+@pytest.mark.heavy
 def test_trainings_are_those_of_train_fusion(run: Callable[..., SearchReport]) -> None:
     """Without planted scores: the defaults' seed 0 is what `train-fusion` finds."""
     from fusion.training.train import train_fusion

@@ -62,6 +62,7 @@ def test_labels_and_teacher_share_the_loss_as_configured() -> None:
     assert loss(0.25, soft=soft) == pytest.approx(0.75 * alone + 0.25 * teacher, rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_soft_targets_are_the_calibrated_probabilities_of_each_row(
     train: Callable[..., TrainResult], features: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_student_of_the_teacher_alone_says_what_it_says(
     assert set(output.sentiment_logits.argmax(1).tolist()) == {SENTIMENTS.index("positive")}
 
 
+@pytest.mark.heavy
 def test_an_ensemble_is_distilled_as_each_member_would_be_alone(
     train: Callable[..., TrainResult],
 ) -> None:

@@ -40,6 +40,7 @@ def train(
     return run
 
 
+@pytest.mark.heavy
 def test_the_run_says_the_mean_of_what_its_seeds_say_alone(
     train: Callable[..., TrainResult], features: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_it_is_measured_as_one_model(train: Callable[..., TrainResult]) -> None:
     assert hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() == before
 
 
+@pytest.mark.heavy
 def test_the_same_command_makes_the_same_run(train: Callable[..., TrainResult]) -> None:
     one, other = train("one", ensemble=2), train("other", ensemble=2)
     assert (one.run / "model.safetensors").read_bytes() == (
@@ -112,6 +114,7 @@ def test_nothing_is_trained_on_from_an_ensemble(train: Callable[..., TrainResult
         train("more", start=whole.run)
 
 
+@pytest.mark.heavy
 def test_all_members_are_trained_again_on_all_of_train(
     write_split: Callable[..., object], features: Path, tmp_path: Path
 ) -> None:

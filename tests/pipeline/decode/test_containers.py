@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import av
@@ -70,12 +71,16 @@ def decoded(path: Path, start_ms: int = 0, end_ms: int | None = None) -> Decoded
 def shown_numbers(media: DecodedMedia) -> list[int]:
     """Which of the moving textures each frame is."""
     assert media.frames is not None
-    numbers = range(NUM_FRAMES)
-    planted = np.stack([_scaled(number) for number in numbers]).astype(np.float32)
     return [
-        int(np.abs(planted - frame.astype(np.float32)).mean(axis=(1, 2)).argmin())
+        int(np.abs(planted() - frame.astype(np.float32)).mean(axis=(1, 2)).argmin())
         for frame in media.frames.mean(axis=3)
     ]
+
+
+@cache
+def planted() -> np.ndarray:
+    """float32 [frames, height, width]"""
+    return np.stack([_scaled(number) for number in range(NUM_FRAMES)]).astype(np.float32)
 
 
 def _scaled(number: int) -> np.ndarray:
@@ -93,10 +98,26 @@ def m2ts(path: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Path]:
+    """Made once, not to be written to."""
+    made: dict[int, Path] = {}
+
+    def file_of(kind: Kind) -> Path:
+        number = KINDS.index(kind)
+        if number not in made:
+            made[number] = write_kind(tmp_path_factory.mktemp("kinds"), kind)
+        return made[number]
+
+    return file_of
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
-def test_a_file_of_each_kind_gives_the_planted_frames_and_tones(tmp_path: Path, kind: Kind) -> None:
-    path = write_kind(tmp_path, kind)
+def test_a_file_of_each_kind_gives_the_planted_frames_and_tones(
+    file_of: Callable[[Kind], Path], kind: Kind
+) -> None:
+    path = file_of(kind)
     media = decoded(path)
     assert media.waveform is not None
     for second, pitch in enumerate([440, 880, 1320]):
@@ -113,9 +134,11 @@ def test_a_file_of_each_kind_gives_the_planted_frames_and_tones(tmp_path: Path, 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
-def test_a_span_of_each_kind_is_where_the_clock_says(tmp_path: Path, kind: Kind) -> None:
+def test_a_span_of_each_kind_is_where_the_clock_says(
+    file_of: Callable[[Kind], Path], kind: Kind
+) -> None:
     """Transport and program streams begin at 1.4 s or anywhere, and have no index to seek in."""
-    media = decoded(write_kind(tmp_path, kind), 1_000, 2_000)
+    media = decoded(file_of(kind), 1_000, 2_000)
     assert media.waveform is not None
     assert pitch_of(media.waveform[1_500:14_500]) == pytest.approx(880, abs=5)
     # FLV, ASF and program streams tell the time of a frame of sound to a millisecond or two.

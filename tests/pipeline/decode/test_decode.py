@@ -612,7 +612,9 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed % 3 else ()) for seed in range(20)]
+)
 def test_damaged_pictures_and_sound_never_raise(
     tmp_path: Path, intact: dict[str, bytes], seed: int
 ) -> None:
@@ -633,8 +635,11 @@ def test_damaged_pictures_and_sound_never_raise(
     assert np.isfinite(clip.waveform).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "avi"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_damage_anywhere_in_the_file_never_raises(
     tmp_path: Path, intact: dict[str, bytes], extension: str, seed: int
 ) -> None:

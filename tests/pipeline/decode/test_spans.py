@@ -2,8 +2,9 @@
 
 import gc
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -125,12 +126,18 @@ class Shown:
 # ------------------------------------------------------------------------------ together, alone
 
 
+@pytest.fixture(scope="module")
+def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """file_of("mkv"): made once, not to be written to."""
+    return cache(lambda name: write_file(tmp_path_factory.mktemp("files"), name))
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", FILES)
 def test_spans_read_in_one_pass_are_to_the_bit_what_each_is_alone(
-    tmp_path: Path, name: str
+    file_of: Callable[[str], Path], name: str
 ) -> None:
-    path = write_file(tmp_path, name)
+    path = file_of(name)
     together = all_decoded(path, SPANS)
     assert [media.span for media in together] == SPANS
     for media in together:
@@ -145,10 +152,10 @@ def test_spans_read_in_one_pass_are_to_the_bit_what_each_is_alone(
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("avi", "intra-refresh")])
 def test_the_frames_of_a_span_are_those_of_the_whole_file_decoded(
-    tmp_path: Path, name: str
+    file_of: Callable[[str], Path], name: str
 ) -> None:
     """Nothing that starts in the middle of a group of pictures is decoded wrongly."""
-    path = write_file(tmp_path, name)
+    path = file_of(name)
     shown = Shown(path)
     for media in all_decoded(path, SPANS):
         assert np.array_equal(media.frames, shown.frames(media.span)), media.span

@@ -203,6 +203,7 @@ def test_another_kind_of_model_is_refused(
         choose(folder)
 
 
+@pytest.mark.heavy
 def test_a_damaged_file_is_refused_in_a_line_wherever_it_is_damaged(
     usual: tuple[Path, Any], tmp_path: Path
 ) -> None:

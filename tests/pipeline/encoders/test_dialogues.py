@@ -119,6 +119,7 @@ def test_with_the_future_what_is_said_later_counts(whole: DialogueEncoder) -> No
     assert (features[:3, 1:] - changed[:3, 1:]).abs().amax(dim=(1, 2)).min() > 1e-5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("reading", ["past", "whole"])
 def test_what_shares_a_batch_changes_nothing(
     reading: DialogueReading, past: DialogueEncoder, whole: DialogueEncoder

@@ -152,6 +152,7 @@ def test_the_network_computes_what_its_file_describes(network: Path, cascade: Pa
         np.testing.assert_allclose(probabilities[row], keras["predictions"], atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_it_has_as_many_numbers_as_its_authors_say(network: Path, cascade: Path) -> None:
     net = build_face_encoder(network, cascade).net
     counters = "num_batches_tracked"

@@ -20,6 +20,8 @@ from pipeline.errors import MismatchError, UsageError, WeightsMissing
 from pipeline.recipe import DecodeConfig, FeatureRecipe
 from pipeline.schema import ClipKey, DecodedClip, Utterance
 
+pytestmark = pytest.mark.heavy
+
 DECODE = DecodeConfig(num_frames=3, frame_height=256, frame_width=256, frame_fit="crop")
 
 
@@ -90,15 +92,15 @@ def test_features_are_those_of_torchvisions_preset_and_net(
     ("name", "features"),
     [
         ("resnet18", 512),
-        ("resnet50", 2048),
+        pytest.param("resnet50", 2048, marks=pytest.mark.slow),
         ("vgg16", 4096),  # fc7
-        ("alexnet", 4096),
-        ("mobilenet_v3_small", 1024),
-        ("efficientnet_b0", 1280),
-        ("densenet121", 1024),
+        pytest.param("alexnet", 4096, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", 1024, marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0", 1280, marks=pytest.mark.slow),
+        pytest.param("densenet121", 1024, marks=pytest.mark.slow),
         ("vit_b_16", 768),
-        ("swin_t", 768),
-        ("convnext_tiny", 768),
+        pytest.param("swin_t", 768, marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", 768, marks=pytest.mark.slow),
     ],
 )
 def test_the_last_linear_layer_is_taken_off(name: str, features: int) -> None:

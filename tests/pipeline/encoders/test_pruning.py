@@ -88,6 +88,7 @@ def test_a_text_encoder_without_its_silent_heads_and_neurons_gives_the_same_feat
     assert not list(tmp_path.glob("*.bin"))  # no pickle
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", NETS)
 def test_a_video_net_without_its_silent_channels_gives_the_same_features(
     name: str, tmp_path: Path
