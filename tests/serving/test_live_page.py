@@ -4,6 +4,7 @@ import json
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,15 @@ RATE = """AudioContext = class extends AudioContext {
 
 @pytest.fixture(scope="module")
 def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """open_page(sound, rate_hz=...): a page whose microphone plays the file once."""
+    """open_page(sound, rate_hz=...): a page whose microphone plays the file once, in a Chromium of
+    its own; those without sound share one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="make browser installs it")
     folder = tmp_path_factory.mktemp("camera")
     camera = folder / "camera.mjpeg"
     camera.write_bytes(b"".join(jpegs(60)))
     with playwright.sync_playwright() as started:
 
-        @contextmanager
-        def open_with(sound: Path | None = None, *, rate_hz: int = 48_000) -> Iterator[Any]:
+        def launch(sound: Path | None = None) -> Any:
             arguments = [
                 "--no-sandbox",
                 "--use-fake-device-for-media-stream",
@@ -51,7 +52,13 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
             ]
             if sound is not None:
                 arguments.append(f"--use-file-for-fake-audio-capture={sound}%noloop")
-            chromium = started.chromium.launch(executable_path=BROWSER, args=arguments)
+            return started.chromium.launch(executable_path=BROWSER, args=arguments)
+
+        silent = cache(launch)
+
+        @contextmanager
+        def open_with(sound: Path | None = None, *, rate_hz: int = 48_000) -> Iterator[Any]:
+            chromium = silent() if sound is None else launch(sound)
             try:
                 page = chromium.new_page()
                 page.set_default_timeout(30_000)
@@ -63,10 +70,14 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
                     lambda line: line.type == "error" and page.problems.append(line.text),
                 )
                 yield page
+                page.context.close()
             finally:
-                chromium.close()
+                if sound is not None:
+                    chromium.close()
 
         yield open_with
+        if silent.cache_info().currsize:
+            silent().close()
 
 
 def write_talk(path: Path, rate_hz: int) -> Path:
@@ -214,7 +225,7 @@ def test_sound_of_the_browsers_rate_becomes_that_of_16_khz(
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_it_fits_a_phone_and_a_desk_and_is_used_by_keyboard(
-    open_page: Open, address: str, tmp_path: Path, width: int, scheme: str
+    open_page: Open, address: str, width: int, scheme: str
 ) -> None:
     with open_page() as page:
         page.emulate_media(color_scheme=scheme)
@@ -226,7 +237,6 @@ def test_it_fits_a_phone_and_a_desk_and_is_used_by_keyboard(
                emotion: { label: "joy", confidence: 0.7 }, sentiment: { label: "positive" } })"""
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.screenshot(path=tmp_path / "live.png", full_page=True)
         reached = []
         for _ in range(4):
             page.keyboard.press("Tab")

@@ -24,7 +24,7 @@ from tests.serving.answers import check_same
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytestmark = pytest.mark.heavy
 
-NUM_CUES = 160
+NUM_CUES = 100
 
 
 class Server:
@@ -99,7 +99,7 @@ def long_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A clip, and subtitles of many utterances: work for some seconds."""
     clip = write_clip(
         tmp_path_factory.mktemp("long") / "long.mp4",
-        num_frames=25 * 17,
+        num_frames=25 * 11,
         picture=lambda number: grey(number % 50),
     )
     cues = [
