@@ -63,9 +63,10 @@ def test_what_is_written_down_is_torchvisions_own(name: str) -> None:
     preset = best.transforms()
     known = weights.IMAGE_NETS[name]
     assert known == weights.ImageNet(best.url, preset.resize_size[0], preset.crop_size[0])
-    view = find_entry("video", name).frames
-    assert view is not None
-    assert str(view(name)) == f"{preset.resize_size[0]}x{preset.resize_size[0]} (crop)"
+    views = find_entry("video", name).frames
+    assert views is not None
+    [view] = views(name)
+    assert str(view) == f"{preset.resize_size[0]}x{preset.resize_size[0]} (crop)"
 
 
 def test_features_are_those_of_torchvisions_preset_and_net(
