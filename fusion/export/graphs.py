@@ -52,8 +52,16 @@ def check_graphs(runtime: PyTorchRuntime) -> None:
                 f"models, each with a {modality} encoder of its own, and graphs have one; export "
                 "it without --onnx and --quantise int8, or a single model"
             )
-        if isinstance(encoder, HasGraph):
-            encoder.graph_source(decode)  # which tells where there is none
+        if not isinstance(encoder, HasGraph):
+            [spec] = [
+                each for each in runtime.checkpoint.recipe.encoders if each.modality == modality
+            ]
+            raise UsageError(
+                f"--onnx: the {modality} encoder {spec.name} cannot be written as a graph (word "
+                "vectors, faces, prosody and several encoders as one cannot); export it without "
+                "--onnx and --quantise int8, which PyTorch computes"
+            )
+        encoder.graph_source(decode)  # which tells where there is none
     for modality, precision in runtime.precision.items():
         if precision != "float32":
             raise UsageError(

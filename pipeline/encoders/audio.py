@@ -225,7 +225,7 @@ class SpectrogramGraph(nn.Module):
         window = encoder.mel.spectrogram.window.double()
         left = (self.num_fft - len(window)) // 2
         right = self.num_fft - len(window) - left
-        waves = _sines_and_cosines(self.num_fft) * nn.functional.pad(window, (left, right))
+        waves = sines_and_cosines(self.num_fft) * nn.functional.pad(window, (left, right))
         self.register_buffer("basis", waves.float().unsqueeze(1))  # [2 * bins, 1, num_fft]
         # Divided by the floor, to which 1 is then added: the exporter takes a constant as near to
         # zero as the floor for zero and leaves it out (onnxscript 0.7), and silence would be NaN.
@@ -261,7 +261,7 @@ class SpectrogramGraph(nn.Module):
         return torch.cat([mean, spread, *quantiles, change])
 
 
-def _sines_and_cosines(length: int) -> Tensor:
+def sines_and_cosines(length: int) -> Tensor:
     """float64 [2 * (length // 2 + 1), length]; cosines first. Angles are reduced while they are
     whole numbers: the sine of a large angle is less exact."""
     turns = torch.outer(torch.arange(length // 2 + 1), torch.arange(length)) % length

@@ -25,15 +25,18 @@ from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pipeline.encoders import ctranslate
-from pipeline.encoders.audio import Sound, SoundBatch, Sounds
+from pipeline.encoders.audio import Sound, SoundBatch, Sounds, sines_and_cosines
+from pipeline.encoders.encoder import GraphSource
 from pipeline.errors import MismatchError, UsageError
-from pipeline.recipe import Precision
+from pipeline.recipe import DecodeConfig, Precision
 
 # One frame of wav2vec 2.0's convolutions; a shorter sound has none.
 MIN_SAMPLES = 400
 RATE_HZ = 16_000  # of all of these models
 WHISPER_FRAMES_HZ = 50
 _PIECE_SAMPLES = 30 * RATE_HZ  # that Whisper's encoder reads at once
+_PIECE_FRAMES = 30 * WHISPER_FRAMES_HZ
+_WHISPER_FLOOR = 1e-10  # of its spectrogram's power; its dynamic range is 8 powers of ten
 _VARIANCE_FLOOR = 1e-7  # of the library's own feature extractor; silence stays silence
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -113,6 +116,10 @@ class SpeechEncoder(nn.Module):
         of_a_layer = _BYTES_PER_HIDDEN * config.hidden_size + _BYTES_PER_ATTENTION * frames * heads
         return float(rows * frames * config.num_hidden_layers * of_a_layer)
 
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        """What the library's feature extractor does with the waveform is in the graph."""
+        return self.reading.graph_of(self)
+
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder."""
         self.model.save_pretrained(folder)
@@ -134,6 +141,15 @@ class WaveformReading:
 
     def frames(self, samples: int) -> int:
         return samples // 320 + 1
+
+    def graph_of(self, encoder: SpeechEncoder) -> GraphSource:
+        return GraphSource(
+            net=_WholeSound(encoder, self),
+            inputs={"waveform": torch.linspace(-1, 1, RATE_HZ)},
+            lengths={"waveform": {0: "samples"}},
+            outputs=("features",),
+            reading={"kind": "speech", "min_samples": MIN_SAMPLES, "sample_rate_hz": RATE_HZ},
+        )
 
     def save(self, folder: Path) -> None:
         values = {
@@ -167,10 +183,83 @@ class WhisperReading:
         ]
 
     def frames(self, samples: int) -> int:
-        return 1500  # whatever the sound fills of them
+        return _PIECE_FRAMES  # whatever the sound fills of them
+
+    def graph_of(self, encoder: SpeechEncoder) -> GraphSource:
+        return GraphSource(
+            net=_PieceOfSound(encoder, self.extractor),
+            inputs={
+                "waveform": torch.linspace(-1, 1, _PIECE_SAMPLES),
+                "kept": torch.ones(_PIECE_FRAMES, dtype=torch.bool),
+            },
+            lengths={},
+            outputs=("sum",),
+            reading={
+                "kind": "speech_pieces",
+                "min_samples": MIN_SAMPLES,
+                "sample_rate_hz": RATE_HZ,
+                "piece_samples": _PIECE_SAMPLES,
+                "piece_frames": _PIECE_FRAMES,
+            },
+        )
 
     def save(self, folder: Path) -> None:
         self.extractor.save_pretrained(folder)
+
+
+class _WholeSound(nn.Module):
+    """A graph of one clip: float32 [samples] -> [layers, dim]"""
+
+    def __init__(self, encoder: SpeechEncoder, reading: WaveformReading) -> None:
+        super().__init__()
+        self.model = encoder.model
+        self.layers = encoder.layers
+        self.reading = reading
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        [(values, _)] = self.reading.pieces(waveform)
+        hidden = self.model(values, output_hidden_states=True).hidden_states
+        return torch.stack([hidden[layer][0] for layer in self.layers]).mean(1)
+
+
+class _PieceOfSound(nn.Module):
+    """A graph of one piece: float32 [480,000] and which of its 1,500 frames count -> their sum,
+    [layers, dim].
+
+    The spectrogram is the library's, by operators that a graph has: the Fourier transform is a
+    convolution with windowed sines and cosines.
+    """
+
+    basis: Tensor
+    filters: Tensor
+
+    def __init__(self, encoder: SpeechEncoder, extractor: WhisperFeatureExtractor) -> None:
+        super().__init__()
+        self.model = encoder.model
+        self.layers = encoder.layers
+        self.num_fft, self.hop = int(extractor.n_fft), int(extractor.hop_length)
+        window = torch.hann_window(self.num_fft, dtype=torch.float64)
+        waves = sines_and_cosines(self.num_fft) * window
+        self.register_buffer("basis", waves.float().unsqueeze(1))  # [2 * bins, 1, num_fft]
+        # Divided by the floor, which is then 1: the exporter takes so small a constant for zero.
+        filters = torch.as_tensor(extractor.mel_filters).double().T / _WHISPER_FLOOR
+        self.register_buffer("filters", filters.float().contiguous())  # [mels, bins]
+
+    def forward(self, waveform: Tensor, kept: Tensor) -> Tensor:
+        hidden = self.model(self.log_mel(waveform)[None], output_hidden_states=True).hidden_states
+        layers = torch.stack([hidden[layer][0] for layer in self.layers])  # [layers, frames, dim]
+        return torch.where(kept[None, :, None], layers, 0.0).sum(1)
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """[samples] -> [mels, samples / hop]"""
+        edge = self.num_fft // 2
+        before, after = waveform[1 : edge + 1].flip(0), waveform[-edge - 1 : -1].flip(0)
+        padded = torch.cat([before, waveform, after])
+        waves = nn.functional.conv1d(padded[None, None], self.basis, stride=self.hop)[0, :, :-1]
+        real, imaginary = waves.chunk(2, dim=0)
+        power = self.filters @ (real * real + imaginary * imaginary)
+        log = power.clamp_min(1).log() / math.log(10) + math.log10(_WHISPER_FLOOR)
+        return (torch.maximum(log, log.flatten().amax(0) - 8) + 4) / 4
 
 
 def _reading_of(folder: Path, model: Any) -> WaveformReading | WhisperReading:

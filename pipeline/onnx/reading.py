@@ -274,6 +274,67 @@ class WaveformReading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeechReading(WaveformReading):
+    """Sound, as `pipeline.encoders.speech` reads it for a network that takes any length."""
+
+    @property
+    def nothing(self) -> str:
+        return f"its sound is shorter than {self.min_samples} samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceReading(SpeechReading):
+    """Sound for a network that takes one length only (Whisper): longer clips are read in pieces,
+    and what is padded with silence does not count.
+
+    piece_samples: what the network takes; piece_frames: that it makes of them
+    """
+
+    piece_samples: int
+    piece_frames: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "PieceReading":
+        whole = WaveformReading.of(values, files)
+        samples, frames = take(values, "piece_samples", int), take(values, "piece_frames", int)
+        if not (
+            whole.min_samples <= samples <= 60 * whole.sample_rate_hz and 1 <= frames <= samples
+        ):
+            raise ValueError(f"pieces of {samples} samples and {frames} frames")
+        return cls(
+            min_samples=whole.min_samples,
+            sample_rate_hz=whole.sample_rate_hz,
+            piece_samples=samples,
+            piece_frames=frames,
+        )
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        inputs = [Port("waveform", "float32", (self.piece_samples,))]
+        inputs.append(Port("kept", "bool", (self.piece_frames,)))
+        return inputs, [Port("sum", "float32", (layers, dim))]
+
+    def encode(self, graph: Computes, items: Sequence[Floats]) -> Floats:
+        return np.stack([self._encode(graph, waveform) for waveform in items])
+
+    def _encode(self, graph: Computes, waveform: Floats) -> Floats:
+        """float32 [samples] -> [layers, dim]. What is left at the end counts if it is long enough
+        to be heard alone."""
+        starts = range(0, len(waveform), self.piece_samples)
+        pieces = [waveform[start : start + self.piece_samples] for start in starts]
+        sums, num_frames = [], 0
+        for piece in pieces:
+            if len(piece) < self.min_samples:
+                continue
+            count = -(-len(piece) * self.piece_frames // self.piece_samples)  # rounded up
+            padded = np.zeros(self.piece_samples, np.float32)
+            padded[: len(piece)] = piece
+            sums += graph.run(waveform=padded, kept=np.arange(self.piece_frames) < count)
+            num_frames += count
+        mean: Floats = (np.sum(sums, axis=0) / num_frames).astype(np.float32)
+        return mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingKind:
     """read:  settings and files -> the reading; raises ValueError where they are not of this kind
     files: names of what it needs beside the graph
@@ -287,6 +348,8 @@ READINGS: Mapping[str, ReadingKind] = {
     "tokens": ReadingKind(read=TokenReading.of, files=(TOKENIZER,)),
     "frames": ReadingKind(read=FrameReading.of),
     "waveform": ReadingKind(read=WaveformReading.of),
+    "speech": ReadingKind(read=SpeechReading.of),
+    "speech_pieces": ReadingKind(read=PieceReading.of),
 }
 
 

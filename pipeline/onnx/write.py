@@ -157,12 +157,14 @@ def _strip(model: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter warns of its own parts that will be removed, and logs what it does."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
+        for log in logs:
+            log.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)

