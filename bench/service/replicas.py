@@ -157,4 +157,4 @@ def _front(setting: Setting) -> Iterator[tuple[int, psutil.Process]]:
         yield port, psutil.Process(process.pid)
     finally:
         process.stdin.close()
-        process.wait(60)
+        process.wait(120)  # running jobs may end first
