@@ -11,6 +11,8 @@ import pytest
 from serving import process
 from serving.process import WorkerProcess
 
+pytestmark = pytest.mark.heavy
+
 READY = """
 import json, sys
 sys.stdin.readline()

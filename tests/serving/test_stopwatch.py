@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fusion.inference.predictor import Predictor
 from pipeline.decode.process import DecoderHere
@@ -45,6 +46,7 @@ def test_waiting_for_the_decoder_counts_and_working_on_what_it_gave_does_not() -
     assert watch.take() == {}
 
 
+@pytest.mark.heavy
 def test_a_timed_predictor_predicts_the_same_and_the_other_is_not_timed(
     minilm_folder: Path,
 ) -> None:

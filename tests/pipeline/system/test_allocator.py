@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[3]
 # A block that is freed first raises the limit of those that go back, unless it is fixed.
 PROGRAM = """
