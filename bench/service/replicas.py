@@ -37,7 +37,7 @@ async def replicas(setting: Setting) -> list[Figure]:
         serving(setting.work / "replicas-plain", *setting.options) as plain,
         _front(setting) as (port, process),
     ):
-        keys = (f"clip-{number}" for number in itertools.count())
+        keys = (f"a-clip-of-the-first-service-{number}" for number in itertools.count())
         # Which service owns a job says the front by its key, where it has one.
         of_first = (key for key in keys if shard_of(key.encode().hex(), 2) == 0)
         for _ in range(2):
