@@ -187,6 +187,7 @@ def test_a_pruned_model_that_is_not_faster_is_refused_and_the_fine_tuned_run_sta
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_graphs_are_quantised")
 def test_pruned_graphs_in_8_bits_are_measured_against_the_run(
     place: Path, half: ExportResult, tiny_text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
