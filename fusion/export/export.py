@@ -23,7 +23,14 @@ from fusion.export.bfloat16 import check_bfloat16, in_bfloat16
 from fusion.export.card import render_card
 from fusion.export.gate import ExportRefused, Gate, GateReport, refusal
 from fusion.export.golden import describe_machine, write_golden
-from fusion.export.graphs import by_graphs, by_torch, check_graphs, quantise, write_graphs
+from fusion.export.graphs import (
+    by_graphs,
+    by_torch,
+    check_graphs,
+    quantise,
+    threads_as_before,
+    write_graphs,
+)
 from fusion.export.prune import PruneConfig, Watch, check_prunable, prune, work_folder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.bundle import (
@@ -179,7 +186,8 @@ def export(config: ExportConfig, watch: Watch | None = None) -> ExportResult:
         )
     # What the gate refuses replaces nothing, so everything is made elsewhere first.
     with tempfile.TemporaryDirectory(prefix="meld-export-") as work:
-        product = _make(config, predictor, Path(work), watch or Watch())
+        with threads_as_before():
+            product = _make(config, predictor, Path(work), watch or Watch())
         with open_run(
             config.out, overwrite=config.overwrite, name="bundle", inputs=[config.run]
         ) as bundle:

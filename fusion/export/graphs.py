@@ -8,7 +8,8 @@ encoders and fusion model -> float graphs -> 8-bit graphs -> gate
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,8 +150,19 @@ def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:
     return [layer.node for layer in sorted(layers, key=lambda layer: layer.error, reverse=True)]
 
 
+@contextmanager
+def threads_as_before() -> Iterator[None]:
+    """Afterwards PyTorch computes in as many threads as before, whatever was measured inside."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def by_torch(name: str, predictor: Predictor) -> Candidate:
-    """A run as PyTorch computes it."""
+    """A run as PyTorch computes it. Loading it sets the threads of the process: see
+    `threads_as_before`."""
 
     def load(threads: int) -> Predictor:
         torch.set_num_threads(threads)

@@ -220,6 +220,7 @@ def test_pruned_graphs_in_8_bits_are_measured_against_the_run(
 def test_bfloat16_halves_the_encoders_and_the_bundle_computes_as_it_was_measured(
     place: Path, tiny_text_folder: Path, tmp_path: Path
 ) -> None:
+    torch.set_num_threads(1)  # no test before has another number; the gate measures all cores
     result = export(
         ExportConfig(
             run=place / "run",
@@ -230,6 +231,7 @@ def test_bfloat16_halves_the_encoders_and_the_bundle_computes_as_it_was_measured
             weights_dir=tiny_text_folder.parent,
         )
     )
+    assert torch.get_num_threads() == 1
     assert result.gate is not None
     before, after = result.gate.variants
     assert after.name == "bfloat16"
