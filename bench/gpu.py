@@ -10,6 +10,7 @@ random weights, which cost the same time.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ def main() -> None:
         for row in part:
             rows.append(row)
             say(f"{row.what}: {row.value:.4g} {row.unit}")
-            # Each line is kept: a machine that is lent for minutes may be gone before the last.
+            # Each line is kept at once: a run that is ended early has measured something.
             found = {"title": title, "rows": [asdict(each) for each in rows]}
             (work / "gpu.json").write_text(json.dumps(found, indent=2))
     Console().print(_table(title, rows))
@@ -99,8 +100,12 @@ def _parts(options: argparse.Namespace, work: Path, device: Device) -> Iterator[
     clips, data = generate(work, dialogues)
     features = work / "gpu-features"
     text = bert_base_shape(work / "bert-base-shape")
-    yield _extraction(clips, data, features, text, device)
-    yield _precisions(clips, text, device)
+    decoded = [
+        decode_clip(clip, DecodeConfig(), MEDIA)
+        for clip in clips[:: max(len(clips) // CLIPS_IN_MEMORY, 1)]
+    ]
+    yield _extraction(clips, decoded, data, features, text, device)
+    yield _precisions(decoded, text, device)
     run = _start(features, work / "gpu-start", MODALITIES)
     yield _fine_tuning(
         "fine-tuning", FinetuneConfig(run=run, data=data, weights_dir=work), work, options
@@ -113,14 +118,22 @@ def _parts(options: argparse.Namespace, work: Path, device: Device) -> Iterator[
 
 
 def _extraction(
-    clips: list[LocatedClip], data: Path, features: Path, text: Path, device: Device
+    clips: list[LocatedClip],
+    decoded: Sequence[DecodedClip],
+    data: Path,
+    features: Path,
+    text: Path,
+    device: Device,
 ) -> Iterator[Row]:
     """Decoding and the models overlap on a GPU, so the longer of them is the floor; on a CPU they
-    share the cores, and the floor is their sum."""
+    share the cores, and the floor is their sum.
+
+    decoded: some of the clips
+    """
     cores = len(os.sched_getaffinity(0))
     decode_s = time_decoding(clips, DecodeConfig(), cores) / len(clips)
     yield Row(what="decoding alone, all cores", value=1 / decode_s, unit="clips/s")
-    models_s = 1 / _clips_per_s(_encoders(text, native_precision(device), device), _decoded(clips))
+    models_s = 1 / _clips_per_s(_encoders(text, native_precision(device), device), decoded)
     yield Row(what="models alone", value=1 / models_s, unit="clips/s")
     done = time_extraction(data, features, text, len(clips))
     steady_s = done.steady_s / done.steady_clips
@@ -130,11 +143,6 @@ def _extraction(
     waits = max(0.0, 1 - models_s / steady_s)
     yield Row(what="time in which no model computes", value=100 * waits, unit="%")
     yield Row(what="extraction, start to exit", value=done.seconds, unit="s")
-
-
-def _decoded(clips: Sequence[LocatedClip]) -> list[DecodedClip]:
-    some = clips[:: max(len(clips) // CLIPS_IN_MEMORY, 1)]
-    return [decode_clip(clip, DecodeConfig(), MEDIA) for clip in some]
 
 
 def _encoders(text: Path, precision: Precision, device: Device) -> Encoders:
@@ -154,9 +162,8 @@ def _clips_per_s(encoders: Encoders, clips: Sequence[DecodedClip]) -> float:
 # -------------------------------------------------------------------------------- precisions
 
 
-def _precisions(clips: Sequence[LocatedClip], text: Path, device: Device) -> Iterator[Row]:
+def _precisions(some: Sequence[DecodedClip], text: Path, device: Device) -> Iterator[Row]:
     """Speed of each precision, and how far its features are from float32 without TF32."""
-    some = _decoded(clips)
     ways: list[tuple[str, Precision, bool]] = [
         ("float32", "float32", False),
         ("float32 with TF32", "float32", True),
@@ -230,9 +237,13 @@ def _fine_tuning(
     model = build_end_to_end(live, device)
     tuning = Tuning(model, live.train, live.dev, tune, 0, Worker(device=device), nowhere)
     model.train()
-    batches = shuffled_batches(
-        live.train.lengths, tune.batch_size, seed=0, epoch=1, groups=live.train.groups
-    )[: options.steps + 1]
+    epochs = (
+        shuffled_batches(
+            live.train.lengths, tune.batch_size, seed=0, epoch=epoch, groups=live.train.groups
+        )
+        for epoch in itertools.count(1)  # a small corpus has fewer steps than are timed
+    )
+    batches = list(itertools.islice(itertools.chain.from_iterable(epochs), options.steps + 1))
     ready = tuning.load(live.train, [part for batch in batches for part in tuning.parts(batch)])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
