@@ -20,13 +20,11 @@ from fusion.inference.voice import (
     SpeechRegion,
     as_samples,
     as_waveform,
-    read_sound,
 )
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
 from pipeline.decode.pieces import MediaPieces, write_pieces
 from pipeline.decode.process import DecoderProcess
-from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFeatures, MediaSpan
 from tests.fusion.inference.planted import plant_speech
 from tests.media import jpegs
@@ -47,8 +45,7 @@ PARTS: tuple[str | int, ...] = (
 def talk(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.int16]:
     """int16 [samples] at 16 kHz"""
     planted = plant_speech(tmp_path_factory.mktemp("talk") / "talk.wav", PARTS)
-    blocks = read_sound(planted.path, DecodeConfig(), duration_ms=planted.duration_ms)
-    return as_samples(np.concatenate(list(blocks)))
+    return planted.samples()
 
 
 def find_stretches(

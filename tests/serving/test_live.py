@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.request import Request, urlopen
 
-import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -24,9 +23,7 @@ from starlette.responses import JSONResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync import client
 
-from fusion.inference.voice import as_samples, read_sound
 from pipeline.errors import MeldError
-from pipeline.recipe import DecodeConfig
 from serving.admission import Admission, Keys, problem_response
 from serving.config import Limits, LiveLimits
 from serving.connections import limited_protocol
@@ -182,8 +179,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Two utterances; 16-bit sound."""
     parts = (600, "Good morning.", 1_500, "Where is the dog?", 1_000)
     planted = plant_speech(tmp_path_factory.mktemp("talk") / "talk.wav", parts)
-    blocks = read_sound(planted.path, DecodeConfig(), duration_ms=planted.duration_ms)
-    return as_samples(np.concatenate(list(blocks))).astype("<i2").tobytes()
+    return planted.samples().astype("<i2").tobytes()
 
 
 def send_sound(session: Any, sound: bytes) -> None:

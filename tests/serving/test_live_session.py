@@ -13,9 +13,7 @@ from tests.media import jpegs
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from fusion.inference.voice import as_samples, read_sound
 from pipeline.errors import UsageError
-from pipeline.recipe import DecodeConfig
 from serving.live_session import (
     PROVISIONAL_EVERY_MS,
     LiveSession,
@@ -40,8 +38,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Two short utterances, and from 5 s on one of ten seconds; 16-bit sound."""
     parts = (600, "Good morning.", 1_500, "Where is the dog?", 1_500, LONG, 50, LONG, 1_500)
     planted = plant_speech(tmp_path_factory.mktemp("talk") / "talk.wav", parts)
-    blocks = read_sound(planted.path, DecodeConfig(), duration_ms=planted.duration_ms)
-    return as_samples(np.concatenate(list(blocks))).astype("<i2").tobytes()
+    return planted.samples().astype("<i2").tobytes()
 
 
 def pieces(sound: bytes) -> Sequence[bytes]:

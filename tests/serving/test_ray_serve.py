@@ -12,11 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from fusion.inference.voice import as_samples, read_sound
-from pipeline.recipe import DecodeConfig
 from tests.fusion.inference.planted import plant_speech
 from tests.media import tone, write_clip
 from tests.serving.conftest import SRT
@@ -188,8 +185,7 @@ def test_an_upload_whose_service_is_lost_may_be_sent_again(front: Any, media: by
 def talk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     parts = (1_500, "Where is the dog?", 1_200, "What did you say to him yesterday evening?", 1_000)
     planted = plant_speech(tmp_path_factory.mktemp("talk") / "talk.wav", parts)
-    blocks = read_sound(planted.path, DecodeConfig(), duration_ms=planted.duration_ms)
-    return as_samples(np.concatenate(list(blocks))).astype("<i2").tobytes()
+    return planted.samples().astype("<i2").tobytes()
 
 
 def test_a_live_session_is_that_of_the_service_that_gave_its_ticket(

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.inference.voice import as_samples, read_sound
+from pipeline.recipe import DecodeConfig
 from pipeline.sample.speech import ESPEAK_RATE_HZ, VOICES, speak
 
 
@@ -19,6 +21,11 @@ class Planted:
     path: Path
     spoken: tuple[tuple[str, int, int], ...]
     duration_ms: int
+
+    def samples(self) -> NDArray[np.int16]:
+        """[samples] at 16 kHz, as a live client sends them."""
+        blocks = read_sound(self.path, DecodeConfig(), duration_ms=self.duration_ms)
+        return as_samples(np.concatenate(list(blocks)))
 
 
 def plant_speech(path: Path, parts: Sequence[str | int], *, noise: float = 0.0) -> Planted:
