@@ -52,11 +52,11 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
     b"upgrade expect".split()
 )
-# Asked of one service by its number.
 # Of a WebSocket, which is opened anew.
 _OF_A_SOCKET = "sec-websocket-"
 # A service that is gone, or goes while it is asked; how Ray says so has no class of its own.
 _LOST = (aiohttp.ClientError, OSError, TimeoutError, RayError, RayServeException)
+# Asked of one service by its number.
 _OF_ONE = re.compile(r"/services/(\d{1,4})(/metrics|/readyz|/livez)")
 _SECONDS_TO_LOAD = 900.0
 _SECONDS_TO_CONNECT = 5.0
