@@ -110,7 +110,7 @@ def check_prunable(run: Path, predictor: Predictor, data: Path) -> None:
         )
         raise UsageError(
             f"--prune: no encoder of {run} has units that can be removed ({names}); those of text "
-            "encoders that are built as BERT is, and of video nets, can be"
+            "encoders that are built as BERT is, of models of speech and of video nets can be"
         )
     read_corpus(data, _splits(predictor))
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -27,6 +28,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from pipeline.encoders import ctranslate
 from pipeline.encoders.audio import Sound, SoundBatch, Sounds, sines_and_cosines
 from pipeline.encoders.encoder import GraphSource
+from pipeline.encoders.pruning import PrunableLayer, check_units, prune_layers, units_of
 from pipeline.errors import MismatchError, UsageError
 from pipeline.recipe import DecodeConfig, Precision
 
@@ -40,6 +42,11 @@ _WHISPER_FLOOR = 1e-10  # of its spectrogram's power; its dynamic range is 8 pow
 _VARIANCE_FLOOR = 1e-7  # of the library's own feature extractor; silence stays silence
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# Where a layer widens and narrows again, and where its attention is: of wav2vec 2.0 and its kin,
+# and of Whisper.
+_FEED_FORWARD = (("feed_forward.intermediate_dense", "feed_forward.output_dense"), ("fc1", "fc2"))
+_ATTENTION = ("attention", "self_attn")
+_UNITS = "pruned_units"  # what `config.json` says of a pruned one
 # That a backward pass keeps of each frame and layer, as of the text encoders.
 _BYTES_PER_HIDDEN = 100
 _BYTES_PER_ATTENTION = 16
@@ -101,6 +108,15 @@ class SpeechEncoder(nn.Module):
             path: int(found.group(1)) + 1 for path in paths if (found := _LAYER.search(path))
         }
         return {path: numbered.get(path, 0) for path in paths}
+
+    def prunable(self) -> list[PrunableLayer]:
+        """Attention heads and feed-forward neurons of each layer. WavLM's heads stay: each has
+        positions of its own."""
+        return _prunable(self.model)
+
+    def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
+        """`config.json` then says how many units each layer has."""
+        _prune_to(self.model, kept)
 
     def checkpoint_gradients(self) -> None:
         """About a third more time for a fraction of the memory."""
@@ -284,10 +300,14 @@ def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # A run keeps the encoder alone.
     alone = config.architectures == [WhisperEncoder.__name__]
-    if not pretrained:
+    units = getattr(config, _UNITS, None)
+    if not pretrained or units is not None:
         # Drawn in float32 and rounded: the same weights in every precision.
-        model = WhisperEncoder(config) if alone else AutoModel.from_config(config)
-        return _encoder_of(model).to(dtype)
+        model = _encoder_of(WhisperEncoder(config) if alone else AutoModel.from_config(config))
+        if pretrained:
+            _prune_to(model, [range(number) for number in check_units(_prunable(model), units)])
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.to(dtype)
     kind: Any = WhisperEncoder if alone else AutoModel
     model, loaded = kind.from_pretrained(
         folder,
@@ -301,6 +321,39 @@ def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
     return _encoder_of(model)
+
+
+def _prunable(model: nn.Module) -> list[PrunableLayer]:
+    modules = dict(model.named_modules())
+    layers = []
+    for path in modules:
+        for name in _ATTENTION:
+            attention: Any = modules.get(f"{path}.{name}")
+            if attention is not None and not hasattr(attention, "gru_rel_pos_linear"):
+                layers.append(
+                    PrunableLayer(
+                        name=f"{path}.{name}",
+                        producers=(attention.q_proj, attention.k_proj, attention.v_proj),
+                        consumers=(attention.out_proj,),
+                        unit=int(attention.head_dim),
+                    )
+                )
+        for wide, narrow in _FEED_FORWARD:
+            widens, narrows = modules.get(f"{path}.{wide}"), modules.get(f"{path}.{narrow}")
+            if widens is not None and narrows is not None:
+                layers.append(
+                    PrunableLayer(name=f"{path}.{wide}", producers=(widens,), consumers=(narrows,))
+                )
+    return layers
+
+
+def _prune_to(model: Any, kept: Sequence[Sequence[int]]) -> None:
+    prune_layers(_prunable(model), kept)
+    pruned = _prunable(model)
+    setattr(model.config, _UNITS, units_of(pruned))
+    for layer in pruned:
+        if layer.unit > 1:
+            model.get_submodule(layer.name).num_heads = layer.num_units
 
 
 def _encoder_of(model: Any) -> Any:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from fusion.model.dims import FUSION_TYPES, FusionDims, FusionType, ModalityDims, ModelConfig
 from fusion.model.fusion import FusionModel
+from pipeline.encoders.audio import Sound, SoundBatch
 from pipeline.encoders.pruning import Importance, PrunableLayer, keep_units
+from pipeline.encoders.speech import SpeechEncoder, build_speech_encoder
 from pipeline.encoders.text import TextEncoder, build_text_encoder
 from pipeline.encoders.video import VideoEncoder, build_video_encoder
 from pipeline.errors import MismatchError
 from pipeline.schema import ClipKey, DecodedClip, Utterance
+from tests.pipeline.encoders.test_speech import make
 
 LAYERS = (0, 1, 2)
 NETS = ("r3d_18", "r2plus1d_18", "mc3_18")
@@ -108,6 +111,60 @@ def test_a_video_net_without_its_silent_channels_gives_the_same_features(
     assert [each.num_units for each in again.prunable()] == [len(units) for units in kept]
     with torch.inference_mode():
         torch.testing.assert_close(again(frames()), after)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("wav2vec2", ["attention", "feed_forward.intermediate_dense"]),
+        ("hubert", ["attention", "feed_forward.intermediate_dense"]),
+        ("wavlm", ["feed_forward.intermediate_dense"]),  # its heads have positions of their own
+        ("whisper", ["self_attn", "fc1"]),
+    ],
+)
+def test_a_model_of_speech_without_its_silent_units_gives_the_same_features(
+    kind: str, parts: list[str], tmp_path: Path
+) -> None:
+    folder, _ = make(kind, tmp_path / "model")
+    encoder = build_speech(folder)
+    names = [layer.name.split("layers.")[1] for layer in encoder.prunable()]
+    assert names == [f"{number}.{part}" for number in (0, 1) for part in parts]
+    kept = silence_odd_units(encoder.prunable())
+    before, size = listen(encoder), count(encoder)
+    encoder.prune_to(kept)
+    assert count(encoder) < size
+    torch.testing.assert_close(listen(encoder), before)
+
+    encoder.save(tmp_path)
+    again = build_speech(tmp_path)
+    assert [each.num_units for each in again.prunable()] == [len(units) for units in kept]
+    assert torch.equal(listen(again), listen(encoder))
+
+
+def build_speech(folder: Path) -> SpeechEncoder:
+    return build_speech_encoder(
+        folder, (0, 1, 2), "float32", pretrained=True, sample_rate_hz=16_000
+    )
+
+
+@torch.inference_mode()
+def listen(encoder: SpeechEncoder) -> Tensor:
+    """Features of a second of noise."""
+    generator = torch.Generator().manual_seed(1)
+    return encoder(SoundBatch((Sound(torch.randn(16_000, generator=generator)),)))
+
+
+def test_a_pruned_model_of_speech_of_wrong_widths_is_refused(tmp_path: Path) -> None:
+    folder, _ = make("wav2vec2", tmp_path / "model")
+    encoder = build_speech(folder)
+    encoder.prune_to([[0], range(8), [1], range(8)])
+    encoder.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pruned_units"] = dict.fromkeys(config["pruned_units"], 3)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MismatchError, match="has 3 units of 2") as refused:
+        build_speech(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("fusion", FUSION_TYPES)
