@@ -2,24 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.encoder import SaysWhatIsNotThere
+from pipeline.encoders.encoder import Reading, SaysWhatIsNotThere
 from pipeline.errors import ClipError
 from pipeline.schema import ClipFailure, ClipFeatures, DecodedClip, Modality
-
-
-class Reading(Protocol):
-    """What `encode_in_batches` asks of an encoder's preparation."""
-
-    def prepare(self, clips: Sequence[DecodedClip]) -> Sequence[Any | None]: ...
-
-    def shortfall(self, item: Any) -> ClipError | None: ...
-
-    def length(self, item: Any) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,10 @@ from fusion.inference.bundle import FUSION_GRAPH
 from fusion.inference.onnx_runtime import OnnxRuntime
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
-from pipeline.encoders.encoder import HasGraph
+from pipeline.encoders.encoder import AnyEncoder, EncoderAsSeen, HasGraph, StandsForSeveral
 from pipeline.errors import UsageError
+from pipeline.recipe import FeatureRecipe
+from pipeline.schema import Modality
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,6 @@ class Graphs:
 
 def check_graphs(runtime: PyTorchRuntime) -> None:
     """Raises UsageError where an encoder has no graph: it computes in bfloat16, for one."""
-    decode = runtime.checkpoint.recipe.decode
     for modality, encoder in runtime.encoders.items():
         if modality in runtime.checkpoint.dims.own:
             raise UsageError(
@@ -53,22 +54,30 @@ def check_graphs(runtime: PyTorchRuntime) -> None:
                 f"models, each with a {modality} encoder of its own, and graphs have one; export "
                 "it without --onnx and --quantise int8, or a single model"
             )
-        if not isinstance(encoder, HasGraph):
-            [spec] = [
-                each for each in runtime.checkpoint.recipe.encoders if each.modality == modality
-            ]
-            raise UsageError(
-                f"--onnx: the {modality} encoder {spec.name} cannot be written as a graph (word "
-                "vectors, faces, prosody and several encoders as one cannot); export it without "
-                "--onnx and --quantise int8, which PyTorch computes"
-            )
-        encoder.graph_source(decode)  # which tells where there is none
+        _check_encoder(modality, encoder, runtime.checkpoint.recipe)
     for modality, precision in runtime.precision.items():
         if precision != "float32":
             raise UsageError(
                 f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
                 "in float32; extract and train with --precision float32"
             )
+
+
+def _check_encoder(modality: Modality, encoder: AnyEncoder, recipe: FeatureRecipe) -> None:
+    [spec] = [each for each in recipe.encoders if each.modality == modality]
+    parts = (
+        encoder.as_seen()
+        if isinstance(encoder, StandsForSeveral)
+        else [EncoderAsSeen(spec.name, encoder, None, recipe.decode)]
+    )
+    for part in parts:
+        if not isinstance(part.encoder, HasGraph):
+            raise UsageError(
+                f"--onnx: the {modality} encoder {part.name} cannot be written as a graph (word "
+                "vectors and faces cannot); export it without --onnx and --quantise int8, which "
+                "PyTorch computes"
+            )
+        part.encoder.graph_source(part.decode)  # which tells where there is none
 
 
 def write_graphs(runtime: PyTorchRuntime, folder: Path) -> None:
@@ -106,6 +115,7 @@ def quantise(
     """
     from pipeline.onnx.quantise import quantise_graphs
 
+    decode = predictor.recipe.decode
     calibration = gate.calibration(predictor, CALIBRATION_CLIPS)
     in_float_cost = gate.measure(by_graphs(f"{kind}ONNX", predictor, in_float))
     before = [*measured, in_float_cost]
@@ -115,7 +125,7 @@ def quantise(
     while True:
         kept = ranked[:num_kept]
         folder = work / f"int8-{num_kept}"
-        quantise_graphs(in_float, folder, calibration, float_layers=kept)
+        quantise_graphs(in_float, folder, calibration, decode=decode, float_layers=kept)
         shutil.copyfile(in_float / FUSION_GRAPH, folder / FUSION_GRAPH)
         cost = gate.measure(by_graphs(f"{kind}ONNX int8", predictor, folder))
         report = gate.report([*before, cost], float_layers=kept)
@@ -139,14 +149,14 @@ def _loss(report: GateReport) -> float:
 
 def _rank(predictor: Predictor, in_float: Path, gate: Gate) -> list[str]:
     """Names of the layers that can compute in 8 bits, the worst first."""
-    from pipeline.onnx.index import OnnxIndex
+    from pipeline.onnx.index import GRAPH, OnnxIndex
     from pipeline.onnx.quantise import LEAST_BYTES, rank_layers
 
     clips = gate.calibration(predictor, RANKING_CLIPS)
     layers = []
-    for modality in OnnxIndex.read(in_float).encoders:
-        if (in_float / modality / "model.onnx").stat().st_size >= LEAST_BYTES:
-            layers += rank_layers(in_float, modality, clips)
+    for place, graph in OnnxIndex.read(in_float).graphs():
+        if GRAPH in graph.files and (in_float / place / GRAPH).stat().st_size >= LEAST_BYTES:
+            layers += rank_layers(in_float, place, clips, decode=predictor.recipe.decode)
     return [layer.node for layer in sorted(layers, key=lambda layer: layer.error, reverse=True)]
 
 

@@ -44,7 +44,9 @@ class OnnxRuntime:
         Raises InputError, CacheCorrupt, MismatchError or StorageError, as `OnnxEncoders.load`.
         """
         threads = num_cores() if threads is None else threads
-        encoders = OnnxEncoders.load(folder, description.dims.names, threads=threads)
+        encoders = OnnxEncoders.load(
+            folder, description.dims.names, decode=description.recipe.decode, threads=threads
+        )
         fusion = OnnxFusion.load(
             folder / FUSION_GRAPH, description.dims, sha256=sha256, threads=threads
         )

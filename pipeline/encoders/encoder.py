@@ -85,6 +85,16 @@ class EncoderChoice:
     parts: tuple["EncoderChoice", ...] = ()
 
 
+class Reading(Protocol):
+    """What encoding clips asks of a preparation, whatever computes the encoder."""
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> Sequence[Any | None]: ...
+
+    def shortfall(self, item: Any) -> ClipError | None: ...
+
+    def length(self, item: Any) -> int: ...
+
+
 class Preparation(Protocol[Item, BatchOut]):
     """Prepares clips as input of the network; data loading processes use it too.
 
@@ -153,7 +163,8 @@ class Encoder(Protocol[Item, BatchIn]):
 class GraphSource:
     """An encoder's network as it is traced into a graph, which another runtime computes.
 
-    net:     takes the tensors of `inputs` in their order and gives those of `outputs`
+    net:     takes the tensors of `inputs` in their order and gives those of `outputs`; None where
+        there is no network: the reading computes the features
     inputs:  an example of each by name; an axis of length 1 is 1 in the graph for ever
     lengths: {input: {axis: name}}: the axes that may have another length; those of one name are
         equally long
@@ -162,11 +173,11 @@ class GraphSource:
     files:   {name: content} of what the reading needs besides
     """
 
-    net: "nn.Module"
-    inputs: "Mapping[str, Tensor]"
-    lengths: Mapping[str, Mapping[int, str]]
-    outputs: tuple[str, ...]
     reading: Mapping[str, Any]
+    net: "nn.Module | None" = None
+    inputs: "Mapping[str, Tensor]" = field(default_factory=dict)
+    lengths: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -180,6 +191,28 @@ class HasGraph(Protocol):
         Raises:
             UsageError: this one cannot; the message says why.
         """
+
+
+@dataclass(frozen=True)
+class EncoderAsSeen:
+    """One of several encoders of a modality.
+
+    view:   of the clips' frames that it wants; None where it wants none
+    decode: how the clips were decoded, as far as it sees them
+    """
+
+    name: str
+    encoder: "AnyEncoder"
+    view: FrameView | None
+    decode: DecodeConfig | None
+
+
+@runtime_checkable
+class StandsForSeveral(Protocol):
+    """Several encoders of one modality as one."""
+
+    def as_seen(self) -> list[EncoderAsSeen]:
+        """In the order in which their features are concatenated."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The prosody encoder: what a voice does, in numbers that have names.
+"""What a voice does, in numbers that have names; without PyTorch.
 
     waveform -> frames of 40 ms, every 10 ms
              -> tracks: pitch, harmonicity, loudness, balance of the spectrum, cepstrum
@@ -7,7 +7,7 @@
 It follows the minimal parameter sets of the field (Eyben et al. 2016, "The Geneva Minimalistic
 Acoustic Parameter Set", IEEE Transactions on Affective Computing 7(2)) in what it measures, and is
 written from the published definitions, which its functions name. Nothing in it is trained or
-random, and it computes on the CPU, wherever the other encoders do.
+random, and it computes on the CPU, wherever the other encoders do (`prosody_encoder.py`).
 
 Each feature has a name (`FEATURES`), and a zero means "as in an ordinary voice" or "none of it":
 pitch is in octaves above 150 Hz. Features of a voice are 0 where nothing is voiced, and
@@ -15,15 +15,10 @@ pitch is in octaves above 150 Hz. Features of a voice are 0 where nothing is voi
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torchaudio.functional import create_dct, melscale_fbanks
 
-from pipeline.encoders.audio import SoundBatch, Sounds, window_samples
 from pipeline.encoders.pitch import (
     HOP_S,
     Floats,
@@ -82,33 +77,16 @@ Mask = NDArray[np.bool_]
 Values = dict[str, float]
 
 
-class ProsodyEncoder(nn.Module):
-    """Measures pitch, loudness, rhythm, voice quality and timbre; see `FEATURES`.
-
-    forward: SoundBatch -> float32 [batch, 1, len(FEATURES)]
-    """
-
-    batch_size: int | None = None
+class Prosody:
+    """Measures pitch, loudness, rhythm, voice quality and timbre; see `FEATURES`."""
 
     def __init__(self, sample_rate_hz: int) -> None:
-        super().__init__()
         self.framing = Framing.at(sample_rate_hz)
-        self.preparation = Sounds(min_samples=window_samples(sample_rate_hz))
         num_bins = self.framing.num_fft // 2 + 1
-        highest_hz = min(8000.0, sample_rate_hz / 2)
-        self.filters = melscale_fbanks(
-            num_bins, 20.0, highest_hz, NUM_MELS, sample_rate_hz
-        ).numpy()  # [bins, mels]
-        self.cosines = create_dct(NUM_CEPSTRA + 1, NUM_MELS, "ortho").numpy()[:, 1:]
-
-    @property
-    def dim(self) -> int:
-        return len(FEATURES)
-
-    def forward(self, batch: SoundBatch) -> Tensor:
-        rows = [self.measure(sound.waveform.cpu().numpy()) for sound in batch.sounds]
-        vectors = torch.tensor([list(row.values()) for row in rows], dtype=torch.float32)
-        return vectors.unsqueeze(1).to(batch.sounds[0].waveform.device)
+        self.filters = mel_filters(
+            num_bins, sample_rate_hz, NUM_MELS, low_hz=20.0, high_hz=min(8000.0, sample_rate_hz / 2)
+        )
+        self.cosines = cosine_transform(NUM_CEPSTRA + 1, NUM_MELS)[:, 1:]
 
     def measure(self, waveform: NDArray[np.float32]) -> Values:
         """float32 [samples] -> the value of each of `FEATURES`."""
@@ -134,22 +112,31 @@ class ProsodyEncoder(nn.Module):
             | _of_cepstra(cepstra, sounding)
         )
 
-    def layer_depths(self) -> dict[str, int]:
-        """It has no parameters."""
-        return {}
 
-    def checkpoint_gradients(self) -> None:
-        """It has no gradients."""
+def mel_filters(
+    num_bins: int, rate_hz: int, num_mels: int, *, low_hz: float, high_hz: float
+) -> NDArray[np.float32]:
+    """float32 [bins, mels]: triangles of height 1, evenly spaced on the mel scale of HTK
+    (O'Shaughnessy 1987: 2595 log10(1 + f / 700 Hz))."""
 
-    def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
-        return 0.0
+    def mel(hz: float) -> float:
+        return 2595 * math.log10(1 + hz / 700)
 
-    def save(self, folder: Path) -> None:
-        """It has no weights."""
+    bins_hz = np.linspace(0, rate_hz // 2, num_bins)
+    edges_hz = 700 * (10 ** (np.linspace(mel(low_hz), mel(high_hz), num_mels + 2) / 2595) - 1)
+    away_hz = edges_hz - bins_hz[:, None]  # [bins, mels + 2]
+    width_hz = np.diff(edges_hz)
+    rising = -away_hz[:, :-2] / width_hz[:-1]
+    falling = away_hz[:, 2:] / width_hz[1:]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
-def build_prosody_encoder(sample_rate_hz: int) -> ProsodyEncoder:
-    return ProsodyEncoder(sample_rate_hz).eval()
+def cosine_transform(num_cepstra: int, num_mels: int) -> NDArray[np.float32]:
+    """float32 [mels, cepstra]: the orthonormal discrete cosine transform, type II."""
+    angles = np.pi / num_mels * (np.arange(num_mels)[:, None] + 0.5) * np.arange(num_cepstra)
+    cosines = np.cos(angles) * math.sqrt(2 / num_mels)
+    cosines[:, 0] /= math.sqrt(2)
+    return cosines.astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------- functionals

@@ -412,7 +412,7 @@ def _choose_prosody(wish: EncoderWish, precision: Precision) -> EncoderChoice:
 
 
 def _build_prosody(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
-    from pipeline.encoders.prosody import build_prosody_encoder
+    from pipeline.encoders.prosody_encoder import build_prosody_encoder
 
     assert decode is not None
     return build_prosody_encoder(decode.sample_rate_hz)

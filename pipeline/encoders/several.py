@@ -26,18 +26,16 @@ from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.encoder import (
     AnyEncoder,
     AnyPreparation,
+    EncoderAsSeen,
     EncoderChoice,
     EncoderEntry,
-    SaysWhatIsNotThere,
     SharesWork,
 )
 from pipeline.encoders.pruning import HasPrunable, PrunableLayer
-from pipeline.errors import ClipError
+from pipeline.encoders.side_by_side import Items, SideBySide, spread_layers
 from pipeline.recipe import DecodeConfig, FrameView
-from pipeline.schema import DecodedClip
 
 Entries = Sequence[tuple[str, EncoderEntry]]  # by name
-Items = tuple[Any | None, ...]  # one per encoder; at least one of them is not None
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SeveralBatch:
         )
 
 
-class SeveralPreparations:
+class SeveralPreparations(SideBySide):
     """The preparations of all encoders, side by side; an item of theirs is a tuple of items."""
 
     def __init__(
@@ -66,52 +64,10 @@ class SeveralPreparations:
         decode: DecodeConfig | None,
         views: Sequence[FrameView | None],
     ) -> None:
-        """views: of the clips' frames, as each part wants them; None for one that wants none"""
-        self.names = [name for name, _ in parts]
+        super().__init__(parts, decode, views)
         self.parts = [part for _, part in parts]
-        self.decode, self.views = decode, tuple(views)
         limits = [part.most_rows for part in self.parts if part.most_rows is not None]
         self.most_rows: int | None = min(limits, default=None)
-        told = [
-            f"{name}: {part.nothing}"
-            if isinstance(part, SaysWhatIsNotThere)
-            else f"{name} finds nothing to encode"
-            for name, part in zip(self.names, self.parts, strict=True)
-        ]
-        self.nothing = "; ".join(told)
-
-    def prepare(self, clips: Sequence[DecodedClip]) -> list[Items | None]:
-        columns = [
-            part.prepare([self._as_seen(clip, view) for clip in clips])
-            for part, view in zip(self.parts, self.views, strict=True)
-        ]
-        rows = zip(*columns, strict=True)
-        return [None if all(item is None for item in row) else row for row in rows]
-
-    def _as_seen(self, clip: DecodedClip, view: FrameView | None) -> DecodedClip:
-        if clip.frames is None or view is None or self.decode is None:
-            return clip
-        return replace(clip, frames=self.decode.take_view(clip.frames, view))
-
-    def shortfall(self, item: Items) -> ClipError | None:
-        """What any of them leaves out; the first code stands for all."""
-        missing = [name for name, each in zip(self.names, item, strict=True) if each is None]
-        found = [
-            part.shortfall(each)
-            for part, each in zip(self.parts, item, strict=True)
-            if each is not None
-        ]
-        errors = [
-            ClipError("part_missing", f"{name} finds nothing to encode; its features are zero")
-            for name in missing
-        ] + [error for error in found if error is not None]
-        if len(errors) < 2:
-            return next(iter(errors), None)
-        return ClipError(errors[0].code, "; ".join(error.message for error in errors))
-
-    def length(self, item: Items) -> int:
-        pairs = zip(self.parts, item, strict=True)
-        return max(part.length(each) for part, each in pairs if each is not None)
 
     def group(self, item: Items) -> Hashable:
         """Of what the parts have that share work: all have what the first of them has."""
@@ -164,6 +120,7 @@ class SeveralEncoders(nn.Module):
         )
         self.num_layers = num_layers
         self.autocast = tuple(autocast)
+        self.decode = decode
         sizes = [each.batch_size for _, each in encoders if each.batch_size is not None]
         self.batch_size: int | None = min(sizes, default=None)
 
@@ -189,6 +146,14 @@ class SeveralEncoders(nn.Module):
                 features = features.index_copy(0, places, spread)
             columns.append(features)
         return torch.cat(columns, dim=2)
+
+    def as_seen(self) -> list[EncoderAsSeen]:
+        return [
+            EncoderAsSeen(name, encoder, view, _decode_of(view, self.decode))
+            for name, encoder, view in zip(
+                self.preparation.names, self._encoders, self.preparation.views, strict=True
+            )
+        ]
 
     def layer_depths(self) -> dict[str, int]:
         """The tops of all are level: what is below the top learns slower."""
@@ -229,14 +194,6 @@ class SeveralEncoders(nn.Module):
         for place, encoder in enumerate(self._encoders):
             _folder_of(folder, place).mkdir()
             encoder.save(_folder_of(folder, place))
-
-
-def spread_layers(own: int, wanted: int) -> list[int]:
-    """Which of its own layers stands at each place of `wanted`, which are at least as many: first
-    at first, last at last, and between them the one at the nearest depth."""
-    if own == 1:
-        return [0] * wanted
-    return [round(place * (own - 1) / (wanted - 1)) for place in range(wanted)]
 
 
 def prepare_several(

@@ -45,6 +45,13 @@ class Computes(Protocol):
         """feeds: each input by its name. Returns the outputs in their order."""
 
 
+class NoGraph:
+    """Of an encoder whose reading computes its features by itself."""
+
+    def run(self, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+        raise ValueError("this encoder has no graph")
+
+
 class Graph:
     """Computes on the CPU. One graph may be used by several threads at once."""
 

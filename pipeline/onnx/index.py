@@ -3,14 +3,14 @@
 onnx.json
 text/      model.onnx, tokenizer.json
 video/     model.onnx                      one folder per modality, named after it
-audio/     model.onnx
+audio/     0/model.onnx, 1/model.onnx      of several encoders of one modality, one folder each
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.onnx.graph import OPSET
 from pipeline.onnx.reading import READINGS, take
+from pipeline.recipe import FrameView
 from pipeline.schema import MODALITIES, Modality
 from pipeline.system.files import write_whole
 
 FORMAT = "meld-onnx"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX = "onnx.json"
 GRAPH = "model.onnx"
 MOST_INDEX_BYTES = 64 * 2**20
+MOST_PARTS = 100
 
 Quantisation = Literal["none", "int8"]
 
@@ -60,8 +62,24 @@ class EncoderGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphPart:
+    """One of several encoders of a modality; view: of the clips' frames that it wants, if any"""
+
+    name: str
+    view: FrameView | None
+    graph: EncoderGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedGraphs:
+    """Several encoders of one modality, whose features are concatenated in this order."""
+
+    parts: tuple[GraphPart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxIndex:
-    encoders: Mapping[Modality, EncoderGraph]
+    encoders: Mapping[Modality, EncoderGraph | JoinedGraphs]
 
     def write(self, folder: Path) -> None:
         """Raises StorageError."""
@@ -72,6 +90,41 @@ class OnnxIndex:
             "encoders": {name: _to_dict(each) for name, each in self.encoders.items()},
         }
         write_whole(folder / INDEX, json.dumps(content, indent=1).encode())
+
+    def graphs(self) -> Iterator[tuple[str, EncoderGraph]]:
+        """The folder of each single encoder, and what is in it."""
+        for modality, encoder in self.encoders.items():
+            if isinstance(encoder, JoinedGraphs):
+                for place, part in enumerate(encoder.parts):
+                    yield part_folder(modality, place), part.graph
+            else:
+                yield modality, encoder
+
+    def find(self, place: str) -> tuple[EncoderGraph, FrameView | None]:
+        """The encoder of a folder that `graphs` gives, and the view of frames that it wants, if it
+        is one of several."""
+        modality, _, part = place.partition("/")
+        encoder = self.encoders[cast(Modality, modality)]
+        if isinstance(encoder, EncoderGraph):
+            return encoder, None
+        found = encoder.parts[int(part)]
+        return found.graph, found.view
+
+    def with_graphs(self, graphs: Mapping[str, EncoderGraph]) -> "OnnxIndex":
+        """The same with another description of each; graphs: by folder, as `graphs` gives them"""
+        return OnnxIndex(
+            encoders={
+                modality: JoinedGraphs(
+                    parts=tuple(
+                        replace(part, graph=graphs[part_folder(modality, place)])
+                        for place, part in enumerate(encoder.parts)
+                    )
+                )
+                if isinstance(encoder, JoinedGraphs)
+                else graphs[modality]
+                for modality, encoder in self.encoders.items()
+            }
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "OnnxIndex":
@@ -98,10 +151,15 @@ class OnnxIndex:
             found = take(content, "encoders", dict)
             if not found or not set(found) <= set(MODALITIES):
                 raise ValueError(f"encoders of {', '.join(map(str, found)) or 'nothing'}")
-            graphs = {name: _read_encoder(found[name]) for name in MODALITIES if name in found}
+            graphs = {name: _read_encoders(found[name]) for name in MODALITIES if name in found}
         except (ValueError, TypeError, KeyError) as error:
             raise CacheCorrupt(f"{path}: damaged ({error}); export again") from error
         return cls(encoders=graphs)
+
+
+def part_folder(modality: Modality, place: int) -> str:
+    """Of one of several encoders of a modality, within the folder of all."""
+    return f"{modality}/{place}"
 
 
 def _check_format(path: Path, content: Any) -> None:
@@ -114,7 +172,9 @@ def _check_format(path: Path, content: Any) -> None:
             )
 
 
-def _to_dict(encoder: EncoderGraph) -> dict[str, Any]:
+def _to_dict(encoder: EncoderGraph | JoinedGraphs) -> dict[str, Any]:
+    if isinstance(encoder, JoinedGraphs):
+        return {"parts": [_part_to_dict(part) for part in encoder.parts]}
     values = asdict(encoder)
     # Nine digits give every float32 back.
     values["self_test"]["expected"] = [
@@ -122,6 +182,36 @@ def _to_dict(encoder: EncoderGraph) -> dict[str, Any]:
         for clip in encoder.self_test.expected
     ]
     return values
+
+
+def _part_to_dict(part: GraphPart) -> dict[str, Any]:
+    view = None if part.view is None else asdict(part.view)
+    return {"name": part.name, "view": view, "graph": _to_dict(part.graph)}
+
+
+def _read_encoders(values: Any) -> EncoderGraph | JoinedGraphs:
+    if not isinstance(values, dict) or "parts" not in values:
+        return _read_encoder(values)
+    _check_keys(values, {"parts"})
+    parts = tuple(_read_part(part) for part in take(values, "parts", list))
+    if not 2 <= len(parts) <= MOST_PARTS:
+        raise ValueError(f"{len(parts)} parts")
+    return JoinedGraphs(parts=parts)
+
+
+def _read_part(values: Any) -> GraphPart:
+    _check_keys(values, {"name", "view", "graph"})
+    view = values["view"]
+    if view is not None:
+        _check_keys(view, {each.name for each in fields(FrameView)})
+        view = FrameView(
+            height=take(view, "height", int),
+            width=take(view, "width", int),
+            fit=take(view, "fit", str),
+        )
+    return GraphPart(
+        name=take(values, "name", str), view=view, graph=_read_encoder(values["graph"])
+    )
 
 
 def _read_encoder(values: Any) -> EncoderGraph:

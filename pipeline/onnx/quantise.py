@@ -24,13 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoders.side_by_side import as_seen
 from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.onnx.encode import OnnxEncoder, check_self_test
 from pipeline.onnx.graph import Computes
 from pipeline.onnx.index import GRAPH, EncoderGraph, OnnxIndex
 from pipeline.onnx.reading import Floats
 from pipeline.onnx.wire import check_graph
-from pipeline.schema import DecodedClip, Modality
+from pipeline.recipe import DecodeConfig, FrameView
+from pipeline.schema import DecodedClip
 from pipeline.system.extras import needs_extra
 from pipeline.system.files import write_whole
 
@@ -64,11 +66,13 @@ def quantise_graphs(
     out: Path,
     calibration: Sequence[DecodedClip],
     *,
+    decode: DecodeConfig | None,
     float_layers: Collection[str] = (),
 ) -> None:
     """Writes the graphs of `folder` with 8-bit weights into `out`, `onnx.json` last.
 
     calibration: clips like those that will be encoded; convolutions take their ranges from them
+    decode: how they were decoded
     float_layers: names of nodes (`rank_layers` gives them) that compute in float
 
     Raises:
@@ -78,20 +82,16 @@ def quantise_graphs(
         CacheCorrupt, StorageError: as `OnnxEncoders.load`; `out` cannot be written.
     """
     index = OnnxIndex.read(folder)
-    loaded = {
-        name: OnnxEncoder.load(folder / name, each, threads=None)
-        for name, each in index.encoders.items()
-    }
-    contents = {name: (folder / name / GRAPH).read_bytes() for name in loaded}
+    opened = {place: _open(folder, place, index, decode) for place, _ in index.graphs()}
+    contents = {place: each.content for place, each in opened.items()}
     _check_names(contents, float_layers)
-    graphs: dict[Modality, EncoderGraph] = {}
-    for name, encoder in loaded.items():
-        content = contents[name]
-        described = encoder.described
+    graphs: dict[str, EncoderGraph] = {}
+    for place, each in opened.items():
+        content, described = each.content, each.encoder.described
         if len(content) >= LEAST_BYTES:
-            feeds = _record(encoder, calibration)
+            feeds = _record(each, calibration)
             if not feeds:
-                raise InputError(f"no calibration clip has {name}, which its encoder needs")
+                raise InputError(f"no calibration clip has {place}, which its encoder needs")
             content = quantise_graph(content, feeds, float_layers=float_layers)
             digest = hashlib.sha256(content).hexdigest()
             described = replace(
@@ -100,28 +100,28 @@ def quantise_graphs(
                 quantisation="int8",
                 self_test=replace(described.self_test, tolerance=INT8_TOLERANCE),
             )
-        _write(folder / name, out / name, described, content)
-        check_self_test(out / name, OnnxEncoder.load(out / name, described, threads=None))
-        graphs[name] = described
-    OnnxIndex(encoders=graphs).write(out)
+        _write(folder / place, out / place, described, content)
+        check_self_test(out / place, OnnxEncoder.load(out / place, described, threads=None))
+        graphs[place] = described
+    index.with_graphs(graphs).write(out)
 
 
 def rank_layers(
-    folder: Path, modality: Modality, calibration: Sequence[DecodedClip]
+    folder: Path, place: str, calibration: Sequence[DecodedClip], *, decode: DecodeConfig | None
 ) -> list[LayerError]:
     """The layers of an encoder that `quantise_graphs` lets compute in 8 bits, the worst first: if a
     gate refuses the whole, those should compute in float first. Takes one quantisation per layer.
 
+    place: its folder within `folder`, as `OnnxIndex.graphs` gives it
+
     Raises as `quantise_graphs`.
     """
-    index = OnnxIndex.read(folder)
-    described = index.encoders[modality]
-    encoder = OnnxEncoder.load(folder / modality, described, threads=None)
-    content = (folder / modality / GRAPH).read_bytes()
-    feeds = _record(encoder, calibration)
+    opened = _open(folder, place, OnnxIndex.read(folder), decode)
+    content, described = opened.content, opened.encoder.described
+    feeds = _record(opened, calibration)
     if not feeds:
-        raise InputError(f"no calibration clip has {modality}, which its encoder needs")
-    items = [item for item in encoder.reading.prepare(calibration) if item is not None]
+        raise InputError(f"no calibration clip has {place}, which its encoder needs")
+    items = opened.items(calibration)
     sizes = _layer_bytes(content)
     ranked = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -130,7 +130,7 @@ def rank_layers(
             (Path(scratch) / GRAPH).write_bytes(graph)
             files = {**described.files, GRAPH: hashlib.sha256(graph).hexdigest()}
             for name in files.keys() - {GRAPH}:
-                shutil.copyfile(folder / modality / name, Path(scratch) / name)
+                shutil.copyfile(folder / place / name, Path(scratch) / name)
             return OnnxEncoder.load(Path(scratch), replace(described, files=files), threads=None)
 
         stored = load(quantise_graph(content, feeds, float_layers=sizes))
@@ -313,8 +313,8 @@ def _layer_bytes(content: bytes) -> dict[str, int]:
     return {node.name: sizes[node.input[1]] for node in layers}
 
 
-def _check_names(contents: Mapping[Modality, bytes], float_layers: Collection[str]) -> None:
-    known = {name for content in contents.values() for name in _layer_bytes(content)}
+def _check_names(contents: Mapping[str, bytes], float_layers: Collection[str]) -> None:
+    known = {name for content in contents.values() if content for name in _layer_bytes(content)}
     odd = sorted(set(float_layers) - known)
     if odd:
         raise UsageError(f"float_layers: no layer is named {', '.join(odd)[:200]}")
@@ -353,12 +353,36 @@ class _Recorder:
         return self.graph.run(**feeds)
 
 
-def _record(encoder: OnnxEncoder, clips: Sequence[DecodedClip]) -> list[Feeds]:
+@dataclass(frozen=True)
+class _Opened:
+    """An encoder and the bytes of its graph, none where it has none.
+
+    view: of the clips' frames that it wants, if it is one of several; decode: of the clips
+    """
+
+    encoder: OnnxEncoder
+    content: bytes
+    view: FrameView | None
+    decode: DecodeConfig | None
+
+    def items(self, clips: Sequence[DecodedClip]) -> list[Any]:
+        """What it reads of each clip, of those that have it."""
+        seen = [as_seen(clip, self.decode, self.view) for clip in clips]
+        return [item for item in self.encoder.reading.prepare(seen) if item is not None]
+
+
+def _open(folder: Path, place: str, index: OnnxIndex, decode: DecodeConfig | None) -> _Opened:
+    described, view = index.find(place)
+    encoder = OnnxEncoder.load(folder / place, described, threads=None)
+    content = (folder / place / GRAPH).read_bytes() if GRAPH in described.files else b""
+    return _Opened(encoder, content, view, decode)
+
+
+def _record(opened: _Opened, clips: Sequence[DecodedClip]) -> list[Feeds]:
     """The inputs that the graph gets for these clips, one clip at a time."""
-    recorder = _Recorder(encoder.graph)
-    for item in encoder.reading.prepare(clips):
-        if item is not None:
-            encoder.reading.encode(recorder, [item])
+    recorder = _Recorder(opened.encoder.graph)
+    for item in opened.items(clips):
+        opened.encoder.reading.encode(recorder, [item])
     return recorder.feeds
 
 
@@ -368,7 +392,8 @@ def _difference(found: Floats, wanted: Floats) -> float:
 
 
 def _write(source: Path, out: Path, described: EncoderGraph, content: bytes) -> None:
-    write_whole(out / GRAPH, content)
+    if GRAPH in described.files:
+        write_whole(out / GRAPH, content)
     for name in described.files.keys() - {GRAPH}:
         try:
             write_whole(out / name, (source / name).read_bytes())

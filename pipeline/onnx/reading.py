@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from pipeline.encoders.prosody import FEATURES, Prosody
 from pipeline.encoders.tokens import (
     MAX_TOKENS,
     MAX_TOKENS_WITH_CONTEXT,
@@ -25,6 +26,7 @@ from pipeline.encoders.tokens import (
 )
 from pipeline.errors import ClipError
 from pipeline.onnx.graph import Computes, Port
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, Utterance
 
 Floats = NDArray[np.float32]
@@ -45,6 +47,9 @@ class GraphReading(Protocol):
     @property
     def batch_size(self) -> int | None:
         """Clips that are encoded together, None all that there are."""
+
+    def check_decode(self, decode: DecodeConfig) -> None:
+        """Raises ValueError where clips that are decoded so are not what it reads."""
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         """Inputs and outputs of the graph."""
@@ -91,6 +96,9 @@ class TokenReading:
             batch_size=_take_batch_size(values),
             tokenizer=_open_tokenizer(files[TOKENIZER]),
         )
+
+    def check_decode(self, decode: DecodeConfig) -> None:
+        """Words are not decoded."""
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         inputs = [Port("ids", "int64", (None, None))]
@@ -193,6 +201,11 @@ class FrameReading:
         batch_size = _take_batch_size(values)
         return cls(num_frames=num_frames, height=height, width=width, batch_size=batch_size)
 
+    def check_decode(self, decode: DecodeConfig) -> None:
+        own = (self.num_frames, self.height, self.width)
+        if own != (found := (decode.num_frames, decode.frame_height, decode.frame_width)):
+            raise ValueError(f"it reads {_told(*own)}, and a clip has {_told(*found)}")
+
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         frames = Port("frames", "uint8", (None, self.num_frames, self.height, self.width, 3))
         return [frames], [Port("features", "float32", (None, layers, dim))]
@@ -241,6 +254,12 @@ class WaveformReading:
         if not (1 <= least <= rate_hz <= 1_000_000):
             raise ValueError(f"min_samples {least} at {rate_hz} Hz")
         return cls(min_samples=least, sample_rate_hz=rate_hz)
+
+    def check_decode(self, decode: DecodeConfig) -> None:
+        if decode.sample_rate_hz != self.sample_rate_hz:
+            raise ValueError(
+                f"it hears {self.sample_rate_hz} Hz, and a clip has {decode.sample_rate_hz} Hz"
+            )
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         return [Port("waveform", "float32", (None,))], [Port("features", "float32", (layers, dim))]
@@ -335,13 +354,41 @@ class PieceReading(SpeechReading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProsodyReading(WaveformReading):
+    """Sound, measured by `pipeline.encoders.prosody` itself: there is no network."""
+
+    prosody: Prosody
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "ProsodyReading":
+        whole = WaveformReading.of(values, files)
+        if tuple(take(values, "features", list)) != FEATURES:
+            raise ValueError("it measures other features than this program")
+        return cls(
+            min_samples=whole.min_samples,
+            sample_rate_hz=whole.sample_rate_hz,
+            prosody=Prosody(whole.sample_rate_hz),
+        )
+
+    def test_clips(self) -> list[DecodedClip]:
+        """Without the shortest sound: of a single cycle of a voice there is no sound measure."""
+        return super().test_clips()[:1]
+
+    def encode(self, graph: Computes, items: Sequence[Floats]) -> Floats:
+        rows = [list(self.prosody.measure(waveform).values()) for waveform in items]
+        return np.array(rows, np.float32)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingKind:
     """read:  settings and files -> the reading; raises ValueError where they are not of this kind
     files: names of what it needs beside the graph
+    has_graph: False where the reading computes the features by itself
     """
 
     read: Callable[[Mapping[str, Any], Mapping[str, bytes]], GraphReading]
     files: tuple[str, ...] = ()
+    has_graph: bool = True
 
 
 READINGS: Mapping[str, ReadingKind] = {
@@ -350,7 +397,12 @@ READINGS: Mapping[str, ReadingKind] = {
     "waveform": ReadingKind(read=WaveformReading.of),
     "speech": ReadingKind(read=SpeechReading.of),
     "speech_pieces": ReadingKind(read=PieceReading.of),
+    "prosody": ReadingKind(read=ProsodyReading.of, has_graph=False),
 }
+
+
+def _told(num_frames: int, height: int, width: int) -> str:
+    return f"{num_frames} frames of {height}x{width}"
 
 
 def _noise(length: int) -> NDArray[np.int64]:

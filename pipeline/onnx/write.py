@@ -12,13 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encode import Encoders
-from pipeline.encoders.encoder import AnyEncoder, HasGraph
+from pipeline.encoders.encoder import AnyEncoder, HasGraph, StandsForSeveral
 from pipeline.errors import UsageError
 from pipeline.onnx.encode import OnnxEncoder, check_self_test
 from pipeline.onnx.graph import MOST_BYTES, OPSET
-from pipeline.onnx.index import GRAPH, EncoderGraph, OnnxIndex, SelfTest
+from pipeline.onnx.index import (
+    GRAPH,
+    EncoderGraph,
+    GraphPart,
+    JoinedGraphs,
+    OnnxIndex,
+    SelfTest,
+    part_folder,
+)
 from pipeline.onnx.reading import READINGS
 from pipeline.onnx.wire import Refused, check_graph
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import Modality
 from pipeline.system.extras import needs_extra
 from pipeline.system.files import write_whole
@@ -37,29 +46,50 @@ def write_encoder_graphs(encoders: Encoders, folder: Path) -> None:
         MismatchError: a graph that does not compute what PyTorch computes.
         StorageError: it cannot be written.
     """
-    graphs: dict[Modality, EncoderGraph] = {}
-    for modality, encoder in encoders.items():
-        graphs[modality] = _write_encoder(modality, encoder, encoders, folder / modality)
-    OnnxIndex(encoders=graphs).write(folder)
+    written = {
+        modality: _write_encoders(modality, encoder, encoders.decode, folder)
+        for modality, encoder in encoders.items()
+    }
+    OnnxIndex(encoders=written).write(folder)
+
+
+def _write_encoders(
+    modality: Modality, encoder: AnyEncoder, decode: DecodeConfig | None, folder: Path
+) -> EncoderGraph | JoinedGraphs:
+    if not isinstance(encoder, StandsForSeveral):
+        return _write_encoder(modality, encoder, decode, folder / modality)
+    parts = [
+        GraphPart(
+            name=part.name,
+            view=part.view,
+            graph=_write_encoder(
+                modality, part.encoder, part.decode, folder / part_folder(modality, place)
+            ),
+        )
+        for place, part in enumerate(encoder.as_seen())
+    ]
+    return JoinedGraphs(parts=tuple(parts))
 
 
 def _write_encoder(
-    modality: Modality, encoder: AnyEncoder, encoders: Encoders, folder: Path
+    modality: Modality, encoder: AnyEncoder, decode: DecodeConfig | None, folder: Path
 ) -> EncoderGraph:
     if not isinstance(encoder, HasGraph):
         raise UsageError(
             f"the {modality} encoder ({type(encoder).__name__}) cannot be written as an ONNX graph"
         )
-    source = encoder.graph_source(encoders.decode)
+    source = encoder.graph_source(decode)
     files = {name: content.encode() for name, content in source.files.items()}
-    files[GRAPH] = trace_graph(
-        source.net, source.inputs, lengths=source.lengths, outputs=source.outputs
-    )
+    if source.net is not None:
+        files[GRAPH] = trace_graph(
+            source.net, source.inputs, lengths=source.lengths, outputs=source.outputs
+        )
     for name, content in files.items():
         write_whole(folder / name, content)
     reading = READINGS[source.reading["kind"]].read(source.reading, files)
     with torch.inference_mode():
-        expected = encoders.encode(modality, reading.test_clips()).numpy()
+        items = encoder.preparation.prepare(reading.test_clips())
+        expected = encoder(encoder.preparation.collate(items)).numpy()
     described = EncoderGraph(
         reading=source.reading,
         layers=expected.shape[1],

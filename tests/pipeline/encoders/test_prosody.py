@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from numpy.typing import NDArray
 
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.audio import Sound
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.pitch import Framing, hann, spectra_of, track_pitch
-from pipeline.encoders.prosody import FEATURES, ProsodyEncoder, build_prosody_encoder
+from pipeline.encoders.prosody import FEATURES, Prosody, cosine_transform, mel_filters
+from pipeline.encoders.prosody_encoder import ProsodyEncoder, build_prosody_encoder
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, Utterance
 
@@ -22,7 +24,12 @@ Wave = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def prosody() -> ProsodyEncoder:
+def prosody() -> Prosody:
+    return Prosody(RATE)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ProsodyEncoder:
     return build_prosody_encoder(RATE)
 
 
@@ -66,18 +73,20 @@ def octaves(f0_hz: float) -> float:
     return math.log2(f0_hz / 150)
 
 
-def test_every_value_has_a_name_and_is_in_its_place(prosody: ProsodyEncoder) -> None:
+def test_every_value_has_a_name_and_is_in_its_place(
+    prosody: Prosody, encoder: ProsodyEncoder
+) -> None:
     waveform = vowel(*pulses(120))
     values = prosody.measure(waveform)
     assert tuple(values) == FEATURES
-    [row] = prosody(prosody.preparation.collate([Sound(torch.from_numpy(waveform))]))
+    [row] = encoder(encoder.preparation.collate([Sound(torch.from_numpy(waveform))]))
     assert row.shape == (1, len(FEATURES))
     assert row.dtype == torch.float32
     assert row[0].tolist() == pytest.approx(list(values.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("f0_hz", [82, 110, 150, 223, 310, 440, 580])
-def test_the_pitch_of_a_vowel(prosody: ProsodyEncoder, f0_hz: float) -> None:
+def test_the_pitch_of_a_vowel(prosody: Prosody, f0_hz: float) -> None:
     values = prosody.measure(vowel(*pulses(f0_hz)))
     assert values["pitch_median"] == pytest.approx(octaves(f0_hz), abs=0.01)  # 0.7 %
     assert values["pitch_range"] < 0.02
@@ -85,7 +94,7 @@ def test_the_pitch_of_a_vowel(prosody: ProsodyEncoder, f0_hz: float) -> None:
     assert values["pitch_change"] < 0.3
 
 
-def test_a_rising_voice_rises_and_a_falling_one_falls(prosody: ProsodyEncoder) -> None:
+def test_a_rising_voice_rises_and_a_falling_one_falls(prosody: Prosody) -> None:
     """From 120 to 240 Hz within a second: one octave."""
     positions = np.arange(0, 173)  # 120 * (2 ** t - 1) / ln 2 pulses until t
     times_s = np.log2(1 + positions * math.log(2) / 120)
@@ -97,7 +106,7 @@ def test_a_rising_voice_rises_and_a_falling_one_falls(prosody: ProsodyEncoder) -
     assert falling["pitch_slope"] == pytest.approx(-1, abs=0.05)
 
 
-def test_noise_and_silence_are_not_voiced(prosody: ProsodyEncoder) -> None:
+def test_noise_and_silence_are_not_voiced(prosody: Prosody) -> None:
     hiss = prosody.measure(noise(RATE))
     assert hiss["voiced_share"] < 0.05
     assert hiss["sounding_share"] == 1
@@ -107,7 +116,7 @@ def test_noise_and_silence_are_not_voiced(prosody: ProsodyEncoder) -> None:
 
 
 @pytest.mark.parametrize("share", [0.005, 0.01, 0.03])
-def test_planted_jitter_is_found(prosody: ProsodyEncoder, share: float) -> None:
+def test_planted_jitter_is_found(prosody: Prosody, share: float) -> None:
     """Each cycle has a length of its own; the mean difference of two Gaussian draws is 2 / sqrt(pi)
     deviations."""
     found = []
@@ -120,7 +129,7 @@ def test_planted_jitter_is_found(prosody: ProsodyEncoder, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.03, 0.1])
-def test_planted_shimmer_is_found(prosody: ProsodyEncoder, share: float) -> None:
+def test_planted_shimmer_is_found(prosody: Prosody, share: float) -> None:
     found = []
     for seed in range(4):
         times_s, strengths = pulses(140, 2.0)
@@ -130,7 +139,7 @@ def test_planted_shimmer_is_found(prosody: ProsodyEncoder, share: float) -> None
     assert np.mean(found) == pytest.approx(share, rel=0.25)
 
 
-def test_a_steady_voice_has_neither(prosody: ProsodyEncoder) -> None:
+def test_a_steady_voice_has_neither(prosody: Prosody) -> None:
     values = prosody.measure(vowel(*pulses(140)))
     assert values["jitter"] < 0.001
     assert values["shimmer"] < 0.005
@@ -139,7 +148,7 @@ def test_a_steady_voice_has_neither(prosody: ProsodyEncoder) -> None:
 
 @pytest.mark.parametrize("ratio_db", [5, 10, 20])
 def test_planted_noise_lowers_the_harmonics_to_noise_ratio(
-    prosody: ProsodyEncoder, ratio_db: float
+    prosody: Prosody, ratio_db: float
 ) -> None:
     voice = vowel(*pulses(200))
     power = float(np.mean(voice[800:-800] ** 2))
@@ -148,7 +157,7 @@ def test_planted_noise_lowers_the_harmonics_to_noise_ratio(
 
 
 @pytest.mark.parametrize("per_s", [2, 4, 6])
-def test_syllables_are_counted(prosody: ProsodyEncoder, per_s: int) -> None:
+def test_syllables_are_counted(prosody: Prosody, per_s: int) -> None:
     voice = vowel(*pulses(130, 2.0), 2.0)
     times_s = np.arange(len(voice)) / RATE
     swell = (0.52 - 0.48 * np.cos(2 * np.pi * per_s * times_s)).astype(np.float32)
@@ -156,7 +165,7 @@ def test_syllables_are_counted(prosody: ProsodyEncoder, per_s: int) -> None:
     assert values["syllables_per_s"] == pytest.approx(per_s, abs=0.3)
 
 
-def test_loudness_is_in_decibels_of_full_scale(prosody: ProsodyEncoder) -> None:
+def test_loudness_is_in_decibels_of_full_scale(prosody: Prosody) -> None:
     times_s = np.arange(RATE) / RATE
     tone = np.sin(2 * np.pi * 200 * times_s).astype(np.float32)
     assert prosody.measure(tone)["loudness_median"] == pytest.approx(-3.01, abs=0.1)
@@ -165,7 +174,7 @@ def test_loudness_is_in_decibels_of_full_scale(prosody: ProsodyEncoder) -> None:
     assert prosody.measure(fading)["loudness_slope"] == pytest.approx(-20, abs=1)
 
 
-def test_a_brighter_voice_is_flatter(prosody: ProsodyEncoder) -> None:
+def test_a_brighter_voice_is_flatter(prosody: Prosody) -> None:
     dull = vowel(*pulses(150))
     bright = np.diff(dull, prepend=dull[:1]) * 3
     values, brighter = prosody.measure(dull), prosody.measure(bright.astype(np.float32))
@@ -174,7 +183,7 @@ def test_a_brighter_voice_is_flatter(prosody: ProsodyEncoder) -> None:
     assert brighter["centroid_voiced_mean"] > values["centroid_voiced_mean"]
 
 
-def test_an_octave_is_not_mistaken_where_the_loudness_changes(prosody: ProsodyEncoder) -> None:
+def test_an_octave_is_not_mistaken_where_the_loudness_changes(prosody: Prosody) -> None:
     """The tracker's path: no frame of a steady voice may jump."""
     framing = Framing.at(RATE)
     times_s, strengths = pulses(180)
@@ -206,10 +215,10 @@ def test_silence_and_odd_lengths_are_present_and_finite(samples: int, loudness: 
     assert features.failures == ()
 
 
-def test_a_voice_is_measured_the_same_whoever_is_beside_it(prosody: ProsodyEncoder) -> None:
+def test_a_voice_is_measured_the_same_whoever_is_beside_it(encoder: ProsodyEncoder) -> None:
     def encode(waveforms: Sequence[Wave]) -> torch.Tensor:
         sounds = [Sound(torch.from_numpy(each)) for each in waveforms]
-        return prosody(prosody.preparation.collate(sounds))
+        return encoder(encoder.preparation.collate(sounds))
 
     waveforms = [vowel(*pulses(120)), noise(700), vowel(*pulses(300))]
     assert torch.equal(encode(waveforms), torch.cat([encode([each]) for each in waveforms]))
@@ -217,6 +226,16 @@ def test_a_voice_is_measured_the_same_whoever_is_beside_it(prosody: ProsodyEncod
 
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100])
 def test_any_sample_rate_of_a_recipe_works(rate_hz: int) -> None:
-    values = build_prosody_encoder(rate_hz).measure(noise(rate_hz))
+    values = Prosody(rate_hz).measure(noise(rate_hz))
     assert tuple(values) == FEATURES
     assert np.isfinite(list(values.values())).all()
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_mel_filters_and_cosines_are_those_of_torchaudio(rate_hz: int) -> None:
+    bins, high_hz = Framing.at(rate_hz).num_fft // 2 + 1, min(8000.0, rate_hz / 2)
+    filters = mel_filters(bins, rate_hz, 26, low_hz=20.0, high_hz=high_hz)
+    wanted = torchaudio.functional.melscale_fbanks(bins, 20.0, high_hz, 26, rate_hz)
+    np.testing.assert_allclose(filters, wanted.numpy(), atol=5e-5)
+    cosines = torchaudio.functional.create_dct(5, 26, "ortho")
+    np.testing.assert_allclose(cosine_transform(5, 26), cosines.numpy(), atol=1e-6)

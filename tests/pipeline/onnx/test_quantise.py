@@ -19,6 +19,7 @@ from pipeline.onnx.quantise import (
 )
 from pipeline.onnx.reading import FrameReading
 from pipeline.schema import ClipKey, DecodedClip, Utterance
+from tests.pipeline.onnx.conftest import DECODE
 
 onnx = pytest.importorskip("onnx", reason="pip install 'meld[export]'")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -36,14 +37,14 @@ CLIPS = [
 def test_a_text_encoder_in_8_bits_is_small_and_near(
     text_and_sound: Encoders, graphs: Path, tmp_path: Path
 ) -> None:
-    quantise_graphs(graphs, tmp_path, CLIPS)
+    quantise_graphs(graphs, tmp_path, CLIPS, decode=DECODE)
     small, large = (folder / "text/model.onnx" for folder in (tmp_path, graphs))
     assert small.stat().st_size < 0.32 * large.stat().st_size
     # The spectrogram's is small already.
     assert (tmp_path / "audio/model.onnx").read_bytes() == (
         graphs / "audio/model.onnx"
     ).read_bytes()
-    ours = OnnxEncoders.load(tmp_path, ("text", "audio"), threads=1)
+    ours = OnnxEncoders.load(tmp_path, ("text", "audio"), decode=DECODE, threads=1)
     assert ours.precision == {"text": "int8", "audio": "float32"}
     for one, other in zip(ours.encode(CLIPS), encode_clips(text_and_sound, CLIPS), strict=True):
         assert one.failures == other.failures
@@ -53,17 +54,17 @@ def test_a_text_encoder_in_8_bits_is_small_and_near(
 
 @pytest.mark.heavy
 def test_layers_that_compute_in_float_are_as_small_and_nearer(graphs: Path, tmp_path: Path) -> None:
-    ranked = rank_layers(graphs, "text", CLIPS[:2])
+    ranked = rank_layers(graphs, "text", CLIPS[:2], decode=DECODE)
     assert len(ranked) == 2 * 6  # query, key, value, out, up, down per layer
     assert [each.error for each in ranked] == sorted((each.error for each in ranked), reverse=True)
     assert min(each.error for each in ranked) > 0
-    quantise_graphs(graphs, tmp_path / "all", CLIPS)
+    quantise_graphs(graphs, tmp_path / "all", CLIPS, decode=DECODE)
     nodes = [each.node for each in ranked]
-    quantise_graphs(graphs, tmp_path / "stored", CLIPS, float_layers=nodes)
-    wanted = OnnxEncoders.load(graphs, ("text",)).encode(CLIPS)
+    quantise_graphs(graphs, tmp_path / "stored", CLIPS, decode=DECODE, float_layers=nodes)
+    wanted = OnnxEncoders.load(graphs, ("text",), decode=DECODE).encode(CLIPS)
     errors, sizes = {}, {}
     for name in ("all", "stored"):
-        found = OnnxEncoders.load(tmp_path / name, ("text",)).encode(CLIPS)
+        found = OnnxEncoders.load(tmp_path / name, ("text",), decode=DECODE).encode(CLIPS)
         pairs = zip(found, wanted, strict=True)
         errors[name] = np.mean([np.abs(a.raw["text"] - b.raw["text"]).mean() for a, b in pairs])
         sizes[name] = (tmp_path / name / "text/model.onnx").stat().st_size
@@ -110,10 +111,10 @@ def test_an_unknown_layer_and_clips_without_the_modality_are_refused(
     graphs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="float_layers: no layer is named layer_7"):
-        quantise_graphs(graphs, tmp_path, CLIPS, float_layers=["layer_7"])
+        quantise_graphs(graphs, tmp_path, CLIPS, decode=DECODE, float_layers=["layer_7"])
     silent = [DecodedClip(utterance=Utterance(key=ClipKey("dev", 0, 0), text=""))]
     with pytest.raises(InputError, match="no calibration clip has text"):
-        quantise_graphs(graphs, tmp_path, silent)
+        quantise_graphs(graphs, tmp_path, silent, decode=DECODE)
 
 
 FRAMES = Port("x", "float32", (None, 8, 4, 8, 8))
@@ -220,11 +221,11 @@ def test_signed_convolutions_whose_sums_leave_their_register_fail_the_self_test_
     feeds = [{"frames": np.stack(items)}]
 
     write_frames_encoder(tmp_path / "good", quantise_graph(frames_encoder(), feeds), expected)
-    OnnxEncoders.load(tmp_path / "good", ("video",))
+    OnnxEncoders.load(tmp_path / "good", ("video",), decode=None)
 
     if _has_vnni():
         pytest.skip("this processor adds signed 8-bit products exactly")
     signed = quantise_graph(frames_encoder(), feeds, unsigned=False)
     write_frames_encoder(tmp_path / "signed", signed, expected)
     with pytest.raises(MismatchError, match=r"video: this machine .* the largest error is \d\d"):
-        OnnxEncoders.load(tmp_path / "signed", ("video",))
+        OnnxEncoders.load(tmp_path / "signed", ("video",), decode=None)
