@@ -76,6 +76,7 @@ class SpeechEncoder(nn.Module):
         self.layers = tuple(layers)
         self.preparation = SpeechSounds(min_samples=MIN_SAMPLES)
         self.model = _load(folder, getattr(torch, precision), pretrained)
+        _augment_nothing(self.model)
         self.reading = _reading_of(folder, self.model)
 
     @property
@@ -321,6 +322,17 @@ def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
     return _encoder_of(model)
+
+
+def _augment_nothing(model: Any) -> None:
+    """What the library does by itself in training is switched off. A layer that is left out
+    (LayerDrop) has no features; and what is masked (SpecAugment) is drawn from NumPy's global
+    generator, which no seed of a run sets."""
+    model.config.apply_spec_augment = False
+    for owner in (model.config, model):
+        for name in ("layerdrop", "encoder_layerdrop"):
+            if hasattr(owner, name):
+                setattr(owner, name, 0.0)
 
 
 def _prunable(model: nn.Module) -> list[PrunableLayer]:

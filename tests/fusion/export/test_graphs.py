@@ -41,5 +41,5 @@ def test_an_encoder_without_a_graph_is_refused_by_name(
     words = tmp_path / "words.vec"
     words.write_text("so 1 2\nit 3 4\n")
     name = text.format(tiny=tiny_text_folder, vectors=f"glove:{words}")
-    with pytest.raises(UsageError, match="text encoder glove:words.vec .* without --onnx"):
+    with pytest.raises(UsageError, match=r"text encoder glove:words\.vec .* without --onnx"):
         check_graphs(runtime_of("text", name))

@@ -236,6 +236,24 @@ def test_the_model_learns_and_the_run_saves_it(
         torch.testing.assert_close(again(batch), encoder(batch))
 
 
+@pytest.mark.parametrize("kind", [*FAMILIES, "whisper"])
+def test_in_training_no_layer_is_left_out_and_nothing_is_masked(kind: str, tmp_path: Path) -> None:
+    """A layer that is left out has no features, and the library draws its masks from NumPy's global
+    generator: the same seed would train another model."""
+    folder, _ = make(kind, tmp_path)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"layerdrop": 1.0, "encoder_layerdrop": 1.0, "mask_time_prob": 0.9}
+    config |= {name: 0.0 for name in config if name.endswith("dropout")}
+    path.write_text(json.dumps(config))
+    encoder = Encoders([choose(folder)], DecodeConfig())["audio"]
+    assert isinstance(encoder, SpeechEncoder)
+    batch = encoder.preparation.collate(encoder.preparation.prepare([clip_of(voice(40_000))]))
+    wanted = encoder(batch)
+    encoder.train()
+    torch.testing.assert_close(encoder(batch), wanted)
+
+
 @pytest.mark.parametrize("kind", ["nothing", "no model", "lacking"])
 def test_a_folder_that_is_no_whole_model_is_refused_in_a_line(
     made: dict[str, Made], tmp_path: Path, kind: str
