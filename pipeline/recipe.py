@@ -45,7 +45,7 @@ class FrameView:
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(FrameFit):
-            raise ValueError(f"frame_fit must be one of {get_args(FrameFit)}, not {self.fit}")
+            raise ValueError(f"frame_fit must be one of {get_args(FrameFit)}, not {self.fit!r:.80}")
         for name, value in (("frame_height", self.height), ("frame_width", self.width)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

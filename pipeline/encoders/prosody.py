@@ -32,6 +32,7 @@ from pipeline.encoders.pitch import (
 
 NAME = "prosody"
 PITCH_REFERENCE_HZ = 150.0
+LEAST_RATE_HZ = 4000  # of samples: a lower rate has no bands to measure the balance of
 NUM_MELS = 26
 # As in the Geneva set: without the 0th, which is loudness, and without the higher ones, which tell
 # speakers apart rather than what they do.

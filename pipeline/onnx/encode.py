@@ -5,7 +5,7 @@ OnnxEncoders
   └ JoinedOnnxEncoders   of one with several, each of which is an OnnxEncoder
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.encoders.side_by_side import Items, SideBySide, spread_layers
 from pipeline.errors import CacheCorrupt, InputError, MismatchError
 from pipeline.onnx.graph import Computes, Graph, NoGraph, read_checked
 from pipeline.onnx.index import GRAPH, EncoderGraph, JoinedGraphs, OnnxIndex, part_folder
-from pipeline.onnx.reading import READINGS, Floats, GraphReading
+from pipeline.onnx.reading import READINGS, Floats, GraphReading, MakesUpItems
 from pipeline.recipe import DecodeConfig, FrameView
 from pipeline.schema import ClipFeatures, DecodedClip, Modality
 
@@ -44,8 +44,7 @@ class OnnxEncoder:
         wanted = {*([GRAPH] if kind.has_graph else []), *kind.files}
         if set(described.files) != wanted:
             raise CacheCorrupt(
-                f"{folder}: lists {', '.join(described.files)[:200]} and not "
-                f"{', '.join(sorted(wanted))}; export again"
+                f"{folder}: lists {_told(described.files)} and not {_told(wanted)}; export again"
             )
         files = {name: read_checked(folder / name, described.files[name]) for name in kind.files}
         try:
@@ -70,6 +69,8 @@ class OnnxEncoder:
 
     def encode_test_clips(self) -> Floats:
         """float32 [clips, layers, dim]. Raises ValueError where it reads nothing in one."""
+        if isinstance(self.reading, MakesUpItems):
+            return self.encode(self.reading.test_items())
         items = self.reading.prepare(self.reading.test_clips())
         if any(item is None for item in items):
             raise ValueError("the self-test's clips hold nothing that can be encoded")
@@ -193,15 +194,16 @@ def _open(
     threads: int | None,
 ) -> OnnxEncoder:
     encoder = OnnxEncoder.load(folder, described, threads=threads)
-    if decode is not None:
-        try:
-            if view is not None and view not in decode.views:
+    try:
+        if view is not None:
+            if decode is None or view not in decode.views:
                 raise ValueError(f"it reads frames of {view}")
-            encoder.reading.check_decode(decode if view is None else decode.of_view(view))
-        except ValueError as error:
-            raise MismatchError(
-                f"{folder}: clips are not decoded as it reads them ({error}); export again"
-            ) from error
+            decode = decode.of_view(view)
+        encoder.reading.check_decode(decode)
+    except ValueError as error:
+        raise MismatchError(
+            f"{folder}: clips are not decoded as it reads them ({error}); export again"
+        ) from error
     check_self_test(folder, encoder)
     return encoder
 
@@ -219,6 +221,10 @@ def check_self_test(place: Path, encoder: OnnxEncoder) -> None:
             f"is {error:.2%} of the largest value, {allowed:.2%} is allowed (8-bit graphs made for "
             "other processors do that); export again on this machine"
         )
+
+
+def _told(names: Collection[str]) -> str:
+    return ", ".join(f"{name!r:.80}" for name in sorted(names)[:5]) or "nothing"
 
 
 def _batch_encoder(encoder: OnnxEncoder | JoinedOnnxEncoders) -> BatchEncoder:

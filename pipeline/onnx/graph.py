@@ -105,14 +105,18 @@ class Graph:
     def run(self, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
         """feeds: each input by its name. Returns the outputs in their order.
 
-        Raises ValueError where an input is missing or of another type.
+        Raises ValueError where an input is missing or of another type, or is not what the graph
+        can compute with.
         """
         if feeds.keys() != {port.name for port in self.inputs}:
             raise ValueError(f"inputs are {', '.join(map(str, self.inputs))}, not {list(feeds)}")
         for port in self.inputs:
             if feeds[port.name].dtype != _KINDS[port.kind][1]:
                 raise ValueError(f"{port} is wanted, not {feeds[port.name].dtype}")
-        found: list[NDArray[Any]] = self._session.run(None, feeds)
+        try:
+            found: list[NDArray[Any]] = self._session.run(None, feeds)
+        except Exception as error:  # what ONNX Runtime raises shares no base class
+            raise ValueError(f"ONNX Runtime cannot compute it ({_first_line(error)})") from error
         return found
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageError
 from pipeline.onnx.graph import OPSET
-from pipeline.onnx.reading import READINGS, take
+from pipeline.onnx.reading import READINGS, take, take_side
 from pipeline.recipe import FrameView
 from pipeline.schema import MODALITIES, Modality
 from pipeline.system.files import write_whole
@@ -152,7 +152,7 @@ class OnnxIndex:
             if not found or not set(found) <= set(MODALITIES):
                 raise ValueError(f"encoders of {', '.join(map(str, found)) or 'nothing'}")
             graphs = {name: _read_encoders(found[name]) for name in MODALITIES if name in found}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise CacheCorrupt(f"{path}: damaged ({error}); export again") from error
         return cls(encoders=graphs)
 
@@ -205,13 +205,14 @@ def _read_part(values: Any) -> GraphPart:
     if view is not None:
         _check_keys(view, {each.name for each in fields(FrameView)})
         view = FrameView(
-            height=take(view, "height", int),
-            width=take(view, "width", int),
+            height=take_side(view, "height"),
+            width=take_side(view, "width"),
             fit=take(view, "fit", str),
         )
-    return GraphPart(
-        name=take(values, "name", str), view=view, graph=_read_encoder(values["graph"])
-    )
+    name = take(values, "name", str)
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise ValueError(f"{name!r:.80} is no name of an encoder")
+    return GraphPart(name=name, view=view, graph=_read_encoder(values["graph"]))
 
 
 def _read_encoder(values: Any) -> EncoderGraph:
@@ -234,6 +235,8 @@ def _read_encoder(values: Any) -> EncoderGraph:
         quantisation=values["quantisation"],
         self_test=_read_self_test(values["self_test"]),
     )
+    if encoder.quantisation == "int8" and not kind.has_graph:
+        raise ValueError("int8 of an encoder without a graph")
     if encoder.self_test.expected.shape[1:] != (encoder.layers, encoder.dim):
         raise ValueError(f"a self-test of shape {encoder.self_test.expected.shape}")
     return encoder

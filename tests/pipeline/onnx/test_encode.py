@@ -29,6 +29,7 @@ from pipeline.onnx.reading import TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
+from tests.pipeline.encoders.test_faces import Planted
 from tests.pipeline.encoders.test_speech import make
 from tests.pipeline.onnx.conftest import DECODE, load_encoders
 
@@ -194,6 +195,38 @@ def test_several_encoders_of_sound_stand_side_by_side_without_pytorch(tmp_path: 
     other = replace(DECODE, sample_rate_hz=8000)
     with pytest.raises(MismatchError, match="audio/0: clips are not decoded as it reads them"):
         OnnxEncoders.load(tmp_path, ("audio",), decode=other)
+
+
+@pytest.mark.heavy
+def test_faces_are_found_by_the_same_detector_and_recognised_by_a_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="pip install 'meld[export]'")
+    pytest.importorskip("cv2", reason="pip install 'meld[faces]'")
+    decode = DecodeConfig(num_frames=3, frame_height=288, frame_width=512, frame_fit="pad")
+    wish = EncoderWish(name="faces", weights="random")
+    encoders = Encoders([find_entry("video", "faces").choose(wish, "float32")], decode)
+    write_encoder_graphs(encoders, tmp_path)
+    loaded = OnnxEncoders.load(tmp_path, ("video",), decode=decode, threads=1)
+    finders = (encoders["video"].preparation, loaded.encoders["video"].reading.finder)  # type: ignore[union-attr]
+    boxes = [[(100, 50, 90, 90)], [], [(9, 9, 60, 60), (200, 40, 80, 80)], [], [(0, 0, 50, 50)], []]
+    for finder in finders:
+        finder._detector = Planted(*boxes, [], [], [])
+    shape = (3, decode.num_frames, *decode.frame_shape)
+    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    clips = [
+        DecodedClip(utterance=Utterance(key=ClipKey("test", 0, row), text=""), frames=each)
+        for row, each in enumerate(frames)
+    ]
+    found = loaded.encode(clips)
+    check_alike(found, encode_clips(encoders, clips))
+    assert [each.raw["video"][0, -1] for each in found[:2]] == pytest.approx([2 / 3, 1 / 3])
+    assert found[2].failures[0].message == "no face is found in its pictures"
+
+    def other_detector(index: dict[str, Any]) -> None:
+        index["encoders"]["video"]["reading"]["cascade"] = "0" * 64
+
+    change_index(tmp_path, other_detector)
+    with pytest.raises(MismatchError, match="OpenCV has another face detector here"):
+        OnnxEncoders.load(tmp_path, ("video",), decode=decode)
 
 
 def sentences_of(places: Sequence[int], layers: int, dim: int) -> Any:
