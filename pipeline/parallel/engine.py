@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import (
+    LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
     RayError,
@@ -70,6 +71,8 @@ ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 # Ray allows its own processes 30 s to start, which a busy machine can exceed.
 _STARTS = 2
 _SECONDS_TO_ANSWER = 5.0
+_SECONDS_BETWEEN_LOOKS = 5.0  # at whether Ray itself is still there
+_GO_ON = "what is finished is kept: run the same command again"
 _NETWORK_ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]]+\]|[^:/[\]]+)(:(?P<port>\d+))?")
 _CLIENT_PORT = 10001
 # Two decoders share a core while the encoder has its own. On 2 cores this was the fastest setting
@@ -192,6 +195,9 @@ def _run_to_the_end(
                 return
             except RayError as error:
                 raise_ours(error)
+                if isinstance(error, LocalRayletDiedError):
+                    raise MeldError(f"{last_line(error)} {_GO_ON}") from error
+                _check_this_machine()
                 if isinstance(error, RayTaskError):  # the same code would raise again
                     raise
                 if round_number == MAX_ROUNDS:
@@ -224,7 +230,7 @@ def _flow(
             task = waiting.popleft()
             # Without `work`, only the finish remains: text alone has no media to decode.
             running[finish(task if work is None else worker.remote(task, work))] = task
-        [done], _ = ray.wait(list(running), num_returns=1)
+        [done], _ = _wait_for_one(list(running))
         task = running.pop(done)
         try:
             shard = ray.get(done)
@@ -262,13 +268,42 @@ def _isolated(
     running: list[_Ref] = []
     for task in tasks:
         worked = isolator.remote(task, work, max_at_once)
-        ray.wait([worked], fetch_local=False)
+        _wait_for_one([worked], fetch_local=False)
         running.append(finish(worked))
         done, running = ray.wait(running, num_returns=len(running), timeout=0)
         if len(running) >= most:
-            done, running = ray.wait(running, num_returns=1)
+            done, running = _wait_for_one(running)
         yield from map(ray.get, done)
-    yield from map(ray.get, running)
+    while running:
+        [done_last], running = _wait_for_one(running)
+        yield ray.get(done_last)
+
+
+def _wait_for_one(
+    running: list[_Ref], *, fetch_local: bool = True
+) -> tuple[list[_Ref], list[_Ref]]:
+    """One reference that is done, and the others. Ray by itself waits for ever for what a machine
+    without a raylet should do.
+
+    Raises MeldError where Ray's own processes on this machine died.
+    """
+    while True:
+        done, others = ray.wait(
+            running, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS, fetch_local=fetch_local
+        )
+        if done:
+            return done, others
+        _check_this_machine()
+
+
+def _check_this_machine() -> None:
+    """Raises MeldError where Ray's own processes on this machine died: without them nothing is
+    started any more."""
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == here and not node["Alive"]:
+            why = node.get("DeathReasonMessage") or "it did not say why"
+            raise MeldError(f"Ray's own processes on this machine died ({why}); {_GO_ON}")
 
 
 def _most_at_once(cpus: float) -> int:
