@@ -46,7 +46,7 @@ class SideBySide:
 
     def _as_seen(self, place: int, clips: Sequence[DecodedClip]) -> list[DecodedClip]:
         """The clips with the frames that the encoder at this place wants."""
-        return [as_seen(clip, self.decode, self.views[place]) for clip in clips]
+        return [with_view(clip, self.decode, self.views[place]) for clip in clips]
 
     def shortfall(self, item: Items) -> ClipError | None:
         """What any of them leaves out; the first code stands for all."""
@@ -69,7 +69,9 @@ class SideBySide:
         return max(reading.length(each) for reading, each in pairs if each is not None)
 
 
-def as_seen(clip: DecodedClip, decode: DecodeConfig | None, view: FrameView | None) -> DecodedClip:
+def with_view(
+    clip: DecodedClip, decode: DecodeConfig | None, view: FrameView | None
+) -> DecodedClip:
     """The clip with the frames of this view alone."""
     if clip.frames is None or view is None or decode is None:
         return clip

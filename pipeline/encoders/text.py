@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -183,12 +184,7 @@ class TextEncoder(nn.Module):
         dtype = getattr(torch, precision)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         units = getattr(config, _UNITS, None)
-        if pretrained and units is not None:
-            self.model = AutoModel.from_config(config).to(dtype)
-            # A pooler is not used, and what is not used was never pruned or trained.
-            self.prune_to([range(number) for number in check_units(self.prunable(), units)])
-            self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        elif pretrained:
+        if pretrained and units is None:
             self.model, loaded = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -201,6 +197,11 @@ class TextEncoder(nn.Module):
         else:
             # Drawn in float32 and rounded: the same weights in every precision.
             self.model = AutoModel.from_config(config).to(dtype)
+            if units is not None:
+                # A pooler is not used, and what is not used was never pruned or trained.
+                self.prune_to([range(number) for number in check_units(self.prunable(), units)])
+            if pretrained:
+                self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.layers = tuple(layers)
 
     @property
@@ -416,8 +417,11 @@ def build_text_encoder(
             torch.manual_seed(0)
             make = build or partial(TextEncoder, reads_context=reads_context)
             encoder = make(folder, layers, precision, pretrained=pretrained)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (
+        *(OSError, ValueError, KeyError, RuntimeError, SafetensorError),
+        *(TypeError, ZeroDivisionError, StrictDataclassError),  # of a config that cannot be
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MismatchError(f"{folder}: no usable Hugging Face text model ({reason})") from error
     if not all(torch.isfinite(value).all() for value in encoder.model.parameters()):
         raise MismatchError(f"{folder}: holds weights that are not finite")

@@ -95,8 +95,8 @@ class OnnxIndex:
         """The folder of each single encoder, and what is in it."""
         for modality, encoder in self.encoders.items():
             if isinstance(encoder, JoinedGraphs):
-                for place, part in enumerate(encoder.parts):
-                    yield part_folder(modality, place), part.graph
+                for number, part in enumerate(encoder.parts):
+                    yield part_folder(modality, number), part.graph
             else:
                 yield modality, encoder
 
@@ -116,8 +116,8 @@ class OnnxIndex:
             encoders={
                 modality: JoinedGraphs(
                     parts=tuple(
-                        replace(part, graph=graphs[part_folder(modality, place)])
-                        for place, part in enumerate(encoder.parts)
+                        replace(part, graph=graphs[part_folder(modality, number)])
+                        for number, part in enumerate(encoder.parts)
                     )
                 )
                 if isinstance(encoder, JoinedGraphs)
@@ -157,9 +157,9 @@ class OnnxIndex:
         return cls(encoders=graphs)
 
 
-def part_folder(modality: Modality, place: int) -> str:
+def part_folder(modality: Modality, number: int) -> str:
     """Of one of several encoders of a modality, within the folder of all."""
-    return f"{modality}/{place}"
+    return f"{modality}/{number}"
 
 
 def _check_format(path: Path, content: Any) -> None:

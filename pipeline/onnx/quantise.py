@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.side_by_side import as_seen
+from pipeline.encoders.side_by_side import with_view
 from pipeline.errors import InputError, StorageError, UsageError
 from pipeline.onnx.encode import OnnxEncoder, check_self_test
 from pipeline.onnx.graph import Computes
@@ -51,7 +51,8 @@ Feeds = dict[str, NDArray[Any]]
 class LayerError:
     """How much of an encoder's error one layer makes when it alone computes in 8 bits.
 
-    node:  its name in the graph, as `float_layers` takes it
+    node:  its encoder's folder and its name in the graph ("text:node_linear"), as `float_layers`
+        takes it
     error: root mean square of the difference in the features, as a share of theirs
     bytes: of its weights in float
     """
@@ -92,7 +93,8 @@ def quantise_graphs(
             feeds = _record(each, calibration)
             if not feeds:
                 raise InputError(f"no calibration clip has {place}, which its encoder needs")
-            content = quantise_graph(content, feeds, float_layers=float_layers)
+            own = [name.removeprefix(f"{place}:") for name in float_layers if _is_of(place, name)]
+            content = quantise_graph(content, feeds, float_layers=own)
             digest = hashlib.sha256(content).hexdigest()
             described = replace(
                 described,
@@ -140,7 +142,11 @@ def rank_layers(
             one = quantise_graph(content, feeds, float_layers=others)
             alone = load(one)
             ranked.append(
-                LayerError(node=node, error=_difference(alone.encode(items), wanted), bytes=size)
+                LayerError(
+                    node=f"{place}:{node}",
+                    error=_difference(alone.encode(items), wanted),
+                    bytes=size,
+                )
             )
     return sorted(ranked, key=lambda layer: layer.error, reverse=True)
 
@@ -313,8 +319,17 @@ def _layer_bytes(content: bytes) -> dict[str, int]:
     return {node.name: sizes[node.input[1]] for node in layers}
 
 
+def _is_of(place: str, layer: str) -> bool:
+    return layer.startswith(f"{place}:")
+
+
 def _check_names(contents: Mapping[str, bytes], float_layers: Collection[str]) -> None:
-    known = {name for content in contents.values() if content for name in _layer_bytes(content)}
+    known = {
+        f"{place}:{node}"
+        for place, content in contents.items()
+        if content
+        for node in _layer_bytes(content)
+    }
     odd = sorted(set(float_layers) - known)
     if odd:
         raise UsageError(f"float_layers: no layer is named {', '.join(odd)[:200]}")
@@ -367,7 +382,7 @@ class _Opened:
 
     def items(self, clips: Sequence[DecodedClip]) -> list[Any]:
         """What it reads of each clip, of those that have it."""
-        seen = [as_seen(clip, self.decode, self.view) for clip in clips]
+        seen = [with_view(clip, self.decode, self.view) for clip in clips]
         return [item for item in self.encoder.reading.prepare(seen) if item is not None]
 
 

@@ -91,7 +91,7 @@ def test_the_sample_can_be_sent_instead_of_a_file(page: Any, address: str) -> No
     assert page.inner_text("#job-name") == "sample.mp4"
     rows = page.locator("#utterances tbody tr")
     assert rows.count() == 5
-    assert "Nadia: I got the job! I am so happy!" in rows.nth(0).inner_text()
+    assert "Yuki: I got the job! I am so happy!" in rows.nth(0).inner_text()
     page.click("#page")
     page.eval_on_selector("video", PLAYABLE)
     assert page.problems == []

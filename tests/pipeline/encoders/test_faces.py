@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.decode.spans import decode_spans
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders import weights
 from pipeline.encoders.augment import AugmentConfig
@@ -24,7 +25,8 @@ from pipeline.encoders.faces import CLASSES, FaceEncoder, FacePreparation, build
 from pipeline.encoders.saved import read_encoders, write_encoders
 from pipeline.errors import MismatchError, WeightsMissing
 from pipeline.recipe import DecodeConfig, FeatureRecipe
-from pipeline.schema import ClipKey, DecodedClip, Utterance
+from pipeline.schema import ClipKey, DecodedClip, MediaSpan, Utterance
+from tests.conftest import ROOT
 
 DECODE = DecodeConfig(num_frames=4, frame_height=288, frame_width=512, frame_fit="pad")
 Box = tuple[int, int, int, int]  # left, top, width, height
@@ -365,3 +367,11 @@ def test_missing_packages_are_reported_with_the_command_that_installs_them(
     )
     with pytest.raises(WeightsMissing, match=way):
         choose_encoder("video", EncoderRequest(video="faces"), "float32")
+
+
+def test_the_talk_that_bundles_are_checked_with_shows_a_face(cascade: Path) -> None:
+    """Otherwise a run that reads faces could not be exported."""
+    talk = ROOT / "pipeline/sample/talk.mp4"
+    [decoded] = decode_spans(talk, [MediaSpan(start_ms=0, end_ms=2000)], DECODE, ["video"])
+    [faces] = FacePreparation(cascade).prepare([clip_of(decoded.frames)])
+    assert faces is not None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel
 
 from fusion.model.dims import FUSION_TYPES, FusionDims, FusionType, ModalityDims, ModelConfig
 from fusion.model.fusion import FusionModel
@@ -141,9 +142,50 @@ def test_a_model_of_speech_without_its_silent_units_gives_the_same_features(
     assert torch.equal(listen(again), listen(encoder))
 
 
-def build_speech(folder: Path) -> SpeechEncoder:
+def test_attention_of_another_kind_is_not_pruned(tmp_path: Path) -> None:
+    """A Conformer's has positions inside, and its projections have other names."""
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    Wav2Vec2ConformerModel(config).save_pretrained(tmp_path)
+    encoder = build_speech(tmp_path)
+    assert all(layer.unit == 1 for layer in encoder.prunable())
+    encoder.prune_to([range(layer.num_units) for layer in encoder.prunable()])
+
+
+def test_random_weights_of_a_pruned_model_are_pruned_too(tmp_path: Path) -> None:
+    folder, _ = make("wav2vec2", tmp_path / "model")
+    encoder = build_speech(folder)
+    encoder.prune_to([[0], range(8), [1], range(8)])
+    encoder.save(tmp_path)
+    random = build_speech(tmp_path, pretrained=False)
+    assert [layer.num_units for layer in random.prunable()] == [1, 8, 1, 8]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_attention_heads": 0}, {"hidden_size": "x"}, {"conv_dim": [8]}, {"layerdrop": []}],
+)
+def test_a_model_of_speech_that_cannot_be_is_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, _ = make("wav2vec2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(MismatchError, match="no usable speech model") as refused:
+        build_speech(folder)
+    assert "\n" not in str(refused.value)
+
+
+def build_speech(folder: Path, *, pretrained: bool = True) -> SpeechEncoder:
     return build_speech_encoder(
-        folder, (0, 1, 2), "float32", pretrained=True, sample_rate_hz=16_000
+        folder, (0, 1, 2), "float32", pretrained=pretrained, sample_rate_hz=16_000
     )
 
 

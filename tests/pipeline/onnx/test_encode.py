@@ -12,6 +12,7 @@ import pytest
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.prosody import FEATURES
 from pipeline.encoders.registry import find_entry
 from pipeline.encoders.text import Tokeniser, build_text_encoder
 from pipeline.errors import CacheCorrupt, InputError, MeldError, MismatchError, UsageError
@@ -25,9 +26,9 @@ from pipeline.onnx.index import (
     OnnxIndex,
     SelfTest,
 )
-from pipeline.onnx.reading import TokenReading
+from pipeline.onnx.reading import FrameReading, TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
-from pipeline.recipe import DecodeConfig
+from pipeline.recipe import DecodeConfig, FrameView
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
 from tests.pipeline.encoders.test_faces import Planted
 from tests.pipeline.encoders.test_speech import make
@@ -229,6 +230,20 @@ def test_faces_are_found_by_the_same_detector_and_recognised_by_a_graph(tmp_path
         OnnxEncoders.load(tmp_path, ("video",), decode=decode)
 
 
+def test_frames_of_another_size_or_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    reading = FrameReading(num_frames=4, height=112, width=121, batch_size=8)
+    view = FrameView(height=9, width=9, fit="stretch")
+    for other, told in (
+        (replace(DECODE, frame_width=120), r"112x121, and those of a clip are 112x120 \(stretch\)"),
+        (replace(DECODE, num_frames=5), "it reads 4 frames of 5"),
+        (replace(DECODE, more_views=(view,)), r"112x121 \(stretch\), 9x9 \(stretch\)"),
+        (None, "clips are words alone"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            reading.check_decode(other)
+    reading.check_decode(DECODE)
+
+
 def sentences_of(places: Sequence[int], layers: int, dim: int) -> Any:
     """An encoder of texts that gives `place + layer`, and finds nothing in clips of other rows."""
 
@@ -338,6 +353,18 @@ def as_part(graph: Any, **view: Any) -> dict[str, Any]:
     return {"name": "x", "view": whole if view else None, "graph": graph}
 
 
+def prosody_of(
+    graph: dict[str, Any], rate_hz: int = 16_000, features: Sequence[str] = FEATURES
+) -> dict[str, Any]:
+    reading = {
+        "kind": "prosody",
+        "min_samples": 1,
+        "sample_rate_hz": rate_hz,
+        "features": list(features),
+    }
+    return graph | {"reading": reading, "files": {}}
+
+
 def _text(index: dict[str, Any]) -> dict[str, Any]:
     return index["encoders"]["text"]
 
@@ -356,6 +383,59 @@ BAD_INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[MeldError], s
         CacheCorrupt,
         "1 parts",
     ),
+    "too many parts": (
+        lambda index: index["encoders"].update(text={"parts": 101 * [as_part(_text(index))]}),
+        CacheCorrupt,
+        "101 parts",
+    ),
+    "a part with an odd name": (
+        lambda index: index["encoders"].update(
+            text={"parts": 2 * [as_part(_text(index)) | {"name": "a\x1b[31m\nb"}]}
+        ),
+        CacheCorrupt,
+        r"'a\\x1b\[31m\\nb' is no name of an encoder",
+    ),
+    "a part with a long name": (
+        lambda index: index["encoders"].update(
+            text={"parts": 2 * [as_part(_text(index)) | {"name": "a" * 10**6}]}
+        ),
+        CacheCorrupt,
+        "is no name of an encoder",
+    ),
+    "a voice in few samples": (
+        lambda index: index["encoders"].update(text=prosody_of(_text(index), rate_hz=1)),
+        MismatchError,
+        "no voice can be measured at 1 Hz, 4000 are needed",
+    ),
+    "other measures of a voice": (
+        lambda index: index["encoders"].update(text=prosody_of(_text(index), features=["x"])),
+        MismatchError,
+        "it measures other features than this program",
+    ),
+    "a graph beside measures of a voice": (
+        lambda index: index["encoders"].update(
+            text=prosody_of(_text(index)) | {"files": {"a\x1b.onnx": "0" * 64}}
+        ),
+        CacheCorrupt,
+        r"lists 'a\\x1b\.onnx' and not nothing",
+    ),
+    "measures of a voice in 8 bits": (
+        lambda index: index["encoders"].update(
+            text=prosody_of(_text(index)) | {"quantisation": "int8"}
+        ),
+        CacheCorrupt,
+        "int8 of an encoder without a graph",
+    ),
+    "a token that no table has": (
+        lambda index: _text(index)["reading"].update(pad_id=2**31 - 1),
+        MismatchError,
+        "ONNX Runtime cannot compute it",
+    ),
+    "a number beyond all numbers": (
+        lambda index: _text(index)["self_test"].update(expected=[[[10**400]]]),
+        CacheCorrupt,
+        "damaged",
+    ),
     "a part in a part": (
         lambda index: index["encoders"].update(
             text={"parts": 2 * [as_part({"parts": 2 * [as_part(_text(index))]})]}
@@ -368,7 +448,7 @@ BAD_INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[MeldError], s
             text={"parts": 2 * [as_part(_text(index), height=0)]}
         ),
         CacheCorrupt,
-        "frame_height must be at least 1",
+        "height is 0",
     ),
     "frames of a part that are shown nohow": (
         lambda index: index["encoders"].update(
@@ -390,12 +470,12 @@ BAD_INDEXES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[MeldError], s
     "a file too many": (
         lambda index: _text(index)["files"].update({"x": "0" * 64}),
         CacheCorrupt,
-        "lists .*x and not",
+        "lists .*'x' and not",
     ),
     "an unknown reading": (
         lambda index: _text(index)["reading"].update(kind="smell"),
         CacheCorrupt,
-        "the reading is 'smell'; known are tokens, frames, waveform",
+        "the reading is 'smell'; known are tokens, frames, faces",
     ),
     "a setting of another type": (
         lambda index: _text(index)["reading"].update(pad_id=True),

@@ -1,12 +1,15 @@
 """8-bit graphs: near the float ones, and sums that leave their register are found."""
 
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.encode import Encoders, encode_clips
+from pipeline.encoders.encoder import EncoderWish
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.onnx.encode import OnnxEncoders
 from pipeline.onnx.graph import Graph, Port
@@ -18,8 +21,10 @@ from pipeline.onnx.quantise import (
     rank_layers,
 )
 from pipeline.onnx.reading import FrameReading
+from pipeline.onnx.write import write_encoder_graphs
+from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, DecodedClip, Utterance
-from tests.pipeline.onnx.conftest import DECODE
+from tests.pipeline.onnx.conftest import DECODE, load_encoders
 
 onnx = pytest.importorskip("onnx", reason="pip install 'meld[export]'")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -31,6 +36,35 @@ CLIPS = [
     DecodedClip(utterance=Utterance(key=ClipKey("dev", 0, row), text=text))
     for row, text in enumerate(TEXTS)
 ]
+
+
+@pytest.mark.heavy
+def test_of_several_encoders_each_graph_is_made_small_and_its_layers_are_its_own(
+    tiny_text_folder: Path, tmp_path: Path
+) -> None:
+    twin = shutil.copytree(tiny_text_folder, tmp_path / "twin")
+    encoders = load_encoders(
+        ("text", EncoderWish(name=f"{tiny_text_folder},{twin}", layers=(0, -1))),
+        ("audio", EncoderWish(name="spectrogram,prosody")),
+    )
+    write_encoder_graphs(encoders, tmp_path / "float")
+    [first, *_] = rank_layers(tmp_path / "float", "text/1", CLIPS[:2], decode=DECODE)
+    assert first.node.startswith("text/1:")
+    sound = np.random.default_rng(0).normal(0, 0.1, 9000).astype(np.float32)
+    clips = [replace(each, waveform=sound) for each in CLIPS]
+    out = tmp_path / "int8"
+    quantise_graphs(tmp_path / "float", out, clips, decode=DECODE, float_layers=[first.node])
+    one, other = (out / place / "model.onnx" for place in ("text/0", "text/1"))
+    assert one.read_bytes() != other.read_bytes()
+    assert not (out / "audio/1").exists()
+    index = OnnxIndex.read(out)
+    kinds = {place: described.quantisation for place, described in index.graphs()}
+    assert kinds["text/0"] == kinds["text/1"] == "int8"
+    assert kinds["audio/1"] == "none"
+    ours = OnnxEncoders.load(out, ("text", "audio"), decode=DECODE, threads=1)
+    for small, whole in zip(ours.encode(clips), encode_clips(encoders, clips), strict=True):
+        for name, values in whole.raw.items():
+            assert np.abs(small.raw[name] - values).max() < INT8_TOLERANCE * np.abs(values).max()
 
 
 @pytest.mark.heavy
@@ -194,6 +228,9 @@ def frames_encoder() -> bytes:
     return model.SerializeToString()
 
 
+SMALL = DecodeConfig(num_frames=4, frame_height=8, frame_width=8)
+
+
 def write_frames_encoder(folder: Path, content: bytes, expected: np.ndarray) -> None:
     (folder / "video").mkdir(parents=True)
     (folder / "video/model.onnx").write_bytes(content)
@@ -221,11 +258,11 @@ def test_signed_convolutions_whose_sums_leave_their_register_fail_the_self_test_
     feeds = [{"frames": np.stack(items)}]
 
     write_frames_encoder(tmp_path / "good", quantise_graph(frames_encoder(), feeds), expected)
-    OnnxEncoders.load(tmp_path / "good", ("video",), decode=None)
+    OnnxEncoders.load(tmp_path / "good", ("video",), decode=SMALL)
 
     if _has_vnni():
         pytest.skip("this processor adds signed 8-bit products exactly")
     signed = quantise_graph(frames_encoder(), feeds, unsigned=False)
     write_frames_encoder(tmp_path / "signed", signed, expected)
     with pytest.raises(MismatchError, match=r"video: this machine .* the largest error is \d\d"):
-        OnnxEncoders.load(tmp_path / "signed", ("video",), decode=None)
+        OnnxEncoders.load(tmp_path / "signed", ("video",), decode=SMALL)
