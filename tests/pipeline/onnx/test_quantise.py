@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from pipeline.encode import Encoders, encode_clips
-from pipeline.encoders.encoder import EncoderWish
+from pipeline.encoders.prosody import FEATURES
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.onnx.encode import OnnxEncoders
-from pipeline.onnx.graph import Graph, Port
-from pipeline.onnx.index import EncoderGraph, OnnxIndex, SelfTest
+from pipeline.onnx.graph import Graph, NoGraph, Port
+from pipeline.onnx.index import EncoderGraph, GraphPart, JoinedGraphs, OnnxIndex, SelfTest
 from pipeline.onnx.quantise import (
     INT8_TOLERANCE,
+    _layer_bytes,
     quantise_graph,
     quantise_graphs,
     rank_layers,
 )
-from pipeline.onnx.reading import FrameReading
-from pipeline.onnx.write import write_encoder_graphs
+from pipeline.onnx.reading import FrameReading, ProsodyReading
 from pipeline.recipe import DecodeConfig
-from pipeline.schema import ClipKey, DecodedClip, Utterance
-from tests.pipeline.onnx.conftest import DECODE, load_encoders
+from pipeline.schema import ClipKey, DecodedClip, Modality, Utterance
+from tests.pipeline.onnx.conftest import DECODE
 
 onnx = pytest.importorskip("onnx", reason="pip install 'meld[export]'")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -38,33 +38,63 @@ CLIPS = [
 ]
 
 
+def join_graphs(graphs: Path, folder: Path) -> None:
+    """The text encoder twice, and the spectrogram's with prosody, as they would be written."""
+    index = OnnxIndex.read(graphs)
+    text, spectrogram = index.encoders["text"], index.encoders["audio"]
+    assert isinstance(text, EncoderGraph)
+    assert isinstance(spectrogram, EncoderGraph)
+    settings = {"kind": "prosody", "min_samples": 400, "sample_rate_hz": DECODE.sample_rate_hz}
+    reading = ProsodyReading.of({**settings, "features": list(FEATURES)}, {})
+    measured = reading.encode(NoGraph(), reading.prepare(reading.test_clips()))
+    prosody = EncoderGraph(
+        reading={**settings, "features": list(FEATURES)},
+        layers=1,
+        dim=len(FEATURES),
+        files={},
+        quantisation="none",
+        self_test=SelfTest(expected=measured, tolerance=1e-3),
+    )
+    for place in ("text/0", "text/1", "audio/0"):
+        shutil.copytree(graphs / place.partition("/")[0], folder / place)
+    joined: dict[Modality, JoinedGraphs] = {
+        "text": JoinedGraphs(
+            parts=tuple(GraphPart(name=name, view=None, graph=text) for name in ("one", "other"))
+        ),
+        "audio": JoinedGraphs(
+            parts=(
+                GraphPart(name="spectrogram", view=None, graph=spectrogram),
+                GraphPart(name="prosody", view=None, graph=prosody),
+            )
+        ),
+    }
+    OnnxIndex(encoders=joined).write(folder)
+
+
 @pytest.mark.heavy
 def test_of_several_encoders_each_graph_is_made_small_and_its_layers_are_its_own(
-    tiny_text_folder: Path, tmp_path: Path
+    graphs: Path, tmp_path: Path
 ) -> None:
-    twin = shutil.copytree(tiny_text_folder, tmp_path / "twin")
-    encoders = load_encoders(
-        ("text", EncoderWish(name=f"{tiny_text_folder},{twin}", layers=(0, -1))),
-        ("audio", EncoderWish(name="spectrogram,prosody")),
-    )
-    write_encoder_graphs(encoders, tmp_path / "float")
-    [first, *_] = rank_layers(tmp_path / "float", "text/1", CLIPS[:2], decode=DECODE)
-    assert first.node.startswith("text/1:")
+    whole, out = tmp_path / "float", tmp_path / "int8"
+    join_graphs(graphs, whole)
+    layers = _layer_bytes((graphs / "text/model.onnx").read_bytes())
+    kept = f"text/1:{next(iter(layers))}"
     sound = np.random.default_rng(0).normal(0, 0.1, 9000).astype(np.float32)
     clips = [replace(each, waveform=sound) for each in CLIPS]
-    out = tmp_path / "int8"
-    quantise_graphs(tmp_path / "float", out, clips, decode=DECODE, float_layers=[first.node])
+    quantise_graphs(whole, out, clips, decode=DECODE, float_layers=[kept])
     one, other = (out / place / "model.onnx" for place in ("text/0", "text/1"))
     assert one.read_bytes() != other.read_bytes()
     assert not (out / "audio/1").exists()
-    index = OnnxIndex.read(out)
-    kinds = {place: described.quantisation for place, described in index.graphs()}
+    kinds = {place: each.quantisation for place, each in OnnxIndex.read(out).graphs()}
     assert kinds["text/0"] == kinds["text/1"] == "int8"
     assert kinds["audio/1"] == "none"
-    ours = OnnxEncoders.load(out, ("text", "audio"), decode=DECODE, threads=1)
-    for small, whole in zip(ours.encode(clips), encode_clips(encoders, clips), strict=True):
-        for name, values in whole.raw.items():
-            assert np.abs(small.raw[name] - values).max() < INT8_TOLERANCE * np.abs(values).max()
+    small, large = (
+        OnnxEncoders.load(folder, ("text", "audio"), decode=DECODE, threads=1).encode(clips)
+        for folder in (out, whole)
+    )
+    for found, wanted in zip(small, large, strict=True):
+        for name, values in wanted.raw.items():
+            assert np.abs(found.raw[name] - values).max() < INT8_TOLERANCE * np.abs(values).max()
 
 
 @pytest.mark.heavy
