@@ -120,7 +120,6 @@ class SeveralEncoders(nn.Module):
         )
         self.num_layers = num_layers
         self.autocast = tuple(autocast)
-        self.decode = decode
         sizes = [each.batch_size for _, each in encoders if each.batch_size is not None]
         self.batch_size: int | None = min(sizes, default=None)
 
@@ -148,11 +147,10 @@ class SeveralEncoders(nn.Module):
         return torch.cat(columns, dim=2)
 
     def as_seen(self) -> list[EncoderAsSeen]:
+        own = self.preparation
         return [
-            EncoderAsSeen(name, encoder, view, _decode_of(view, self.decode))
-            for name, encoder, view in zip(
-                self.preparation.names, self._encoders, self.preparation.views, strict=True
-            )
+            EncoderAsSeen(name, encoder, view, _decode_of(view, own.decode))
+            for name, encoder, view in zip(own.names, self._encoders, own.views, strict=True)
         ]
 
     def layer_depths(self) -> dict[str, int]:

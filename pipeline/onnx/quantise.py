@@ -93,7 +93,8 @@ def quantise_graphs(
             feeds = _record(each, calibration)
             if not feeds:
                 raise InputError(f"no calibration clip has {place}, which its encoder needs")
-            own = [name.removeprefix(f"{place}:") for name in float_layers if _is_of(place, name)]
+            prefix = f"{place}:"
+            own = [name.removeprefix(prefix) for name in float_layers if name.startswith(prefix)]
             content = quantise_graph(content, feeds, float_layers=own)
             digest = hashlib.sha256(content).hexdigest()
             described = replace(
@@ -317,10 +318,6 @@ def _layer_bytes(content: bytes) -> dict[str, int]:
         if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in sizes
     ]
     return {node.name: sizes[node.input[1]] for node in layers}
-
-
-def _is_of(place: str, layer: str) -> bool:
-    return layer.startswith(f"{place}:")
 
 
 def _check_names(contents: Mapping[str, bytes], float_layers: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from pipeline.onnx.index import (
     OnnxIndex,
     SelfTest,
 )
-from pipeline.onnx.reading import FrameReading, TokenReading
+from pipeline.onnx.reading import FaceReading, FrameReading, TokenReading
 from pipeline.onnx.write import trace_graph, write_encoder_graphs
 from pipeline.recipe import DecodeConfig, FrameView
 from pipeline.schema import ClipFeatures, ClipKey, DecodedClip, Utterance
@@ -207,7 +207,9 @@ def test_faces_are_found_by_the_same_detector_and_recognised_by_a_graph(tmp_path
     encoders = Encoders([find_entry("video", "faces").choose(wish, "float32")], decode)
     write_encoder_graphs(encoders, tmp_path)
     loaded = OnnxEncoders.load(tmp_path, ("video",), decode=decode, threads=1)
-    finders = (encoders["video"].preparation, loaded.encoders["video"].reading.finder)  # type: ignore[union-attr]
+    by_graph = loaded.encoders["video"].reading
+    assert isinstance(by_graph, FaceReading)
+    finders = (encoders["video"].preparation, by_graph.finder)
     boxes = [[(100, 50, 90, 90)], [], [(9, 9, 60, 60), (200, 40, 80, 80)], [], [(0, 0, 50, 50)], []]
     for finder in finders:
         finder._detector = Planted(*boxes, [], [], [])
