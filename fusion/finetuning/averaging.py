@@ -18,8 +18,10 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        # Those that may learn at some time: encoders may be frozen for the first epochs.
-        self._weights = list(model.parameters()) if decay else []
+        # Those that may learn at some time: encoders may be frozen for the first epochs. The
+        # running statistics of BatchNorm belong to the weights, and are averaged with them.
+        statistics = [each for each in model.buffers() if each.is_floating_point()]
+        self._weights = [*model.parameters(), *statistics] if decay else []
         self._average = [weight.detach().clone() for weight in self._weights]
         self._steps = 0
 

@@ -55,6 +55,11 @@ class ProgressFolder:
     def is_begun(self) -> bool:
         return self._settings.is_file()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether anything was trained, or at least measured."""
+        return self._last.is_file() or self._best.is_file()
+
     def remove_leftovers(self) -> None:
         """Removes temporary files that a kill left; only for the holder of the run's lock. Raises
         StorageError."""

@@ -15,13 +15,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.endtoend import EndToEnd
-from fusion.finetuning.job import FinetuneConfig
+from fusion.finetuning.job import FinetuneConfig, FinetuneJob
 from fusion.finetuning.loop import StepResult, predict_raw
 from fusion.finetuning.setup import LiveData
 from fusion.finetuning.workers import Worker
@@ -41,6 +41,7 @@ from pipeline.encoders.several_names import SEPARATOR
 from pipeline.errors import StorageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import Modality
+from pipeline.system.device import native_precision
 from pipeline.system.files import write_whole
 
 OnStep = Callable[[StepResult], None]
@@ -51,15 +52,33 @@ def member_folders(run: Path, config: FinetuneConfig) -> list[Path]:
     return [run / MEMBERS / str(seed) for seed in seeds]
 
 
-def config_of_member(config: FinetuneConfig, folder: Path) -> FinetuneConfig | None:
-    """What makes this member, or goes on with it; None where it is done."""
+def config_of_member(
+    job: FinetuneJob, config: FinetuneConfig, folder: Path
+) -> FinetuneConfig | None:
+    """What makes this member, or goes on with it; None where it is done.
+
+    job: of the ensemble; config: as it was asked for, or, resumed, as it was recorded
+    """
     if (folder / CONFIG).is_file():
         return None
     if ProgressFolder(folder).is_begun:
         return FinetuneConfig.from_mapping({"out": str(folder), "resume": True})
     return replace(
-        config, out=folder, seed=int(folder.name), ensemble=1, resume=False, overwrite=False
+        config,
+        out=folder,
+        run=None if job.trains_start else config.run,  # each trains a start of its own
+        precision=_precision_to_ask(job),
+        seed=int(folder.name),
+        ensemble=1,
+        resume=False,
+        overwrite=True,  # a kill may have left a folder in which nothing was begun
     )
+
+
+def _precision_to_ask(job: FinetuneJob) -> Literal["auto", "float32", "bfloat16"]:
+    """That of the ensemble, also where a resumed one has in its settings what "auto" came to."""
+    is_native = native_precision(job.hardware.workers_device) == job.hardware.precision
+    return "auto" if job.asked_precision == "auto" and is_native else job.hardware.precision
 
 
 def steps_of_member(number: int, members: int, on_step: OnStep) -> OnStep:
@@ -169,11 +188,13 @@ def told_by(folders: Sequence[Path], name: str) -> list[float]:
 
 
 def remove_members(run: Path, folders: Sequence[Path]) -> None:
-    """What they hold is in the run. Raises StorageError."""
+    """What they hold is in the run; some may be gone already. Raises StorageError."""
     try:
         for folder in folders:
-            clear_run(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-        (run / MEMBERS).rmdir()
+            if folder.is_dir():
+                clear_run(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        if (run / MEMBERS).is_dir():
+            (run / MEMBERS).rmdir()
     except OSError as error:
         raise StorageError(f"{run / MEMBERS}: cannot be removed: {error}") from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fusion.evaluation.evaluate import report_of
+from fusion.evaluation.evaluate import EvaluateConfig, open_split, report_of
 from fusion.evaluation.joint_labels import allowed_pairs, fit_decoding
 from fusion.evaluation.report import EvalReport
 from fusion.finetuning.checkpoints import ProgressFolder
@@ -52,22 +52,33 @@ from fusion.finetuning.workers import Worker, run_workers
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.inference.description import CONFIG
 from fusion.inference.encoders import find_encoders_of
-from fusion.inference.predict import predictions_of
+from fusion.inference.predict import predict_rows, predictions_of
 from fusion.inference.predictions import Predictions
+from fusion.training.distil import check_teacher_of
 from fusion.training.history import EpochResult, mean_history, read_history
-from fusion.training.run_folder import HISTORY, METRICS, hold_run, open_run
+from fusion.training.run_folder import (
+    CHECKPOINTS,
+    HISTORY,
+    MARKER,
+    METRICS,
+    clear_run,
+    hold_run,
+    open_run,
+)
 from fusion.training.train import Member, TrainConfig, count_train_labels, train_fusion
 from pipeline.cache.format import read_header, require_cache
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.find import find_encoders
 from pipeline.encoders.saved import write_encoders
+from pipeline.errors import MeldError, StorageError
 from pipeline.schema import Split
 from pipeline.system.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """parity: largest difference of logits before step 1; seconds: of training alone.
+    """start: None where each member of an ensemble trained its own, which is gone with it
+    parity: largest difference of logits before step 1; seconds: of training alone.
 
     history: begins with epoch 0, the start; if that is the best, the run holds its weights. Of an
         ensemble, the mean of its members
@@ -75,7 +86,7 @@ class FinetuneResult:
     """
 
     run: Path
-    start: Path
+    start: Path | None
     plan: FinetunePlan
     parity: float
     history: tuple[EpochResult, ...]
@@ -87,7 +98,7 @@ class FinetuneResult:
     def to_dict(self) -> dict[str, Any]:
         return {
             "run": str(self.run),
-            "start": str(self.start),
+            "start": None if self.start is None else str(self.start),
             "best": dataclasses.asdict(self.best),
             "epochs": len(self.history) - 1,
             "members": [dataclasses.asdict(each) for each in self.members],
@@ -148,8 +159,11 @@ def _finetune_members(
 ) -> FinetuneResult:
     """One after another, each in a folder of its own, then as one; see `ensemble.py`."""
     folders = member_folders(job.out, config)
+    if (job.out / CONFIG).is_file():  # it comes last
+        remove_members(job.out, folders)
+        return _read_ensemble(job)
     for number, folder in enumerate(folders):
-        member = config_of_member(config, folder)
+        member = config_of_member(job, config, folder)
         if member is not None:
             watch.say(f"model {number + 1} of {len(folders)}, seed {folder.name}")
             follow = steps_of_member(number, len(folders), on_step)
@@ -184,6 +198,36 @@ def _finetune_members(
     return result
 
 
+def _read_ensemble(job: FinetuneJob) -> FinetuneResult:
+    """The result of one that is whole, measured on dev once more. Raises StorageError, or what
+    measuring it raises."""
+    checkpoint, dev = open_split(EvaluateConfig(run=job.out, split="dev"))
+    try:
+        told = json.loads((job.out / METRICS).read_bytes())
+        plan, parity, seconds = FinetunePlan(**told["plan"]), told["parity"], told["seconds"]
+        members = tuple(
+            Member(seed=each["seed"], best=EpochResult(**each["best"])) for each in told["members"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{job.out / METRICS}: cannot be read: {error!r}") from error
+    history = tuple(read_history(job.out / HISTORY))
+    return FinetuneResult(
+        run=job.out,
+        start=_start_of(job, members),
+        plan=plan,
+        parity=parity,
+        history=history,
+        best=best_of(history),
+        seconds=seconds,
+        dev=report_of(checkpoint, predict_rows(checkpoint, dev, run=job.out.name)),
+        members=members,
+    )
+
+
+def _start_of(job: FinetuneJob, members: Sequence[Member]) -> Path | None:
+    return None if members and job.trains_start else job.run
+
+
 @contextmanager
 def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
     """The job and its run's folder, held for the length of the block; what is there is touched only
@@ -205,15 +249,25 @@ def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
         inputs=inputs,
     ) as out:
         job = resolve(config, out, hardware)
-        ProgressFolder(out).begin(job.settings)
-        yield job
+        progress = ProgressFolder(out)
+        progress.begin(job.settings)
+        try:
+            yield job
+        except MeldError:
+            if not _has_begun(out):  # refused: the corrected command needs no other folder
+                clear_run(out)
+            raise
+
+
+def _has_begun(run: Path) -> bool:
+    """Whether anything of a fine-tuning is in the run but its settings."""
+    made = {path.name for path in run.iterdir()} - {MARKER, CHECKPOINTS}
+    return bool(made) or ProgressFolder(run).has_steps
 
 
 def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
     """Everything that is needed, the encoders' files too. Raises InputError, or what reading them
     raises, for a run, cache, corpus or encoder not there."""
-    if config.distil is not None:
-        read_checkpoint(config.distil)
     if config.run is not None:
         start = read_checkpoint(config.run)
         choices = find_encoders_of(
@@ -237,7 +291,10 @@ def _look_at_inputs(config: FinetuneConfig) -> list[Path]:
             beside=(features,),
         )
         inputs = [features]
-    read_corpus(config.data, splits)
+    corpus = read_corpus(config.data, splits)
+    if config.distil is not None:
+        said = {row.key: (row.speaker, row.text) for row in corpus["train"]}
+        check_teacher_of(config.distil, said)
     named = (config.data, config.features, config.store, config.distil)
     inputs += [path for path in named if path]
     return inputs + [choice.path for choice in choices if choice.path is not None]
@@ -379,7 +436,7 @@ def _write_run(
     checkpoint = dataclasses.replace(checkpoint, decoding=fit_decoding(predictions, allowed))
     result = FinetuneResult(
         run=run,
-        start=job.run,
+        start=_start_of(job, members),
         plan=plan,
         parity=parity,
         history=history,

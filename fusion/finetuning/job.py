@@ -21,7 +21,7 @@ from fusion.training.train import check_ensemble, check_overwrite, choose_device
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality
-from pipeline.settings import build_config, describe_config, merge_settings
+from pipeline.settings import build_config, describe_config, flatten, merge_settings
 from pipeline.system.device import native_precision
 
 # May differ between a run and its --resume: none of them changes what is trained.
@@ -124,10 +124,11 @@ class FinetuneConfig:
 def check_begun(config: FinetuneConfig, run: Path) -> None:
     """Raises UsageError where the run was begun with other settings than `config`."""
     begun = build_config(FinetuneConfig, ProgressFolder(run).read_settings())
+    before, now = (flatten(describe_config(each)) for each in (begun, config))
     differing = [
-        f"{name}: {getattr(begun, name)} != {getattr(config, name)}"
-        for name in vars(begun)
-        if name not in _FREE_ON_RESUME and getattr(begun, name) != getattr(config, name)
+        f"{name}: {before[name]} != {now[name]}"
+        for name in before
+        if name not in _FREE_ON_RESUME and before[name] != now[name]
     ]
     if differing:
         raise UsageError(

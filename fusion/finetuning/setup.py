@@ -111,7 +111,7 @@ def open_live(job: FinetuneJob, watch: Watch | None = None) -> LiveData:
         untrained=untrained,
         soft=None
         if job.distil is None
-        else soft_targets(job.distil, train.data.keys, job.tune.loss.teacher_temperature),
+        else soft_targets(job.distil, train.data, job.tune.loss.teacher_temperature),
     )
 
 

@@ -359,7 +359,7 @@ def _refit(
 def _soft_targets(config: TrainConfig, train: FusionData) -> SoftTargets | None:
     if config.distil is None:
         return None
-    return soft_targets(config.distil, train.keys, config.fit.loss.teacher_temperature)
+    return soft_targets(config.distil, train, config.fit.loss.teacher_temperature)
 
 
 def _seeds_of(config: TrainConfig) -> range:

@@ -46,6 +46,22 @@ def test_a_restored_average_goes_on_where_it_was() -> None:
     assert torch.equal(resumed.state()["average"][0], whole.state()["average"][0])
 
 
+def test_the_running_statistics_of_batchnorm_are_averaged_with_the_weights() -> None:
+    model = nn.BatchNorm1d(1, momentum=1.0)  # its statistics are those of the last batch
+    average = MovingAverage(model, 0.5)
+    for value in (4.0, 8.0):
+        model(torch.full((2, 1), value))
+        average.update()
+    wanted = 0.0
+    for steps, value in enumerate((4.0, 8.0), start=1):
+        decay = min(0.5, (1 + steps) / (10 + steps))
+        wanted = decay * wanted + (1 - decay) * value
+    assert model.running_mean is not None
+    with average.in_place():
+        assert model.running_mean.item() == pytest.approx(wanted)
+    assert model.running_mean.item() == 8.0
+
+
 def test_without_a_decay_nothing_is_kept() -> None:
     average = MovingAverage(nn.Linear(2, 2), 0.0)
     average.update()

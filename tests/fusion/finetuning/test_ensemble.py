@@ -1,5 +1,6 @@
 """`finetune --ensemble N`: one run, whose probabilities are the mean of N fine-tunings'."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from fusion.export.export import ExportConfig, export
+from fusion.finetuning.ensemble import config_of_member
 from fusion.finetuning.finetune import FinetuneResult, finetune
-from fusion.finetuning.job import FinetuneConfig
+from fusion.finetuning.job import FinetuneConfig, Hardware, resolve
 from fusion.finetuning.loop import StepResult
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictor import Predictor
@@ -104,6 +106,61 @@ def test_a_killed_one_is_resumed_and_ends_with_the_same_weights(
     assert (result.run / "model.safetensors").read_bytes() == (
         whole.run / "model.safetensors"
     ).read_bytes()
+
+
+def test_without_a_run_it_is_resumed_between_two_members_each_with_a_start_of_its_own(
+    place: Path, tiny_text_folder: Path, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(step: StepResult) -> None:
+        if step.rows == step.rows_in_all // 2:  # the last step of the first
+            raise Killed
+
+    begun = config(
+        place, tmp_path / "run", tiny_text_folder, ensemble=2, features=place / "features"
+    )
+    begun = replace(begun, run=None)
+    with pytest.raises(Killed):
+        finetune(begun, on_step=kill)
+    # As a kill leaves it between the second's folder and its settings.
+    second = tmp_path / "run" / "members" / "1"
+    (second / "checkpoints").mkdir(parents=True)
+    (second / ".meld-run").touch()
+    result = finetune(FinetuneConfig.from_mapping({"out": str(tmp_path / "run"), "resume": True}))
+    assert [each.seed for each in result.members] == [0, 1]
+    assert result.start is None  # it was a part of each member, which are gone
+    assert json.loads((result.run / "metrics.json").read_bytes())["start"] is None
+
+
+def test_a_whole_one_that_is_resumed_trains_nothing_again(whole: FinetuneResult) -> None:
+    def refuse(step: StepResult) -> None:
+        raise AssertionError(step)
+
+    left = whole.run / "members" / "4"  # a kill came while the members were removed
+    left.mkdir(parents=True)
+    (left / ".meld-run").touch()
+    resumed = FinetuneConfig.from_mapping({"out": str(whole.run), "resume": True})
+    result = finetune(resumed, on_step=refuse)
+    assert not (whole.run / "members").exists()
+    assert (result.members, result.history) == (whole.members, whole.history)
+    assert (result.plan, result.parity) == (whole.plan, whole.parity)
+    assert result.dev.emotion.model.weighted_f1 == whole.dev.emotion.model.weighted_f1
+
+
+def test_what_auto_came_to_is_not_asked_of_members_that_begin_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders that know float32 alone refuse bfloat16 where somebody asks for it."""
+    there = Hardware(device="cpu", workers_device="cpu", precision="bfloat16")
+    resumed = FinetuneConfig(resume=True, out=tmp_path, ensemble=2, precision="bfloat16")
+    job = resolve(resumed, tmp_path, there)
+    for native, asked in (("bfloat16", "auto"), ("float32", "bfloat16")):
+        monkeypatch.setattr("fusion.finetuning.ensemble.native_precision", lambda _, n=native: n)
+        member = config_of_member(job, resumed, tmp_path / "members" / "1")
+        assert member is not None
+        assert (member.precision, member.seed, member.ensemble) == (asked, 1, 1)
 
 
 def test_nothing_is_fine_tuned_from_an_ensemble(

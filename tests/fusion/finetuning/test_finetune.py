@@ -404,6 +404,8 @@ def test_resuming_takes_no_other_settings_and_needs_something_to_resume(
 ) -> None:
     with pytest.raises(UsageError, match="seed: 0 != 7"):
         FinetuneConfig.from_mapping({"resume": True, "out": unbroken.run, "seed": 7})
+    with pytest.raises(UsageError, match=r"settings \(tune\.ema: 0\.0 != 0\.5\); leave"):
+        FinetuneConfig.from_mapping({"resume": True, "out": unbroken.run, "tune": {"ema": 0.5}})
     with pytest.raises(UsageError, match="no unfinished fine-tuning"):
         FinetuneConfig.from_mapping({"resume": True, "out": tmp_path})
     with pytest.raises(UsageError, match="--resume needs --out"):
@@ -437,6 +439,20 @@ def test_killed_before_its_first_fusion_run_was_trained_it_still_resumes(
     resumed = finetune(FinetuneConfig.from_mapping({"resume": True, "out": tmp_path / "run"}))
     assert resumed.start == tmp_path / "run" / "start"
     assert resumed.best.dev_emotion_f1 is not None
+
+
+def test_what_is_refused_after_its_folder_was_made_leaves_the_folder_to_the_corrected_command(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    moved = tmp_path / "corpus"
+    shutil.copytree(place / "corpus", moved)
+    with (moved / "train_sent_emo.csv").open("a") as file:
+        file.write("99,0,Ann,a wonderful coffee,joy,positive\n")
+    with pytest.raises(RecipeMismatch):
+        finetune(config_for(place, out, data=moved, tune=BRIEF))
+    assert [path.name for path in out.iterdir()] == [".meld-run"]
+    assert finetune(config_for(place, out, tune=BRIEF)).run == out
 
 
 def test_a_mistaken_command_leaves_nothing_and_destroys_nothing(

@@ -1,6 +1,7 @@
 """`--distil RUN`: a model learns from a teacher's calibrated probabilities beside the labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from fusion.inference.predict import predict, predict_rows
 from fusion.labels import UNLABELLED
 from fusion.model.dims import ModelConfig
 from fusion.model.fusion import FusionOutput
-from fusion.training.distil import soft_targets
+from fusion.training.distil import check_teacher_of, soft_targets
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.losses import LossConfig, MultiTaskLoss, soft_loss
 from fusion.training.train import TrainConfig, TrainResult, build_model, train_fusion
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey
 
 
@@ -72,12 +73,12 @@ def test_soft_targets_are_the_calibrated_probabilities_of_each_row(
     logits = predict_rows(checkpoint, data, run="").emotion_logits
     assert checkpoint.decoding is not None
     probabilities = np.exp(checkpoint.decoding.emotion.log_probabilities(logits))
-    keys = data.keys[::-1][:20]
-    plain = soft_targets(run, keys, 1.0)["emotion"].numpy()
+    last = data.take(np.arange(len(data))[::-1][:20].copy())
+    plain = soft_targets(run, last, 1.0)["emotion"].numpy()
     np.testing.assert_allclose(plain, probabilities[::-1][:20], atol=1e-6)
     softened = np.sqrt(probabilities[::-1][:20])
     softened /= softened.sum(axis=1, keepdims=True)
-    soft = soft_targets(run, keys, 2.0)["emotion"].numpy()
+    soft = soft_targets(run, last, 2.0)["emotion"].numpy()
     np.testing.assert_allclose(soft, softened, atol=1e-6)
 
 
@@ -118,11 +119,31 @@ def test_an_ensemble_is_distilled_as_each_member_would_be_alone(
 
 
 def test_a_teacher_that_has_not_these_rows_is_refused(
-    train: Callable[..., TrainResult],
+    train: Callable[..., TrainResult], features: Path
 ) -> None:
     run = train("teacher").run
+    data = load_split(features, "train", modalities=None, input="raw")
+    moved = replace(data, keys=(ClipKey("train", 900, 0), *data.keys[1:]))
     with pytest.raises(InputError, match=r"train dia900_utt0 \(1 such rows\)"):
-        soft_targets(run, [ClipKey("train", 900, 0)], 1.0)
+        soft_targets(run, moved, 1.0)
+
+
+def test_a_teacher_of_another_corpus_with_the_same_numbers_is_refused(
+    train: Callable[..., TrainResult], features: Path
+) -> None:
+    run = train("teacher").run
+    data = load_split(features, "train", modalities=None, input="raw")
+    texts = ["We were on a break!", *data.text[1:]]
+    said = {
+        key: (speaker, text)
+        for key, speaker, text in zip(data.keys, data.speaker, texts, strict=True)
+    }
+    first = data.keys[0]
+    wrong = rf"its {first} is .* and here it is .*We were on a break!' \(1 such rows\)"
+    with pytest.raises(MismatchError, match=wrong):
+        check_teacher_of(run, said)
+    with pytest.raises(MismatchError, match=wrong):
+        soft_targets(run, replace(data, text=tuple(texts)), 1.0)
 
 
 def test_settings_of_a_teacher_without_one_are_refused() -> None:
