@@ -2,6 +2,7 @@
 
     MeldError                 1  a bug, if it ever reaches a user as such
     ├── UsageError            2  the command itself is wrong
+    │   └── LossNotFinite        a training with these settings diverged
     ├── InputError            4  bad input: file, row or clip is named
     │   └── AnnotationError      a CSV: file, row and column are named
     ├── StorageError          5  reading or writing failed
@@ -26,6 +27,10 @@ class MeldError(Exception):
 
 class UsageError(MeldError):
     exit_status = 2
+
+
+class LossNotFinite(UsageError):
+    pass
 
 
 class InputError(MeldError):

@@ -28,7 +28,7 @@ from fusion.training.batched import Together, Weights
 from fusion.training.history import EpochResult
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.optimiser import AdamW
-from pipeline.errors import UsageError
+from pipeline.errors import LossNotFinite
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def fit(
 
     `model` and `is_trained` as in `Training`. `seed` decides everything random; on one machine's
     CPU the same seed gives the same bits.
-    Raises UsageError as soon as the loss is no longer a number.
+    Raises LossNotFinite as soon as the loss is no longer a number.
     """
     device = next(model.parameters()).device
     training = Training(
@@ -141,7 +141,7 @@ def fit_together(
     """Trains models of one shape as one batched model, each as `fit` would; `on_epoch` gets the
     number of the training, one call at a time.
 
-    Raises UsageError where a loss is no longer a number.
+    Raises LossNotFinite where a loss is no longer a number.
 
     cores: so many threads, each with batched models of its own. Two threads on one batched model
         would wait for each other after every small kernel, on a busy machine for most of the time.
@@ -311,7 +311,7 @@ class _Loop:
     def _check_numbers(self, losses: Tensor) -> Tensor:
         if not torch.isfinite(losses).all():
             odd = losses[~torch.isfinite(losses)][0]
-            raise UsageError(
+            raise LossNotFinite(
                 f"the loss became {float(odd)} in epoch {self.epoch}; train with a lower "
                 f"learning_rate than {self.config.learning_rate:g}"
             )

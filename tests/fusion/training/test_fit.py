@@ -13,7 +13,7 @@ from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, drop_modalities, fit, warm_up_then_fall
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from fusion.training.train import build_model
-from pipeline.errors import UsageError
+from pipeline.errors import LossNotFinite
 
 QUICK = FitConfig(epochs=5, batch_size=100, learning_rate=1e-2)
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_a_loss_that_is_no_number_stops_at_once(load_planted):
     model = build_model(data, ModelConfig(), seed=0)
     with torch.no_grad():
         model.heads.emotion.bias[0] = float("nan")
-    with pytest.raises(UsageError, match=r"nan in epoch 1.*learning_rate"):
+    with pytest.raises(LossNotFinite, match=r"nan in epoch 1.*learning_rate"):
         fit(model, data, dev, QUICK, seed=0, on_epoch=epochs.append)
     assert epochs == []
 
