@@ -4,6 +4,7 @@ error."""
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import types
 import typing
@@ -96,6 +97,16 @@ def _nested(kind: type, table: str = "") -> Iterator[str]:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it; "None" is for people: TOML has no word for it."""
+    if value is None:
+        return "None"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    # A JSON string is a TOML string, but for the one control character that JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def flatten(values: Mapping[str, Any], *, table: str = "") -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """The settings of a command: as a settings file with each value's origin, and as a list of keys."""
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from console.printing import print_json
 from console.settings import Said, Setting
-from pipeline.settings import Key
+from pipeline.settings import Key, toml_value
 
 _WIDEST = 100
 
@@ -51,7 +49,7 @@ def _settings_file(command: str, settings: Sequence[Setting], said: Said) -> Ite
         lines = []
         for each in inside:
             key = _split(each.name)[1]
-            line = f"{key} = {_toml(each.value)}"
+            line = f"{key} = {toml_value(each.value)}"
             if each.value is None:
                 line = f"# {key} is not set"
             elif each.name in said.not_in_files:
@@ -70,7 +68,7 @@ def _key_list(command: str, keys: Sequence[Key]) -> Iterator[str]:
         if table:
             yield f"[{table}]"
         for key in inside:
-            default = "required" if key.is_required else f"default {_toml(key.default)}"
+            default = "required" if key.is_required else f"default {toml_value(key.default)}"
             yield f"{_split(key.name)[1]}: {key.type}; {default}"
             yield textwrap.fill(key.meaning, width, initial_indent="    ", subsequent_indent="    ")
 
@@ -79,13 +77,3 @@ def _split(name: str) -> tuple[str, str]:
     """ "fit.loss.label_smoothing" -> "fit.loss", "label_smoothing" """
     table, _, key = name.rpartition(".")
     return table, key
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML writes it; "None" is for people: TOML has no word for it."""
-    if value is None:
-        return "None"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    # A JSON string is a TOML string, but for the one control character that JSON leaves as it is.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
