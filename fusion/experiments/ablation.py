@@ -26,6 +26,7 @@ from fusion.labels import Head, Labels
 from fusion.model.dims import FusionType, InputKind, ModelConfig
 from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.losses import check_teacher
 from fusion.training.parts import Parts, load_parts
 from fusion.training.train import (
     build_model,
@@ -84,6 +85,7 @@ class AblateConfig:
         check_modalities(self.modalities)
         if self.dev_share is not None:
             check_share(self.dev_share)
+        check_teacher(self.fit.loss, None, "fit.loss")
         if self.model.fusion != ModelConfig().fusion:
             raise ValueError(_NO_SINGLE_FUSION)
         for name in self.fusions or ():

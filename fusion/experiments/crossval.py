@@ -36,6 +36,7 @@ from fusion.inference.predict import predict
 from fusion.labels import UNLABELLED, Head, Labels
 from fusion.model.dims import InputKind, ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.losses import check_teacher
 from fusion.training.parts import find_untrained
 from fusion.training.train import (
     build_model,
@@ -98,6 +99,7 @@ class CrossvalConfig:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
+        check_teacher(self.fit.loss, None, "fit.loss")
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, not {self.folds}")
         if not 1 <= self.seeds <= 1000:  # all of them are in memory at once

@@ -214,6 +214,8 @@ def test_a_folders_name_is_no_markup(untrained: AblateConfig) -> None:
         {"seeds": 0},
         {"seeds": 10**12},
         {"split": "train"},
+        {"fit": {"loss": {"teacher_weight": 0.9}}},
+        {"fit": {"loss": {"teacher_temperature": 1.0}}},
     ],
 )
 def test_settings_without_meaning_are_refused(wrong: dict) -> None:

@@ -343,6 +343,8 @@ def test_a_fold_without_a_label_has_no_score_and_drags_no_other_down(
         {"splits": ()},
         {"seed": -1},
         {"modalities": ("smell",)},
+        {"fit": {"loss": {"teacher_weight": 0.9}}},
+        {"fit": {"loss": {"teacher_temperature": 1.0}}},
     ],
 )
 def test_settings_without_meaning_are_refused(wrong: dict) -> None:
