@@ -87,7 +87,13 @@ def check_share(share: float) -> None:
         raise ValueError(f"dev_share must be above 0 and below 1, not {share!r}")
 
 
-def choose_dialogues(train: "FusionData", share: float) -> SetAside:
+def choose_dialogues(
+    train: "FusionData",
+    share: float,
+    *,
+    asked: str = "there is no dev",
+    instead: str = "extract a dev split",
+) -> SetAside:
     """About `share` of train's dialogues that have labels, at least one, in which labels are spread
     as in all of train.
 
@@ -95,6 +101,8 @@ def choose_dialogues(train: "FusionData", share: float) -> SetAside:
     which more dialogues than the share may be taken; one that a single dialogue has stays in train,
     where it can be learned, unless that keeps another from being on both sides. Dialogues without a
     label stay there as well: they could choose nothing.
+
+    asked, instead: why they are held out, and what else could be done; for the error
 
     Raises InputError where fewer than two dialogues have labels.
     """
@@ -104,10 +112,10 @@ def choose_dialogues(train: "FusionData", share: float) -> SetAside:
     labelled = counts.any(axis=1)
     if labelled.sum() < 2:
         raise InputError(
-            f"train has {len(dialogues)} dialogue{'s' if len(dialogues) != 1 else ''}, "
-            f"{'one' if labelled.any() else 'none'} with labels, and there is no dev: the epoch "
-            "must be chosen on other dialogues than those that are trained on; number the parts of "
-            "the recording as dialogues (Dialogue_ID) and extract again, or extract a dev split"
+            f"{asked}: train has {len(dialogues)} dialogue{'s' if len(dialogues) != 1 else ''}, "
+            f"{'one' if labelled.any() else 'none'} with labels, and the epoch must be chosen on "
+            "other dialogues than those that are trained on; number the parts of the recording as "
+            f"dialogues (Dialogue_ID) and extract again, or {instead}"
         )
     counts, candidates = counts[labelled], dialogues[labelled]
     wanted = min(max(1, round(share * len(candidates))), len(candidates) - 1)

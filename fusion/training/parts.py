@@ -114,7 +114,9 @@ def _set_aside(
             "train, so no dialogue of it is unseen; go on from that run with --start, which keeps "
             "the dialogues that it set aside, or extract dev with its encoders"
         )
-    return choose_dialogues(train, dev_share or DEFAULT_SHARE)
+    has_dev = (features / "dev.h5").is_file()
+    instead = "leave --dev-share out: dev has a cache" if has_dev else "extract a dev split"
+    return choose_dialogues(train, dev_share or DEFAULT_SHARE, asked=asked, instead=instead)
 
 
 def _check_same_share(dev_share: float | None, set_aside: SetAside) -> None:

@@ -170,6 +170,19 @@ def test_features_without_those_dialogues_cannot_measure_its_dev(config: TrainCo
         evaluate(EvaluateConfig(run=run, split="dev"))
 
 
+def test_one_dialogue_that_cannot_be_shared_is_told_with_what_asked_for_it(
+    config: TrainConfig, write_split: Callable[..., FeatureCache]
+) -> None:
+    write_split("train", 5)
+    with pytest.raises(InputError, match=r"no dev\.h5: train has 1 dialogue, one with labels"):
+        train_fusion(config)
+    write_split("dev", 10)
+    with pytest.raises(InputError, match=r"--dev-share 0\.5: train has 1 dialogue") as raised:
+        train_fusion(dataclasses.replace(config, dev_share=0.5))
+    assert "no dev" not in str(raised.value)
+    assert "leave --dev-share out" in str(raised.value)
+
+
 @pytest.mark.parametrize("share", [0, 1, 1.5, float("nan"), True, "some"])
 def test_a_share_without_meaning_is_refused(share: object) -> None:
     with pytest.raises(UsageError, match="dev_share"):
