@@ -9,38 +9,62 @@ first draw is the defaults, so that the result says what the search gained. Dev 
 is not read.
 
 Every draw's trainings are a file in `trials/`, so that the same command goes on where it stopped.
+Every draw is built from what its `best.toml` would say, before the first training, so that
+`train-fusion` takes whichever is best.
 Not by Ray Tune: trainings would each be a process that loads the features, and start slower than
 they train.
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from fusion.data.batches import Rows
 from fusion.data.set_aside import check_share
 from fusion.data.split import FusionData
+from fusion.experiments.search_folder import (
+    BEST,
+    PAGE,
+    RESULT,
+    Trained,
+    open_search,
+    read_trial,
+    refuse_other_folder,
+    trial_path,
+    write_trial,
+)
 from fusion.experiments.search_page import render_search
-from fusion.experiments.search_report import SearchReport, Trial, what_mattered
+from fusion.experiments.search_report import FailedTrial, SearchReport, Trial, what_mattered
 from fusion.experiments.search_space import Draw, draw_settings, open_settings
 from fusion.model.dims import InputKind, ModelConfig
+from fusion.model.joins import JOINS
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.history import EpochResult
+from fusion.training.losses import check_teacher
 from fusion.training.parts import Parts, load_parts
-from fusion.training.train import build_model, check_modalities, choose_device
-from pipeline.errors import CacheCorrupt, StorageError, UsageError
+from fusion.training.train import (
+    TrainConfig,
+    build_model,
+    check_layers,
+    check_modalities,
+    check_modality_dropout,
+    choose_device,
+)
+from pipeline.errors import LossNotFinite, UsageError
 from pipeline.schema import Modality
-from pipeline.settings import build_config, describe_config, flatten, merge_settings
+from pipeline.settings import build_config, describe_config, flatten, toml_value
 from pipeline.system.files import write_whole
 from pipeline.system.json_values import json_bytes
 from pipeline.system.resources import num_cores
 
-RESULT, BEST, PAGE = "search.json", "best.toml", "search.html"
 _FEWER = 3  # one in so many goes on, with so many times the seeds
+_OWN = ("out", "seed")  # of the search, where train-fusion has others of the name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +100,19 @@ class SearchConfig:
         check_modalities(self.modalities)
         if self.dev_share is not None:
             check_share(self.dev_share)
+        check_teacher(self.fit.loss, None, "fit.loss")
         if not 1 <= self.trials <= 10_000:
             raise ValueError(f"trials must be 1 to 10000, not {self.trials}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), not {self.seed}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "SearchConfig":
+        """From a TOML file's tables: `[fit]`, `[fit.loss]`, `[model]`. Raises UsageError, also
+        where `train-fusion` would refuse these settings."""
+        config = build_config(cls, values)
+        read_best(best_toml(config, {}))
+        return config
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -95,7 +128,11 @@ OnProgress = Callable[[int, int, float | None], None]  # trainings done, in all,
 
 
 def search(config: SearchConfig, on_progress: OnProgress = lambda *_: None) -> SearchReport:
-    """Raises UsageError, InputError, StorageError, CacheCorrupt or MismatchError."""
+    """A draw whose loss becomes no number counts as a bad one; that of the defaults is an error.
+
+    Raises UsageError, InputError, StorageError, CacheCorrupt or MismatchError.
+    """
+    refuse_other_folder(config.out)
     parts = load_parts(
         config.features,
         modalities=config.modalities,
@@ -103,32 +140,33 @@ def search(config: SearchConfig, on_progress: OnProgress = lambda *_: None) -> S
         dev_share=config.dev_share,
         loss=config.fit.loss,
     )
+    check_modality_dropout(parts.train.modalities, config.fit.modality_dropout)
+    check_layers(parts.train.features, config.model)
     space = open_settings(parts.train.modalities, config.kept, config.model)
     if not space:
         raise UsageError("every setting is fixed, and nothing is left to search")
-    draws = draw_settings(space, config.trials, config.seed)
-    work = _Work(config, parts, draws, on_progress)
-    rungs = _rungs(len(draws))
-    for rung, (count, seeds) in enumerate(rungs):
-        before = [trial for trial in work.trials if trial.rung == rung - 1]
-        ranked = sorted(before, key=lambda trial: trial.score, reverse=True)
-        goes_on = [trial.number for trial in ranked[:count]] if rung else list(range(count))
-        if rung and 0 not in goes_on:
-            goes_on.append(0)  # the defaults, to compare with
-        for number in goes_on:
-            work.train(number, seeds=seeds, rung=rung)
-    trials = sorted(work.trials, key=lambda trial: (trial.rung, trial.score), reverse=True)
-    report = SearchReport(
-        out=config.out,
-        trials=tuple(trials),
-        mattered=tuple(what_mattered(work.first, space)),
-        reused=work.reused,
-        rows=len(parts.dev),
-        fingerprint=parts.train.recipe.fingerprint,
+    draws = draw_settings(
+        space, config.trials, config.seed, check=lambda draw: read_best(best_toml(config, draw))
     )
-    write_whole(config.out / RESULT, json_bytes(report.to_dict()))
-    write_whole(config.out / BEST, _toml(config, report.best).encode())
-    write_whole(config.out / PAGE, render_search(report).encode())
+    device = choose_device(config.device)
+    with open_search(config.out):
+        work = _Work(config, parts, draws, device, on_progress)
+        for rung, (count, seeds) in enumerate(_rungs(len(draws))):
+            work.train_rung(rung, count, seeds)
+        report = SearchReport(
+            out=config.out,
+            trials=tuple(
+                sorted(work.trials, key=lambda each: (each.rung, each.score), reverse=True)
+            ),
+            failed=tuple(work.failed),
+            mattered=tuple(what_mattered(work.first, space)),
+            reused=work.reused,
+            rows=len(parts.dev),
+            fingerprint=parts.train.recipe.fingerprint,
+        )
+        write_whole(config.out / RESULT, json_bytes(report.to_dict()))
+        write_whole(config.out / BEST, best_toml(config, report.best.settings))
+        write_whole(config.out / PAGE, render_search(report).encode())
     return report
 
 
@@ -142,56 +180,83 @@ def _rungs(trials: int) -> list[tuple[int, int]]:
 
 
 class _Work:
-    """The trainings of a search, and their files."""
+    """The trainings of a search."""
 
     def __init__(
-        self, config: SearchConfig, parts: Parts, draws: Sequence[Draw], on_progress: OnProgress
+        self,
+        config: SearchConfig,
+        parts: Parts,
+        draws: Sequence[Draw],
+        device: torch.device,
+        on_progress: OnProgress,
     ) -> None:
-        self.config, self.parts, self.draws, self.on_progress = config, parts, draws, on_progress
-        self.device = choose_device(config.device)
+        self.parts, self.draws, self.device = parts, draws, device
+        self.out, self.on_progress = config.out, on_progress
+        self.configs = [read_best(best_toml(config, draw)) for draw in draws]
         self.reused = 0
-        self._by_number: dict[int, Trial] = {}
         self.first: list[Trial] = []  # as of the first rung
+        self.failed: list[FailedTrial] = []
+        self._by_number: dict[int, Trial] = {}
         self._done = 0
         rungs = _rungs(len(draws))
         extra = sum(seeds for _, seeds in rungs[1:])  # the defaults may go on beside the best
         self._in_all = sum(count * seeds for count, seeds in rungs) + extra
-        self._folder = config.out / "trials"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {self._folder}: {error}") from error
         self._data = _hash_data(parts.train, parts.dev)
 
     @property
     def trials(self) -> list[Trial]:
+        """But for those that failed."""
         return list(self._by_number.values())
 
-    def train(self, number: int, *, seeds: int, rung: int) -> None:
-        """Of seeds 0 to `seeds`, those that an earlier rung has not."""
-        values = describe_config(self.config)
-        nested = _nested(self.draws[number])
-        model = build_config(ModelConfig, merge_settings(values["model"], nested.get("model", {})))
-        fit = build_config(FitConfig, merge_settings(values["fit"], nested.get("fit", {})))
+    def train_rung(self, rung: int, count: int, seeds: int) -> None:
+        """The best `count` of the rung before, and the defaults; the next best in the place of one
+        that fails."""
+        before = [trial for trial in self.trials if trial.rung == rung - 1]
+        ranked = sorted(before, key=lambda trial: trial.score, reverse=True)
+        waiting = [trial.number for trial in ranked] if rung else list(range(count))
+        while waiting and count:
+            count -= self._train(waiting.pop(0), seeds=seeds, rung=rung)
+        if 0 in waiting:  # to compare with
+            self._train(0, seeds=seeds, rung=rung)
+
+    def _train(self, number: int, *, seeds: int, rung: int) -> bool:
+        """Of seeds 0 to `seeds`, those that an earlier rung has not; False where it fails."""
+        model, fit = self.configs[number].model, self.configs[number].fit
         known = self._by_number.get(number)
-        best = list(known.best) if known else []
+        best = known.best if known else ()
         wanted = range(len(best), seeds)
         told = [self._data, describe_config(model), describe_config(fit), wanted.start, seeds]
-        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-        path = self._folder / f"{name}.json"
-        found = _read_results(path, len(wanted))
-        if found is None:
-            found = self._fit(model, fit, wanted)
-            write_whole(path, json_bytes({"best": [asdict(each) for each in found]}))
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        path = trial_path(self.out, digest)
+        stored = read_trial(path, len(wanted))
+        found = stored or self._try(model, fit, wanted)
+        if found.failure is not None and number == 0:  # of the defaults
+            raise LossNotFinite(found.failure)
+        if stored is None:
+            write_trial(path, found)
         else:
-            self.reused += len(found)
-        trial = Trial(number=number, settings=self.draws[number], best=(*best, *found), rung=rung)
-        self._by_number[number] = trial
-        if rung == 0:
-            self.first.append(trial)
+            self.reused += len(wanted)
+        settings = self.draws[number]
+        if found.failure is not None:
+            self._by_number.pop(number, None)
+            self.failed.append(
+                FailedTrial(number=number, settings=settings, seeds=seeds, reason=found.failure)
+            )
+        else:
+            trial = Trial(number=number, settings=settings, best=(*best, *found.best), rung=rung)
+            self._by_number[number] = trial
+            if rung == 0:
+                self.first.append(trial)
         self._done += seeds
         of_rung = [each.score for each in self.trials if each.rung == rung]
-        self.on_progress(min(self._done, self._in_all), self._in_all, max(of_rung))
+        self.on_progress(min(self._done, self._in_all), self._in_all, max(of_rung, default=None))
+        return found.failure is None
+
+    def _try(self, model: ModelConfig, fit: FitConfig, seeds: Sequence[int]) -> Trained:
+        try:
+            return Trained(best=tuple(self._fit(model, fit, seeds)))
+        except LossNotFinite as error:
+            return Trained(failure=str(error))
 
     def _fit(self, model: ModelConfig, fit: FitConfig, seeds: Sequence[int]) -> list[EpochResult]:
         models = [build_model(self.parts.train, model, seed=seed).to(self.device) for seed in seeds]
@@ -206,21 +271,6 @@ class _Work:
         return [each.best for each in fit_together(trainings, fit, cores=num_cores())]
 
 
-def _read_results(path: Path, count: int) -> list[EpochResult] | None:
-    """None where they are not trained yet."""
-    try:
-        results = [EpochResult(**values) for values in json.loads(path.read_bytes())["best"]]
-        if len(results) != count or not all(math.isfinite(each.score) for each in results):
-            raise ValueError(f"{len(results)} results, wanted {count}")
-        return results
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise CacheCorrupt(f"{path}: no trial of a search ({error!r}); delete it") from error
-
-
 def _hash_data(*splits: FusionData) -> str:
     digest = hashlib.sha256()
     for data in splits:
@@ -231,40 +281,35 @@ def _hash_data(*splits: FusionData) -> str:
     return digest.hexdigest()
 
 
-def _nested(settings: Draw) -> dict[str, Any]:
-    """{"fit.loss.label_smoothing": 0.1} -> {"fit": {"loss": {"label_smoothing": 0.1}}}"""
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        *tables, leaf = name.split(".")
-        place = nested
-        for table in tables:
-            place = place.setdefault(table, {})
-        place[leaf] = value
-    return nested
+def best_toml(config: SearchConfig, draw: Draw) -> bytes:
+    """Of `meld train-fusion --config`: what differs from its defaults, so that it trains on what
+    was searched, and all that was drawn; no projection of a fusion that was drawn and projects
+    nothing.
+
+    Raises UsageError where TOML cannot say it.
+    """
+    said, usual = flatten(describe_config(config)), flatten(describe_config(TrainConfig()))
+    values = {name: said[name] for name in usual if name in said and name not in _OWN}
+    values |= draw
+    if "model.fusion" in draw and not JOINS[values["model.fusion"]].projects:
+        del values["model.projection"]
+    by_table: dict[str, list[str]] = {"": []}
+    for name, value in values.items():
+        if value is not None and (name in draw or value != usual[name]):
+            table, _, leaf = name.rpartition(".")
+            by_table.setdefault(table, []).append(f"{leaf} = {toml_value(value)}")
+    lines = ["# Found by meld search; meld train-fusion --config takes it.", *by_table.pop("")]
+    for table in sorted(by_table):
+        lines += ["", f"[{table}]", *by_table[table]]
+    try:
+        return ("\n".join(lines) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--features {str(config.features)!r}: {BEST} could not name it, as it is no UTF-8; "
+            "rename the folder"
+        ) from error
 
 
-def _toml(config: SearchConfig, best: Trial) -> str:
-    """Of `meld train-fusion --config`."""
-    settings = _nested(best.settings)
-    values = describe_config(config)
-    lines = ["# Found by meld search; meld train-fusion --config takes it."]
-    if config.modalities is not None:
-        lines.append(f"modalities = {json.dumps(list(config.modalities))}")
-    lines.append(f"input = {json.dumps(config.input)}")
-    for table, defaults in (("model", ModelConfig()), ("fit", FitConfig())):
-        whole = flatten(merge_settings(values[table], settings.get(table, {})))
-        plain = flatten(describe_config(defaults))
-        changed = {
-            name: value
-            for name, value in whole.items()
-            if value is not None and (value != plain[name] or f"{table}.{name}" in best.settings)
-        }
-        by_table: dict[str, list[str]] = {}
-        for name, value in changed.items():
-            inner, _, leaf = name.rpartition(".")
-            by_table.setdefault(f"{table}.{inner}" if inner else table, []).append(
-                f"{leaf} = {json.dumps(value)}"
-            )
-        for name, entries in by_table.items():
-            lines += ["", f"[{name}]", *entries]
-    return "\n".join(lines) + "\n"
+def read_best(content: bytes) -> TrainConfig:
+    """As `train-fusion` would: what is trained is what the file says. Raises UsageError."""
+    return TrainConfig.from_mapping(tomllib.loads(content.decode()))

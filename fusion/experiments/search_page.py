@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from fusion.experiments.search_report import Mattered, SearchReport
+from fusion.experiments.search_report import FEWEST_DRAWS, Mattered, SearchReport
 from pipeline.html.page import page_environment
 
 _WIDTH, _HEIGHT, _EDGE = 300, 120, 14
@@ -15,6 +15,7 @@ def render_search(report: SearchReport) -> str:
     return environment.get_template("search.html.jinja").render(
         report=report,
         trials=report.trials[:_SHOWN],
+        fewest=FEWEST_DRAWS,
         space=[each.setting for each in report.mattered],
         drawings={each.setting: _draw(each) for each in report.mattered},
     )

@@ -1,5 +1,6 @@
 """The settings that `meld search` draws, and from where."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,8 @@ from fusion.training.fit import FitConfig
 from fusion.training.losses import LossConfig
 from pipeline.errors import UsageError
 from pipeline.schema import Modality
+
+log = logging.getLogger(__name__)
 
 Value = int | float | str | bool | None
 Draw = Mapping[str, Value]  # by name: "fit.learning_rate"
@@ -47,6 +50,7 @@ SPACE: dict[str, Callable[[Random], Value]] = {
     "model.feature_dropout": _between(0.0, 0.5),
     "model.dropout": _between(0.1, 0.6),
 }
+_MOST_REFUSED = 1000
 _OF_SEVERAL = ("fit.modality_dropout", "model.fusion")  # say nothing with one modality
 
 
@@ -60,7 +64,7 @@ def open_settings(
     known |= {f"model.{name}" for name in vars(model)}
     for name in fixed:
         if name not in known:
-            raise UsageError(f"fixed: {name} is no setting; there are {', '.join(sorted(SPACE))}")
+            raise UsageError(f"fixed: {name!r} is no setting; there are {', '.join(sorted(SPACE))}")
     left = [name for name in SPACE if name not in fixed]
     if len(modalities) == 1:
         left = [name for name in left if name not in _OF_SEVERAL]
@@ -71,11 +75,23 @@ def open_settings(
     return left
 
 
-def draw_settings(space: Sequence[str], count: int, seed: int) -> list[Draw]:
+def draw_settings(
+    space: Sequence[str],
+    count: int,
+    seed: int,
+    check: Callable[[Draw], object] = lambda draw: None,
+) -> list[Draw]:
     """The first is the defaults. Of a draw without dialogue context there is no future, and no
-    projection of one that projects nothing."""
+    projection of one that projects nothing.
+
+    check: raises UsageError where a draw cannot be together with the settings that are fixed;
+        another is then drawn. Raises that error for the defaults, and where it refuses 1000 draws
+        one after another.
+    """
     random = np.random.default_rng(seed)
     draws: list[Draw] = [{name: _default(name) for name in space}]
+    check(draws[0])
+    refused = 0
     while len(draws) < count:
         drawn = {name: SPACE[name](random) for name in space}
         if drawn.get("model.context") == "none" and "model.future" in drawn:
@@ -85,6 +101,15 @@ def draw_settings(space: Sequence[str], count: int, seed: int) -> list[Draw]:
         ]
         if "model.projection" in drawn and projects == [False]:
             drawn["model.projection"] = ModelConfig().projection
+        try:
+            check(drawn)
+        except UsageError as error:
+            refused += 1
+            if refused == _MOST_REFUSED:
+                raise
+            log.info("a draw that cannot be, another is drawn: %s", error)
+            continue
+        refused = 0
         draws.append(drawn)
     return draws[:count]
 
