@@ -5,6 +5,7 @@ Each cell of the table is a file that is written atomically, so a stopped ablati
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -20,6 +21,7 @@ from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import Interval, mean_interval
 from fusion.evaluation.scores import weighted_f1
 from fusion.evaluation.test_evaluations import record_evaluation
+from fusion.experiments.result_folder import ResultFolder
 from fusion.inference.predict import predict
 from fusion.inference.subsets import choose_subsets
 from fusion.labels import Head, Labels
@@ -44,7 +46,13 @@ from pipeline.system.files import write_whole
 from pipeline.system.json_values import json_bytes, to_values
 from pipeline.system.resources import num_cores
 
-RESULT = "ablation.json"
+RESULT, PICTURE, CELLS = "ablation.json", "ablation.png", "cells"
+ABLATION = ResultFolder(
+    kind="ablation",
+    parts=CELLS,
+    part=re.compile(r"[a-z+]+-[a-z]+-[0-9a-f]{12}\.json"),
+    results=(RESULT, PICTURE),
+)
 
 _NO_SINGLE_FUSION = "model.fusion: an ablation trains several; name them with --fusion, or fusions"
 
@@ -232,7 +240,15 @@ class AblationReport:
 
 def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> AblationReport:
     """Raises UsageError, InputError, StorageError or RecipeMismatch."""
+    ABLATION.refuse_other(config.out)
     parts, measured = _load(config)
+    with ABLATION.open(config.out):
+        return _ablate(config, parts, measured, on_progress)
+
+
+def _ablate(
+    config: AblateConfig, parts: Parts, measured: FusionData, on_progress: OnProgress
+) -> AblationReport:
     train, dev = parts.train, parts.dev
     cells = [
         (subset, fusion)
@@ -242,11 +258,10 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
     hashes = _hash_cells(config, (train, dev, measured))
     done: list[Cell] = []
     reused = 0
-    _make_folder(config.out / "cells")
     num_evaluations = record_evaluation(config.out, "ablate") if config.split == "test" else 0
     for number, (subset, fusion) in enumerate(cells):
         on_progress(number, len(cells))
-        path = config.out / "cells" / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
+        path = config.out / CELLS / f"{'+'.join(subset)}-{fusion}-{hashes[subset][:12]}.json"
         cell = _read_cell(path, subset, fusion)
         if cell is None:
             selected = [data.select(subset) for data in (train, dev, measured)]
@@ -284,7 +299,7 @@ def ablate(config: AblateConfig, on_progress: OnProgress = lambda *_: None) -> A
     plot_bars(
         list(dict.fromkeys(cell.name for cell in report.cells)),
         series,
-        config.out / "ablation.png",
+        config.out / PICTURE,
         title=f"on {report.split}, mean of {report.seeds} seeds, 95 % interval over dialogues",
         measured=f"{head} weighted F1",
     )
@@ -338,13 +353,6 @@ def _hash_features(data: FusionData, modality: Modality) -> str:
     if modality in data.features:
         digest.update(data.features[modality].numpy().data)
     return digest.hexdigest()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {folder}: {error}") from error
 
 
 def _read_cell(path: Path, subset: tuple[Modality, ...], fusion: FusionType) -> Cell | None:

@@ -32,10 +32,9 @@ from fusion.experiments.search_folder import (
     BEST,
     PAGE,
     RESULT,
+    SEARCH,
     Trained,
-    open_search,
     read_trial,
-    refuse_other_folder,
     trial_path,
     write_trial,
 )
@@ -132,7 +131,7 @@ def search(config: SearchConfig, on_progress: OnProgress = lambda *_: None) -> S
 
     Raises UsageError, InputError, StorageError, CacheCorrupt or MismatchError.
     """
-    refuse_other_folder(config.out)
+    SEARCH.refuse_other(config.out)
     parts = load_parts(
         config.features,
         modalities=config.modalities,
@@ -149,7 +148,7 @@ def search(config: SearchConfig, on_progress: OnProgress = lambda *_: None) -> S
         space, config.trials, config.seed, check=lambda draw: read_best(best_toml(config, draw))
     )
     device = choose_device(config.device)
-    with open_search(config.out):
+    with SEARCH.open(config.out):
         work = _Work(config, parts, draws, device, on_progress)
         for rung, (count, seeds) in enumerate(_rungs(len(draws))):
             work.train_rung(rung, count, seeds)

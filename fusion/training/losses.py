@@ -147,7 +147,10 @@ def check_teacher(config: LossConfig, teacher: object, table: str) -> None:
     for name in ("teacher_weight", "teacher_temperature"):
         value = getattr(config, name)
         if teacher is None and value != getattr(LossConfig(), name):
-            raise UsageError(f"{table}.{name} = {value}: there is no teacher; name one: --distil")
+            raise UsageError(
+                f"{table}.{name} = {value}: there is no teacher; leave it out, or name one "
+                "(--distil of train-fusion and finetune)"
+            )
 
 
 def row_weights(labels: Tensor, weights: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from console.show.ablation import render_ablation
 from fusion.evaluation.test_evaluations import count_evaluations
-from fusion.experiments.ablation import AblateConfig, ablate
+from fusion.experiments.ablation import ABLATION, AblateConfig, ablate
 from fusion.model.dims import FusionType, ModelConfig
 from fusion.reporting.html import read_ablation
 from fusion.training.fit import FitConfig
 from pipeline.cache.format import FeatureCache, write_cache
-from pipeline.errors import CacheCorrupt, UsageError
+from pipeline.errors import CacheBusy, CacheCorrupt, UsageError
 from pipeline.schema import Split
 
 pytestmark = pytest.mark.heavy
@@ -113,6 +113,27 @@ def test_a_stopped_ablation_goes_on_and_says_the_same(untrained: AblateConfig) -
     assert again.reused == 2
     assert again.cells == whole.cells
     assert (few.out / "ablation.json").read_bytes() == written
+
+
+def test_nothing_is_written_beside_something_else(config: AblateConfig) -> None:
+    there = sorted(config.features.iterdir())
+    with pytest.raises(UsageError, match="is not empty and holds no ablation of meld"):
+        ablate(replace(config, out=config.features))
+    assert sorted(config.features.iterdir()) == there
+
+
+def test_one_of_before_there_was_a_marker_goes_on_and_a_second_at_once_is_refused(
+    untrained: AblateConfig, one_cell: Path
+) -> None:
+    shutil.copytree(one_cell, untrained.out)
+    (untrained.out / ".meld-ablation").unlink()
+    killed = untrained.out / "cells" / ".text-late-0123456789ab.json.77-0a0b0c0d.tmp"
+    killed.touch()
+    again = of_text_alone(untrained)
+    assert ablate(again).reused == 1
+    assert not killed.exists()
+    with ABLATION.open(again.out), pytest.raises(CacheBusy, match=r"the ablation .* process"):
+        ablate(again)
 
 
 def test_other_settings_or_features_use_no_old_cell(

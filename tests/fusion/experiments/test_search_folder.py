@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.experiments.search_folder import open_search, refuse_other_folder
+from fusion.experiments.search_folder import SEARCH
 from pipeline.errors import CacheBusy, StorageError, UsageError
 
 TRIAL = "0123456789abcdef.json"
@@ -21,7 +21,7 @@ def write(folder: Path, *names: str) -> Path:
 def test_a_new_folder_an_empty_one_and_one_that_was_begun_are_taken(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new/er", "empty", "new/er"):
-        with open_search(tmp_path / name):
+        with SEARCH.open(tmp_path / name):
             pass
         write(tmp_path / name, "notes.txt")
 
@@ -44,7 +44,7 @@ def test_a_new_folder_an_empty_one_and_one_that_was_begun_are_taken(tmp_path: Pa
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     out = write(tmp_path / "out", *names)
     before = sorted(out.rglob("*"))
-    with pytest.raises(UsageError, match="holds no search of meld"), open_search(out):
+    with pytest.raises(UsageError, match="holds no search of meld"), SEARCH.open(out):
         pass
     assert sorted(out.rglob("*")) == before
 
@@ -61,14 +61,14 @@ def test_a_search_of_before_there_was_a_marker_is_taken(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     out = write(tmp_path / "out", *names)
-    with open_search(out):
+    with SEARCH.open(out):
         pass
     write(out, "train.h5")
-    refuse_other_folder(out)  # it has a marker now
+    SEARCH.refuse_other(out)  # it has a marker now
 
 
 def test_temporary_files_of_a_killed_search_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    with open_search(tmp_path):
+    with SEARCH.open(tmp_path):
         left = (
             f"trials/{TRIAL}",
             "best.toml",
@@ -77,22 +77,22 @@ def test_temporary_files_of_a_killed_search_are_removed_and_nothing_else(tmp_pat
         )
         killed = (f"trials/.{TRIAL}.77-0a0b0c0d.tmp", ".best.toml.77-0a0b0c0d.tmp")
         write(tmp_path, *left, *killed)
-    with open_search(tmp_path):
+    with SEARCH.open(tmp_path):
         assert all((tmp_path / name).exists() for name in left)
         assert not any((tmp_path / name).exists() for name in killed)
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     busy = pytest.raises(CacheBusy, match="is being written by")
-    with open_search(tmp_path), busy, open_search(tmp_path):
+    with SEARCH.open(tmp_path), busy, SEARCH.open(tmp_path):
         pass
 
 
 def test_a_folder_in_the_way_of_a_result_is_named_before_the_work(tmp_path: Path) -> None:
-    with open_search(tmp_path):
+    with SEARCH.open(tmp_path):
         (tmp_path / "best.toml").mkdir()
     with pytest.raises(UsageError, match=r"best\.toml is in the way"):
-        refuse_other_folder(tmp_path)
+        SEARCH.refuse_other(tmp_path)
 
 
 def make_file(path: Path) -> None:
@@ -108,5 +108,5 @@ def test_what_is_no_folder_is_an_error_of_storage(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "out")
-    with pytest.raises(StorageError), open_search(tmp_path / "out"):
+    with pytest.raises(StorageError), SEARCH.open(tmp_path / "out"):
         pass
