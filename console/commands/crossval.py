@@ -54,7 +54,11 @@ def crossval(
     context: ContextOption = None,
     future: FutureOption = False,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed of the folds.  [default: 0]")
+        int | None,
+        typer.Option(
+            help="Random seed of the dialogues that choose the epoch, and of the folds where "
+            "dialogues or speakers are alike in labels.  [default: 0]"
+        ),
     ] = None,
     epochs: MostEpochs = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.  [default: none]")] = None,

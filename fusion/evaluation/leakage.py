@@ -142,10 +142,13 @@ def find_copied(
     for name, texts in measured.items():
         if sum(map(bool, texts)) < _MIN_UTTERANCES:
             continue
+        # Sought by its rarest text: many dialogues begin alike ("", "Hi").
+        rarest = min(range(len(texts)), key=lambda position: len(places.get(texts[position], ())))
+        starts = ((other, at - rarest) for other, at in places.get(texts[rarest], ()))
         copies = dict.fromkeys(
             other
-            for other, start in places[texts[0]]
-            if list(train[other][start : start + len(texts)]) == list(texts)
+            for other, start in starts
+            if start >= 0 and list(train[other][start : start + len(texts)]) == list(texts)
         )
         if copies:
             yield CopiedDialogue(name=name, utterances=len(texts), train=tuple(copies))

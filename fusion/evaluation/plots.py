@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fusion.evaluation.report import EvalReport, HeadReport, describe_presence
 from fusion.evaluation.scores import ClassScores
 from pipeline.system.files import write_whole
+from pipeline.system.one_line import one_line
 
 MODEL_COLOUR, _MAJORITY = "#2f6fab", "#c3c8cf"
 
@@ -34,7 +35,7 @@ def plot_report(report: EvalReport, folder: Path) -> list[Path]:
                 _draw_nothing(axis, name, head)
             else:
                 draw(axis, name, head)
-        title = f"{report.run} on {report.split} ({describe_presence(report)})"
+        title = one_line(f"{report.run} on {report.split} ({describe_presence(report)})")
         figure.suptitle(title, size=11, parse_math=False)  # a folder's name may hold $
     paths = [folder / f"{report.split}-confusion.png", folder / f"{report.split}-classes.png"]
     for figure, path in zip((confusion, classes), paths, strict=True):

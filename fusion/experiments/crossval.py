@@ -79,7 +79,9 @@ class CrossvalConfig:
         measured speakers say, but with what others say in the same dialogues
     folds: number of folds, each measured once; as many as there are groups is leave-one-out
     seeds: number of seeds, each trained on every fold
-    seed: random seed of the folds; trainings take the seeds 0, 1, ...
+    seed: random seed of the dialogues that choose the epoch, and of the folds where groups are
+        alike in labels: the others are dealt so that labels are spread evenly, whatever the seed.
+        Trainings take the seeds 0, 1, ...
     out:  JSON file to write; None writes none
     device: "auto" uses a GPU if there is one
     """
@@ -217,12 +219,6 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
     data = load_pooled(config)
     check_modality_dropout(data.modalities, config.fit.modality_dropout)
     check_layers(data.features, config.model)
-    groups = len(np.unique(_group_numbers(data, config.group)))
-    if config.folds == groups and config.seed != CrossvalConfig().seed:
-        raise UsageError(
-            f"--seed {config.seed}: {groups} folds of {groups} {config.group}s leave one out at a "
-            "time, and nothing is drawn; leave the option out"
-        )
     folds = make_folds(data, config.folds, seed=config.seed, group=config.group)
     started = time.perf_counter()
     emotion, sentiment = _predict_unseen(config, data, folds, on_progress)
@@ -232,7 +228,7 @@ def crossval(config: CrossvalConfig, on_progress: OnProgress = lambda *_: None) 
         dialogues=int(data.turns.dialogue.max()) + 1,
         splits=tuple(dict.fromkeys(key.split for key in data.keys)),
         group=config.group,
-        groups=groups,
+        groups=len(np.unique(_group_numbers(data, config.group))),
         speakers_by_fold=tuple(
             tuple(sorted({data.speaker[row] for row in fold.measure})) for fold in folds
         )

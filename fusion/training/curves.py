@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fusion.evaluation.plots import MODEL_COLOUR, save_figure, tidy
 from fusion.training.history import EpochResult
+from pipeline.system.one_line import one_line
 
 
 def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
@@ -36,5 +37,5 @@ def plot_history(history: Sequence[EpochResult], path: Path, *, title: str) -> N
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axis)
         axis.legend(frameon=False)
-    figure.suptitle(title, size=11, parse_math=False)
+    figure.suptitle(one_line(title), size=11, parse_math=False)
     save_figure(figure, path)

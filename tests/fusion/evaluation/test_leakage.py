@@ -16,6 +16,7 @@ from fusion.evaluation.leakage import (
     Leakage,
     NotChecked,
     check_leakage,
+    find_copied,
     find_leakage,
     read_train_texts,
     same_text,
@@ -70,6 +71,25 @@ def test_scores_are_reported_with_and_without_the_texts_that_train_has(plant_pre
     assert found.copied == ()
     assert "2 of 5 texts occur in train" in shown(found)
     assert "no whole dialogue was copied" in shown(found)
+
+
+def test_a_copy_is_found_by_its_rarest_text_wherever_that_stands():
+    texts = ["Hi.", "Hi.", "Pivot!", "Hi."]
+    train = {
+        "whole": ["Hi.", "Well.", *texts],
+        "cut": texts[1:],  # begins after the first
+        "too short": texts[:3],
+        "others": ["Hi."] * 5,
+    }
+    found = list(find_copied({"test dia0": texts}, train))
+    assert [each.train for each in found] == [("whole",)]
+
+
+def test_dialogues_that_all_begin_alike_are_compared_in_a_moment():
+    """20,000 of each: sought by their first text, 400 million comparisons."""
+    measured = {str(number): ["", f"Line {number}."] * 2 for number in range(20_000)}
+    train = {f"t{number}": ["", f"Line {number}?"] * 2 for number in range(20_000)}
+    assert list(find_copied(measured, train)) == []
 
 
 def test_a_dialogue_copied_into_train_is_found_and_named(plant_predictions):

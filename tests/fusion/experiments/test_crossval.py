@@ -245,8 +245,6 @@ def test_each_speaker_is_left_out_once(
     of_speakers: Callable[..., CrossvalConfig], names: list[str]
 ) -> None:
     config = of_speakers(names, folds=len(names))
-    with pytest.raises(UsageError, match=r"--seed 1: .* leave one out at a time, and nothing is"):
-        crossval(dataclasses.replace(config, seed=1))
     data = load_pooled(config)
     folds = make_folds(data, config.folds, seed=0, group="speaker")
     who = np.array(data.speaker)
