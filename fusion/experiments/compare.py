@@ -7,6 +7,7 @@ separate intervals would hide.
 """
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,16 @@ def _predict(config: EvaluateConfig, on_progress: OnProgress) -> tuple[Predictio
 def match_rows(a: Predictions, b: Predictions) -> Predictions:
     """b with its rows in a's order.
 
-    Raises MismatchError where one has rows that the other lacks, or where text or labels of a
-    row differ: then they are of two corpora that only count alike.
+    Raises MismatchError where one has rows that the other lacks, or one row more than once, or
+    where text or labels of a row differ: then they are of two corpora that only count alike.
     """
+    for side, keys, run in (("A", a.keys, a.run), ("B", b.keys, b.run)):
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise MismatchError(
+                f"{side} ({run}) has {twice[0]} more than once ({len(twice)} such utterances): "
+                "measure both on caches with one row per utterance"
+            )
     place = {key: row for row, key in enumerate(b.keys)}
     odd = sorted(set(a.keys) ^ set(b.keys))
     if odd:

@@ -322,6 +322,11 @@ def _read_rows(split: Split, job: FinetuneJob, start: Checkpoint) -> list[Uttera
 
 def _check_labels(path: Path, utterances: Sequence[Utterance], data: Path) -> None:
     cache = read_cache(path, modalities=(), want=())
+    if cache.keys != tuple(row.key for row in utterances):
+        raise RecipeMismatch(
+            f"{path} holds other rows than the {cache.split} CSV in {data}, though it says that it "
+            "was made from it; extract again with --overwrite"
+        )
     for row, emotion, sentiment in zip(utterances, cache.emotion, cache.sentiment, strict=True):
         if (row.emotion or "", row.sentiment or "") != (emotion, sentiment):
             raise RecipeMismatch(

@@ -10,6 +10,7 @@ from pipeline.errors import InputError, RecipeMismatch, StorageError, UsageError
 from pipeline.exchange.card import SplitFacts, write_card
 from pipeline.exchange.mmsa import write_mmsa
 from pipeline.exchange.npz import read_npz, write_npz
+from pipeline.exchange.rows import settle_rows
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import SPLITS, Split
 from pipeline.system import locks
@@ -63,7 +64,8 @@ def convert(config: ConvertConfig) -> ConvertReport:
 
     Raises:
         UsageError: a file is in the way, or an extra is not installed.
-        InputError, StorageError: a file cannot be read, or what the format needs is missing.
+        InputError, StorageError: a file cannot be read, has a row twice, or lacks what the format
+            needs.
         RecipeMismatch: the splits were not made alike.
     """
     sources = find_sources(config.source)
@@ -122,7 +124,7 @@ def _check_targets(config: ConvertConfig) -> None:
 
 
 def _read(path: Path) -> FeatureCache:
-    return _READERS[path.suffix](path)
+    return settle_rows(_READERS[path.suffix](path), str(path))
 
 
 def _check_alike(paths: list[Path], caches: list[FeatureCache]) -> None:

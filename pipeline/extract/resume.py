@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.cache.format import FeatureCache, read_cache, read_header
 from pipeline.corpus.sources import compare, describe
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch, StorageError
-from pipeline.extract.shards import SplitWork, clear_shards, remove_half_written
+from pipeline.extract.shards import SplitWork, clear_shards, other_rows, remove_half_written
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource
 from pipeline.system.files import remove_temporaries, write_whole
@@ -45,7 +45,7 @@ def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Pr
     without, and until it is finished the old cache stays.
 
     Raises:
-        RecipeMismatch: there is a cache or an unfinished run with another recipe.
+        RecipeMismatch: there is a cache or an unfinished run with another recipe or other rows.
         InputError: none of the clips exists any more.
         CacheCorrupt: the existing file cannot be read.
     """
@@ -93,6 +93,8 @@ def _described(work: SplitWork) -> SplitWork:
 def _compare_finished(work: SplitWork, plan: "Plan | None", recipe: FeatureRecipe) -> Progress:
     """A cache of this recipe and these rows: only clips that changed since are read again."""
     cache = read_cache(work.path, modalities=(), want=())
+    if cache.keys != tuple(row.key for row in work.utterances):  # clips are compared in order
+        raise other_rows(work)
     if cache.sources:
         compared = compare(cache.sources, work.clips, work.data)
         _refuse_clips_that_are_away(work, work.path, cache.sources, compared.now)

@@ -22,7 +22,7 @@ from pipeline.cache.format import (
     write_cache,
 )
 from pipeline.corpus.sources import with_digest
-from pipeline.errors import StorageError
+from pipeline.errors import RecipeMismatch, StorageError
 from pipeline.parallel.work import ShardFeatures, ShardTask
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource, LocatedClip, Modality, Split, Utterance
@@ -158,6 +158,7 @@ def merge(work: SplitWork) -> None:
 
     Raises:
         StorageError: the disk; CacheCorrupt: a shard is damaged.
+        RecipeMismatch: the rows together are not those of the CSV.
     """
     shards = [read_cache(work.shard_path(index)) for index in range(work.num_shards)]
     cache = _with_times_of_today(work, concatenate(shards))
@@ -205,7 +206,7 @@ def clear_shards(folder: Path) -> None:
 
 def update(work: SplitWork) -> None:
     """Writes into a finished cache what changed without changing a feature: labels, and times of
-    files whose bytes are the same. Raises StorageError or CacheCorrupt."""
+    files whose bytes are the same. Raises StorageError, CacheCorrupt or RecipeMismatch."""
     write_cache(work.path, _labelled(work, _up_to_date(work, read_cache(work.path))))
 
 
@@ -224,9 +225,23 @@ def _up_to_date(work: SplitWork, cache: FeatureCache) -> FeatureCache:
 
 
 def _labelled(work: SplitWork, cache: FeatureCache) -> FeatureCache:
-    """With the labels that the CSV has now: shards may be of a time before a correction."""
+    """With the labels that the CSV has now: shards may be of a time before a correction.
+
+    Raises RecipeMismatch where the cache's rows are not those of the CSV.
+    """
+    rows = {row.key: row for row in work.utterances}
+    if sorted(cache.keys) != sorted(rows):
+        raise other_rows(work)
     return replace(
         cache,
-        emotion=[row.emotion or "" for row in work.utterances],
-        sentiment=[row.sentiment or "" for row in work.utterances],
+        emotion=[rows[key].emotion or "" for key in cache.keys],
+        sentiment=[rows[key].sentiment or "" for key in cache.keys],
+    )
+
+
+def other_rows(work: SplitWork) -> RecipeMismatch:
+    """Of a cache that has other rows than its hash says."""
+    return RecipeMismatch(
+        f"{work.path} holds other rows than the {work.split} CSV here, though it says that it was "
+        "made from it; choose another --features folder, or replace it with --overwrite"
     )

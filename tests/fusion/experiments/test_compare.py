@@ -100,6 +100,18 @@ def test_other_rows_are_refused_with_their_number_and_an_example(plant_predictio
     assert MismatchError.exit_status == 6
 
 
+def test_a_row_that_one_of_them_has_twice_is_refused(plant_predictions):
+    a = plant_predictions([*DIALOGUES[:2], ["Bye", "Bye"]])
+    twice = replace(a, keys=(*a.keys[:5], a.keys[4], a.keys[4]), run="second")
+    once = plant_predictions(DIALOGUES[:2])
+    with pytest.raises(MismatchError, match=r"B \(second\) has test dia1_utt2 more than once"):
+        match_rows(once, twice)
+    with pytest.raises(MismatchError, match=r"A \(second\) has test dia1_utt2 more than once"):
+        match_rows(twice, once)
+    with pytest.raises(MismatchError, match=r"A \(second\) has test dia1_utt2 more than once"):
+        match_rows(twice, twice)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

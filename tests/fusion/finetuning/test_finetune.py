@@ -41,7 +41,7 @@ from fusion.inference.words import Turn, predict_words
 from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
-from pipeline.cache.format import FeatureCache, write_cache
+from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.texts import with_surroundings
 from pipeline.encode import Encoders, encode_clips
@@ -210,6 +210,19 @@ def test_another_transcript_than_the_caches_is_refused(place: Path, tmp_path: Pa
     csv.write_text(csv.read_text().replace("coffee", "tea", 1))
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
         opened(place, data=other)
+
+
+def test_a_cache_in_another_order_than_it_says_is_refused(place: Path, tmp_path: Path) -> None:
+    features = shutil.copytree(place / "features", tmp_path / "features")
+    cache = read_cache(features / "dev.h5")
+    turned = {
+        name: getattr(cache, name)[::-1]
+        for name in ("dialogue_id", "utterance_id", "text", "speaker", "emotion", "sentiment")
+    }
+    raw = {"text": cache.raw["text"][::-1].copy()}
+    write_cache(features / "dev.h5", replace(cache, **turned, raw=raw))
+    with pytest.raises(RecipeMismatch, match=r"dev\.h5 holds other rows than the dev CSV"):
+        opened(place, features=features)
 
 
 def test_a_run_on_features_of_another_revision_is_refused(

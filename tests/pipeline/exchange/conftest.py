@@ -1,14 +1,16 @@
 """Caches that hold whatever a cache can hold."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.cache.format import FeatureCache, write_cache
+from pipeline.corpus.annotations import hash_rows
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
-from pipeline.schema import ClipFailure, ClipKey, ClipSource, Modality, Split
+from pipeline.schema import ClipFailure, ClipKey, ClipSource, Modality, Split, Utterance
 
 RECIPE = FeatureRecipe(
     encoders=tuple(
@@ -44,10 +46,10 @@ def plant(split: Split, rows: int = 7, *, seed: int = 0) -> FeatureCache:
     emotion = ["joy", "anger", "", "neutral", "fear", "sadness", "disgust"]
     sentiment = ["positive", "negative", "", "neutral", "negative", "negative", "negative"]
     key = ClipKey(split, 0, 1)
-    return FeatureCache(
+    cache = FeatureCache(
         split=split,
         recipe=RECIPE,
-        rows_hash="1" * 64,
+        rows_hash="",
         dialogue_id=np.arange(rows, dtype=np.int64) // 4,
         utterance_id=np.arange(rows, dtype=np.int64) % 4,
         text=[TEXTS[row % 7] for row in range(rows)],
@@ -72,6 +74,14 @@ def plant(split: Split, rows: int = 7, *, seed: int = 0) -> FeatureCache:
             for row in range(rows)
         ),
     )
+    return tied(cache)
+
+
+def tied(cache: FeatureCache) -> FeatureCache:
+    """With the hash that an extraction of these rows writes."""
+    rows = zip(cache.keys, cache.text, cache.speaker, strict=True)
+    utterances = [Utterance(key=key, text=text, speaker=speaker) for key, text, speaker in rows]
+    return replace(cache, rows_hash=hash_rows(utterances))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.errors import CacheCorrupt, InputError, MeldError, RecipeMismatch, UsageError
 from pipeline.exchange import npz
 from pipeline.exchange.convert import ConvertConfig, ConvertReport, Format, convert
+from tests.pipeline.exchange.conftest import tied
 
 Meld = Callable[..., Any]
 Plant = Callable[..., FeatureCache]
@@ -59,7 +60,7 @@ def test_what_a_cache_may_lack_or_have_comes_back_too(
     plant_cache: Plant, tmp_path: Path, to: Format, change: dict[str, Any]
 ) -> None:
     cache = replace(plant_cache("train"), **change)
-    write_cache(tmp_path / "train.h5", cache)
+    write_cache(tmp_path / "train.h5", tied(cache))
     before = read_cache(tmp_path / "train.h5")
     [file, *_] = run(tmp_path / "train.h5", to, tmp_path / "there").files
     run(file, "cache", tmp_path / "back")

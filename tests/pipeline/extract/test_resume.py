@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import CacheCorrupt, RecipeMismatch, StorageError
 from pipeline.extract.extract import ExtractConfig, extract, plan
 from pipeline.extract.resume import Progress, begin_split, find_progress
-from pipeline.extract.shards import SplitWork, merge, write_shard
+from pipeline.extract.shards import SplitWork, merge, update, write_shard
 from pipeline.parallel import engine as parallel
 from pipeline.recipe import FeatureRecipe
 
@@ -162,6 +163,62 @@ def test_an_unfinished_run_of_another_recipe_or_other_annotations_is_refused_and
     with pytest.raises(RecipeMismatch, match="other annotations than the dev CSV"):
         find_progress(plant_split("dev", rows_hash="2" * 64), planted_recipe, overwrite=False)
     assert left.shard_path(0).exists()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0]],
+    ids=["cut", "doubled", "turned round"],
+)
+@pytest.mark.parametrize("emotion", ["joy", "anger"])
+def test_a_cache_of_other_rows_than_it_says_is_refused_and_kept(
+    run_until: RunUntil,
+    plant_split: Any,
+    planted_recipe: FeatureRecipe,
+    rows: list[int],
+    emotion: str,
+) -> None:
+    finished = run_until("finished").path
+    write_cache(finished, pick(read_cache(finished), rows))
+    before = finished.read_bytes()
+    work = plant_split("dev")
+    work.utterances = [dataclasses.replace(row, emotion=emotion) for row in work.utterances]
+    with pytest.raises(RecipeMismatch, match=r"dev\.h5 holds other rows than the dev CSV here"):
+        find_progress(work, planted_recipe, overwrite=False)
+    assert finished.read_bytes() == before
+
+
+def test_labels_go_to_the_rows_of_their_keys(
+    run_until: RunUntil, plant_split: Any, planted_recipe: FeatureRecipe
+) -> None:
+    emotions = ("joy", "anger", "fear", "neutral", "disgust", "sadness")
+    finished = run_until("finished").path
+    work = plant_split("dev")
+    work.utterances = [
+        dataclasses.replace(row, emotion=emotion)
+        for row, emotion in zip(work.utterances, emotions, strict=True)
+    ]
+    write_cache(finished, pick(read_cache(finished), [5, 4, 3, 2, 1, 0]))
+    update(work)
+    assert read_cache(finished).emotion == list(reversed(emotions))
+    write_cache(finished, pick(read_cache(finished), [0, 1, 2]))
+    with pytest.raises(RecipeMismatch, match="holds other rows than the dev CSV here"):
+        update(work)
+
+
+def pick(cache: FeatureCache, rows: list[int]) -> FeatureCache:
+    """These rows alone, in this order, under the hash of all."""
+    return dataclasses.replace(
+        cache,
+        dialogue_id=cache.dialogue_id[rows],
+        utterance_id=cache.utterance_id[rows],
+        text=[cache.text[row] for row in rows],
+        speaker=[cache.speaker[row] for row in rows],
+        emotion=[cache.emotion[row] for row in rows],
+        sentiment=[cache.sentiment[row] for row in rows],
+        raw={name: values[rows] for name, values in cache.raw.items()},
+        present={name: there[rows] for name, there in cache.present.items()},
+    )
 
 
 def test_a_damaged_shard_is_made_again(
