@@ -14,6 +14,7 @@ An interval covers the choice of the split's dialogues only, not other training 
 corpora.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from fusion.evaluation.scores import Scoring, weighted_f1_of
 from fusion.labels import UNLABELLED, Labels
 
 SAMPLES = 2000
+_BLOCK = 2**22  # numbers of a block
 _TAIL = 0.025  # on each side
 
 
@@ -74,10 +76,20 @@ def confusions_by_dialogue(
 def draw_weights(num_dialogues: int, *, samples: int = SAMPLES, seed: int = 0) -> Labels:
     """int64 [samples, dialogues]: how often each dialogue is in each sample; rows sum to
     `num_dialogues`. The same arguments give the same draws."""
-    drawn = np.random.default_rng(seed).integers(0, num_dialogues, (samples, num_dialogues))
-    drawn += np.arange(samples)[:, None] * num_dialogues
-    counts = np.bincount(drawn.ravel(), minlength=samples * num_dialogues)
-    return counts.reshape(samples, num_dialogues)
+    random = np.random.default_rng(seed)
+    weights = np.empty((samples, num_dialogues), dtype=np.int64)
+    for block in _blocks(weights):
+        drawn = random.integers(0, num_dialogues, block.shape)
+        drawn += np.arange(len(block))[:, None] * num_dialogues
+        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+    return weights
+
+
+def _blocks(weights: Labels) -> Iterator[Labels]:
+    """Views of some samples each: with many dialogues all samples at once take gigabytes."""
+    size = max(1, _BLOCK // max(1, weights.shape[1]))
+    for start in range(0, len(weights), size):
+        yield weights[start : start + size]
 
 
 def resample(
@@ -86,7 +98,8 @@ def resample(
     """[dialogues, C, C] and [samples, dialogues] -> [samples]: the score of each drawn set."""
     dialogues, classes, _ = confusions.shape
     flat = confusions.reshape(dialogues, classes * classes).astype(np.float64)
-    sums = weights.astype(np.float64) @ flat  # whole numbers far below 2^53: exact
+    # Whole numbers far below 2^53: exact.
+    sums = np.concatenate([block.astype(np.float64) @ flat for block in _blocks(weights)])
     return scoring(sums.reshape(len(weights), classes, classes))
 
 

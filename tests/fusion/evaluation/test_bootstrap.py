@@ -61,6 +61,16 @@ def test_each_sample_draws_as_many_dialogues_as_there_are():
     assert (weights != draw_weights(280, samples=500, seed=4)).any()
 
 
+def test_samples_are_the_same_in_whatever_blocks_they_are_drawn(monkeypatch):
+    confusions = np.random.default_rng(1).integers(0, 9, (30, 3, 3))
+    at_once = draw_weights(30, samples=50, seed=3)
+    wanted = resample(confusions, at_once)
+    for numbers in (1, 100, 1499):  # one sample a block, three, 49
+        monkeypatch.setattr("fusion.evaluation.bootstrap._BLOCK", numbers)
+        assert (draw_weights(30, samples=50, seed=3) == at_once).all()
+        assert (resample(confusions, at_once) == wanted).all()
+
+
 def test_a_sample_is_worth_what_sklearn_says_of_its_rows():
     random = np.random.default_rng(1)
     true, dialogue = draw_truth(random, dialogues=20)
