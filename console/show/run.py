@@ -36,6 +36,8 @@ def show_run(info: RunInfo, as_json: bool) -> None:
     print_random(info.recipe.random_modalities)
     print_foreign(info.recipe.foreign)
     print("commands that reproduce it:")
+    if info.remake.note:
+        print(f"  ({info.remake.note})")
     for command in info.remake.commands:  # unbroken, to be copied
         print(f"  {command}")
     for name, text in info.remake.files.items():

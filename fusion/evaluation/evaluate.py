@@ -26,7 +26,7 @@ from fusion.inference.predict import predict_subsets
 from fusion.inference.predictions import Predictions
 from fusion.inference.subsets import SubsetPredictions
 from fusion.labels import UNLABELLED, Head, Labels
-from pipeline.errors import RecipeMismatch, UsageError
+from pipeline.errors import InputError, RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 from pipeline.system.files import write_whole
 from pipeline.system.json_values import json_bytes
@@ -172,7 +172,13 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
 
     features = config.run / "features"
     data = config.data or checkpoint.data
-    assert data is not None
+    if data is None:
+        raise InputError(
+            f"{config.run} was fine-tuned, and passed on without the clips that it was fine-tuned "
+            "on: name clips with --data, or features of its own encoders with --features "
+            "(--features-a and --features-b of meld compare), made by meld extract "
+            f"--split {config.split} --encoders {config.run} --features FOLDER"
+        )
     if (
         checkpoint.data is None or data.resolve() != checkpoint.data.resolve()
     ):  # the same annotations may be of other clips

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,34 @@ from pipeline.schema import MODALITIES
 from pipeline.settings import describe_config
 
 _ANY_FEATURES = Path("features")  # of a run that was passed on without its own
+_ANY_RUN = "NEW_RUN"
+_ANY_DATA = "FOLDER_WITH_CSVS"
+_PASSED_ON = (
+    "it was passed on without its folders, so they do not say which corpus, run to start from or "
+    "teacher it had; words in capitals stand for what is not known"
+)
 # What only says how the command was given, or is said in another place of it.
 _NOT_OPTIONS = ("out", "features", "overwrite", "resume", "store", "address")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remake:
-    """commands: one a line, ready for a shell; files: name -> TOML that they read."""
+    """commands: one a line, ready for a shell; files: name -> TOML that they read
+
+    note: what they do not say, empty where they say everything
+    """
 
     commands: tuple[str, ...]
     files: Mapping[str, str]
+    note: str = ""
 
 
 def remake(checkpoint: Checkpoint, run: Path, *, data: Path | None) -> Remake:
     """`data`: the corpus, if it is known; a run on cached features does not record it."""
     make = _finetune if checkpoint.finetuned else _extract_and_train
-    return make(checkpoint, run, data)
+    if checkpoint.features is not None:
+        return make(checkpoint, run, data)
+    return replace(make(checkpoint, Path(_ANY_RUN), data), note=_PASSED_ON)
 
 
 def _extract_and_train(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
@@ -62,11 +74,14 @@ def _imports(recipe: FeatureRecipe, features: Path) -> Iterator[str]:
 def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
     from fusion.finetuning.job import FinetuneConfig  # brings the encoders with it
 
-    del data  # the settings name it
     settings = dict(checkpoint.settings)
     if settings.get("run") == str(run.absolute() / "start"):
         settings["run"] = None  # it was trained on the way, and will be again
     words = ["meld", "finetune", "--end-to-end", "--out", str(run)]
+    if checkpoint.features is None:
+        words += ["--run", "RUN_TO_START_FROM"]
+    if checkpoint.data is None and not settings.get("data"):
+        words += ["--data", str(data or _ANY_DATA)]
     if settings.get("features"):
         words += ["--features", str(settings["features"])]
     command, tables = _command(
@@ -78,7 +93,7 @@ def _finetune(checkpoint: Checkpoint, run: Path, data: Path | None) -> Remake:
 def _extract(checkpoint: Checkpoint, data: Path | None) -> tuple[str, str]:
     """The command and its TOML, "" where it needs none."""
     recipe, features = checkpoint.recipe, checkpoint.features or _ANY_FEATURES
-    words = ["meld", "extract", "--split", "all", "--data", str(data or "FOLDER_WITH_CSVS")]
+    words = ["meld", "extract", "--split", "all", "--data", str(data or _ANY_DATA)]
     own = [spec for spec in recipe.encoders if not spec.is_foreign]
     # A cache that something is imported into needs one of ours.
     modalities = [spec.modality for spec in own] or list(MODALITIES[:1])

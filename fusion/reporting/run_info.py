@@ -69,6 +69,7 @@ class RunInfo:
             "versions": dict(self.versions),
             "commands": list(self.remake.commands),
             "settings_files": dict(self.remake.files),
+            "commands_note": self.remake.note,
         }
 
 

@@ -1,0 +1,70 @@
+"""What measuring a run needs, counts and leaves alone."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusion.evaluation.evaluate import EvaluateConfig, evaluate
+from fusion.evaluation.test_evaluations import count_evaluations
+from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
+from fusion.training.fit import FitConfig
+from fusion.training.train import TrainConfig, train_fusion
+from pipeline.cache.format import FeatureCache, write_cache
+from pipeline.errors import StorageError
+from tests.conftest import Meld
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, plant_cache: Callable[..., FeatureCache]
+) -> Path:
+    """Trained on planted features of all three splits."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for split, rows in (("train", 60), ("dev", 20), ("test", 20)):
+        write_cache(folder / "features" / f"{split}.h5", plant_cache(split, rows))
+    config = TrainConfig(
+        features=folder / "features",
+        out=folder / "run",
+        fit=FitConfig(epochs=1),
+        device="cpu",
+    )
+    return train_fusion(config).run
+
+
+@pytest.fixture
+def passed_on(run: Path, tmp_path: Path) -> Path:
+    """A fine-tuned run, as an export leaves it: without the paths of its machine."""
+    checkpoint = dataclasses.replace(
+        read_checkpoint(run), finetuned=("text", "audio"), data=tmp_path / "clips"
+    )
+    write_checkpoint(tmp_path / "bundle", checkpoint.to_pass_on())
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "compare"])
+def test_a_fine_tuned_run_without_its_clips_says_what_to_name(
+    meld: Meld, run: Path, passed_on: Path, tmp_path: Path, command: str
+) -> None:
+    more = {"report": ["--out", tmp_path / "page.html"], "compare": [run]}.get(command, [])
+    refused = meld(command, passed_on, *more, "--split", "dev")
+    assert refused.status == 4, refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert "name clips with --data, or features of its own encoders with --features" in refused.err
+    assert f"meld extract --split dev --encoders {passed_on}" in refused.err
+
+
+def test_commands_of_a_passed_on_run_name_what_is_missing_and_not_the_run_itself(
+    meld: Meld, passed_on: Path
+) -> None:
+    shown = meld("info", passed_on)
+    assert shown.status == 0, shown.err
+    [command] = [line for line in shown.out.splitlines() if "meld finetune" in line]
+    assert "--run RUN_TO_START_FROM" in command
+    assert "--data FOLDER_WITH_CSVS" in command
+    assert "--out NEW_RUN" in command
+    assert str(passed_on) not in command
+    assert "words in capitals stand for what is not known" in shown.out
