@@ -28,7 +28,7 @@ from fusion.inference.subsets import SubsetPredictions
 from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.errors import InputError, RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
-from pipeline.system.files import write_whole
+from pipeline.system.files import check_out, check_writable, write_whole
 from pipeline.system.json_values import json_bytes
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,18 @@ def evaluate(
         from fusion.evaluation.predictions_file import check_predictions_file, write_predictions
 
         check_predictions_file(config.predictions)
-    measured = measure_split(config, on_progress)
+        check_out(config.predictions, begins=b"", option="--predictions")
+    measured = measure_unrecorded(config, on_progress)
+    written = [f"evaluation-{config.split}.json"]
+    written += [f"{config.split}-{plot}.png" for plot in ("confusion", "classes")] if draw else []
+    for name in written:
+        check_writable(config.run / name)
+    measured = record_measured(measured, config.run, "evaluate")
     report = measured.report
     if config.predictions is not None:
         everything = measured.by_subset[max(measured.by_subset, key=len)]
         write_predictions(config.predictions, measured.checkpoint, everything)
-    write_whole(config.run / f"evaluation-{config.split}.json", json_bytes(report.to_dict()))
+    write_whole(config.run / written[0], json_bytes(report.to_dict()))
     if draw:
         from fusion.evaluation.plots import plot_report  # matplotlib takes seconds to load
 
@@ -104,15 +110,28 @@ def measure_split(
 
     command: name of the command, for the record. Raises as `evaluate`.
     """
+    return record_measured(measure_unrecorded(config, on_progress), config.run, command)
+
+
+def record_measured(measured: Measured, run: Path, command: str) -> Measured:
+    """Records a test evaluation, if it is one. Raises StorageError."""
+    if measured.report.split != "test":
+        return measured
+    num_evaluations = record_evaluation(run, command)
+    log.info("%s: test evaluation %d is recorded", run, num_evaluations)
+    return replace(measured, report=replace(measured.report, test_evaluations=num_evaluations))
+
+
+def measure_unrecorded(
+    config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
+) -> Measured:
+    """Its caller calls `record_measured` when nothing can fail any more, before anything of it is
+    shown or written. Raises as `evaluate`."""
     checkpoint, data = open_split(config, on_progress)
     by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
     predictions = by_subset[data.modalities]
-    num_evaluations = record_evaluation(config.run, command) if config.split == "test" else 0
-    if config.split == "test":
-        log.info("%s: test evaluation %d is recorded", config.run, num_evaluations)
     report = replace(
         report_subsets(checkpoint, by_subset),
-        test_evaluations=num_evaluations,
         leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
         errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
     )

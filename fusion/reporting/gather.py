@@ -1,12 +1,13 @@
 """Gathers everything that a report shows of one run on one split."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fusion.evaluation.evaluate import EvaluateConfig, measure_split
+from fusion.evaluation.evaluate import EvaluateConfig, measure_unrecorded
 from fusion.evaluation.report import EvalReport
+from fusion.evaluation.test_evaluations import record_evaluation
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictions import Predictions
 from fusion.inference.shapley import ModalityShares, explain_modalities
@@ -71,15 +72,31 @@ class RunReport:
 
 
 def gather(
-    run: Path, split: Split, data: Path | None, on_progress: OnProgress = lambda *_: None
-) -> RunReport:
-    """Measures a run and reads the records of its training.
+    runs: Sequence[Path],
+    split: Split,
+    data: Path | None,
+    on_progress: OnProgress = lambda *_: None,
+) -> tuple[RunReport, ...]:
+    """Measures runs and reads the records of their training. A test evaluation is recorded of each
+    run once, after all were measured.
 
     data: the corpus, for stills; None takes that of a fine-tuned run, which is measured on it
 
     Raises what reading a run and its features raises; the message says what to do.
     """
-    measured = measure_split(_evaluation(run, split, data), on_progress, command="report")
+    gathered = [_gather(run, split, data, on_progress) for run in runs]
+    if split == "test":
+        paths = [run.resolve() for run in runs]
+        counts = {path: record_evaluation(path, "report") for path in dict.fromkeys(paths)}
+        gathered = [
+            replace(each, evaluation=replace(each.evaluation, test_evaluations=counts[path]))
+            for each, path in zip(gathered, paths, strict=True)
+        ]
+    return tuple(gathered)
+
+
+def _gather(run: Path, split: Split, data: Path | None, on_progress: OnProgress) -> RunReport:
+    measured = measure_unrecorded(_evaluation(run, split, data), on_progress)
     checkpoint, by_subset = measured.checkpoint, measured.by_subset
     errors, clips = measured.report.errors, data or checkpoint.data
     shown = [mistake.key for mistake in errors.mistakes] if errors is not None else []

@@ -59,7 +59,7 @@ def write_html_report(
     """
     _check_paths(config)
     ablation = read_ablation(config.ablation) if config.ablation else None
-    runs = tuple(gather(run, config.split, config.data, on_progress) for run in config.runs)
+    runs = gather(config.runs, config.split, config.data, on_progress)
     page = render_page(runs, split=config.split, ablation=ablation, command=_command(config))
     write_whole(config.out, page.encode("utf-8", "replace"))  # a path may hold what is no UTF-8
     log.info("wrote %s", config.out)

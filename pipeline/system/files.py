@@ -17,7 +17,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
     Raises StorageError; then an earlier file with that name is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -31,6 +31,10 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):  # it was renamed, or never created
             temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")
 
 
 def remove_temporaries(path: Path) -> None:
@@ -78,5 +82,22 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
         raise UsageError(
             f"{out} is another kind of file and is left as it is; name another {option}"
         )
-    if not os.access(out.parent, os.W_OK):
-        raise StorageError(f"cannot write {out}: no permission in {out.parent}")
+    check_writable(out)
+
+
+def check_writable(path: Path) -> None:
+    """Checks, by a file that it removes again, that `write_whole` can write `path`.
+
+    Raises StorageError.
+    """
+    temporary = _temporary(path)
+    try:
+        if path.is_dir():
+            raise StorageError(f"cannot write {path}: it is a folder")
+        # Permissions alone do not tell: root has all of them, also in /proc.
+        temporary.open("xb").close()
+        temporary.unlink()
+    except PermissionError as error:
+        raise StorageError(f"cannot write {path}: no permission in {path.parent}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error

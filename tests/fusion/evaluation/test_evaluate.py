@@ -1,6 +1,7 @@
 """What measuring a run needs, counts and leaves alone."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,33 @@ def test_commands_of_a_passed_on_run_name_what_is_missing_and_not_the_run_itself
     assert "--out NEW_RUN" in command
     assert str(passed_on) not in command
     assert "words in capitals stand for what is not known" in shown.out
+
+
+@pytest.mark.parametrize("place", ["predictions", "evaluation-test.json", "test-confusion.png"])
+def test_what_cannot_be_written_is_no_test_evaluation(
+    run: Path, tmp_path: Path, place: str
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = EvaluateConfig(run=copy)
+    if place == "predictions":  # where root has every permission, and nobody can write
+        config = dataclasses.replace(config, predictions=Path("/proc/predictions.csv"))
+    else:
+        (copy / place).mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        evaluate(config)
+    assert count_evaluations(copy) == 0
+    assert not list(copy.glob("*.tmp"))
+
+
+def test_a_report_counts_no_run_before_all_are_measured_and_each_once(
+    meld: Meld, run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    page = tmp_path / "page.html"
+    refused = meld("report", copy, tmp_path / "nothing", "--out", page)
+    assert refused.status == 4, refused.err
+    assert count_evaluations(copy) == 0
+    twice = meld("report", copy, copy, "--out", page, "--json")
+    assert twice.status == 0, twice.err
+    assert count_evaluations(copy) == 1
+    assert [each["test_evaluations"] for each in twice.json["runs"]] == [1, 1]

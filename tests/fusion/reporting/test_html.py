@@ -71,7 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, plant_cache) -> Path:
 
 @pytest.fixture(scope="module")
 def gathered(folder: Path) -> RunReport:
-    return gather(folder / RUN_NAME, "dev", None)
+    [report] = gather([folder / RUN_NAME], "dev", None)
+    return report
 
 
 @pytest.fixture
