@@ -20,9 +20,7 @@ pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, plant_cache: Callable[..., FeatureCache]
-) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, plant_cache: Callable[..., FeatureCache]) -> Path:
     """Trained on planted features of all three splits."""
     folder = tmp_path_factory.mktemp("evaluate")
     for split, rows in (("train", 60), ("dev", 20), ("test", 20)):
