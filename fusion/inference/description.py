@@ -162,6 +162,10 @@ def _counts(values: Any) -> tuple[int, ...]:
 def _settings(values: Any) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"settings {values!r} are no table")
+    for name, value in values.items():
+        if isinstance(value, list) and not all(isinstance(each, str) for each in value):
+            raise ValueError(f"the setting {name} is {value!r}, which is no list of names")
+    json.dumps(values, allow_nan=False)  # raises ValueError: Python reads NaN, JSON has none
     return values
 
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CacheCorrupt, StorageError
+
+
+_MAY_BE_NONE = ("train_loss", "dev_emotion_f1", "dev_sentiment_f1")  # of EpochResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +52,28 @@ def mean_history(histories: Sequence[Sequence[EpochResult]]) -> tuple[EpochResul
     return tuple(mean_of(by_epoch[epoch]) for epoch in sorted(by_epoch))
 
 
+def _check_numbers(result: EpochResult) -> None:
+    """Raises TypeError or ValueError."""
+    if type(result.epoch) is not int:
+        raise TypeError(f"epoch {result.epoch!r} is no number of an epoch")
+    for name, value in dataclasses.asdict(result).items():
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        if type(value) not in (int, float):
+            raise TypeError(f"{name} {value!r} is no number")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+
+
 def read_history(path: Path) -> list[EpochResult]:
     """`history.jsonl` of a run. Raises CacheCorrupt or StorageError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         history = [EpochResult(**json.loads(line)) for line in lines]
-        for value in (value for each in history for value in dataclasses.astuple(each)):
-            if value is not None and type(value) not in (int, float):
-                raise TypeError(f"{value!r} is no number")
+        for each in history:
+            _check_numbers(each)
         return history
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CacheCorrupt(f"{path}: not a training history ({error})") from error

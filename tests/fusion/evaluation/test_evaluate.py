@@ -1,6 +1,8 @@
 """What measuring a run needs, counts and leaves alone."""
 
 import dataclasses
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,3 +99,21 @@ def test_a_report_counts_no_run_before_all_are_measured_and_each_once(
     assert twice.status == 0, twice.err
     assert count_evaluations(copy) == 1
     assert [each["test_evaluations"] for each in twice.json["runs"]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modalities": [1, 2]}, {"fit": [1]}, {"fit": {"learning_rate": math.nan}}]
+)
+def test_settings_that_no_training_wrote_are_a_damaged_run(
+    meld: Meld, run: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = json.loads((copy / "config.json").read_text())
+    config["settings"] |= settings
+    (copy / "config.json").write_text(json.dumps(config))
+    for command in (["info", copy, "--json"], ["report", copy, "--out", tmp_path / "page.html"]):
+        refused = meld(*command)
+        assert refused.status == 5, refused.err
+        assert refused.out == ""
+        assert len(refused.err.splitlines()) == 1
+        assert "config.json" in refused.err

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -261,7 +262,12 @@ def test_a_history_that_holds_no_numbers_is_named(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text(json.dumps(epoch))
     assert read_history(path)[0].dev_sentiment_f1 is None
-    for damage in ("[]", json.dumps({**epoch, "train_loss": "x"}), "[" * 100_000):
+    path.write_text(json.dumps({**epoch, "epoch": 0, "train_loss": None, "dev_emotion_f1": None}))
+    assert read_history(path)[0].train_loss is None
+    values = [{"train_loss": "x"}, {"score": None}, {"dev_loss": None}, {"dev_loss": math.nan}]
+    values += [{"epoch": 1.5}, {"score": True}, {"seconds": math.inf}]
+    damaged = [json.dumps({**epoch, **changed}) for changed in values]
+    for damage in ("[]", *damaged, "[" * 100_000):
         path.write_text(damage)
         with pytest.raises(CacheCorrupt, match=r"history\.jsonl: not a training history"):
             read_history(path)
