@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pipeline.errors import CacheCorrupt, StorageError
 
-
 _MAY_BE_NONE = ("train_loss", "dev_emotion_f1", "dev_sentiment_f1")  # of EpochResult
 
 
