@@ -222,8 +222,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     damaged, or unpacks to far more than its size.
     """
     try:
-        with pa.OSFile(str(path)) as file:
-            size = file.size()
+        with path.open("rb") as file:  # pyarrow opens no name that is no UTF-8
+            size = path.stat().st_size
             parquet = pyarrow.parquet.ParquetFile(
                 file, page_checksum_verification=True, arrow_extensions_enabled=False
             )
@@ -285,7 +285,8 @@ def _read_list(values: pa.Array) -> NDArray[Any] | str:
 def column_names(path: Path) -> list[str]:
     """Of a Parquet file, read from its schema alone. Raises as `read_table`."""
     try:
-        return list(pyarrow.parquet.read_schema(path).names)
+        with path.open("rb") as file:
+            return list(pyarrow.parquet.read_schema(file).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from error
 

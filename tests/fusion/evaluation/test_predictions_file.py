@@ -8,6 +8,7 @@ import pytest
 
 from fusion.data.load import load_split
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
+from fusion.evaluation.predictions_file import check_predictions_file
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict_rows
 from fusion.training.fit import FitConfig
@@ -51,6 +52,12 @@ def test_every_row_has_its_key_labels_and_probabilities(
     assert table["text_present"].all()
     # Its own file is replaced.
     evaluate(EvaluateConfig(run=run, split="dev", predictions=out), draw=False)
+
+
+def test_a_table_of_a_name_that_is_no_utf_8_is_known_again(tmp_path: Path) -> None:
+    columns = ("dialogue_id", "utterance_id", "true_emotion", "true_sentiment")
+    pd.DataFrame({name: [1] for name in columns}).to_parquet(tmp_path / "dev.parquet")
+    check_predictions_file((tmp_path / "dev.parquet").rename(tmp_path / "n\udcff.parquet"))
 
 
 @pytest.mark.heavy

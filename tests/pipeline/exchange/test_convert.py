@@ -98,6 +98,16 @@ def test_nan_keeps_its_bits(plant_cache: Plant, tmp_path: Path) -> None:
         assert (tmp_path / to / "train.h5").read_bytes() == (tmp_path / "train.h5").read_bytes()
 
 
+@pytest.mark.parametrize("to", BACK)
+def test_a_folder_whose_name_is_no_utf_8_is_read_as_well(
+    caches: Path, tmp_path: Path, to: Format
+) -> None:
+    folder = tmp_path / "n\udcff"
+    run(caches, to, folder)
+    run(folder, "cache", tmp_path / "back")
+    assert (tmp_path / "back/dev.h5").read_bytes() == (caches / "dev.h5").read_bytes()
+
+
 # --------------------------------------------------------------------------- read by others
 
 
