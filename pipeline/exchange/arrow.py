@@ -251,6 +251,17 @@ def _check_claims(path: Path, size: int, parquet: "pyarrow.parquet.ParquetFile")
         raise InputError(f"{path}: {size:,} bytes that claim to hold {claimed:,}; not read")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `write_parquet` wrote a file; not whether it is whole. Raises StorageError."""
+    try:
+        with path.open("rb") as file:
+            return HEADER in (pyarrow.parquet.read_schema(file).metadata or {})
+    except (pa.ArrowException, ValueError):
+        return False
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error})") from error
+
+
 def list_columns(table: pa.Table) -> list[str]:
     """The columns that hold lists of numbers, or lists of such lists."""
     return [field.name for field in table.schema if _is_list_of_numbers(field.type)]

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, SENTIMENTS, Split
 
+_HEAD = ("---", "configs:", "- config_name: default", "  data_files:")
+_TITLE = (
+    "# Features of utterances",
+    "",
+    "Written by `meld convert --to parquet`. One row is one utterance of a conversation. The "
+    "licence is that of the corpus that the features were made of.",
+)
 # As the hub names them.
 HUB_SPLITS: Mapping[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
 
@@ -24,19 +31,23 @@ class SplitFacts:
 
 def write_card(recipe: FeatureRecipe, splits: Sequence[SplitFacts]) -> str:
     """The text of the card."""
-    head = ["---", "configs:", "- config_name: default", "  data_files:"]
+    head = list(_HEAD)
     for each in splits:
         head += [f"  - split: {HUB_SPLITS[each.split]}", f"    path: {each.file}"]
     return "\n".join([*head, "---", "", *_body(recipe, splits), ""])
 
 
+def is_card(content: bytes) -> bool:
+    """Whether a file begins as `write_card` begins: only that is replaced."""
+    text = content.decode(errors="replace")
+    head, end, body = text.partition("\n---\n\n")
+    return bool(end) and head.startswith("\n".join(_HEAD)) and body.startswith("\n".join(_TITLE))
+
+
 def _body(recipe: FeatureRecipe, splits: Sequence[SplitFacts]) -> list[str]:
     shapes = {name: shape for each in splits for name, shape in each.shapes.items()}
     lines = [
-        "# Features of utterances",
-        "",
-        "Written by `meld convert --to parquet`. One row is one utterance of a conversation. The "
-        "licence is that of the corpus that the features were made of.",
+        *_TITLE,
         "",
         "| split | file | rows |" + "".join(f" {name} |" for name in recipe.modalities),
         "| --- | --- | --- |" + " --- |" * len(recipe.modalities),

@@ -1,13 +1,14 @@
 """`meld convert`: feature caches -> Parquet, npz or MMSA's pickle; and back from the first two."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.errors import InputError, RecipeMismatch, StorageError, UsageError
-from pipeline.exchange.card import SplitFacts, write_card
+from pipeline.exchange.arrays import read_bytes
+from pipeline.exchange.card import SplitFacts, is_card, write_card
 from pipeline.exchange.mmsa import write_mmsa
 from pipeline.exchange.npz import read_npz, write_npz
 from pipeline.exchange.rows import settle_rows
@@ -15,7 +16,7 @@ from pipeline.recipe import FeatureRecipe
 from pipeline.schema import SPLITS, Split
 from pipeline.system import locks
 from pipeline.system.extras import needs_extra
-from pipeline.system.files import write_whole
+from pipeline.system.files import remove_temporaries, write_whole
 
 Format = Literal["parquet", "npz", "mmsa", "cache"]
 CARD = "README.md"
@@ -66,20 +67,19 @@ def convert(config: ConvertConfig) -> ConvertReport:
         UsageError: a file is in the way, or an extra is not installed.
         InputError, StorageError: a file cannot be read, has a row twice, or lacks what the format
             needs.
-        RecipeMismatch: the splits were not made alike.
+        RecipeMismatch: the splits were not made alike, or not as Parquet files that are there.
+        CacheBusy: another process writes there.
     """
     sources = find_sources(config.source)
     _check_targets(config)
     caches = [_read(path) for path in sources]
     _check_alike(sources, caches)
-    left_out: dict[Split, int] = {}
-    if config.to == "mmsa":
-        files = [config.out / MMSA_FILE]
-        left_out = write_mmsa(files[0], caches)
+    if config.to == "cache":
+        files = [_write_cache(config.out, cache) for cache in caches]
+        left_out: dict[Split, int] = {}
     else:
-        files = [_write(config, cache) for cache in caches]
-    if config.to == "parquet":
-        files.append(_write_card(config.out, caches))
+        with locks.hold_folder(config.out, f"what is in {config.out}") as is_alone:
+            files, left_out = _write(config, sources[0], caches, is_alone=is_alone)
     return ConvertReport(
         to=config.to,
         files=tuple(files),
@@ -117,7 +117,15 @@ def _check_targets(config: ConvertConfig) -> None:
     names += {"parquet": [CARD], "mmsa": [MMSA_FILE]}.get(config.to, [])
     for name in names:
         path = config.out / name
-        if path.exists() and not (config.overwrite and path.is_file()):
+        if not path.exists():
+            continue
+        if not path.is_file():
+            raise UsageError(f"{path} is in the way and is no file; name another --out")
+        if name == CARD and not is_card(read_bytes(path)):
+            raise UsageError(
+                f"{path} is no card of meld convert and is left as it is; name another --out"
+            )
+        if not config.overwrite:
             raise UsageError(
                 f"{path} is there already; name another --out, or replace it with --overwrite"
             )
@@ -131,45 +139,103 @@ def _check_alike(paths: list[Path], caches: list[FeatureCache]) -> None:
     for path, cache in zip(paths, caches, strict=True):
         if len(paths) > 1 and cache.split != path.stem:
             raise InputError(f"{path} holds {cache.split}; name it {cache.split}{path.suffix}")
-        differing = cache.recipe.differences(caches[0].recipe)
-        if differing:
-            raise RecipeMismatch(
-                f"{path} and {paths[0]} were made with different recipes "
-                f"({'; '.join(differing)}); convert them into folders of their own"
-            )
+        _check_recipe(path, cache.recipe, paths[0], caches[0].recipe)
         for name, values in cache.raw.items():
             if 0 in values.shape[1:]:
                 raise InputError(f"{path}: {name} features of {list(values.shape[1:])} are empty")
 
 
-def _write(config: ConvertConfig, cache: FeatureCache) -> Path:
-    path = config.out / f"{cache.split}{_SUFFIXES[config.to]}"
-    if config.to == "cache":
-        with locks.hold_split(config.out, cache.split):
-            write_cache(path, cache)
-    elif config.to == "npz":
-        write_npz(path, cache)
-    else:
-        with needs_extra("parquet"):
-            from pipeline.exchange.arrow import write_parquet
-        write_parquet(path, cache)
+def _check_recipe(path: Path, recipe: FeatureRecipe, first: Path, wanted: FeatureRecipe) -> None:
+    differing = recipe.differences(wanted)
+    if differing:
+        raise RecipeMismatch(
+            f"{path} and {first} were made with different recipes ({'; '.join(differing)}); "
+            "convert them into folders of their own"
+        )
+
+
+def _write_cache(out: Path, cache: FeatureCache) -> Path:
+    path = out / f"{cache.split}.h5"
+    with locks.hold_split(out, cache.split):
+        _tidy([path])
+        write_cache(path, cache)
     return path
 
 
-def _write_card(out: Path, caches: list[FeatureCache]) -> Path:
-    facts = [
-        SplitFacts(
-            split=cache.split,
-            file=f"{cache.split}.parquet",
-            rows=len(cache),
-            shapes={f"{name}_raw": values.shape[1:] for name, values in cache.raw.items()}
-            | {f"{name}_embedding": each.shape[1:] for name, each in cache.embedding.items()},
-            present={name: int(there.sum()) for name, there in cache.present.items()},
-        )
-        for cache in caches
-    ]
-    write_whole(out / CARD, write_card(caches[0].recipe, facts).encode())
+def _write(
+    config: ConvertConfig, first: Path, caches: list[FeatureCache], *, is_alone: bool
+) -> tuple[list[Path], dict[Split, int]]:
+    """The files, and the rows of each split that are not in them; `first` was read first."""
+    out = config.out
+    if config.to == "mmsa":
+        files = [out / MMSA_FILE]
+    else:
+        files = [out / f"{cache.split}{_SUFFIXES[config.to]}" for cache in caches]
+    if is_alone:
+        _tidy([*files, out / CARD] if config.to == "parquet" else files)
+    if config.to == "mmsa":
+        return files, write_mmsa(files[0], caches)
+    if config.to == "npz":
+        for path, cache in zip(files, caches, strict=True):
+            write_npz(path, cache)
+        return files, {}
+    return [*files, _write_parquet(out, first, files, caches)], {}
+
+
+def _tidy(paths: Sequence[Path]) -> None:
+    """Removes what killed writers of these files left. Raises StorageError."""
+    try:
+        for path in paths:
+            remove_temporaries(path)
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be removed: {error.strerror}") from error
+
+
+def _write_parquet(
+    out: Path, first: Path, files: Sequence[Path], caches: Sequence[FeatureCache]
+) -> Path:
+    """Writes the files and returns the card, which tells of files from before too."""
+    with needs_extra("parquet"):
+        from pipeline.exchange.arrow import write_parquet
+    facts = {cache.split: _facts(cache) for cache in caches}
+    facts |= _facts_from_before(out, first, caches)
+    for path, cache in zip(files, caches, strict=True):
+        write_parquet(path, cache)
+    in_order = [facts[split] for split in SPLITS if split in facts]
+    write_whole(out / CARD, write_card(caches[0].recipe, in_order).encode())
     return out / CARD
+
+
+def _facts_from_before(
+    out: Path, first: Path, caches: Sequence[FeatureCache]
+) -> dict[Split, SplitFacts]:
+    """Of our files of other splits in that folder. Raises RecipeMismatch, or what reading them
+    raises."""
+    from pipeline.exchange.arrow import is_ours
+
+    facts = {}
+    for split in SPLITS:
+        path = out / f"{split}.parquet"
+        if any(cache.split == split for cache in caches) or not path.is_file():
+            continue
+        if is_ours(path):
+            cache = _read(path)
+            _check_recipe(path, cache.recipe, first, caches[0].recipe)
+            if cache.split != split:
+                raise InputError(f"{path} holds {cache.split}; name it {cache.split}.parquet")
+            facts[split] = _facts(cache)
+    return facts
+
+
+def _facts(cache: FeatureCache) -> SplitFacts:
+    return SplitFacts(
+        split=cache.split,
+        file=f"{cache.split}.parquet",
+        rows=len(cache),
+        shapes={f"{name}_raw": values.shape[1:] for name, values in cache.raw.items()}
+        | {f"{name}_embedding": each.shape[1:] for name, each in cache.embedding.items()},
+        present={name: int(there.sum()) for name, there in cache.present.items()},
+    )
 
 
 def _read_parquet(path: Path) -> FeatureCache:

@@ -54,6 +54,31 @@ def hold(path: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def hold_folder(folder: Path, what: str) -> Iterator[bool]:
+    """Makes a folder and holds its own lock for the length of the block, so that no lock file is
+    left in what may be published; gives False where its file system locks no folders.
+
+    Raises CacheBusy at once where another process holds it, or StorageError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
+    try:
+        is_held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheBusy(f"{what} is being written by another process; wait for it") from error
+        except OSError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
 def _myself() -> dict[str, str | int]:
     return {
         "process": os.getpid(),

@@ -14,9 +14,17 @@ import pytest
 
 import meld as meld_in_python
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
-from pipeline.errors import CacheCorrupt, InputError, MeldError, RecipeMismatch, UsageError
+from pipeline.errors import (
+    CacheBusy,
+    CacheCorrupt,
+    InputError,
+    MeldError,
+    RecipeMismatch,
+    UsageError,
+)
 from pipeline.exchange import npz
 from pipeline.exchange.convert import ConvertConfig, ConvertReport, Format, convert
+from pipeline.system import locks
 from tests.pipeline.exchange.conftest import tied
 
 Meld = Callable[..., Any]
@@ -240,11 +248,99 @@ def test_caches_of_different_recipes_are_not_put_together(
 
 
 def test_files_that_are_there_are_replaced_only_on_request(caches: Path, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("my notes")
-    with pytest.raises(UsageError, match=r"README\.md is there already"):
+    run(caches / "dev.h5", "parquet", tmp_path)
+    before = (tmp_path / "README.md").read_bytes()
+    (tmp_path / "dev.parquet").unlink()
+    with pytest.raises(UsageError, match=r"README\.md is there already; .*--overwrite"):
         run(caches, "parquet", tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
     run(caches, "parquet", tmp_path, overwrite=True)
-    assert "data_files" in (tmp_path / "README.md").read_text()
+    assert "path: train.parquet" in (tmp_path / "README.md").read_text()
+
+
+NOTES = "my notes"
+CARD_OF_OTHERS = "---\nconfigs:\n- config_name: default\n  data_files:\n---\n\n# My data\n"
+
+
+@pytest.mark.parametrize("text", [NOTES, CARD_OF_OTHERS, "\udcff"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_readme_of_somebody_else_is_never_replaced(
+    caches: Path, tmp_path: Path, text: str, overwrite: bool
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text, errors="surrogateescape")
+    before = readme.read_bytes()
+    with pytest.raises(UsageError, match=r"README\.md is no card of meld convert and is left as"):
+        run(caches, "parquet", tmp_path, overwrite=overwrite)
+    assert readme.read_bytes() == before
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_the_card_lists_what_was_written_before_too(caches: Path, tmp_path: Path) -> None:
+    run(caches, "parquet", tmp_path / "at once")
+    for split in ("test", "train", "dev"):
+        run(caches / f"{split}.h5", "parquet", tmp_path / "by one", overwrite=True)
+    at_once, by_one = (tmp_path / name / "README.md" for name in ("at once", "by one"))
+    assert by_one.read_bytes() == at_once.read_bytes()
+
+
+def test_the_card_says_nothing_of_a_table_of_somebody_else(caches: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "test.parquet").write_text("no table at all")
+    run(caches / "dev.h5", "parquet", tmp_path, overwrite=True)
+    card = (tmp_path / "README.md").read_text()
+    assert "dev.parquet" in card
+    assert "train.parquet" not in card
+    assert "test.parquet" not in card
+
+
+def test_a_split_of_another_recipe_is_not_put_beside_others(
+    caches: Path, plant_cache: Plant, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(caches / "train.h5", "parquet", out)
+    before = (out / "README.md").read_bytes()
+    cache = plant_cache("dev", 3)
+    write_cache(caches / "dev.h5", replace(cache, recipe=replace(cache.recipe, revision=1)))
+    with pytest.raises(RecipeMismatch, match=r"out/train\.parquet and .*dev\.h5 .*revision: "):
+        run(caches / "dev.h5", "parquet", out, overwrite=True)
+    assert (out / "README.md").read_bytes() == before
+    assert not (out / "dev.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "names"),
+    [
+        ("parquet", ("dev.parquet", "README.md")),
+        ("npz", ("dev.npz",)),
+        ("cache", ("dev.h5",)),
+        ("mmsa", ("mmsa.pkl",)),
+    ],
+)
+def test_what_a_killed_one_left_goes(
+    caches: Path, tmp_path: Path, to: Format, names: tuple[str, ...]
+) -> None:
+    left = [tmp_path / f".{name}.12-0a1b2c3d.tmp" for name in names]
+    mine = tmp_path / ".notes.txt.12-0a1b2c3d.tmp"
+    for path in (*left, mine):
+        path.touch()
+    run(caches, to, tmp_path)
+    assert [path for path in (*left, mine) if path.exists()] == [mine]
+
+
+def test_two_that_write_one_folder_do_not_meet(caches: Path, tmp_path: Path) -> None:
+    told = "is being written by another process; wait for it"
+    with locks.hold_folder(tmp_path, "what is here"), pytest.raises(CacheBusy, match=told):
+        run(caches, "npz", tmp_path)
+    run(caches, "npz", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dev.npz",
+        "features",
+        "test.npz",
+        "train.npz",
+    ]
 
 
 def test_sources_that_are_none_are_reported(caches: Path, tmp_path: Path) -> None:
