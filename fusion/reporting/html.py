@@ -18,6 +18,7 @@ import numpy as np
 from fusion.evaluation.report import HeadReport, describe_measured
 from fusion.experiments.ablation import StoredAblation, read_ablation
 from fusion.experiments.compare import Comparison, compare_predictions, match_rows
+from fusion.inference.predictions import Predictions
 from fusion.reporting.gather import RunReport, gather
 from fusion.reporting.run_charts import draw_charts
 from pipeline.errors import InputError, MismatchError
@@ -91,6 +92,7 @@ def render_page(
         charts=[draw_charts(run) for run in runs],
         scale=_scale(runs),
         differences=_differences(runs),
+        not_compared=describe_not_compared(runs),
         measured=[describe_measured(run.evaluation) for run in runs],
     )
 
@@ -140,13 +142,31 @@ def _differences(runs: Sequence[RunReport]) -> list[Comparison | None]:
     other rows. Empty where none can be compared."""
     found: list[Comparison | None] = [None]
     for run in runs[1:]:
-        try:
-            other = match_rows(runs[0].predictions, run.predictions)
-            found.append(compare_predictions(runs[0].predictions, other))
-        except MismatchError as error:
-            log.info("no difference told: %s", error)
+        other = _matched(runs[0], run)
+        if isinstance(other, str):
             found.append(None)
+        else:
+            found.append(compare_predictions(runs[0].predictions, other))
     return found if any(found) else []
+
+
+def describe_not_compared(runs: Sequence[RunReport]) -> tuple[str, ...]:
+    """A sentence for each run that was measured on other rows than the first, with the reason."""
+    names = _names(runs)
+    told = ((name, _matched(runs[0], run)) for name, run in zip(names, runs, strict=True))
+    return tuple(
+        f"{name} is not compared with {names[0]}: {why}"
+        for name, why in told
+        if isinstance(why, str)
+    )
+
+
+def _matched(first: RunReport, run: RunReport) -> Predictions | str:
+    """A run's predictions in the order of the first's rows, or why these are not the same rows."""
+    try:
+        return match_rows(first.predictions, run.predictions)
+    except MismatchError as error:
+        return str(error)
 
 
 def _bounds(head: HeadReport) -> tuple[float, ...]:

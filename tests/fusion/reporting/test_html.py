@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from console.show.page import show_page
 from fusion.evaluation.bootstrap import Interval
 from fusion.experiments.ablation import read_ablation
 from fusion.finetuning.job import FinetuneConfig
@@ -20,7 +21,12 @@ from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.model.dims import ModelConfig
 from fusion.reporting.gather import RunReport, gather
-from fusion.reporting.html import HtmlReportConfig, render_page, write_html_report
+from fusion.reporting.html import (
+    HtmlReportConfig,
+    describe_not_compared,
+    render_page,
+    write_html_report,
+)
 from fusion.reporting.reproduce import remake
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
@@ -227,7 +233,23 @@ def test_runs_on_other_rows_have_no_difference(gathered):
     other = dataclasses.replace(
         gathered, predictions=dataclasses.replace(gathered.predictions, keys=keys)
     )
-    assert "+0.000" not in Reader(render_page([gathered, other], split="dev")).words
+    words = Reader(render_page([gathered, other], split="dev")).words
+    assert "+0.000" not in words
+    [told] = describe_not_compared([gathered, other])
+    assert "is not compared with" in told
+    assert "80 rows" in told
+    assert " ".join(told.split()) in words
+    assert "not compared" not in Reader(render_page([gathered, gathered], split="dev")).words
+
+
+def test_the_terminal_says_why_runs_are_not_compared(gathered, capsys):
+    rows = dataclasses.replace(gathered.predictions, text=("another corpus",) * 80)
+    other = dataclasses.replace(gathered, path=Path("other"), predictions=rows)
+    config = HtmlReportConfig(runs=(gathered.path, other.path), split="dev")
+    show_page([gathered, other], config, as_json=False)
+    assert "measured on other annotations: 80 rows differ" in capsys.readouterr().out
+    show_page([gathered, other], config, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["not_compared"]) == 1
 
 
 @pytest.mark.parametrize("f1", [0.0, 1.0])
