@@ -17,6 +17,7 @@ from fusion.evaluation.report import (
     HeadReport,
     JointScores,
     SubsetScores,
+    describe_fitted,
     describe_measured,
     describe_presence,
 )
@@ -97,11 +98,8 @@ def _trust_tables(report: EvalReport) -> list[Table]:
     tables = []
     if report.calibration is not None and report.joint is not None:
         table = _calibration_table(report.calibration, report.joint)
-        if report.split == "dev":
-            table.caption = (
-                f"{table.caption}; temperatures and joint decoding were fitted on these rows, so "
-                "these figures are optimistic"
-            )
+        if fitted := describe_fitted(report):
+            table.caption = f"{table.caption}; {fitted}"
         tables.append(table)
     if len(report.subsets) > 1:
         tables.append(_subsets_table(report.subsets))

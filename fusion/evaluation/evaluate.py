@@ -26,7 +26,8 @@ from fusion.inference.predict import predict_subsets
 from fusion.inference.predictions import Predictions
 from fusion.inference.subsets import SubsetPredictions
 from fusion.labels import UNLABELLED, Head, Labels
-from pipeline.errors import InputError, RecipeMismatch, UsageError
+from pipeline.cache.format import read_header
+from pipeline.errors import InputError, MeldError, RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 from pipeline.system.files import check_out, check_writable, write_whole
 from pipeline.system.json_values import json_bytes
@@ -127,11 +128,14 @@ def measure_unrecorded(
 ) -> Measured:
     """Its caller calls `record_measured` when nothing can fail any more, before anything of it is
     shown or written. Raises as `evaluate`."""
-    checkpoint, data = open_split(config, on_progress)
+    checkpoint, data, features = _open_split(config, on_progress)
     by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
     predictions = by_subset[data.modalities]
     report = replace(
         report_subsets(checkpoint, by_subset),
+        features=None if config.features is None else str(config.features),
+        data=None if config.data is None else str(config.data),
+        fitted_here=_is_fitted_here(config, checkpoint, features),
         leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
         errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
     )
@@ -142,6 +146,14 @@ def open_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[Checkpoint, FusionData]:
     """A run and the features of a split, checked against the recipe that it was trained on."""
+    checkpoint, data, _ = _open_split(config, on_progress)
+    return checkpoint, data
+
+
+def _open_split(
+    config: EvaluateConfig, on_progress: OnProgress
+) -> tuple[Checkpoint, FusionData, Path]:
+    """Also the folder of the features."""
     checkpoint = read_checkpoint(config.run)
     exported = read_export(config.run)
     if exported is not None and "torch" not in exported["runtimes"]:
@@ -168,7 +180,7 @@ def open_split(
         config.split,
         data.recipe.fingerprint[:12],
     )
-    return checkpoint, data
+    return checkpoint, data, features
 
 
 def name_of(run: Path) -> str:
@@ -214,6 +226,22 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
         on_progress,
     )
     return features
+
+
+def _is_fitted_here(config: EvaluateConfig, checkpoint: Checkpoint, features: Path) -> bool | None:
+    """Whether these are the rows of the run's own dev; None where these are not at hand."""
+    if config.split != "dev" or checkpoint.decoding is None:
+        return False
+    if config.features is None and config.data is None:
+        return True
+    if checkpoint.features is None:
+        return None
+    name = f"{cached_split('dev', checkpoint.set_aside)}.h5"
+    try:
+        own, measured = (read_header(folder / name) for folder in (checkpoint.features, features))
+    except MeldError:
+        return None
+    return own.rows_hash == measured.rows_hash
 
 
 def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: FusionData) -> None:
@@ -270,6 +298,7 @@ def report_of(checkpoint: Checkpoint, predictions: Predictions) -> EvalReport:
             not_measured=_why_not("sentiment", checkpoint.sentiment_counts, predictions),
         ),
         set_aside=checkpoint.set_aside,
+        fitted_here=decoding is not None and predictions.split == "dev",
         test_clips=checkpoint.recipe.test_clips,
         calibration=None if decoding is None else _calibration(decoding, predictions),
         joint=score_joint(decoding, predictions)

@@ -106,6 +106,9 @@ class EvalReport:
     leakage:    overlap with train; None for train itself
     errors:     error analysis. The reports of a training have neither of the two
     set_aside:  the dialogues of train that are the run's dev; None where dev had a cache
+    features, data: the folder that was named to measure on; None where it is the run's own
+    fitted_here: whether the temperatures and joint decoding were fitted on these rows; None where
+                that is not known, as the run was passed on without its own rows
     """
 
     run: str
@@ -123,6 +126,9 @@ class EvalReport:
     leakage: Leakage | NotChecked | None = None
     errors: ErrorAnalysis | None = None
     set_aside: SetAside | None = None
+    features: str | None = None
+    data: str | None = None
+    fitted_here: bool | None = False
 
     @property
     def random_modalities(self) -> tuple[Modality, ...]:
@@ -166,6 +172,14 @@ def describe_measured(report: EvalReport) -> tuple[str, ...]:
         counted = (head.model.macro_classes, head.majority.macro_classes)
         told.append(describe_macro(name, counted, len(head.labels)))
     return tuple(filter(None, told))
+
+
+def describe_fitted(report: EvalReport) -> str:
+    """What to think of the figures of calibration and joint decoding; empty where nothing."""
+    fitted = "the rows that temperatures and joint decoding were fitted on"
+    if report.fitted_here is None:
+        return f"if these are {fitted}, these figures are optimistic"
+    return f"these are {fitted}, so these figures are optimistic" if report.fitted_here else ""
 
 
 def describe_test_clips(test_clips: TestClips | None) -> str:

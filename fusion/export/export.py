@@ -301,7 +301,7 @@ def _write(config: ExportConfig, product: _Product, bundle: Path) -> ExportResul
     checkpoint = runtime.checkpoint.to_pass_on()
     config_bytes = description_bytes(checkpoint)
     description = json.loads(config_bytes)
-    reports = _reports(product.run)
+    reports = reports_to_ship(product.run)
     for split, report in reports.items():
         write_whole(bundle / f"evaluation-{split}.json", json_bytes(report))
     write_weights(bundle, checkpoint)
@@ -348,14 +348,17 @@ def _deciding(bundle: Path) -> list[Path]:
     return [bundle / WEIGHTS, *sorted(inside)]
 
 
-def _reports(run: Path) -> dict[str, Any]:
-    """The run's evaluations on dev and test, as far as there are any."""
+def reports_to_ship(run: Path) -> dict[str, Any]:
+    """The run's evaluations on dev and test, as far as there are any, without what is private: of
+    a folder that was named to measure on, the name alone."""
     reports = {}
     for split in ("dev", "test"):
         path = run / f"evaluation-{split}.json"
         try:
             values = json.loads(path.read_bytes())
-            reports[split] = values | dict.fromkeys(_PRIVATE)
+            folders = {name: values.get(name) for name in ("features", "data")}
+            named = {name: each and Path(each).name for name, each in folders.items()}
+            reports[split] = {**values, **named, **dict.fromkeys(_PRIVATE)}
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation.report import HeadReport, describe_measured
+from fusion.evaluation.report import HeadReport, describe_fitted, describe_measured
 from fusion.experiments.ablation import StoredAblation, read_ablation
 from fusion.experiments.compare import Comparison, compare_predictions, match_rows
 from fusion.inference.predictions import Predictions
@@ -94,6 +94,7 @@ def render_page(
         differences=_differences(runs),
         not_compared=describe_not_compared(runs),
         measured=[describe_measured(run.evaluation) for run in runs],
+        fitted_here=[describe_fitted(run.evaluation) for run in runs],
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.test_evaluations import count_evaluations
+from fusion.export.export import reports_to_ship
 from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
 from fusion.training.fit import FitConfig
 from fusion.training.train import TrainConfig, train_fusion
@@ -117,3 +118,36 @@ def test_settings_that_no_training_wrote_are_a_damaged_run(
         assert refused.out == ""
         assert len(refused.err.splitlines()) == 1
         assert "config.json" in refused.err
+
+
+def test_dev_of_another_corpus_is_not_what_the_temperatures_were_fitted_on(
+    meld: Meld, run: Path, tmp_path: Path, plant_cache: Callable[..., FeatureCache]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    other = tmp_path / "other"
+    write_cache(other / "dev.h5", dataclasses.replace(plant_cache("dev", 30), rows_hash="3" * 64))
+    shutil.copytree(run.parent / "features", tmp_path / "again")
+    own = meld("evaluate", copy, "--split", "dev")
+    assert "were fitted on" in " ".join(own.out.split())
+    foreign = meld("evaluate", copy, "--split", "dev", "--features", other)
+    assert foreign.status == 0, foreign.err
+    assert "fitted on" not in " ".join(foreign.out.split())
+    written = json.loads((copy / "evaluation-dev.json").read_text())
+    assert (written["features"], written["data"]) == (str(other), None)
+    assert written["fitted_here"] is False
+    again = evaluate(EvaluateConfig(run=copy, split="dev", features=tmp_path / "again"), draw=False)
+    assert again.fitted_here is True
+    write_checkpoint(tmp_path / "bundle", read_checkpoint(copy).to_pass_on())
+    shown = meld("evaluate", tmp_path / "bundle", "--split", "dev", "--features", other)
+    assert "; if these are the rows that" in " ".join(shown.out.split())
+
+
+def test_an_export_ships_the_name_of_a_measured_folder_and_not_where_it_was(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    other = Path(shutil.copytree(run.parent / "features", tmp_path / "other"))
+    evaluate(EvaluateConfig(run=copy, split="dev", features=other), draw=False)
+    shipped = reports_to_ship(copy)["dev"]
+    assert (shipped["features"], shipped["data"]) == ("other", None)
+    assert str(tmp_path) not in json.dumps(shipped)
