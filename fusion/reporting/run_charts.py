@@ -1,5 +1,6 @@
 """Charts of a run."""
 
+import math
 from collections.abc import Mapping
 
 from markupsafe import Markup
@@ -36,7 +37,11 @@ def _losses(run: RunReport) -> Markup:
             ),
             Series(
                 name="dev",
-                points=tuple((each.epoch, each.dev_loss) for each in run.history),
+                points=tuple(
+                    (each.epoch, each.dev_loss)
+                    for each in run.history
+                    if math.isfinite(each.dev_loss)
+                ),
                 ink="second",
             ),
         ],

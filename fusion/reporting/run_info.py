@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fusion.training.train import TrainConfig
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import SPLITS, Modality
 from pipeline.settings import describe_config, flatten
+from pipeline.system.json_values import to_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ class RunInfo:
             "settings": dict(self.settings),
             "set_aside": None if self.set_aside is None else self.set_aside.to_dict(),
             "finetuned": list(self.finetuned),
-            "best": None if self.best is None else asdict(self.best),
-            "epochs": [asdict(each) for each in self.history],
+            "best": to_values(self.best),
+            "epochs": to_values(self.history),
             "evaluated": list(self.evaluated),
             "test_evaluations": self.test_evaluations,
             "versions": dict(self.versions),

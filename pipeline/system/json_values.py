@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def to_values(result: Any) -> Any:
-    """Converts a dataclass and its fields to dicts, lists, strings, numbers and None.
+    """Converts a dataclass and its fields to dicts, lists, strings, numbers and None, which stands
+    for numbers that are not finite too: JSON has no word for these.
 
     Raises TypeError for a value that JSON cannot express, such as an array: no result may hold one.
     """
@@ -21,6 +23,8 @@ def to_values(result: Any) -> Any:
         return [to_values(value) for value in result]
     if isinstance(result, Path):
         return str(result)
+    if isinstance(result, float) and not math.isfinite(result):
+        return None
     if result is None or isinstance(result, str | int | float):
         return result
     raise TypeError(f"a result must not hold a value of type {type(result).__name__}")

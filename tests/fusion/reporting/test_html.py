@@ -28,6 +28,8 @@ from fusion.reporting.html import (
     write_html_report,
 )
 from fusion.reporting.reproduce import remake
+from fusion.reporting.run_charts import draw_charts
+from fusion.reporting.run_info import describe_run
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.losses import LossConfig
@@ -286,13 +288,26 @@ def test_a_history_that_holds_no_numbers_is_named(tmp_path):
     assert read_history(path)[0].dev_sentiment_f1 is None
     path.write_text(json.dumps({**epoch, "epoch": 0, "train_loss": None, "dev_emotion_f1": None}))
     assert read_history(path)[0].train_loss is None
-    values = [{"train_loss": "x"}, {"score": None}, {"dev_loss": None}, {"dev_loss": math.nan}]
+    values = [{"train_loss": "x"}, {"score": None}, {"dev_loss": None}, {"train_loss": math.nan}]
     values += [{"epoch": 1.5}, {"score": True}, {"seconds": math.inf}]
     damaged = [json.dumps({**epoch, **changed}) for changed in values]
     for damage in ("[]", *damaged, "[" * 100_000):
         path.write_text(damage)
         with pytest.raises(CacheCorrupt, match=r"history\.jsonl: not a training history"):
             read_history(path)
+
+
+def test_a_loss_of_dev_that_overflowed_is_null_in_json_and_left_out_of_the_curve(
+    gathered: RunReport, folder: Path
+):
+    """The scores of such an epoch are fine, and the run may hold its weights."""
+    [first, *_] = gathered.history
+    overflowed = [first, dataclasses.replace(first, epoch=2, dev_loss=math.inf)]
+    info = dataclasses.replace(describe_run(folder / RUN_NAME), history=tuple(overflowed))
+    told = json.dumps(info.to_dict(), allow_nan=False)
+    assert [each["dev_loss"] for each in json.loads(told)["epochs"]] == [first.dev_loss, None]
+    with_it = dataclasses.replace(gathered, history=tuple(overflowed))
+    assert not re.search(r"\b(inf|nan)\b", draw_charts(with_it)["losses"])
 
 
 def test_the_commands_give_the_settings_again(gathered, folder):
