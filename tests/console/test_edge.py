@@ -153,7 +153,8 @@ def test_who_never_reads_the_log_holds_up_the_end_for_a_moment_only(
     with small_pipe() as reading:
         with edge.log_beside():
             for number in range(1000):
-                log.warning("line %d of about forty characters, or more", number)
+                # Of fifty that wait the pipe holds twenty, however late the thread begins.
+                log.warning("line %d %s", number, 200 * "x")
             begun_s = time.perf_counter()
         assert 0.1 < time.perf_counter() - begun_s < 2
         read_all(reading)  # so that the thread ends
