@@ -8,6 +8,8 @@ Which they are follows from train's dialogues, their labels and the share alone,
 of training: runs of other seeds, modalities or fusions have the same dev and can be compared on it.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,16 +35,20 @@ class SetAside:
 
     of:        how many dialogues train has, these included
     dialogues: ids in train, ascending
+    content:   SHA-256 of keys and texts of their rows; None in the runs of earlier versions
     """
 
     share: float
     of: int
     dialogues: tuple[int, ...]
+    content: str | None = None
 
     def __post_init__(self) -> None:
         check_share(self.share)
         if any(type(number) is not int for number in (self.of, *self.dialogues)):
             raise ValueError(f"dialogues that were set aside are numbers, not {self.dialogues}")
+        if self.content is not None and not isinstance(self.content, str):
+            raise ValueError(f"the content of what was set aside is a hash, not {self.content!r}")
         if not 0 < len(set(self.dialogues)) == len(self.dialogues) < self.of:
             raise ValueError(
                 f"{len(self.dialogues)} dialogues cannot be set aside from {self.of} of train"
@@ -59,7 +65,7 @@ class SetAside:
     def rows(self, train: "FusionData", split: Literal["train", "dev"]) -> NDArray[np.int64]:
         """The numbers of these rows in all of train, ascending.
 
-        Raises MismatchError where train has not all of the dialogues.
+        Raises MismatchError where train has not all of the dialogues, or they have other rows.
         """
         there = np.array([key.dialogue_id for key in train.keys], dtype=np.int64)
         missing = sorted(set(self.dialogues) - set(there.tolist()))
@@ -70,6 +76,12 @@ class SetAside:
                 "annotations that it was trained on, or train again"
             )
         aside = np.isin(there, self.dialogues)
+        if self.content is not None and self.content != _hash_rows(train, np.flatnonzero(aside)):
+            raise MismatchError(
+                f"the run set aside {len(self.dialogues)} dialogues of train as its dev, and these "
+                "features of train have other rows under their numbers; take features of the "
+                "annotations that it was trained on, or train again"
+            )
         return np.flatnonzero(aside if split == "dev" else ~aside)
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +90,20 @@ class SetAside:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SetAside":
         """Raises KeyError, TypeError or ValueError where `values` is no such thing."""
-        return cls(share=values["share"], of=values["of"], dialogues=tuple(values["dialogues"]))
+        return cls(
+            share=values["share"],
+            of=values["of"],
+            dialogues=tuple(values["dialogues"]),
+            content=values.get("content"),
+        )
+
+
+def _hash_rows(train: "FusionData", rows: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256()
+    for key, text in sorted((train.keys[row], train.text[row]) for row in rows.tolist()):
+        values = [key.dialogue_id, key.utterance_id, text]
+        digest.update(json.dumps(values).encode())
+    return digest.hexdigest()
 
 
 def check_share(share: float) -> None:
@@ -122,8 +147,12 @@ def choose_dialogues(
     generator = np.random.default_rng(0)
     draws = [_draw(counts > 0, wanted, generator) for _ in range(_DRAWS)]
     chosen = min(draws, key=lambda draw: _rank(counts, draw, wanted))
+    taken = candidates[chosen]
     return SetAside(
-        share=share, of=len(dialogues), dialogues=tuple(sorted(candidates[chosen].tolist()))
+        share=share,
+        of=len(dialogues),
+        dialogues=tuple(sorted(taken.tolist())),
+        content=_hash_rows(train, np.flatnonzero(np.isin(ids, taken))),
     )
 
 

@@ -4,11 +4,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fusion.data.load import cached_split, load_part
+from fusion.data.set_aside import SetAside
 from fusion.data.split import FusionData, check_recipe
 from fusion.evaluation.bootstrap import interval
 from fusion.evaluation.calibration import calibrate
@@ -27,7 +29,7 @@ from fusion.inference.predictions import Predictions
 from fusion.inference.subsets import SubsetPredictions
 from fusion.labels import UNLABELLED, Head, Labels
 from pipeline.cache.format import read_header
-from pipeline.errors import InputError, MeldError, RecipeMismatch, UsageError
+from pipeline.errors import InputError, MeldError, MismatchError, RecipeMismatch, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, SPLITS, Split
 from pipeline.system.files import check_out, check_writable, write_whole
 from pipeline.system.json_values import json_bytes
@@ -128,14 +130,16 @@ def measure_unrecorded(
 ) -> Measured:
     """Its caller calls `record_measured` when nothing can fail any more, before anything of it is
     shown or written. Raises as `evaluate`."""
-    checkpoint, data, features = _open_split(config, on_progress)
+    checkpoint, data, features, set_aside = _open_split(config, on_progress)
     by_subset = predict_subsets(checkpoint, data, run=name_of(config.run))
     predictions = by_subset[data.modalities]
     report = replace(
         report_subsets(checkpoint, by_subset),
         features=None if config.features is None else str(config.features),
         data=None if config.data is None else str(config.data),
-        fitted_here=_is_fitted_here(config, checkpoint, features),
+        set_aside=set_aside,
+        fitted_here=set_aside == checkpoint.set_aside
+        and _is_fitted_here(config, checkpoint, features),
         leakage=None if config.split == "train" else check_leakage(checkpoint, predictions),
         errors=analyse_errors(_calibrated(checkpoint.decoding, predictions)),
     )
@@ -145,15 +149,16 @@ def measure_unrecorded(
 def open_split(
     config: EvaluateConfig, on_progress: OnProgress = lambda *_: None
 ) -> tuple[Checkpoint, FusionData]:
-    """A run and the features of a split, checked against the recipe that it was trained on."""
-    checkpoint, data, _ = _open_split(config, on_progress)
-    return checkpoint, data
+    """A run and the features of a split, checked against the recipe that it was trained on. What
+    the run set aside is None where the split is another corpus's own."""
+    checkpoint, data, _, set_aside = _open_split(config, on_progress)
+    return replace(checkpoint, set_aside=set_aside), data
 
 
 def _open_split(
     config: EvaluateConfig, on_progress: OnProgress
-) -> tuple[Checkpoint, FusionData, Path]:
-    """Also the folder of the features."""
+) -> tuple[Checkpoint, FusionData, Path, SetAside | None]:
+    """Also the folder of the features, and which dialogues of train are its dev."""
     checkpoint = read_checkpoint(config.run)
     exported = read_export(config.run)
     if exported is not None and "torch" not in exported["runtimes"]:
@@ -164,13 +169,7 @@ def _open_split(
     dims = checkpoint.dims
     features = _features(config, checkpoint, on_progress)
     log.info("%s: features from %s", config.run, features)
-    data = load_part(
-        features,
-        config.split,
-        checkpoint.set_aside,
-        modalities=dims.names,
-        input=dims.input,
-    )
+    data, set_aside = _load(config, checkpoint, features)
     _check_made_alike(config, checkpoint, data)
     log.info(
         "%s: %s of %d rows of %s, recipe %s, on the CPU",
@@ -180,7 +179,35 @@ def _open_split(
         config.split,
         data.recipe.fingerprint[:12],
     )
-    return checkpoint, data, features
+    return checkpoint, data, features, set_aside
+
+
+def _load(
+    config: EvaluateConfig, checkpoint: Checkpoint, features: Path
+) -> tuple[FusionData, SetAside | None]:
+    """A split of the run's corpus, less or only what it set aside of train; of another corpus that
+    was named, the split as it is.
+
+    Raises MismatchError where the run's dev is part of train, and the other corpus has no dev.
+    """
+    dims, set_aside = checkpoint.dims, checkpoint.set_aside
+    load = partial(load_part, features, config.split, modalities=dims.names, input=dims.input)
+    named = config.features is not None or config.data is not None
+    if set_aside is None or not named or config.split == "test":
+        return load(set_aside), set_aside
+    try:
+        data = load(set_aside)
+        if set_aside.content is None and _has_own_rows("train", checkpoint, features) is False:
+            raise MismatchError(
+                f"{config.run} set aside dialogues of its train as dev, and {features} is of "
+                "another train; name features that have a dev of their own"
+            )
+    except MismatchError:
+        if not (features / f"{config.split}.h5").is_file():
+            raise
+        log.info("%s: another corpus, whose %s is taken as it is", features, config.split)
+        return load(None), None
+    return data, set_aside
 
 
 def name_of(run: Path) -> str:
@@ -234,9 +261,14 @@ def _is_fitted_here(config: EvaluateConfig, checkpoint: Checkpoint, features: Pa
         return False
     if config.features is None and config.data is None:
         return True
+    return _has_own_rows(cached_split("dev", checkpoint.set_aside), checkpoint, features)
+
+
+def _has_own_rows(split: Split, checkpoint: Checkpoint, features: Path) -> bool | None:
+    """Whether a cache has the rows of the run's own; None where that one is not at hand."""
     if checkpoint.features is None:
         return None
-    name = f"{cached_split('dev', checkpoint.set_aside)}.h5"
+    name = f"{split}.h5"
     try:
         own, measured = (read_header(folder / name) for folder in (checkpoint.features, features))
     except MeldError:
