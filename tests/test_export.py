@@ -132,10 +132,10 @@ def test_a_bundle_is_measured_as_its_run_is(
     bundle = Path(shutil.copytree(bundle, tmp_path / "shipped"))  # scores are written into it
     of_run = evaluate(EvaluateConfig(run=run, split="dev"))
     of_bundle = evaluate(EvaluateConfig(run=bundle, split="dev", features=features))
+    assert (of_run.fitted_here, of_bundle.fitted_here) == (True, None)
     # What stands in train as well is looked for beside the run's own features alone.
-    first, second = (
-        replace(each, run="", leakage=None, errors=None).to_dict() for each in (of_run, of_bundle)
-    )
+    unlike = {"run": "", "leakage": None, "errors": None, "features": None, "fitted_here": None}
+    first, second = (replace(each, **unlike).to_dict() for each in (of_run, of_bundle))
     assert json.dumps(first) == json.dumps(second)  # as text: a number may be none
 
 
