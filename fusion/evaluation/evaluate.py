@@ -135,8 +135,8 @@ def measure_unrecorded(
     predictions = by_subset[data.modalities]
     report = replace(
         report_subsets(checkpoint, by_subset),
-        features=None if config.features is None else str(config.features),
-        data=None if config.data is None else str(config.data),
+        features=_name_unless(config.features, checkpoint.features),
+        data=_name_unless(config.data, checkpoint.data),
         set_aside=set_aside,
         fitted_here=set_aside == checkpoint.set_aside
         and _is_fitted_here(config, checkpoint, features),
@@ -253,6 +253,12 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
         on_progress,
     )
     return features
+
+
+def _name_unless(named: Path | None, own: Path | None) -> str | None:
+    if named is None or (own is not None and named.resolve() == own.resolve()):
+        return None
+    return str(named)
 
 
 def _is_fitted_here(config: EvaluateConfig, checkpoint: Checkpoint, features: Path) -> bool | None:

@@ -135,6 +135,8 @@ def test_dev_of_another_corpus_is_not_what_the_temperatures_were_fitted_on(
     written = json.loads((copy / "evaluation-dev.json").read_text())
     assert (written["features"], written["data"]) == (str(other), None)
     assert written["fitted_here"] is False
+    said = EvaluateConfig(run=copy, split="dev", features=run.parent / "features")
+    assert evaluate(said, draw=False).features is None  # its own, though it was named
     again = evaluate(EvaluateConfig(run=copy, split="dev", features=tmp_path / "again"), draw=False)
     assert again.fitted_here is True
     write_checkpoint(tmp_path / "bundle", read_checkpoint(copy).to_pass_on())
