@@ -44,7 +44,7 @@ def check_teacher_of(teacher: Path, rows: Said) -> None:
         return
     path = require_cache(checkpoint.require_features(), "train")
     cache = read_cache(path, modalities=(), want=())
-    _check_rows(teacher, rows, said_in(cache))
+    _check_rows(teacher, rows, _said_in(cache))
 
 
 def soft_targets(teacher: Path, train: FusionData, temperature: float) -> SoftTargets:
@@ -77,8 +77,8 @@ def soft_targets(teacher: Path, train: FusionData, temperature: float) -> SoftTa
         }
         for row, key in enumerate(data.keys):
             found[key] = {head: calibrated[head][row] for head in HEADS}
-        there |= said_in(data)
-    _check_rows(teacher, said_in(train), there)
+        there |= _said_in(data)
+    _check_rows(teacher, _said_in(train), there)
     log.info("%s says how likely each class is for %d rows of train", teacher, len(train))
     soften = Temperature(value=float(temperature))
     return {
@@ -89,7 +89,7 @@ def soft_targets(teacher: Path, train: FusionData, temperature: float) -> SoftTa
     }
 
 
-def said_in(rows: FusionData | FeatureCache) -> Said:
+def _said_in(rows: FusionData | FeatureCache) -> Said:
     said = zip(rows.keys, rows.speaker, rows.text, strict=True)
     return {key: (speaker, text) for key, speaker, text in said}
 

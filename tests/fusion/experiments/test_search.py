@@ -76,6 +76,12 @@ def run(
     return start
 
 
+@pytest.fixture
+def planted(run: object, scored: object, features: Path, tmp_path: Path) -> tuple[object, ...]:
+    """The words of a command on planted rows, whose trainings have planted scores."""
+    return ("search", "--features", features, "--out", tmp_path / "search")
+
+
 def test_the_best_third_goes_on_with_three_times_the_seeds(
     run: Callable[..., SearchReport], scored: list[tuple[float, int]]
 ) -> None:
@@ -502,45 +508,30 @@ def test_a_search_of_before_there_was_a_lock_goes_on(
 
 
 def test_of_few_draws_nothing_is_said_of_what_mattered(
-    meld: Meld,
-    run: Callable[..., SearchReport],
-    scored: list[tuple[float, int]],
-    features: Path,
-    tmp_path: Path,
+    meld: Meld, planted: tuple[object, ...], tmp_path: Path
 ) -> None:
-    told = ("--features", features, "--out", tmp_path / "search", "--trials", 4)
-    finished = meld("search", *told)
+    finished = meld(*planted, "--trials", 4)
     assert "4 draws are too few to tell what mattered" in finished.out
     assert " %" not in finished.out
     page = (tmp_path / "search" / "search.html").read_text()
     assert "4 draws are too few to tell what mattered" in page
     assert " %" not in page.split("</style>")[1]
-    found = meld("search", *told, "--json").json["mattered"]
+    found = meld(*planted, "--trials", 4, "--json").json["mattered"]
     assert {each["share"] for each in found} == {None}
 
 
 def test_of_many_draws_it_is_said_with_what_chance_alone_would_reach(
-    meld: Meld,
-    run: Callable[..., SearchReport],
-    scored: list[tuple[float, int]],
-    features: Path,
-    tmp_path: Path,
+    meld: Meld, planted: tuple[object, ...]
 ) -> None:
-    told = ("--features", features, "--out", tmp_path / "search", "--trials", 30)
-    finished = meld("search", *told, "--fixed", ",".join(FIXED))
+    finished = meld(*planted, "--trials", 30, "--fixed", ",".join(FIXED))
     assert re.search(r"of 30 draws; below \d+ % it may be chance", finished.out)
     assert re.search(r"fit\.learning_rate: \+\d+ %", finished.out)
 
 
 def test_of_one_trial_nothing_is_compared(
-    meld: Meld,
-    run: Callable[..., SearchReport],
-    scored: list[tuple[float, int]],
-    features: Path,
-    tmp_path: Path,
+    meld: Meld, planted: tuple[object, ...], tmp_path: Path
 ) -> None:
-    told = ("--features", features, "--out", tmp_path / "search", "--trials", 1)
-    finished = meld("search", *told)
+    finished = meld(*planted, "--trials", 1)
     assert "nothing was compared" in finished.out
     assert "gains" not in finished.out
     assert "optimistic" not in finished.out
