@@ -41,6 +41,7 @@ from console.commands import (
 from console.edge import tell
 from console.start import FIRST_STEPS, GROUPS
 from pipeline.errors import StorageError
+from pipeline.system.threads import wait_briefly
 
 # A full disk behind `meld ... > file`, or a reader that went away.
 _STDOUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
@@ -57,6 +58,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
+    wait_briefly()
     # `meld ... >&-`: nobody wants it, and no file that is opened later shall get what is printed.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

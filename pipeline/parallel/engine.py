@@ -63,6 +63,7 @@ from pipeline.schema import (
 )
 from pipeline.system.device import native_precision
 from pipeline.system.resources import OBJECT_STORE_BYTES, num_cores
+from pipeline.system.threads import wait_briefly
 
 logger = logging.getLogger(__name__)
 
@@ -398,6 +399,7 @@ def _start_ray(cluster: Cluster, least_cpus: int) -> None:
     # Ray's default of 15 makes an extraction beside other work 30 times slower (LOG.md).
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
+    wait_briefly()  # its workers have the environment of this process
     _init_ray(cluster, settings)
 
 

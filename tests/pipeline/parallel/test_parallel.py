@@ -222,6 +222,12 @@ def test_ray_that_was_there_before_is_used_and_left_as_it_is() -> None:
         pass
 
 
+def test_workers_wait_for_each_other_awake_for_a_moment_only() -> None:
+    with ray_cluster(CLUSTER):
+        told = ray.get(ray.remote(os.getenv).remote("GOMP_SPINCOUNT"))
+    assert told == os.environ["GOMP_SPINCOUNT"]
+
+
 def test_too_small_a_cluster_is_reported_instead_of_waited_for() -> None:
     with (
         pytest.raises(UsageError, match="has 2 CPUs; this needs at least 99"),
