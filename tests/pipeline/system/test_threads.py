@@ -1,4 +1,4 @@
-"""How long threads wait for each other awake, as GNU's OpenMP itself tells when PyTorch loads it."""
+"""How long threads wait awake, as GNU's OpenMP itself tells when PyTorch loads it."""
 
 import os
 import re
