@@ -38,7 +38,7 @@ from pipeline.store.store import StoreConfig
 from pipeline.system.files import write_whole
 from serving.jobs import Job, JobStore
 from tests.failing_disk import HOWS, Change, How, fail_everywhere
-from tests.pipeline.cache.test_cache import make_cache, make_recipe
+from tests.pipeline.cache.planted import make_cache, make_recipe
 from tests.pipeline.extract.test_changed_clips import Corpus, encode_each
 from tests.runs import write_run_of_words
 
