@@ -35,19 +35,19 @@ class SetAside:
 
     of:        how many dialogues train has, these included
     dialogues: ids in train, ascending
-    content:   SHA-256 of keys and texts of their rows; None in the runs of earlier versions
+    content:   SHA-256 of keys and texts of their rows
     """
 
     share: float
     of: int
     dialogues: tuple[int, ...]
-    content: str | None = None
+    content: str
 
     def __post_init__(self) -> None:
         check_share(self.share)
         if any(type(number) is not int for number in (self.of, *self.dialogues)):
             raise ValueError(f"dialogues that were set aside are numbers, not {self.dialogues}")
-        if self.content is not None and not isinstance(self.content, str):
+        if not isinstance(self.content, str):
             raise ValueError(f"the content of what was set aside is a hash, not {self.content!r}")
         if not 0 < len(set(self.dialogues)) == len(self.dialogues) < self.of:
             raise ValueError(
@@ -76,7 +76,7 @@ class SetAside:
                 "annotations that it was trained on, or train again"
             )
         aside = np.isin(there, self.dialogues)
-        if self.content is not None and self.content != _hash_rows(train, np.flatnonzero(aside)):
+        if self.content != _hash_rows(train, np.flatnonzero(aside)):
             raise MismatchError(
                 f"the run set aside {len(self.dialogues)} dialogues of train as its dev, and these "
                 "features of train have other rows under their numbers; take features of the "
@@ -94,7 +94,7 @@ class SetAside:
             share=values["share"],
             of=values["of"],
             dialogues=tuple(values["dialogues"]),
-            content=values.get("content"),
+            content=values["content"],
         )
 
 

@@ -193,21 +193,17 @@ def _load(
     dims, set_aside = checkpoint.dims, checkpoint.set_aside
     load = partial(load_part, features, config.split, modalities=dims.names, input=dims.input)
     named = config.features is not None or config.data is not None
-    if set_aside is None or not named or config.split == "test":
-        return load(set_aside), set_aside
+    as_it_is = features / f"{config.split}.h5"
+    may_be_another = set_aside is not None and named and config.split != "test"
+    if may_be_another and as_it_is.is_file() and not (features / "train.h5").is_file():
+        return load(None), None
     try:
-        data = load(set_aside)
-        if set_aside.content is None and _has_own_rows("train", checkpoint, features) is False:
-            raise MismatchError(
-                f"{config.run} set aside dialogues of its train as dev, and {features} is of "
-                "another train; name features that have a dev of their own"
-            )
+        return load(set_aside), set_aside
     except MismatchError:
-        if not (features / f"{config.split}.h5").is_file():
+        if not may_be_another or not as_it_is.is_file():
             raise
         log.info("%s: another corpus, whose %s is taken as it is", features, config.split)
         return load(None), None
-    return data, set_aside
 
 
 def name_of(run: Path) -> str:
@@ -267,14 +263,9 @@ def _is_fitted_here(config: EvaluateConfig, checkpoint: Checkpoint, features: Pa
         return False
     if config.features is None and config.data is None:
         return True
-    return _has_own_rows(cached_split("dev", checkpoint.set_aside), checkpoint, features)
-
-
-def _has_own_rows(split: Split, checkpoint: Checkpoint, features: Path) -> bool | None:
-    """Whether a cache has the rows of the run's own; None where that one is not at hand."""
     if checkpoint.features is None:
         return None
-    name = f"{split}.h5"
+    name = f"{cached_split('dev', checkpoint.set_aside)}.h5"
     try:
         own, measured = (read_header(folder / name) for folder in (checkpoint.features, features))
     except MeldError:

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusion.training.run_folder import is_run
 from pipeline.errors import StorageError, UsageError
-from pipeline.schema import SPLITS
 from pipeline.system import locks
 from pipeline.system.files import remove_temporaries
 
@@ -54,8 +52,8 @@ class ResultFolder:
         """Makes nothing. Raises UsageError where `out` has something in it and is none of this
         kind, or has something in the way of a result; StorageError where it cannot be read."""
         try:
-            there = {path.name for path in out.iterdir()} if out.exists() else set()
-            if there and not (out / self._marker).is_file() and not self._is_older(out, there):
+            has_something = out.exists() and any(out.iterdir())
+            if has_something and not (out / self._marker).is_file():
                 raise UsageError(
                     f"{out} is not empty and holds no {self.kind} of meld, so nothing is written "
                     "into it; name another --out"
@@ -72,14 +70,3 @@ class ResultFolder:
     @property
     def _marker(self) -> str:
         return f".meld-{self.kind}"
-
-    def _is_older(self, out: Path, there: set[str]) -> bool:
-        """Of before there was a marker: it has parts, and is neither a run nor a folder of caches.
-
-        Raises OSError.
-        """
-        caches = {f"{split}.h5" for split in SPLITS}
-        if not (out / self.parts).is_dir() or is_run(out) or there & caches:
-            return False
-        parts = [path.name for path in (out / self.parts).iterdir() if path.suffix != ".tmp"]
-        return bool(parts) and all(self.part.fullmatch(name) for name in parts)

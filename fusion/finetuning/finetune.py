@@ -90,10 +90,13 @@ class FinetuneResult:
     plan: FinetunePlan
     parity: float
     history: tuple[EpochResult, ...]
-    best: EpochResult
     seconds: float
     dev: EvalReport
     members: tuple[Member, ...] = ()
+
+    @property
+    def best(self) -> EpochResult:
+        return best_of(self.history)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -210,14 +213,12 @@ def _read_ensemble(job: FinetuneJob) -> FinetuneResult:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{job.out / METRICS}: cannot be read: {error!r}") from error
-    history = tuple(read_history(job.out / HISTORY))
     return FinetuneResult(
         run=job.out,
         start=_start_of(job, members),
         plan=plan,
         parity=parity,
-        history=history,
-        best=best_of(history),
+        history=tuple(read_history(job.out / HISTORY)),
         seconds=seconds,
         dev=report_of(checkpoint, predict_rows(checkpoint, dev, run=job.out.name)),
         members=members,
@@ -440,7 +441,6 @@ def _write_run(
         plan=plan,
         parity=parity,
         history=history,
-        best=best_of(history),
         seconds=seconds,
         dev=report_of(checkpoint, predictions),
         members=members,

@@ -36,7 +36,7 @@ from fusion.training.fit import drop_modalities, seeded, warm_up_then_fall
 from fusion.training.history import EpochResult
 from fusion.training.losses import LossConfig, MultiTaskLoss
 from pipeline.encoders.augment import AugmentConfig
-from pipeline.errors import MeldError, UsageError
+from pipeline.errors import LossNotFinite, MeldError
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Tuning:
     def to_the_end(self, on_step: Callable[[StepResult], None]) -> None:
         """Trains the model in place and leaves it with the best epoch's weights.
 
-        Raises UsageError as soon as the loss is not finite.
+        Raises LossNotFinite as soon as the loss is no longer a number.
         """
         with seeded(self.seed):
             self._train(on_step)
@@ -326,7 +326,7 @@ class Tuning:
         self.worker.add_up([loss, *gradients])
         value = float(loss)
         if not math.isfinite(value):
-            raise UsageError(
+            raise LossNotFinite(
                 f"the loss became {value} in epoch {self.epoch}; fine-tune with lower "
                 "learning_rates"
             )
@@ -390,7 +390,7 @@ class Tuning:
             return
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.average.restore(state.get("average", {"steps": 0, "average": []}))
+        self.average.restore(state["average"])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.history = [EpochResult(**result) for result in state["history"]]
 

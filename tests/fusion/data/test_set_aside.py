@@ -119,7 +119,7 @@ def test_which_they_are_hangs_on_no_modality_and_on_no_order_of_calls(plant: Pla
 
 
 def test_features_that_lack_one_of_the_dialogues_are_refused(plant: Plant) -> None:
-    aside = SetAside(share=0.1, of=30, dialogues=(3, 29))
+    aside = SetAside(share=0.1, of=30, dialogues=(3, 29), content="")
     with pytest.raises(MismatchError, match="no dialogue 29"):
         aside.part(plant([[0]] * 20), "dev")
 
@@ -135,10 +135,11 @@ def test_features_that_lack_one_of_the_dialogues_are_refused(plant: Plant) -> No
         {"dialogues": ["1"]},
         {"dialogues": list(range(12))},
         {"of": "12"},
+        {"content": None},
     ],
 )
 def test_a_description_without_meaning_is_none(wrong: dict) -> None:
-    sound = SetAside(share=0.1, of=12, dialogues=(3, 7))
+    sound = SetAside(share=0.1, of=12, dialogues=(3, 7), content="")
     assert SetAside.from_dict(sound.to_dict()) == sound
     with pytest.raises((TypeError, ValueError)):
         SetAside.from_dict(sound.to_dict() | wrong)

@@ -34,8 +34,6 @@ def test_a_new_folder_an_empty_one_and_one_that_was_begun_are_taken(tmp_path: Pa
         ("config.json", "model.safetensors"),
         ("train.h5",),
         ("trials/notes.txt",),
-        (f"trials/{TRIAL}", "trials/notes.txt"),
-        (f"trials/{TRIAL}", "train.h5"),
         (f"trials/{TRIAL}", ".meld-run"),
         ("trials",),
     ],
@@ -47,24 +45,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: tuple[str,
     with pytest.raises(UsageError, match="holds no search of meld"), SEARCH.open(out):
         pass
     assert sorted(out.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        (f"trials/{TRIAL}",),
-        (f"trials/{TRIAL}", f"trials/.{TRIAL}.77-0a0b0c0d.tmp", "best.toml", "notes.txt"),
-    ],
-    ids=str,
-)
-def test_a_search_of_before_there_was_a_marker_is_taken(
-    tmp_path: Path, names: tuple[str, ...]
-) -> None:
-    out = write(tmp_path / "out", *names)
-    with SEARCH.open(out):
-        pass
-    write(out, "train.h5")
-    SEARCH.refuse_other(out)  # it has a marker now
 
 
 def test_temporary_files_of_a_killed_search_are_removed_and_nothing_else(tmp_path: Path) -> None:
