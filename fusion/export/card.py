@@ -57,8 +57,8 @@ Says of each utterance of a video which of 7 emotions and 3 sentiments it carrie
 {_gate(export)}## What it cannot do
 
 * {_limits(reports)}
-* It was measured on the corpus above and on nothing else. On other people, languages, rooms,
-  cameras and kinds of talk expect worse, and measure it there: `meld evaluate`.
+* It was measured on {_what_was_measured(reports)} and on nothing else. On other people, languages,
+  rooms, cameras and kinds of talk expect worse, and measure it there: `meld evaluate`.
 * Its labels are what annotators took an utterance for. It says how an utterance appears, not what a
   person feels.
 
@@ -101,7 +101,7 @@ def _head(name: str, config: Mapping[str, Any], reports: Mapping[str, Values]) -
             task_type=_task(config),
             task_name=f"{head} recognition",
             dataset_type="unknown",
-            dataset_name="the corpus it was trained on",
+            dataset_name=_measured_on(report) or "the corpus it was trained on",
             dataset_split=split,
             metric_type="f1",
             metric_name=f"weighted F1, {head}",
@@ -203,7 +203,9 @@ def _scores(reports: Mapping[str, Values]) -> str:
         )
     parts = [] if "test" in reports else ["It was never evaluated on test."]
     for split, report in reversed(list(reports.items())):  # test first
-        chosen = "; it was chosen by this split" if split == "dev" else ""
+        chosen = (
+            "; it was chosen by this split" if split == "dev" and not _measured_on(report) else ""
+        )
         rows: dict[str, tuple[Say, Values]] = {
             "**weighted F1**": (weighted_f1, report),
             "accuracy": (accuracy, report),
@@ -212,8 +214,8 @@ def _scores(reports: Mapping[str, Values]) -> str:
             "expected calibration error": (calibration_error, report),
         }
         parts += [
-            f"### {split}\n\n{report['rows']:,} utterances{chosen}. In brackets: the 95 % interval "
-            "of\na bootstrap over dialogues.",
+            f"### {split}\n\n{report['rows']:,} utterances{_of_what(report)}{chosen}. In brackets: "
+            "the 95 % interval of\na bootstrap over dialogues.",
             scores_table(rows),
             _subsets(report),
         ]
@@ -221,6 +223,24 @@ def _scores(reports: Mapping[str, Values]) -> str:
             parts += [classes_table(report, head) for head in ("emotion", "sentiment")]
             parts.append(leakage_text(report))
     return "\n\n".join(filter(None, parts))
+
+
+def _measured_on(report: Values) -> str | None:
+    """The corpus or features that were named for the evaluation; None where it read the run's own.
+    They may be another corpus: a run does not know."""
+    return report["data"] or report["features"]
+
+
+def _of_what(report: Values) -> str:
+    named = _measured_on(report)
+    return f" of `{named}`, which was named for this evaluation" if named else ""
+
+
+def _what_was_measured(reports: Mapping[str, Values]) -> str:
+    named = [_measured_on(each) for each in reports.values()] or [None]
+    return _list(
+        [*dict.fromkeys("the corpus above" if each is None else f"`{each}`" for each in named)]
+    )
 
 
 def _gate(export: Mapping[str, Any]) -> str:
