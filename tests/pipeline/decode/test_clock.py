@@ -23,6 +23,7 @@ from pipeline.schema import (
     Utterance,
 )
 from tests.media import AS_TIMED, FPS, pitch_of, tone, write_clip
+from tests.pipeline.decode.decoding import middles_of_parts, numbers
 
 av.logging.set_level(None)
 
@@ -52,16 +53,6 @@ def decoded(
 def look(path: Path, *, deep: bool) -> ClipInspection:
     row = Utterance(key=ClipKey("train", 0, 0), text="")
     return inspect_clip(LocatedClip(utterance=row, path=path), deep=deep)
-
-
-def numbers(media: DecodedMedia) -> list[int]:
-    """Of pictures that name theirs by their grey."""
-    assert media.frames is not None
-    return [round(float(frame[64, 80].mean() - 16) / 3) for frame in media.frames]
-
-
-def middles_of_parts(num_frames: int) -> list[int]:
-    return [int((2 * part + 1) * num_frames / 32) for part in range(16)]
 
 
 def write_cut(path: Path, container_options: dict[str, str]) -> Path:

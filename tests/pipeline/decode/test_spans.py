@@ -18,6 +18,7 @@ from pipeline.decode.spans import decode_media, decode_spans
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import DecodedMedia, MediaSpan
 from tests.media import FPS, SIZE, pitch_of, textured, tone, write_clip
+from tests.pipeline.decode.decoding import numbers
 
 av.logging.set_level(None)
 
@@ -85,12 +86,6 @@ def all_decoded(path: Path, spans: Sequence[MediaSpan]) -> list[DecodedMedia]:
 
 def lost(media: DecodedMedia) -> dict[str, str]:
     return {each.modality: each.message for each in media.failures if each.lost}
-
-
-def numbers(media: DecodedMedia) -> list[int]:
-    """Of pictures that name theirs by their grey."""
-    assert media.frames is not None
-    return [round(float(frame[64, 80].mean() - 16) / 3) for frame in media.frames]
 
 
 class Shown:
