@@ -2,9 +2,9 @@
 
 import os
 
-# Rounds of a loop, some 10 microseconds. GNU's OpenMP, which PyTorch for Linux brings, waits for
+# Rounds of a loop, some 0.1 ms. GNU's OpenMP, which PyTorch for Linux brings, waits for
 # milliseconds by default: a core that another program needs, and then the other thread, which all
-# wait for, has none. Beside other work that made extraction and fine-tuning 5 to 10 times slower,
+# wait for, has none. Beside other work that made extraction and fine-tuning 2 to 10 times slower,
 # and shorter loops than this one slow them down where there is no other work (LOG.md).
 SPINS = "10000"
 
