@@ -44,7 +44,7 @@ def convert(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write feature caches in other formats: keys, labels, presence and recipe travel along.
+    """Write feature caches in other formats, with keys, labels, presence and recipe.
 
     Parquet and npz are converted back into caches that are equal to the bit. MMSA's pickle is only
     written: to read a pickle is to run it.

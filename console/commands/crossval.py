@@ -56,8 +56,8 @@ def crossval(
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Random seed of the dialogues that choose the epoch, and of the folds where "
-            "dialogues or speakers are alike in labels.  [default: 0]"
+            help="Random seed of the dialogues that choose the epoch, and of which fold "
+            "gets which of several dialogues or speakers with the same labels.  [default: 0]"
         ),
     ] = None,
     epochs: MostEpochs = None,

@@ -109,8 +109,8 @@ def export(
     """Write a run as a bundle: one folder that predicts anywhere, without a download.
 
     It holds the weights, the encoders, a model card with the run's scores, and golden clips with
-    the expected probabilities, which meld verify computes on another machine. meld predict, serve
-    and evaluate take a bundle wherever they take a run.
+    the expected probabilities, which meld verify computes on another machine. meld predict, serve,
+    listen and evaluate take a bundle wherever they take a run.
     """
     from console.show.bundle import show_export, show_gate
 
@@ -164,7 +164,7 @@ def verify(
     runtime: RuntimeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether a bundle gives on this machine what it gave where it was exported.
+    """Check whether a bundle predicts here what it predicted where it was exported.
 
     Every file is compared with its hash, and the golden clips are computed: what was decoded, the
     features of each encoder, and the probabilities from every choice of modalities. Ends with

@@ -52,11 +52,11 @@ def search(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search settings of train-fusion on dev: random draws, of which the best third goes on with
-    three times the seeds, and so on. Test is not read.
+    """Search settings of train-fusion on dev; test is not read.
 
-    A stopped search is resumed by the same command. It ends in a TOML file for `meld train-fusion
-    --config` and in a page that shows what mattered.
+    Settings are drawn at random, and each draw is trained with one seed; the best third goes on
+    with three times as many seeds, and so on. A stopped search is resumed by the same command. It
+    ends in a TOML file for `meld train-fusion --config` and in a page that shows what mattered.
     """
     options = given(
         features=features,

@@ -75,15 +75,15 @@ def serve(
     asr: Annotated[
         str | None,
         typer.Option(
-            help="Speech recogniser that hears media without words: tiny.en (English), or the "
-            "folder of a Whisper model in CTranslate2's form.  [default: tiny.en]"
+            help="Speech recogniser for media without given words: tiny.en (English), or the "
+            "folder of a Whisper model in CTranslate2 format.  [default: tiny.en]"
         ),
     ] = None,
     log: Annotated[
         LogChoice | None,
         typer.Option(
-            help="plain lines on stderr, of each request with -v; json is one object a line, "
-            "requests and jobs included.  [default: plain]"
+            help="Log on stderr. plain: lines, those of requests and jobs only with -v; json: one "
+            "object a line, requests and jobs included.  [default: plain]"
         ),
     ] = None,
     config: ConfigFile = None,
@@ -94,8 +94,8 @@ def serve(
 ) -> None:
     """Serve predictions over HTTP: a REST API below /v1, and a page at /.
 
-    Accepted jobs outlive the service: they go on when it is started again. With --json, what is
-    printed is the address and the model, once it listens.
+    Accepted jobs outlive the service: they go on when it is started again. With --json, the
+    address and the model are printed once it listens.
     """
     options = given(
         model=model,
