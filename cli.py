@@ -41,7 +41,7 @@ from console.commands import (
 from console.edge import tell
 from console.start import FIRST_STEPS, GROUPS
 from pipeline.errors import StorageError
-from pipeline.system.threads import wait_briefly
+from pipeline.system.threads import ROUNDS, ROUNDS_BESIDE_A_DECODER, wait_briefly
 
 # A full disk behind `meld ... > file`, or a reader that went away.
 _STDOUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
@@ -58,7 +58,6 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    wait_briefly()
     # `meld ... >&-`: nobody wants it, and no file that is opened later shall get what is printed.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -103,6 +102,8 @@ def start(
     ] = False,
 ) -> None:
     """Recognise emotions in videos, and train the models that do, on MELD or on your own clips."""
+    decodes_beside = context.invoked_subcommand in ("predict", "serve", "listen")
+    wait_briefly(ROUNDS_BESIDE_A_DECODER if decodes_beside else ROUNDS)
     if version:
         from console.show.version import show_version
 

@@ -51,6 +51,7 @@ from pipeline.options import (
 )
 from pipeline.settings import build_config
 from pipeline.system.extras import missing_part, needs_extra
+from pipeline.system.threads import ROUNDS_BESIDE_A_DECODER, wait_briefly
 
 if TYPE_CHECKING:
     import datasets
@@ -524,6 +525,7 @@ class Model:
             precision=precision,
             runtime=runtime,
         )
+        wait_briefly(ROUNDS_BESIDE_A_DECODER)
         self._decoder = DecoderProcess()  # it starts while the model is loaded
         self._predictor = choice.load()
         self.name = self._predictor.name

@@ -89,6 +89,9 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
+        # Threads that wait awake take the cores of other graphs and programs, also for 25 ms of CPU
+        # after every call; asleep, they made calls faster beside other work (LOG.md).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they are raised as well
         try:
             session = onnxruntime.InferenceSession(

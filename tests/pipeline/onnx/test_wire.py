@@ -153,6 +153,14 @@ def refusal(content: bytes) -> str:
     return ""
 
 
+def test_the_threads_of_a_graph_sleep_while_they_wait(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make().SerializeToString())
+    graph = Graph.load(path, sha256=None, inputs=[X], outputs=[Y], threads=2)
+    options = graph._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_other_inputs_and_what_no_runtime_opens_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(make(name="z").SerializeToString())

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.threads import SPINS
+from pipeline.system.threads import ROUNDS, ROUNDS_BESIDE_A_DECODER
 
 ROOT = Path(__file__).resolve().parents[3]
-# The command alone would do; a computation of one line is quicker.
+# What a command does between its start and its work, and then nothing but loading PyTorch.
 PROGRAM = """
-import sys, cli
-cli.app = lambda **_: __import__("torch")
-cli.main()
+import sys, types, cli
+cli.start(types.SimpleNamespace(invoked_subcommand=sys.argv[1]))
+import torch
 """
 
 
-def load_pytorch(**variables: str) -> dict[str, str]:
-    """Its OpenMP's settings, in a process that began as the command `meld` does."""
+def load_pytorch(command: str, **variables: str) -> dict[str, str]:
+    """Its OpenMP's settings, in a process that began as `meld COMMAND` does."""
     told = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, command],
         cwd=ROOT,
         env={**os.environ, "OMP_DISPLAY_ENV": "VERBOSE", **variables},
         stderr=subprocess.PIPE,
@@ -35,13 +35,17 @@ def load_pytorch(**variables: str) -> dict[str, str]:
 @pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="PyTorch brings another OpenMP elsewhere")
 @pytest.mark.parametrize(
-    ("variables", "rounds"),
-    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
-    ids=["by itself", "as told", "by OpenMP's own name"],
+    ("command", "variables", "rounds"),
+    [
+        ("finetune", {}, ROUNDS),
+        ("predict", {}, ROUNDS_BESIDE_A_DECODER),
+        ("predict", {"GOMP_SPINCOUNT": "7"}, 7),
+        ("finetune", {"OMP_WAIT_POLICY": "PASSIVE"}, 0),
+    ],
 )
 def test_threads_wait_awake_for_a_moment_only(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], rounds: str
+    monkeypatch: pytest.MonkeyPatch, command: str, variables: dict[str, str], rounds: int
 ) -> None:
     for each in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(each, raising=False)
-    assert load_pytorch(**variables)["GOMP_SPINCOUNT"] == rounds
+    assert load_pytorch(command, **variables)["GOMP_SPINCOUNT"] == str(rounds)
