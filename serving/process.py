@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system.one_line import one_line
+from pipeline.system.threads import ROUNDS_BESIDE_A_DECODER, wait_briefly
 from serving.logs import Event
 from serving.problems import rebuild_error
 
@@ -72,6 +73,7 @@ class WorkerProcess:
         # A terminal's Ctrl-C and a service manager's SIGTERM reach every process, and it is the
         # server that decides what they mean.
         deaf = {signal.SIGINT, signal.SIGTERM}
+        wait_briefly(ROUNDS_BESIDE_A_DECODER)  # where no command did, as behind Ray Serve
         before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
         try:
             self._process = subprocess.Popen(
