@@ -255,7 +255,7 @@ def train_fusion(
         overwrite=overwrite,
     )
 
-    from fusion.training.train import TrainConfig
+    from fusion.training.config import TrainConfig
     from fusion.training.train import train_fusion as run
 
     settings = merge_with_file(

@@ -36,8 +36,9 @@ from fusion.finetuning.job import FinetuneConfig, choose_hardware, resolve
 from fusion.finetuning.loop import TuneConfig, Tuning
 from fusion.finetuning.setup import build_end_to_end, open_live
 from fusion.finetuning.workers import Worker
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.decode.clip import decode_clip
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder

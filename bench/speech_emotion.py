@@ -43,8 +43,9 @@ from fusion.data.set_aside import DEFAULT_SHARE, choose_dialogues
 from fusion.data.split import FusionData
 from fusion.inference.predict import predict
 from fusion.model.dims import ModelConfig
+from fusion.training.build import build_model
+from fusion.training.config import check_layers
 from fusion.training.fit import FitConfig, Training, fit_together
-from fusion.training.train import build_model, check_layers
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.recipe import DecodeConfig, FeatureRecipe

@@ -16,10 +16,11 @@ import torch
 
 from fusion.data.batches import Rows
 from fusion.data.split import FusionData
-from fusion.experiments.crossval import CrossvalConfig, load_pooled, make_folds
+from fusion.experiments.crossval import CrossvalConfig, load_pooled
+from fusion.experiments.folds import make_folds
 from fusion.inference.predict import predict
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, Training, fit_together
-from fusion.training.train import build_model
 from pipeline.system.resources import num_cores
 
 CPU = torch.device("cpu")

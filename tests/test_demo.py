@@ -8,8 +8,9 @@ from rich.console import Console
 from console.show.demo import render_demo
 from fusion.experiments import demo
 from fusion.experiments.demo import DemoConfig, DemoReport, DemoRow
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.schema import MODALITIES
 
 

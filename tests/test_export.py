@@ -24,8 +24,9 @@ from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
 from fusion.inference.load import ModelChoice
 from fusion.model.dims import ModelConfig
 from fusion.prediction import predict_files
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.encoders import weights
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import UsageError, WeightsMissing

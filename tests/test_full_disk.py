@@ -78,8 +78,9 @@ def told(done: Finished) -> str:
 
 @pytest.fixture(scope="module")
 def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from fusion.training.config import TrainConfig
     from fusion.training.fit import FitConfig
-    from fusion.training.train import TrainConfig, train_fusion
+    from fusion.training.train import train_fusion
 
     out = tmp_path_factory.mktemp("runs") / "words"
     train_fusion(

@@ -21,8 +21,9 @@ from fusion.inference.voice import (
     as_samples,
     as_waveform,
 )
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.decode.pieces import MediaPieces, write_pieces
 from pipeline.decode.process import DecoderProcess
 from pipeline.schema import ClipFeatures, MediaSpan

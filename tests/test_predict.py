@@ -26,8 +26,9 @@ from fusion.inference.segments import SpokenSpan
 from fusion.inference.speech import SpeechConfig
 from fusion.inference.timeline import SCHEMA_FILE
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.schema import EMOTIONS, SENTIMENTS, MediaSpan, Modality, Utterance

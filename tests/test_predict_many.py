@@ -15,8 +15,9 @@ from fusion.inference.timeline import SCHEMA_FILE
 from fusion.prediction import predict_files as files
 from fusion.prediction.one_file import FileResult
 from fusion.prediction.predict_files import PredictConfig, predict_files
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.errors import UsageError
 from pipeline.schema import ClipFeatures, DecodedClip, Modality
 from tests.conftest import Meld

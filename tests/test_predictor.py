@@ -14,8 +14,9 @@ from fusion.inference.predict import predict_rows
 from fusion.inference.prediction import Prediction
 from fusion.inference.predictor import Predictor
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.corpus.texts import with_context

@@ -15,8 +15,9 @@ from fusion.finetuning.setup import open_live
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict_rows
 from fusion.inference.predictor import Predictor
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import read_cache
 from pipeline.cache.info import describe
 from pipeline.corpus.annotations import read_corpus

@@ -108,7 +108,7 @@ def train_fusion(
     )
 
     from console.show.training import show_training
-    from fusion.training.train import TrainConfig
+    from fusion.training.config import TrainConfig
     from fusion.training.train import train_fusion as run_training
 
     train_config = said.build(TrainConfig)

@@ -28,8 +28,9 @@ from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
 from fusion.inference.description import CONFIG, WEIGHTS
 from fusion.inference.predict import predict_rows
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, TrainResult, train_seeds
+from fusion.training.train import TrainResult, train_seeds
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import MeldError
 from pipeline.extract.extract import ExtractConfig, extract

@@ -27,17 +27,16 @@ from fusion.inference.subsets import choose_subsets
 from fusion.labels import Head, Labels
 from fusion.model.dims import FusionType, InputKind, ModelConfig
 from fusion.model.joins import JOINS
-from fusion.training.fit import FitConfig, Training, fit_together
-from fusion.training.losses import check_teacher
-from fusion.training.parts import Parts, load_parts
-from fusion.training.train import (
-    build_model,
+from fusion.training.build import build_model, choose_device
+from fusion.training.config import (
     check_layers,
     check_modalities,
     check_modality_dropout,
     check_projection,
-    choose_device,
 )
+from fusion.training.fit import FitConfig, Training, fit_together
+from fusion.training.losses import check_teacher
+from fusion.training.parts import Parts, load_parts
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality

@@ -20,8 +20,9 @@ from fusion.inference.predict_media import WordsConfig
 from fusion.inference.prediction import HeadPrediction
 from fusion.model.dims import ModelConfig
 from fusion.prediction.predict_files import PredictConfig, predict_files
+from fusion.training.config import TrainConfig
 from fusion.training.fit import one_thread
-from fusion.training.train import TrainConfig, train_seeds
+from fusion.training.train import train_seeds
 from pipeline.corpus.annotations import read_corpus
 from pipeline.corpus.clips import locate_clips
 from pipeline.encoders.choice import EncoderRequest

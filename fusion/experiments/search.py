@@ -43,18 +43,17 @@ from fusion.experiments.search_report import FailedTrial, SearchReport, Trial, w
 from fusion.experiments.search_space import Draw, draw_settings, open_settings
 from fusion.model.dims import InputKind, ModelConfig
 from fusion.model.joins import JOINS
+from fusion.training.build import build_model, choose_device
+from fusion.training.config import (
+    TrainConfig,
+    check_layers,
+    check_modalities,
+    check_modality_dropout,
+)
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.history import EpochResult
 from fusion.training.losses import check_teacher
 from fusion.training.parts import Parts, load_parts
-from fusion.training.train import (
-    TrainConfig,
-    build_model,
-    check_layers,
-    check_modalities,
-    check_modality_dropout,
-    choose_device,
-)
 from pipeline.errors import LossNotFinite, UsageError
 from pipeline.schema import Modality
 from pipeline.settings import build_config, describe_config, flatten, toml_value

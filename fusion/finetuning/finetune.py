@@ -54,6 +54,7 @@ from fusion.inference.description import CONFIG
 from fusion.inference.encoders import find_encoders_of
 from fusion.inference.predict import predict_rows, predictions_of
 from fusion.inference.predictions import Predictions
+from fusion.training.config import TrainConfig
 from fusion.training.distil import check_teacher_of
 from fusion.training.history import EpochResult, mean_history, read_history
 from fusion.training.run_folder import (
@@ -65,7 +66,7 @@ from fusion.training.run_folder import (
     hold_run,
     open_run,
 )
-from fusion.training.train import Member, TrainConfig, count_train_labels, train_fusion
+from fusion.training.train import Member, count_train_labels, train_fusion
 from pipeline.cache.format import read_header, require_cache
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.find import find_encoders

@@ -15,9 +15,10 @@ from fusion.data.set_aside import check_share
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.checkpoint import read_checkpoint
+from fusion.training.build import choose_device
+from fusion.training.config import check_ensemble, check_overwrite
 from fusion.training.losses import check_teacher
 from fusion.training.run_folder import START
-from fusion.training.train import check_ensemble, check_overwrite, choose_device
 from pipeline.errors import UsageError
 from pipeline.recipe import Precision
 from pipeline.schema import MODALITIES, Modality

@@ -20,9 +20,9 @@ from fusion.inference.checkpoint import Checkpoint, read_checkpoint
 from fusion.inference.encoders import find_encoders_of
 from fusion.labels import Head
 from fusion.model.fusion import FusionModel
+from fusion.training.config import check_modality_dropout
 from fusion.training.distil import SoftTargets, soft_targets
 from fusion.training.parts import check_choosable, find_untrained
-from fusion.training.train import check_modality_dropout
 from fusion.training.warm_start import refuse_ensemble
 from pipeline.cache.format import read_cache, read_header
 from pipeline.corpus.annotations import hash_rows, read_corpus

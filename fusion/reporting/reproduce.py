@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.inference.checkpoint import Checkpoint
-from fusion.training.train import TrainConfig
+from fusion.training.config import TrainConfig
 from pipeline.encoders.registry import find_entry
 from pipeline.recipe import DecodeConfig, EncoderSpec, FeatureRecipe
 from pipeline.schema import MODALITIES

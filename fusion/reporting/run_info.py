@@ -12,9 +12,9 @@ from fusion.finetuning.job import FinetuneConfig
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.description import CONFIG
 from fusion.reporting.reproduce import Remake, remake
+from fusion.training.config import TrainConfig
 from fusion.training.history import EpochResult, read_history
 from fusion.training.run_folder import HISTORY
-from fusion.training.train import TrainConfig
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import SPLITS, Modality
 from pipeline.settings import describe_config, flatten

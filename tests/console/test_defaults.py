@@ -11,7 +11,7 @@ import cli
 from fusion.data.set_aside import DEFAULT_SHARE
 from fusion.finetuning.endtoend import LearningRates
 from fusion.training import warm_start
-from fusion.training.train import TrainConfig
+from fusion.training.config import TrainConfig
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.extract.extract import ROWS_PER_SHARD, TEXT_ROWS_PER_SHARD, ExtractConfig
 from pipeline.recipe import DecodeConfig
@@ -24,7 +24,7 @@ CONFIGS = {
     "extract": "pipeline.extract.extract.ExtractConfig",
     "doctor": "pipeline.doctor.examine.DoctorConfig",
     "import": "pipeline.importing.import_features.ImportConfig",
-    "train-fusion": "fusion.training.train.TrainConfig",
+    "train-fusion": "fusion.training.config.TrainConfig",
     "finetune": "fusion.finetuning.job.FinetuneConfig",
     "evaluate": "fusion.evaluation.evaluate.EvaluateConfig",
     "predict": "fusion.prediction.predict_files.PredictConfig",

@@ -13,8 +13,9 @@ from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.test_evaluations import count_evaluations
 from fusion.export.export import reports_to_ship
 from fusion.inference.checkpoint import read_checkpoint, write_checkpoint
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import StorageError
 from tests.conftest import Meld

@@ -24,8 +24,8 @@ from fusion.evaluation.leakage import (
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.model.dims import ModelConfig
 from fusion.reporting.reproduce import remake
+from fusion.training.build import build_model
 from fusion.training.losses import count_labels
-from fusion.training.train import build_model
 from pipeline.cache.format import write_cache
 from pipeline.errors import InputError
 from pipeline.schema import ClipKey

@@ -16,8 +16,8 @@ from fusion.inference.predict import hide_all_but, predict_rows, predict_subsets
 from fusion.inference.subsets import choose_subsets
 from fusion.labels import UNLABELLED
 from fusion.model.dims import ModelConfig
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, fit
-from fusion.training.train import build_model
 
 PLANTED = {"modalities": ["text", "audio"], "carriers": ["audio"], "strength": 5.0}
 

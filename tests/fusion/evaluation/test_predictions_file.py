@@ -11,8 +11,9 @@ from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.evaluation.predictions_file import check_predictions_file
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict_rows
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.errors import StorageError, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS
 

@@ -20,8 +20,9 @@ from fusion.experiments.compare import (
     match_rows,
 )
 from fusion.labels import UNLABELLED
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import read_cache, write_cache
 from pipeline.errors import MismatchError
 

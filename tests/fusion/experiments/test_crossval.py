@@ -15,13 +15,8 @@ from rich.console import Console
 from console.show.crossval import render_crossval
 from fusion.evaluation.scores import weighted_f1
 from fusion.experiments import crossval as crossval_module
-from fusion.experiments.crossval import (
-    CrossvalConfig,
-    CrossvalReport,
-    crossval,
-    load_pooled,
-    make_folds,
-)
+from fusion.experiments.crossval import CrossvalConfig, CrossvalReport, crossval, load_pooled
+from fusion.experiments.folds import make_folds
 from fusion.model.dims import ModelConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from pipeline.cache.format import FeatureCache, write_cache

@@ -21,9 +21,9 @@ from fusion.experiments.search_report import (
 )
 from fusion.experiments.search_space import SPACE, draw_settings, open_settings
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import EpochResult
-from fusion.training.train import TrainConfig
 from pipeline.errors import CacheBusy, CacheCorrupt, LossNotFinite, UsageError
 from pipeline.system import locks
 

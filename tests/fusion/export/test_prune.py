@@ -17,8 +17,9 @@ from fusion.finetuning.loop import TuneConfig
 from fusion.inference.load import ModelChoice
 from fusion.inference.predictor import Predictor
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import InputError, UsageError
 from pipeline.extract.extract import ExtractConfig, extract

@@ -19,8 +19,9 @@ from fusion.finetuning.finetune import finetune
 from fusion.finetuning.job import FinetuneConfig
 from fusion.finetuning.loop import TuneConfig
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest

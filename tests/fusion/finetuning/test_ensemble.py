@@ -15,9 +15,10 @@ from fusion.finetuning.loop import StepResult
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predictor import Predictor
 from fusion.inference.runtime import FeatureRows
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.losses import LossConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import UsageError

@@ -39,8 +39,9 @@ from fusion.inference.predict import predict_rows
 from fusion.inference.predictor import Predictor
 from fusion.inference.words import Turn, predict_words
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.corpus.annotations import hash_rows, read_corpus
 from pipeline.corpus.texts import with_surroundings

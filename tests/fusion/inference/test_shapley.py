@@ -15,8 +15,8 @@ from fusion.inference.predict import predict_rows, predict_subsets
 from fusion.inference.shapley import NOTHING, ModalityShares, explain_modalities, shapley_values
 from fusion.inference.temperature import Temperature
 from fusion.model.dims import ModelConfig
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, fit
-from fusion.training.train import build_model
 from pipeline.schema import EMOTIONS
 
 pytestmark = pytest.mark.heavy

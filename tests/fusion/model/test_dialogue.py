@@ -13,8 +13,8 @@ from fusion.inference.predict import predict
 from fusion.model.dialogue import DialogueContext, Turns
 from fusion.model.dims import ModelConfig
 from fusion.model.fusion import FusionModel
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, fit
-from fusion.training.train import build_model
 from pipeline.schema import ClipKey
 
 CPU = torch.device("cpu")

@@ -25,8 +25,10 @@ from fusion.model.joins import (
     draw_small,
     layer,
 )
+from fusion.training.build import build_model
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig, fit
-from fusion.training.train import TrainConfig, build_model, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.schema import MODALITIES
 
 pytestmark = pytest.mark.heavy

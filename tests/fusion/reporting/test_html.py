@@ -30,10 +30,11 @@ from fusion.reporting.html import (
 from fusion.reporting.reproduce import remake
 from fusion.reporting.run_charts import draw_charts
 from fusion.reporting.run_info import describe_run
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.losses import LossConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import write_cache
 from pipeline.errors import CacheCorrupt, InputError, StorageError, UsageError
 from pipeline.html.stills import WIDTH, read_stills

@@ -15,9 +15,9 @@ from fusion.inference.predict import predict
 from fusion.model.dims import FusionType, ModelConfig
 from fusion.model.dropout import Dropout, MaskSource, random_bytes
 from fusion.model.joins import JOINS
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.history import EpochResult
-from fusion.training.train import build_model
 from pipeline.errors import UsageError
 
 pytestmark = pytest.mark.heavy

@@ -16,10 +16,12 @@ from fusion.inference.predict import predict, predict_rows
 from fusion.labels import UNLABELLED
 from fusion.model.dims import ModelConfig
 from fusion.model.fusion import FusionOutput
+from fusion.training.build import build_model
+from fusion.training.config import TrainConfig
 from fusion.training.distil import check_teacher_of, soft_targets
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.losses import LossConfig, MultiTaskLoss, soft_loss
-from fusion.training.train import TrainConfig, TrainResult, build_model, train_fusion
+from fusion.training.train import TrainResult, train_fusion
 from pipeline.errors import InputError, MismatchError, UsageError
 from pipeline.schema import EMOTIONS, SENTIMENTS, ClipKey
 

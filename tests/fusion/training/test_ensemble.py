@@ -12,9 +12,10 @@ from fusion.data.load import load_split
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.inference.predict import predict_rows
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
-from fusion.training.train import TrainConfig, TrainResult, train_fusion
+from fusion.training.train import TrainResult, train_fusion
 from pipeline.errors import UsageError
 
 FIT = FitConfig(epochs=3)

@@ -10,9 +10,9 @@ from fusion.evaluation.scores import weighted_f1
 from fusion.inference.predict import predict
 from fusion.labels import UNLABELLED
 from fusion.model.dims import ModelConfig
+from fusion.training.build import build_model
 from fusion.training.fit import FitConfig, drop_modalities, fit, warm_up_then_fall
 from fusion.training.losses import LossConfig, MultiTaskLoss
-from fusion.training.train import build_model
 from pipeline.errors import LossNotFinite
 
 QUICK = FitConfig(epochs=5, batch_size=100, learning_rate=1e-2)

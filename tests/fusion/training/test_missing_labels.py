@@ -25,10 +25,11 @@ from fusion.experiments.crossval import CrossvalConfig, crossval
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.labels import HEADS, Head
 from fusion.reporting.html import HtmlReportConfig, write_html_report
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
 from fusion.training.losses import LossConfig
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import FeatureCache, write_cache
 from pipeline.errors import InputError
 from pipeline.schema import Split

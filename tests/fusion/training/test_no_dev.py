@@ -26,9 +26,11 @@ from fusion.inference.checkpoint import read_checkpoint
 from fusion.model.fusion import FusionModel
 from fusion.reporting.html import HtmlReportConfig, write_html_report
 from fusion.reporting.reproduce import remake
+from fusion.training.build import build_model
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig, Training, fit_together
 from fusion.training.parts import load_parts
-from fusion.training.train import TrainConfig, build_model, train_fusion
+from fusion.training.train import train_fusion
 from pipeline.cache.format import FeatureCache, read_cache, write_cache
 from pipeline.errors import InputError, MismatchError, UsageError
 

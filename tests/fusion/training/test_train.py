@@ -18,10 +18,12 @@ from fusion.data.load import load_split
 from fusion.evaluation.evaluate import EvaluateConfig, evaluate
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fusion.model.dims import ModelConfig
+from fusion.training.build import build_model
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import EpochResult, read_history
 from fusion.training.losses import LossConfig
-from fusion.training.train import TrainConfig, _EpochLog, build_model, train_fusion
+from fusion.training.train import _EpochLog, train_fusion
 from pipeline.cache.format import write_cache
 from pipeline.errors import (
     CacheCorrupt,

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from fusion.inference.checkpoint import read_checkpoint
 from fusion.model.dims import ModelConfig
+from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.history import read_history
-from fusion.training.train import TrainConfig, train_fusion
+from fusion.training.train import train_fusion
 from fusion.training.warm_start import LEARNING_RATE
 from pipeline.cache.format import write_cache
 from pipeline.errors import RecipeMismatch, UsageError
