@@ -122,11 +122,10 @@ def test_nothing_is_written_beside_something_else(config: AblateConfig) -> None:
     assert sorted(config.features.iterdir()) == there
 
 
-def test_one_of_before_there_was_a_marker_goes_on_and_a_second_at_once_is_refused(
+def test_a_killed_one_goes_on_and_a_second_at_once_is_refused(
     untrained: AblateConfig, one_cell: Path
 ) -> None:
     shutil.copytree(one_cell, untrained.out)
-    (untrained.out / ".meld-ablation").unlink()
     killed = untrained.out / "cells" / ".text-late-0123456789ab.json.77-0a0b0c0d.tmp"
     killed.touch()
     again = of_text_alone(untrained)

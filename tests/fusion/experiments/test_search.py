@@ -495,15 +495,6 @@ def test_two_searches_do_not_write_one_folder(
     assert run(trials=1).out == out
 
 
-def test_a_search_of_before_there_was_a_lock_goes_on(
-    run: Callable[..., SearchReport], scored: list[tuple[float, int]]
-) -> None:
-    report = run(trials=3)
-    (report.out / ".meld-search").unlink()
-    (report.out / "notes.txt").write_text("mine")
-    assert run(trials=3).reused == len(scored)
-
-
 # ------------------------------------------------------------------------------ few draws
 
 
