@@ -27,6 +27,7 @@ from fusion.inference.description import (
 )
 from fusion.model.ensemble import Fusion, build_fusion
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.system.building import one_builder
 from pipeline.system.files import write_whole
 
 
@@ -65,7 +66,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     description = read_description(run)
     try:
         # Built without storage: a damaged config must not be able to ask for all memory.
-        with torch.device("meta"):
+        with one_builder(), torch.device("meta"):
             model = build_fusion(description.dims)
     except (TypeError, ValueError, RuntimeError) as error:  # Runtime: dims beyond 2^63
         raise not_a_description(run, error) from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.dropout import random_bytes
+from pipeline.system.building import one_builder
 
 
 class Dropout(nn.Module):
@@ -65,7 +66,7 @@ class MaskSource:
         ]
         model.train()
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        with one_builder(), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             run()
         for hook in hooks:
             hook.remove()

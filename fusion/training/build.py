@@ -7,6 +7,7 @@ from fusion.model.dims import FusionDims, ModalityDims, ModelConfig
 from fusion.model.fusion import FusionModel
 from fusion.training.fit import seeded
 from pipeline.errors import UsageError
+from pipeline.system.building import one_builder
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,7 +36,7 @@ def build_model(train: FusionData, config: ModelConfig, *, seed: int) -> FusionM
         model=config,
     )
     try:
-        with seeded(seed):
+        with one_builder(), seeded(seed):
             model = FusionModel(dims)
     except RuntimeError as error:  # PyTorch's word for too little memory
         raise UsageError(

@@ -22,6 +22,7 @@ from pipeline.encoders.face_finder import find_face_cascade
 from pipeline.errors import UsageError
 from pipeline.recipe import DecodeConfig, EncoderSpec, FrameView, Precision
 from pipeline.schema import Modality
+from pipeline.system.building import one_builder
 
 RANDOM_SEED = "seed 0"
 # What else than the registered names may be named.
@@ -65,7 +66,8 @@ def build_encoder(choice: EncoderChoice, decode: DecodeConfig | None) -> AnyEnco
     Raises:
         MismatchError: the files that were found are not this encoder's weights.
     """
-    return find_entry(choice.spec.modality, choice.spec.name).build(choice, decode)
+    with one_builder():
+        return find_entry(choice.spec.modality, choice.spec.name).build(choice, decode)
 
 
 # --------------------------------------------------------------- Hugging Face text encoders
