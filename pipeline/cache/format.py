@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.failures import read_failures, write_failures
-from pipeline.cache.hdf5 import Reader, Writer, open_hdf5, write_hdf5
-from pipeline.errors import CacheCorrupt, InputError
+from pipeline.cache.hdf5 import Reader, Writer, is_of_others, open_hdf5, write_hdf5
+from pipeline.errors import CacheCorrupt, InputError, UsageError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import (
     EMOTIONS,
@@ -209,6 +209,16 @@ def write_cache(path: Path, cache: FeatureCache) -> None:
         StorageError: disk full, no permission; an earlier file of that name is untouched.
     """
     write_hdf5(path, FORMAT, FORMAT_VERSION, lambda writer: _fill(writer, cache))
+
+
+def check_replaceable(path: Path, option: str = "--out") -> None:
+    """Of a file that is there: only a cache, damaged or not, is replaced. Raises UsageError or
+    StorageError."""
+    if is_of_others(path, FORMAT):
+        raise UsageError(
+            f"{path} is no feature cache and is left as it is; move it away, or name another "
+            f"{option}"
+        )
 
 
 def _fill(writer: Writer, cache: FeatureCache) -> None:

@@ -30,6 +30,7 @@ _ENDS = "_ends"
 # The first HDF5 generation that checksums its own structure too: attributes, names, addresses.
 _LIBRARY_VERSION = "v110"
 _IMAGE_BLOCK_BYTES = 1 << 22
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py raises where a file is damaged, or holds something else than is asked for.
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
@@ -154,6 +155,23 @@ def open_hdf5(
         raise CacheCorrupt(f"{path}: damaged ({reason}); delete it and make it again") from error
     finally:
         file.close()
+
+
+def is_of_others(path: Path, kind: str) -> bool:
+    """Whether a file is anything but one of the format `kind`. A damaged HDF5 file may have been
+    one. Raises StorageError."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_SIGNATURE))
+        if begins != _SIGNATURE:
+            return bool(begins)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") != kind.encode())
+    except _DAMAGE:
+        return False
 
 
 class Reader:

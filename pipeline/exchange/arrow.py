@@ -16,7 +16,7 @@ has no features. The columns' bytes are those of the cache: pyarrow copies neith
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import datasets
 
 HEADER = b"meld"
+_SIGNATURE = b"PAR1"
 _SOURCE_TYPES = {
     "file": pa.string(),
     "sha256": pa.string(),
@@ -253,11 +254,30 @@ def _check_claims(path: Path, size: int, parquet: "pyarrow.parquet.ParquetFile")
 
 def is_ours(path: Path) -> bool:
     """Whether `write_parquet` wrote a file; not whether it is whole. Raises StorageError."""
+    return HEADER in (_metadata(path) or ())
+
+
+def is_of_others(path: Path) -> bool:
+    """Whether a file is anything but one of `write_parquet`; a damaged Parquet file may have been
+    one. Raises StorageError."""
     try:
         with path.open("rb") as file:
-            return HEADER in (pyarrow.parquet.read_schema(file).metadata or {})
+            begins = file.read(len(_SIGNATURE))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error})") from error
+    if begins != _SIGNATURE:
+        return bool(begins)
+    found = _metadata(path)
+    return found is not None and HEADER not in found
+
+
+def _metadata(path: Path) -> Mapping[bytes, bytes] | None:
+    """Of a Parquet file's schema; None where it is none, or damaged. Raises StorageError."""
+    try:
+        with path.open("rb") as file:
+            return pyarrow.parquet.read_schema(file).metadata or {}
     except (pa.ArrowException, ValueError):
-        return False
+        return None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error})") from error
 

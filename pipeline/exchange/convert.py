@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.cache.format import FeatureCache, read_cache, write_cache
+from pipeline.cache.format import FeatureCache, check_replaceable, read_cache, write_cache
 from pipeline.errors import InputError, RecipeMismatch, StorageError, UsageError
+from pipeline.exchange import npz
 from pipeline.exchange.arrays import read_bytes
 from pipeline.exchange.card import SplitFacts, is_card, write_card
 from pipeline.exchange.mmsa import write_mmsa
@@ -74,12 +75,16 @@ def convert(config: ConvertConfig) -> ConvertReport:
     _check_targets(config)
     caches = [_read(path) for path in sources]
     _check_alike(sources, caches)
+    files = _targets(config, caches)
+    for path in files:
+        _check_replaceable(path, config.to)
     if config.to == "cache":
-        files = [_write_cache(config.out, cache) for cache in caches]
+        for path, cache in zip(files, caches, strict=True):
+            _write_cache(path, cache)
         left_out: dict[Split, int] = {}
     else:
         with locks.hold_folder(config.out, f"what is in {config.out}") as is_alone:
-            files, left_out = _write(config, sources[0], caches, is_alone=is_alone)
+            files, left_out = _write(config, sources[0], files, caches, is_alone=is_alone)
     return ConvertReport(
         to=config.to,
         files=tuple(files),
@@ -112,7 +117,7 @@ def find_sources(source: Path) -> list[Path]:
 
 
 def _check_targets(config: ConvertConfig) -> None:
-    """Before anything is read: a card or a pickle of somebody else is not replaced."""
+    """Before anything is read: nothing is replaced unasked, and a card of somebody else never."""
     names = [f"{split}{_SUFFIXES[config.to]}" for split in SPLITS if config.to in _SUFFIXES]
     names += {"parquet": [CARD], "mmsa": [MMSA_FILE]}.get(config.to, [])
     for name in names:
@@ -129,6 +134,27 @@ def _check_targets(config: ConvertConfig) -> None:
             raise UsageError(
                 f"{path} is there already; name another --out, or replace it with --overwrite"
             )
+
+
+def _check_replaceable(path: Path, to: Format) -> None:
+    """Raises UsageError for a file that is there and of somebody else. Of MMSA's pickle that is not
+    asked: to read one is to trust it."""
+    if not path.exists() or to == "mmsa":
+        return
+    if to == "cache":
+        check_replaceable(path)
+        return
+    if to == "parquet":
+        with needs_extra("parquet"):
+            from pipeline.exchange import arrow
+        is_of_others = arrow.is_of_others(path)
+    else:
+        is_of_others = npz.is_of_others(path)
+    if is_of_others:
+        raise UsageError(
+            f"{path} was not written by meld convert and is left as it is; move it away, or name "
+            "another --out"
+        )
 
 
 def _read(path: Path) -> FeatureCache:
@@ -154,23 +180,30 @@ def _check_recipe(path: Path, recipe: FeatureRecipe, first: Path, wanted: Featur
         )
 
 
-def _write_cache(out: Path, cache: FeatureCache) -> Path:
-    path = out / f"{cache.split}.h5"
-    with locks.hold_split(out, cache.split):
+def _targets(config: ConvertConfig, caches: Sequence[FeatureCache]) -> list[Path]:
+    """The files to write, but for the card."""
+    if config.to == "mmsa":
+        return [config.out / MMSA_FILE]
+    return [config.out / f"{cache.split}{_SUFFIXES[config.to]}" for cache in caches]
+
+
+def _write_cache(path: Path, cache: FeatureCache) -> None:
+    with locks.hold_split(path.parent, cache.split):
         _tidy([path])
         write_cache(path, cache)
-    return path
 
 
 def _write(
-    config: ConvertConfig, first: Path, caches: list[FeatureCache], *, is_alone: bool
+    config: ConvertConfig,
+    first: Path,
+    files: list[Path],
+    caches: list[FeatureCache],
+    *,
+    is_alone: bool,
 ) -> tuple[list[Path], dict[Split, int]]:
-    """The files, and the rows of each split that are not in them; `first` was read first."""
+    """All that was written, and the rows of each split that are not in it; `first` was read
+    first."""
     out = config.out
-    if config.to == "mmsa":
-        files = [out / MMSA_FILE]
-    else:
-        files = [out / f"{cache.split}{_SUFFIXES[config.to]}" for cache in caches]
     if is_alone:
         _tidy([*files, out / CARD] if config.to == "parquet" else files)
     if config.to == "mmsa":

@@ -14,6 +14,7 @@ is, a column lies end to end instead, as in our HDF5 files: `text` uint8 [bytes]
 """
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.format import FeatureCache, label_indices
-from pipeline.errors import CacheCorrupt, InputError
+from pipeline.errors import CacheCorrupt, InputError, StorageError
 from pipeline.exchange.arrays import read_npz as read_arrays
 from pipeline.exchange.header import header_json, read_header_json
 from pipeline.schema import EMBEDDING_DIM, EMOTIONS, SENTIMENTS, ClipSource
@@ -73,6 +74,24 @@ def _pack(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         name: np.frombuffer(b"".join(encoded), np.uint8),
         name + _ENDS: np.cumsum([len(each) for each in encoded], dtype=np.int64),
     }
+
+
+def is_of_others(path: Path) -> bool:
+    """Whether a file is anything but one of `write_npz`; a damaged archive may have been one.
+
+    Raises StorageError.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                begins = file.read(4)
+            return bool(begins) and begins != b"PK\x03\x04"
+        with zipfile.ZipFile(path) as archive:
+            return f"{HEADER}.npy" not in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_npz(path: Path) -> FeatureCache:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.cache.format import FeatureCache, read_cache, read_header
+from pipeline.cache.format import FeatureCache, check_replaceable, read_cache, read_header
 from pipeline.corpus.sources import compare, describe
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch, StorageError
 from pipeline.extract.shards import SplitWork, clear_shards, other_rows, remove_half_written
@@ -48,6 +48,7 @@ def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Pr
         RecipeMismatch: there is a cache or an unfinished run with another recipe or other rows.
         InputError: none of the clips exists any more.
         CacheCorrupt: the existing file cannot be read.
+        UsageError: it is to be replaced, and is no cache.
     """
     plan = _read_plan(work)
     if plan is not None and plan.overwrite and _is_same(plan, work, recipe):
@@ -60,6 +61,8 @@ def find_progress(work: SplitWork, recipe: FeatureRecipe, overwrite: bool) -> Pr
         name = f"the unfinished extraction in {work.folder}"
         _refuse_other(name, work, plan.recipe, plan.rows_hash, recipe)
         return _go_on(_described(work), plan)
+    if work.path.is_file():
+        check_replaceable(work.path, "--features")
     return _start_afresh(_described(work), recipe, overwrite)
 
 

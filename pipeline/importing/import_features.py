@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.embeddings import projection_path
-from pipeline.cache.format import FeatureCache, read_cache, write_cache
+from pipeline.cache.format import FeatureCache, check_replaceable, read_cache, write_cache
 from pipeline.cache.projection import (
     Projection,
     fit_projection,
@@ -219,14 +219,15 @@ def _splits_there(config: ImportConfig) -> list[Split]:
             f"{config.features}: no feature cache to import into; make one first, of text alone "
             "for instance: meld extract --split all --modalities text --text minilm"
         )
-    if config.is_elsewhere and not config.overwrite:
+    if config.is_elsewhere:
         assert config.out is not None
-        for split in splits:
-            path = config.out / f"{split}.h5"
-            if path.exists():
+        for path in (config.out / f"{split}.h5" for split in splits):
+            if path.exists() and not config.overwrite:
                 raise UsageError(
                     f"{path} is there already; name another --out, or replace it with --overwrite"
                 )
+            if path.exists():
+                check_replaceable(path)
     return splits
 
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import meld as meld_in_python
@@ -129,8 +131,6 @@ def test_numpy_alone_reads_the_npz(caches: Path, tmp_path: Path) -> None:
 
 
 def test_pandas_reads_the_parquet(caches: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
     run(caches / "train.h5", "parquet", tmp_path)
     table = pd.read_parquet(tmp_path / "train.parquet")
     cache = read_cache(caches / "train.h5")
@@ -258,6 +258,49 @@ def test_files_that_are_there_are_replaced_only_on_request(caches: Path, tmp_pat
     assert "path: train.parquet" in (tmp_path / "README.md").read_text()
 
 
+def tables_of_others(folder: Path) -> dict[Format, bytes]:
+    """Whole files of the names that are written, made by other tools."""
+    frame, h5, arrays = folder / "frame", folder / "h5", folder / "arrays.npz"
+    pd.DataFrame({"mine": [1, 2]}).to_parquet(frame)
+    with h5py.File(h5, "w") as file:
+        file["mine"] = [1, 2]
+    np.savez(arrays, mine=[1, 2])
+    return {
+        "parquet": frame.read_bytes(),
+        "npz": arrays.read_bytes(),
+        "cache": h5.read_bytes(),
+    }
+
+
+@pytest.mark.parametrize("to", ["parquet", "npz", "cache"])
+@pytest.mark.parametrize("begins", ["whole", "text"])
+def test_a_table_of_somebody_else_is_never_replaced(
+    caches: Path, tmp_path: Path, to: Format, begins: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = out / f"dev.{'h5' if to == 'cache' else to}"
+    mine.write_bytes(tables_of_others(tmp_path)[to] if begins == "whole" else b"my notes")
+    before = mine.read_bytes()
+    with pytest.raises(UsageError, match=f"{mine}.* is left as it is"):
+        run(caches, to, out, overwrite=True)
+    assert mine.read_bytes() == before
+    assert [path.name for path in out.iterdir()] == [mine.name]
+
+
+@pytest.mark.parametrize("to", ["parquet", "npz", "cache"])
+def test_a_damaged_file_of_ours_is_replaced_on_request(
+    caches: Path, tmp_path: Path, to: Format
+) -> None:
+    files = [path for path in run(caches, to, tmp_path).files if path.suffix != ".md"]
+    whole = [path.read_bytes() for path in files]
+    for path, content in zip(files, whole, strict=True):
+        path.write_bytes(content[: len(content) // 2])
+    files[0].write_bytes(b"")
+    run(caches, to, tmp_path, overwrite=True)
+    assert [path.read_bytes() for path in files] == whole
+
+
 NOTES = "my notes"
 CARD_OF_OTHERS = "---\nconfigs:\n- config_name: default\n  data_files:\n---\n\n# My data\n"
 
@@ -285,8 +328,6 @@ def test_the_card_lists_what_was_written_before_too(caches: Path, tmp_path: Path
 
 
 def test_the_card_says_nothing_of_a_table_of_somebody_else(caches: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "train.parquet")
     (tmp_path / "test.parquet").write_text("no table at all")
     run(caches / "dev.h5", "parquet", tmp_path, overwrite=True)

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.cache.format import FeatureCache, read_cache, read_header
 from pipeline.corpus.clips import locate_clips
-from pipeline.errors import InputError, RecipeMismatch
+from pipeline.errors import InputError, RecipeMismatch, UsageError
 from pipeline.extract import extract as extraction
 from pipeline.extract.extract import ExtractConfig, ExtractReport, extract, plan
 from pipeline.parallel import engine
@@ -437,6 +437,14 @@ def test_foreign_files_beside_the_shards_stay(corpus: Corpus) -> None:
         (folder / "notes.txt").write_text("mine")
         corpus.extract(overwrite=overwrite)
         assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_of_somebody_else_with_the_name_of_a_cache_is_never_replaced(corpus: Corpus) -> None:
+    mine = corpus.features / "dev.h5"
+    mine.write_text("my notes")
+    with pytest.raises(UsageError, match=r"dev\.h5 is no feature cache .*another --features"):
+        corpus.extract("dev", overwrite=True)
+    assert mine.read_text() == "my notes"
 
 
 @pytest.mark.heavy

@@ -325,6 +325,18 @@ def test_caches_that_another_process_writes_are_left(
     assert (caches / "train.h5").read_bytes() == before
 
 
+def test_a_file_of_somebody_else_with_the_name_of_a_cache_is_never_replaced(
+    caches: Path, clips: Clips, npy: Write, tmp_path: Path
+) -> None:
+    mine = tmp_path / "other" / "dev.h5"
+    mine.parent.mkdir()
+    mine.write_text("my notes")
+    with pytest.raises(UsageError, match=r"dev\.h5 is no feature cache .*another --out"):
+        run(caches, npy(tmp_path / "found", clips), out=mine.parent, overwrite=True)
+    assert [path.name for path in mine.parent.iterdir() if path.suffix == ".h5"] == ["dev.h5"]
+    assert mine.read_text() == "my notes"
+
+
 def test_an_import_that_was_killed_between_two_caches_is_done_again(
     caches: Path, clips: Clips, npy: Write, tmp_path: Path
 ) -> None:
