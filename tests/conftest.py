@@ -321,7 +321,7 @@ def meld_process() -> Meld:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One Ray for all tests of this process, which then joins it wherever it works on clips."""
-    from pipeline.parallel.engine import ray_cluster
+    from pipeline.parallel.cluster import ray_cluster
     from pipeline.parallel.work import Cluster
 
     with ray_cluster(Cluster(workers=2), least_cpus=2):

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.parallel import engine
+from pipeline.parallel import cluster, engine
 from pipeline.parallel.work import Cluster, ShardFeatures, ShardTask
 from tests.conftest import ROOT, Meld
 from tests.pipeline.extract.test_changed_clips import Corpus, encode_each
@@ -62,13 +62,13 @@ def test_rays_handler_of_sigterm_does_not_stay(
     def init(**_: object) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 
-    monkeypatch.setattr(engine.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(engine.ray, "init", init)
-    monkeypatch.setattr(engine.ray, "shutdown", lambda: None)
-    monkeypatch.setattr(engine.ray, "cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2})
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with engine.ray_cluster(Cluster(workers=1)):
+        with cluster.ray_cluster(Cluster(workers=1)):
             inside.append(signal.getsignal(signal.SIGTERM))
             if handler == signal.SIG_DFL:
                 with pytest.raises(SystemExit) as ended:

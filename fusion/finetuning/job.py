@@ -159,7 +159,7 @@ def choose_hardware(config: FinetuneConfig) -> Hardware:
     """Raises UsageError where a GPU was asked for and there is none."""
     device: Literal["cpu", "cuda"] = "cpu"
     if config.address is not None and config.workers > 1:
-        from pipeline.parallel.engine import look_at_cluster  # Ray
+        from pipeline.parallel.cluster import look_at_cluster  # Ray
 
         there, precision = look_at_cluster(config.address, config.device, config.precision)
         if there == "cuda" and torch.cuda.is_available():

@@ -58,7 +58,8 @@ def run_workers(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.parallel.engine import last_line, raise_ours, ray_cluster
+    from pipeline.parallel.cluster import last_line, ray_cluster
+    from pipeline.parallel.engine import raise_ours
     from pipeline.parallel.work import Cluster
 
     if device == "cuda" and address is None and torch.cuda.device_count() < workers:

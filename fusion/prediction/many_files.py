@@ -19,7 +19,8 @@ from fusion.inference.predictor import Predictor
 from fusion.prediction.one_file import FileResult, predict_file
 from pipeline.decode.process import DecoderProcess
 from pipeline.errors import InputError
-from pipeline.parallel.engine import look_at_cluster, work_on_shards
+from pipeline.parallel.cluster import look_at_cluster
+from pipeline.parallel.engine import work_on_shards
 from pipeline.parallel.work import ClipWork, Cluster, ShardTask
 from pipeline.schema import MEDIA, ClipKey, LocatedClip, Modality, Utterance
 from pipeline.system.device import has_gpu

@@ -315,7 +315,7 @@ def _choose_hardware(
     device = config.device
     precision = "float32" if any_precision else config.precision
     if config.address is not None and "auto" in (device, precision):
-        from pipeline.parallel.engine import look_at_cluster  # Ray
+        from pipeline.parallel.cluster import look_at_cluster  # Ray
 
         return look_at_cluster(config.address, device, precision)
     if device == "auto":

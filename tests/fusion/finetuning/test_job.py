@@ -47,7 +47,7 @@ def test_workers_on_a_cluster_compute_with_what_the_cluster_has(
         assert (address, device, precision) == ("head:6379", "cuda", "auto")
         return "cuda", "bfloat16"
 
-    monkeypatch.setattr("pipeline.parallel.engine.look_at_cluster", look)
+    monkeypatch.setattr("pipeline.parallel.cluster.look_at_cluster", look)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     away = FinetuneConfig(workers=2, address="head:6379", device="cuda")
     assert choose_hardware(away) == Hardware(

@@ -126,7 +126,7 @@ def test_a_cluster_says_itself_what_it_computes_with(
         asked.append(what)
         return "cuda", "bfloat16"
 
-    monkeypatch.setattr("pipeline.parallel.engine.look_at_cluster", look)
+    monkeypatch.setattr("pipeline.parallel.cluster.look_at_cluster", look)
     monkeypatch.delattr("pipeline.extract.extract.has_gpu")
     away = replace(config, address="head:6379", device="auto")
     assert plan(away).device == "cuda"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.parallel import engine as parallel
-from pipeline.parallel.engine import decode_shards, encode_shards, look_at_cluster
+from pipeline.parallel import cluster as parallel
+from pipeline.parallel.cluster import look_at_cluster
+from pipeline.parallel.engine import decode_shards, encode_shards
 from pipeline.parallel.work import Cluster
 from pipeline.recipe import DecodeConfig
 

@@ -14,8 +14,10 @@ import ray
 
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
 from pipeline.errors import InputError, MeldError, MismatchError, UsageError
+from pipeline.parallel import cluster
 from pipeline.parallel import engine as parallel
-from pipeline.parallel.engine import encode_shards, look_at_cluster, ray_cluster, work_on_shards
+from pipeline.parallel.cluster import look_at_cluster, ray_cluster
+from pipeline.parallel.engine import encode_shards, work_on_shards
 from pipeline.parallel.work import ClipWork, Cluster, ShardTask
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import ClipKey, LocatedClip, Utterance
@@ -195,7 +197,7 @@ def test_the_precision_is_that_of_the_clusters_machines(
     (tmp_path / "cpuinfo").write_text(f"flags: {'fpu' if there == 'bfloat16' else 'amx_bf16'}")
     monkeypatch.setattr("pipeline.system.device._CPU_INFO", tmp_path / "cpuinfo")
     assert native_precision("cpu") != there
-    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    monkeypatch.setattr(cluster, "ray_cluster", lambda cluster: nullcontext())
     assert look_at_cluster("here", "cpu", "auto") == ("cpu", there)
 
 
@@ -205,8 +207,8 @@ def test_a_cluster_whose_workers_lack_the_program_is_reported_in_one_line(
     def lacking(device: str) -> str:
         raise ModuleNotFoundError("No module named 'pipeline'")
 
-    monkeypatch.setattr(parallel, "native_precision", lacking)
-    monkeypatch.setattr(parallel, "ray_cluster", lambda cluster: nullcontext())
+    monkeypatch.setattr(cluster, "native_precision", lacking)
+    monkeypatch.setattr(cluster, "ray_cluster", lambda cluster: nullcontext())
     with pytest.raises(UsageError, match=r"--address here: .*No module named 'pipeline'.*install"):
         look_at_cluster("here", "cpu", "auto")
 
