@@ -428,13 +428,42 @@ def clip(tmp_path: Path) -> Path:
     return write_clip(tmp_path / "clip.mp4", num_frames=24, sound=tone([440]))
 
 
-def test_a_model_in_python_speaks_of_arguments(train: Train, clip: Path) -> None:
+def test_utterances_that_are_asked_for_later_are_of_the_file_that_was_named(
+    train: Train, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = face.load(train())
+    wanted = [*model.predict(clip, text="Hi")]
+    monkeypatch.chdir(tmp_path)
+    later = model.predict(clip.name, text="Hi")
+    monkeypatch.chdir("/")
+    assert [*later] == wanted
+
+
+def test_a_model_in_python_speaks_of_arguments(
+    train: Train, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = face.load(train(modalities=("text",)))
     assert model.modalities == ("text",)
     with pytest.raises(face.InputError, match="of its 1 utterances lies between"):
         model.predict(clip, text="Hi", start=5.0)
     with pytest.raises(face.UsageError, match=r"end 1\.0 must be after start 2\.0"):
         model.predict(clip, text="Hi", start=2.0, end=1.0)
+    with pytest.raises(face.UsageError, match="subtitles and text: the words"):
+        model.predict(clip, text="Hi", subtitles="talk.srt")
+    with pytest.raises(face.UsageError, match=r"^no_text=True: "):
+        model.predict(clip, no_text=True)
+
+    def break_off(*_: object, **__: object) -> Iterator[PredictedUtterance]:
+        raise face.InputError("take the part that can be read: --end")
+        yield
+
+    monkeypatch.setattr("fusion.inference.predict_media.predict_media", break_off)
+    for use in (
+        lambda: next(model.predict(clip, text="Hi")),
+        lambda: model.timeline(clip, text="Hi"),
+    ):
+        with pytest.raises(face.InputError, match=r"can be read: end$"):
+            use()
 
 
 # ------------------------------------------------------------------------------------ by ear

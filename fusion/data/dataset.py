@@ -57,6 +57,7 @@ class CacheDataset(Dataset[CacheRow]):
         self._features = {name: torch.from_numpy(values) for name, values in arrays.items()}
         self._present = {name: torch.from_numpy(cache.present[name]) for name in arrays}
         self._labels = {name: torch.from_numpy(values) for name, values in cache.labels.items()}
+        self._rows = torch.arange(len(cache))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -76,5 +77,5 @@ class CacheDataset(Dataset[CacheRow]):
             present={name: values[row] for name, values in self._present.items()},
             emotion=self._labels["emotion"][row],
             sentiment=self._labels["sentiment"][row],
-            row=torch.tensor(row),
+            row=self._rows[row],
         )

@@ -101,6 +101,8 @@ class WordsConfig:
 class PreparedMedia:
     """A readable file and its utterances.
 
+    path: absolute: the file is read while utterances are asked for, in whatever folder the process
+        is by then
     saved: its saved recognition, to be removed once its timeline is written
     """
 
@@ -169,7 +171,7 @@ def prepare_media(
         source,
     )
     return PreparedMedia(
-        path=path,
+        path=path.absolute(),
         media=MediaDescription(
             file=path.name,
             duration_ms=length.duration_ms,

@@ -48,6 +48,12 @@ def test_a_batch_of_a_dataloader_has_the_rows_of_the_cache(cache: FeatureCache) 
     assert batch.row.tolist() == [*range(7)]
 
 
+def test_rows_are_numbered_from_the_start_however_they_are_asked_for(cache: FeatureCache) -> None:
+    dataset = CacheDataset(cache)
+    assert dataset[-1].row == 6
+    assert dataset[[5, -6]].row.tolist() == [5, 1]  # type: ignore[index]
+
+
 def test_a_row_shares_the_memory_of_the_cache(cache: FeatureCache) -> None:
     row = CacheDataset(cache)[5]
     assert np.shares_memory(row.features["audio"].numpy(), cache.raw["audio"])
