@@ -23,7 +23,10 @@ already; a caller's Ray is used and left running.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import reprlib
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -51,6 +54,8 @@ from pipeline.options import (
 )
 from pipeline.settings import build_config
 from pipeline.system.extras import missing_part, needs_extra
+from pipeline.system.one_line import one_line
+from pipeline.system.os_errors import storage_error
 from pipeline.system.threads import ROUNDS_BESIDE_A_DECODER, wait_briefly
 
 if TYPE_CHECKING:
@@ -114,18 +119,29 @@ def _speaks_python(function: Callable[Parameters, Result]) -> Callable[Parameter
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        try:
+        with _errors_in_python():
             return function(*args, **kwargs)
-        except MeldError as error:
-            error.args = (in_python(str(error)),)
-            raise
-        except ModuleNotFoundError as error:
-            missing = missing_part(error)
-            if missing is None:
-                raise
-            raise missing from error
 
     return call
+
+
+@contextmanager
+def _errors_in_python() -> Iterator[None]:
+    try:
+        yield
+    except MeldError as error:
+        error.args = (in_python(str(error)),)
+        raise
+    except ModuleNotFoundError as error:
+        missing = missing_part(error)
+        if missing is None:
+            raise
+        raise missing from error
+    except OSError as error:
+        failure = storage_error(error)
+        if failure is None:
+            raise
+        raise failure from error
 
 
 @_speaks_python
@@ -416,7 +432,6 @@ def export(
     with needs_extra("export"):
         from fusion.export.export import ExportConfig
         from fusion.export.export import export as write_bundle
-        from fusion.finetuning.loop import TuneConfig
 
     tune = given(epochs=epochs, learning_rates=learning_rates_in(learning_rate))
 
@@ -426,7 +441,7 @@ def export(
         onnx=onnx,
         quantise=quantise,
         prune=prune,
-        tune=build_config(TuneConfig, tune, table="tune"),
+        tune=tune,
         max_loss=max_loss,
         data=_path(data, "data"),
         split=split,
@@ -435,7 +450,7 @@ def export(
         encoders=_path(encoders, "encoders"),
         overwrite=overwrite,
     )
-    return write_bundle(ExportConfig(**options))
+    return write_bundle(build_config(ExportConfig, options))
 
 
 @_speaks_python
@@ -460,7 +475,7 @@ def verify(
         device=device,
         runtime=runtime,
     )
-    return verify_bundle(VerifyConfig(**options))
+    return verify_bundle(build_config(VerifyConfig, options))
 
 
 def load(
@@ -569,8 +584,17 @@ class Model:
             start_s=start,
             end_s=end,
         )
-        return predict_media(self._predictor, prepared, decoder=self._decoder)
+        return self._yield_predicted(
+            predict_media(self._predictor, prepared, decoder=self._decoder)
+        )
 
+    def _yield_predicted(
+        self, utterances: "Iterator[PredictedUtterance]"
+    ) -> "Iterator[PredictedUtterance]":
+        with _errors_in_python():
+            yield from utterances
+
+    @_speaks_python
     def timeline(
         self,
         media: AnyPath,
@@ -644,6 +668,8 @@ def read_cache(
     path = _path(file, "file")
     if path is None:
         raise UsageError("file must be a path, not None")
+    if not isinstance(want, Iterable):
+        raise UsageError(f"want: raw, embedding or both, not {want!r}")
     groups: Any = (want,) if isinstance(want, str) else tuple(want)
     for name in groups:
         if name not in ("raw", "embedding"):
@@ -744,15 +770,28 @@ def hf_dataset(cache: "FeatureCache | AnyPath") -> "datasets.Dataset":
 
 
 def _cache(cache: "FeatureCache | AnyPath") -> "FeatureCache":
-    return read_cache(cache) if isinstance(cache, str | PathLike) else cache
+    from pipeline.cache.format import FeatureCache
+
+    if isinstance(cache, str | PathLike):
+        return read_cache(cache)
+    if not isinstance(cache, FeatureCache):
+        raise UsageError(f"cache must be a path or what read_cache gives, not {_short(cache)}")
+    return cache
 
 
 def _path(path: AnyPath | None, argument: str) -> Path | None:
     if path is None:
         return None
     if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
-        raise UsageError(f"{argument} must be a path, not {path!r}")
+        raise UsageError(f"{argument} must be a path, not {_short(path)}")
     return Path(path)
+
+
+def _short(value: object) -> str:
+    """For one line: a result in place of its folder is pages long."""
+    shown = reprlib.Repr()
+    shown.maxother = 60
+    return one_line(shown.repr(value))
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -762,8 +801,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "convert": convert,
     "import": import_features,
+    "export": export,
+    "verify": verify,
+    "load": load,
+    "predict": Model.predict,
 }
-_OPTIONS = r"(?: --[a-z][a-z-]*[a-z](?: (?!--)[^\s,;()]*[^\s,;().])?)*"
+# A value is in quotes where it needs them, or a folder of dots, or ends before the sentence does.
+_VALUE = r"""(?:(?:'[^']*'|"'")+|\.{1,2}(?=[\s,;)]|$)|(?!--)[^\s,;()']*[^\s,;().'])"""
+_OPTIONS = rf"(?: --[a-z][a-z-]*[a-z](?: {_VALUE})?)*"
 _TYPED = re.compile(
     # evaluate takes its run without an option's name: no message gives it as advice
     rf"\bmeld (?P<function>extract|train-fusion|finetune)\b(?P<words>{_OPTIONS})"
@@ -779,7 +824,7 @@ def in_python(message: str) -> str:
 
     def say(match: re.Match[str]) -> str:
         if match["function"]:
-            return _call(match["function"], match["words"].split())
+            return _call(match["function"], shlex.split(match["words"]))
         return _argument(match["option"]) if match["option"] else match.group()
 
     return _TYPED.sub(say, message)

@@ -4,7 +4,6 @@ Any exception other than `MeldError` is a bug and keeps its traceback; but an op
 not installed is a `UsageError`, wherever its import failed.
 """
 
-import errno
 import functools
 import inspect
 import logging
@@ -20,10 +19,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import MeldError, StorageError
+from pipeline.errors import MeldError
 from pipeline.system.extras import missing_part
 from pipeline.system.extras import needs_extra as needs_extra
 from pipeline.system.one_line import one_line
+from pipeline.system.os_errors import DISK_FAILS, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,6 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 # Ends what is said where the service is not installed.
 WITHOUT_TORCH = ", or 'meld[serve-onnx]' for bundles with ONNX graphs, without PyTorch"
-# Errors of a path that the user typed, raised by whatever code opens it first.
-_PATH_FAILS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-# Errors of a disk, whatever code meets them first: that of a library has its own way to write.
-_DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # Packages whose log lines --verbose shows; other libraries' lines are not shown.
 _OURS = ("pipeline", "fusion", "serving", "console", "meld")
 
@@ -69,15 +65,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             raise _told(missing) from error
         except OSError as error:
-            is_of_path = error.filename is not None and error.errno in _PATH_FAILS
-            if not is_of_path and error.errno not in _DISK_FAILS:
+            failure = storage_error(error)
+            if failure is None:
                 raise
-            why = "no permission" if isinstance(error, PermissionError) else error.strerror
-            if error.filename is None:
-                tell(f"meld: error: the output cannot be written: {why}")
-            else:
-                tell(f"meld: error: {one_line(str(error.filename))}: {why}")
-            raise typer.Exit(StorageError.exit_status) from error
+            raise _told(failure) from error
         except KeyboardInterrupt as error:
             tell(
                 "meld: interrupted (the same command resumes a download, an extraction, an "
@@ -105,7 +96,7 @@ def _disk_errors_of_threads_in_one_line() -> Iterator[None]:
 
     def tell_of(failed: threading.ExceptHookArgs) -> None:
         error = failed.exc_value
-        if isinstance(error, OSError) and error.errno in _DISK_FAILS:
+        if isinstance(error, OSError) and error.errno in DISK_FAILS:
             log.warning("a thread could not write: %s", one_line(str(error)))
         else:
             before(failed)

@@ -52,7 +52,7 @@ def merge_with_file(
                 f"--config: {name} = {settings[name]}: an option sets it; leave it out of the file"
             )
     for name in tables:
-        if not isinstance(settings.get(name, {}), dict):
+        if not isinstance(settings.get(name, {}), Mapping):
             raise UsageError(f"{name} is a table of settings, not {settings[name]!r}")
     typed = {name: table for name, table in tables.items() if table}
     return merge_settings(settings, {**options, **typed})

@@ -35,6 +35,9 @@ def build_config(kind: type[Config], values: Mapping[str, Any], *, table: str = 
     arguments = {
         key: _convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()
     }
+    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if each.name not in arguments and _default(each) is dataclasses.MISSING:
+            raise UsageError(f"{prefix}{each.name} is needed; name one")
     try:
         return kind(**arguments)
     except ValueError as error:
@@ -216,7 +219,8 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
             raise UsageError(f"{name} must be a list, not {value!r}")
         return tuple(_convert(each, inner[0], name) for each in value)
     if origin is Literal:
-        if value not in inner:
+        # An array compares with each, and has no one answer.
+        if not any(isinstance(value, type(each)) and value == each for each in inner):
             raise UsageError(f"{name} must be one of {', '.join(inner)}, not {value!r}")
         return value
     return _convert_scalar(value, wanted, name)

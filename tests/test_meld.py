@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import typer.main
 
 import cli
 import meld
+from tests.conftest import Meld
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = {
@@ -24,9 +27,18 @@ FUNCTIONS = {
     "finetune": meld.finetune,
     "evaluate": meld.evaluate,
     "convert": meld.convert,
+    "export": meld.export,
+    "verify": meld.verify,
 }
 # Of a command line alone: what is printed, and what a function returns or is told instead.
 NOT_ARGUMENTS = {"as_json", "dry_run", "errors", "end_to_end", "help", "verbose"}
+
+
+@pytest.fixture
+def shell(request: pytest.FixtureRequest) -> Meld:
+    """The command line; its fixture has the name of the module."""
+    run: Meld = request.getfixturevalue("meld")
+    return run
 
 
 @pytest.mark.heavy
@@ -79,6 +91,11 @@ def test_advice_is_a_call_and_not_a_command(tmp_path: Path) -> None:
         ),
         ("(meld finetune --end-to-end)", "(meld.finetune())"),
         ("meld train-fusion --input raw", 'meld.train_fusion(input="raw")'),
+        ("make it: meld extract --features .", 'make it: meld.extract(features=".")'),
+        (
+            """meld extract --features 'my features, it'"'"'s' --overwrite.""",
+            'meld.extract(features="my features, it\'s", overwrite=True).',
+        ),
         ("see meld doctor --data data", "see meld doctor --data data"),
         ("runs/a--out/config.json: no such file", "runs/a--out/config.json: no such file"),
         ("meld evaluate runs/x --split test", "meld evaluate runs/x --split test"),
@@ -111,7 +128,7 @@ def test_no_message_names_an_option_that_is_an_argument_here() -> None:
     assert len(found) > 40
     arguments = {
         name.replace("_", "-")
-        for each in FUNCTIONS.values()
+        for each in [*FUNCTIONS.values(), meld.import_features, meld.load, meld.Model.predict]
         for name in inspect.signature(each).parameters
     }
     for message in found:
@@ -169,3 +186,51 @@ def test_what_is_wanted_of_a_cache_is_checked(features: Path) -> None:
         meld.read_cache(features / "dev.h5", want=["x"])  # type: ignore[list-item]
     with pytest.raises(meld.UsageError, match="file must be a path, not 5"):
         meld.read_cache(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: meld.evaluate(None), "run is needed"),  # type: ignore[arg-type]
+        (lambda: meld.verify(None), "bundle is needed"),  # type: ignore[arg-type]
+        (lambda: meld.export(None, "shipped"), "run is needed"),  # type: ignore[arg-type]
+        (lambda: meld.export("runs/x", None), "out is needed"),  # type: ignore[arg-type]
+        (lambda: meld.export("x", "y", prune="0.5"), "prune must be float"),  # type: ignore[arg-type]
+        (lambda: meld.convert(None, "npz", out="x"), "source is needed"),  # type: ignore[arg-type]
+        (lambda: meld.read_cache("x.h5", want=None), "want: raw"),  # type: ignore[arg-type]
+        (lambda: meld.torch_dataset(None), "cache must be a"),  # type: ignore[arg-type]
+        (lambda: meld.hf_dataset(None), "cache must be a"),  # type: ignore[arg-type]
+        (lambda: meld.train_fusion(fusion=np.array(["late", "early"])), "fusion must be one of"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_missing_or_of_a_wrong_type_is_named(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(meld.UsageError, match=told):
+        call()
+
+
+def test_a_result_in_place_of_its_folder_is_told_in_a_short_line(features: Path) -> None:
+    cache = meld.read_cache(features / "dev.h5")
+    with pytest.raises(meld.UsageError, match=r"run must be a path, not FeatureCache\(") as caught:
+        meld.evaluate(cache)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 150
+    assert "\n" not in str(caught.value)
+
+
+def test_any_mapping_is_taken_for_settings(tmp_path: Path) -> None:
+    config = MappingProxyType({"fit": MappingProxyType({"epochs": 0})})
+    with pytest.raises(meld.UsageError, match="epochs must be at least 1"):
+        meld.train_fusion(features=tmp_path, config=config, learning_rate=1e-3)
+
+
+def test_what_the_system_refuses_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(meld.StorageError, match="File name too long"):
+        meld.read_cache(tmp_path / ("x" * 300))
+
+
+def test_advice_about_a_folder_with_a_blank_can_be_copied(tmp_path: Path, shell: Meld) -> None:
+    folder = tmp_path / "my features"
+    told = shell("train-fusion", "--features", folder, "--out", tmp_path / "run")
+    assert told.err.endswith(f"meld extract --split train --features '{folder}'\n")
+    with pytest.raises(meld.InputError) as caught:
+        meld.train_fusion(features=folder, out=tmp_path / "run")
+    assert str(caught.value).endswith(f'meld.extract(split="train", features="{folder}")')

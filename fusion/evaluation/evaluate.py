@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -231,7 +232,7 @@ def _features(config: EvaluateConfig, checkpoint: Checkpoint, on_progress: OnPro
             f"{config.run} was fine-tuned, and passed on without the clips that it was fine-tuned "
             "on: name clips with --data, or features of its own encoders with --features "
             "(--features-a and --features-b of meld compare), made by meld extract "
-            f"--split {config.split} --encoders {config.run} --features FOLDER"
+            f"--split {config.split} --encoders {quote(str(config.run))} --features FOLDER"
         )
     if (
         checkpoint.data is None or data.resolve() != checkpoint.data.resolve()
@@ -282,7 +283,7 @@ def _check_made_alike(config: EvaluateConfig, checkpoint: Checkpoint, data: Fusi
         raise RecipeMismatch(
             f"{config.run} was fine-tuned and reads features of its own encoders alone; leave out "
             f"--features to measure it on raw clips, or make such features: meld extract --split "
-            f"{config.split} --encoders {config.run} --features FOLDER ({error})"
+            f"{config.split} --encoders {quote(str(config.run))} --features FOLDER ({error})"
         ) from error
 
 

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -332,7 +333,7 @@ def _check_labels(path: Path, utterances: Sequence[Utterance], data: Path) -> No
             raise RecipeMismatch(
                 f"{row.key}: {path} has another label than the CSV in {data}; correct the cache, "
                 f"which encodes nothing: run the command that made it with --split {cache.split} "
-                f"--data {data} --features {path.parent}"
+                f"--data {quote(str(data))} --features {quote(str(path.parent))}"
             )
 
 

@@ -22,6 +22,7 @@ import json
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import numpy as np
@@ -389,6 +390,6 @@ def require_cache(features: Path, split: Split) -> Path:
         told = f" (there is {' and '.join(there)})" if there else ""
         raise InputError(
             f"{path}: no such cache{told}; where the corpus has {split} annotations, make it with: "
-            f"meld extract --split {split} --features {features}"
+            f"meld extract --split {split} --features {quote(str(features))}"
         )
     return path

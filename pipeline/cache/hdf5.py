@@ -138,7 +138,7 @@ def open_hdf5(
         CacheCorrupt: no such file, or a damaged one.
     """
     if not path.is_file():
-        raise StorageError(f"{path}: no such file")
+        raise StorageError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         file = h5py.File(path, "r")
     except PermissionError as error:

@@ -68,7 +68,7 @@ def test_a_file_cut_off_is_refused(path: Path, share: float) -> None:
 def test_other_files_are_distinguished_from_absent_ones(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such file"):
         read_cache(tmp_path / "nowhere.h5")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="a folder, not a file"):
         read_cache(tmp_path)
     (tmp_path / "text.h5").write_text("Just some words")
     assert "not a readable HDF5 file" in refusal(tmp_path / "text.h5")
