@@ -432,11 +432,16 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole BERT of two narrow layers, with MiniLM's most frequent words."""
+def tiny_text_folder(minilm_folder: Path, made_once: MadeOnce) -> Path:
+    """A whole BERT of two narrow layers, with MiniLM's most frequent words; to be read alone."""
     from tests.tiny_bert import write_tiny_bert
 
-    return write_tiny_bert(tmp_path_factory.mktemp("tiny"), minilm_folder, seed=7)
+    def make(folder: Path) -> Path:
+        tiny = folder / "tiny"
+        tiny.mkdir(parents=True)
+        return write_tiny_bert(tiny, minilm_folder, seed=7)
+
+    return made_once("tiny-bert", make)
 
 
 @pytest.fixture(scope="module")
