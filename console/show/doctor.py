@@ -63,7 +63,8 @@ def render_machine(machine: Machine) -> RenderableType:
 
 def render_corpus(report: DoctorReport) -> RenderableType:
     how = "all clips decoded" if report.deep else "headers read; --deep decodes all clips"
-    what = f"{report.clips_inspected:,} clips in {report.seconds:.1f} s, {how}"
+    count = report.clips_inspected
+    what = f"{count:,} clip{'' if count == 1 else 's'} in {report.seconds:.1f} s, {how}"
     parts: list[RenderableType] = [_rows_table(report), _defects_table(report)]
     parts += [Text(what), Text(f"test clips: {report.test_clips}")]
     parts += [Text(note) for note in _notes(report)]

@@ -1,4 +1,4 @@
-"""HDF5 files that appear whole and are checked when read. The only file that imports h5py.
+"""HDF5 files that appear whole and are checked when read. All of ours are written and read here.
 
 Files appear whole (`system/files.py`) and are never edited; each names its format.
 Datasets have checksums, except `Writer.plain` ones, for which their format keeps its own. Strings
