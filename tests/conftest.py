@@ -86,8 +86,7 @@ TOGETHER = {
     "tests/pipeline/onnx/test_quantise.py": {"text_and_sound"},
 }
 
-# What is long together, and waits for nobody: one process has it while the other makes what many
-# tests read.
+# Files of tests/fusion/finetuning, which are long together and wait for nothing that others make.
 FINETUNING = ("setup", "finetune", "tuned_runs", "resume")
 
 
@@ -157,8 +156,8 @@ def _deal(items: list[pytest.Item]) -> None:
     """Puts the files into the order in which two processes take them, and those together that share
     what takes long to make: Ray and the features that it gives, the service, or graphs of encoders.
 
-    One process makes the features that many tests read, and the other has the service and then a
-    long file meanwhile; then what waits for media, and what is heavy throughout; at the end there
+    One process makes the features that many tests read, and the other has the service and then the
+    fine-tuning meanwhile; then what waits for media, and what is heavy throughout; at the end there
     is only short work, so that no process waits for the other.
     """
     asked_for: dict[Path, set[str]] = {}

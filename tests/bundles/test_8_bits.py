@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +44,31 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("traced_once")
-def test_8_bits_that_lose_little_are_written_without_pytorch_and_with_what_they_cost(
-    meld: Meld, text_run: Path, tiny_text_folder: Path, words: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "small"
-    config = ExportConfig(
+@pytest.fixture
+def small_config(
+    text_run: Path, tiny_text_folder: Path, words: Path, tmp_path: Path
+) -> ExportConfig:
+    return ExportConfig(
         run=text_run,
-        out=out,
+        out=tmp_path / "small",
         quantise="int8",
-        max_loss=100,
         data=words,
         weights_dir=tiny_text_folder.parent,
     )
-    gate = export(config).gate
+
+
+@pytest.fixture
+def to_8_bits(tiny_text_folder: Path, words: Path) -> Sequence[object]:
+    """Options of `meld export`."""
+    return ("--quantise", "int8", "--data", words, "--weights-dir", tiny_text_folder.parent)
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_8_bits_that_lose_little_are_written_without_pytorch_and_with_what_they_cost(
+    meld: Meld, small_config: ExportConfig
+) -> None:
+    out = small_config.out
+    gate = export(replace(small_config, max_loss=100)).gate
     assert gate is not None
     by_torch, in_float, in_8_bits = gate.variants
     assert (gate.rows, gate.dialogues) == (36, 12)
@@ -77,8 +90,7 @@ def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_los
     meld: Meld,
     text_run: Path,
     text_bundle: Path,
-    tiny_text_folder: Path,
-    words: Path,
+    to_8_bits: Sequence[object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -86,8 +98,7 @@ def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_los
     monkeypatch.setattr("fusion.export.graphs._rank", lambda *_: [])
     out = Path(shutil.copytree(text_bundle, tmp_path / "shipped"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    options = ("--quantise", "int8", "--data", words, "--weights-dir", tiny_text_folder.parent)
-    done = meld("export", text_run, "--out", out, "--overwrite", *options)
+    done = meld("export", text_run, "--out", out, "--overwrite", *to_8_bits)
     assert done.status == 6
     assert "nothing was written" in done.err
     assert "ONNX int8" in done.out
@@ -96,11 +107,7 @@ def test_an_export_that_the_gate_refuses_replaces_nothing_and_shows_what_was_los
 
 @pytest.mark.usefixtures("traced_once")
 def test_layers_that_lose_too_much_in_8_bits_compute_in_float_and_stay_small(
-    text_run: Path,
-    tiny_text_folder: Path,
-    words: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small_config: ExportConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted gate lets pass what errs less than all layers in 8 bits do."""
     errors: list[float] = []
@@ -110,14 +117,7 @@ def test_layers_that_lose_too_much_in_8_bits_compute_in_float_and_stay_small(
         return len(errors) == 3
 
     monkeypatch.setattr(VariantCost, "passes", passes)
-    config = ExportConfig(
-        run=text_run,
-        out=tmp_path / "small",
-        quantise="int8",
-        data=words,
-        weights_dir=tiny_text_folder.parent,
-    )
-    gate = export(config).gate
+    gate = export(small_config).gate
     assert gate is not None
     assert len(gate.float_layers) == 2
     in_float, in_8_bits = gate.variants[1:]
@@ -128,8 +128,7 @@ def test_layers_that_lose_too_much_in_8_bits_compute_in_float_and_stay_small(
 def test_planted_scales_that_are_off_by_two_are_found_and_nothing_is_written(
     meld: Meld,
     text_run: Path,
-    tiny_text_folder: Path,
-    words: Path,
+    to_8_bits: Sequence[object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -143,8 +142,7 @@ def test_planted_scales_that_are_off_by_two_are_found_and_nothing_is_written(
 
     monkeypatch.setattr(quantise, "_round_to_8_bits", off_by_two)
     out = tmp_path / "small"
-    options = ("--quantise", "int8", "--data", words, "--weights-dir", tiny_text_folder.parent)
-    done = meld("export", text_run, "--out", out, "--max-loss", "100", *options)
+    done = meld("export", text_run, "--out", out, "--max-loss", "100", *to_8_bits)
     assert done.status == 6
     assert "the largest error is" in done.err
     assert not out.exists()

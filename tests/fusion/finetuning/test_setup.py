@@ -145,13 +145,21 @@ def test_a_run_that_sees_whole_dialogues_is_not_fine_tuned(place: Path, tmp_path
     assert not (tmp_path / "tuned").exists()
 
 
+def run_on(
+    request: EncoderRequest, corpus: Path, folder: Path, decode: DecodeConfig | None = None
+) -> Path:
+    """folder/features as `request` says, and folder/run, trained on them."""
+    features = write_features(corpus, folder / "features", request, decode)
+    train_fusion(TrainConfig(features=features, out=folder / "run", fit=FitConfig(epochs=1)))
+    return folder / "run"
+
+
 def test_a_run_on_text_alone_needs_no_clips_though_its_cache_was_made_from_some(
     place: Path, tmp_path: Path
 ) -> None:
     request = EncoderRequest(text=str(place / "weights" / "tiny"))
-    features = write_features(place / "corpus", tmp_path / "features", request, DecodeConfig())
-    train_fusion(TrainConfig(features=features, out=tmp_path / "run", fit=FitConfig(epochs=1)))
-    assert opened(place, run=tmp_path / "run").recipe.decode is None
+    run = run_on(request, place / "corpus", tmp_path, DecodeConfig())
+    assert opened(place, run=run).recipe.decode is None
 
 
 # ------------------------------------------------------------------------------------- context
@@ -159,9 +167,7 @@ def test_a_run_on_text_alone_needs_no_clips_though_its_cache_was_made_from_some(
 
 def test_with_context_the_same_function_stands_at_step_0(place: Path, tmp_path: Path) -> None:
     request = EncoderRequest(text=str(place / "weights" / "tiny"), context=2)
-    features = write_features(place / "corpus", tmp_path / "features", request)
-    run = tmp_path / "run"
-    train_fusion(TrainConfig(features=features, out=run, fit=FitConfig(epochs=1)))
+    run = run_on(request, place / "corpus", tmp_path)
     live = opened(place, run=run)
     assert check_parity(build_end_to_end(live, CPU), live, CPU) < 1e-4
     assert max(live.train.lengths) > 20
@@ -193,12 +199,10 @@ def test_a_dialogue_that_is_read_whole_is_the_same_at_step_0_and_learned_from(
     request = EncoderRequest(
         text=str(place / "weights" / "tiny"), context="dialogue", future=future
     )
-    features = write_features(place / "corpus", tmp_path / "features", request)
-    run = tmp_path / "run"
-    train_fusion(TrainConfig(features=features, out=run, fit=FitConfig(epochs=1)))
+    run = run_on(request, place / "corpus", tmp_path)
     live = opened(place, run=run)
     assert check_parity(build_end_to_end(live, CPU), live, CPU) < 1e-4
-    assert_words_say_what_the_cache_says(run, features, place)
+    assert_words_say_what_the_cache_says(run, tmp_path / "features", place)
     batches = shuffled_batches(live.train.lengths, 16, seed=0, epoch=1, groups=live.train.groups)
     assert sorted(row for batch in batches for row in batch) == list(range(ROWS["train"]))
     dialogues = [{row // 4 for row in batch} for batch in batches]

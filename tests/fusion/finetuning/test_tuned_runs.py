@@ -63,20 +63,27 @@ def test_the_run_has_a_decoding_of_its_own_dev_predictions(
     assert unbroken.dev.calibration.emotion.temperature == own.emotion
 
 
+@pytest.fixture(scope="module")
+def own_features(
+    place: Path, unbroken: FinetuneResult, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the run's own encoders make of the corpus."""
+    folder = tmp_path_factory.mktemp("own-features")
+    return write_features(place / "corpus", folder, EncoderRequest(run=unbroken.run))
+
+
 def test_features_of_its_encoders_give_what_fine_tuning_measured(
-    place: Path, tmp_path: Path, unbroken: FinetuneResult
+    unbroken: FinetuneResult, own_features: Path
 ) -> None:
-    features = write_features(place / "corpus", tmp_path, EncoderRequest(run=unbroken.run))
-    report = evaluate(EvaluateConfig(run=unbroken.run, split="dev", features=features))
+    report = evaluate(EvaluateConfig(run=unbroken.run, split="dev", features=own_features))
     assert report.emotion.model == unbroken.dev.emotion.model
 
 
 def test_any_media_file_with_a_rows_words_gets_the_probabilities_that_evaluate_gives_the_row(
-    place: Path, tmp_path: Path, unbroken: FinetuneResult
+    tmp_path: Path, unbroken: FinetuneResult, own_features: Path
 ) -> None:
-    features = write_features(place / "corpus", tmp_path, EncoderRequest(run=unbroken.run))
     table = tmp_path / "dev.csv"
-    config = EvaluateConfig(run=unbroken.run, split="dev", features=features, predictions=table)
+    config = EvaluateConfig(run=unbroken.run, split="dev", features=own_features, predictions=table)
     evaluate(config, draw=False)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -136,17 +143,14 @@ def test_a_runs_encoder_files_are_hashed_once_and_not_at_all_for_a_dry_run(
 
 
 def test_a_fine_tuned_run_can_be_fine_tuned_again(
-    place: Path, tmp_path: Path, unbroken: FinetuneResult
+    place: Path, tmp_path: Path, unbroken: FinetuneResult, own_features: Path
 ) -> None:
-    features = write_features(
-        place / "corpus", tmp_path / "features", EncoderRequest(run=unbroken.run)
-    )
     again = finetune(
         config_for(
             place,
             tmp_path / "again",
             run=unbroken.run,
-            features=features,
+            features=own_features,
             weights_dir=None,
             tune=BRIEF,
         )

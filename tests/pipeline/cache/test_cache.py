@@ -177,6 +177,10 @@ def test_any_failure_while_writing_leaves_no_temporary_file(
     assert [entry.name for entry in path.parent.iterdir()] == ["dev.h5"]
 
 
+def no_permission(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_place_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,10 +189,7 @@ def test_a_place_that_cannot_be_written_is_named(
         with pytest.raises(StorageError, match="cannot write"):
             write_cache(place, make_cache())
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(hdf5.h5py, "File", refuse)
+    monkeypatch.setattr(hdf5.h5py, "File", no_permission)
     with pytest.raises(StorageError, match="Permission denied"):
         write_cache(tmp_path / "dev.h5", make_cache())
 
@@ -199,10 +200,7 @@ def test_a_cache_that_may_not_be_read_is_not_called_corrupt(
     """Whoever deletes what is corrupt must not delete this."""
     write_cache(path, make_cache())
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(hdf5.h5py, "File", refuse)
+    monkeypatch.setattr(hdf5.h5py, "File", no_permission)
     with pytest.raises(StorageError, match="no permission") as caught:
         read_cache(path)
     assert not isinstance(caught.value, CacheCorrupt)
