@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from pipeline.cache.format import FeatureCache, Want
     from pipeline.exchange.convert import ConvertReport
     from pipeline.extract.extract import ExtractReport
-    from pipeline.importing.import_features import ImportReport
+    from pipeline.importing.report import ImportReport
     from pipeline.schema import Modality, Split
 
 __all__ = [
@@ -722,7 +722,7 @@ def import_features(
     Raises UsageError, InputError, StorageError (CacheBusy where a cache is being written) or
     RecipeMismatch.
     """
-    from pipeline.importing.import_features import ImportConfig
+    from pipeline.importing.config import ImportConfig
     from pipeline.importing.import_features import import_features as run
     from pipeline.settings import build_config
 

@@ -213,6 +213,10 @@ class FeatureRecipe:
     def modalities(self) -> tuple[Modality, ...]:
         return tuple(encoder.modality for encoder in self.encoders)
 
+    def encoder_of(self, modality: Modality) -> EncoderSpec:
+        """Raises KeyError for a modality that has none."""
+        return {spec.modality: spec for spec in self.encoders}[modality]
+
     @property
     def random_modalities(self) -> tuple[Modality, ...]:
         """Modalities whose encoder has, or started from, random weights; reports must say so."""

@@ -83,7 +83,7 @@ def import_features(
     train on imported features; predict cannot use them, as nothing here makes them of new media.
     """
     from console.show.importing import show_import
-    from pipeline.importing.import_features import ImportConfig
+    from pipeline.importing.config import ImportConfig
     from pipeline.importing.import_features import import_features as run
     from pipeline.settings import build_config
 

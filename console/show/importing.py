@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from console.printing import print_json
 from console.show.recipe import print_foreign
-from pipeline.importing.import_features import ImportReport, SplitImport
+from pipeline.importing.report import ImportReport, SplitImport
 
 _SHOWN = 3
 # What a code of the ledger means for a row.

@@ -64,7 +64,7 @@ def check_graphs(runtime: PyTorchRuntime) -> None:
 
 
 def _check_encoder(modality: Modality, encoder: AnyEncoder, recipe: FeatureRecipe) -> None:
-    [spec] = [each for each in recipe.encoders if each.modality == modality]
+    spec = recipe.encoder_of(modality)
     parts = (
         encoder.as_seen()
         if isinstance(encoder, StandsForSeveral)

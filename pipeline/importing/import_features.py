@@ -7,12 +7,10 @@ A row that gets nothing is absent, and the ledger says why; nothing else of a ca
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,141 +29,15 @@ from pipeline.cache.projection import (
 )
 from pipeline.corpus.layout import clip_stem
 from pipeline.errors import InputError, RecipeMismatch, UsageError
+from pipeline.importing.config import ImportConfig
 from pipeline.importing.items import ClipName, Item, Pooling, has_frames, pool
+from pipeline.importing.report import ImportReport, SplitImport
 from pipeline.importing.sources import Source, find_sources
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import SPLITS, ClipFailure, ClipKey, Modality, Split
 from pipeline.system import locks
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,79}")
 _STAGE = "import"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """What to import.
-
-    modality: modality that the features become
-    name: name of the tool that made them, as reports shall call it
-    source: where they lie: a path, or "train=PATH" for each split
-    features: folder of the caches
-    out: folder to write the caches to; None replaces them
-    pool: of the frames of a clip: mean; mean_std, which has the standard deviation as well; or
-        none, where a clip has layers instead of frames. None takes the mean where there are frames
-    suffix: what follows the clip's name in the names that are read: _rgb of dia0_utt3_rgb.npy
-    column: column of a Parquet file, or array of an .npz, that holds the features
-    overwrite: replace the modality where the caches have it, or the caches in `out`
-    """
-
-    modality: Modality
-    name: str
-    source: tuple[str, ...]
-    features: Path = Path("features")
-    out: Path | None = None
-    pool: Pooling | None = None
-    suffix: str | None = None
-    column: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UsageError(
-                f"--name {self.name!r}: letters, digits, spaces and . _ + - alone, 80 at most"
-            )
-        if not self.paths or (len(self.source) > 1 and None in self.paths):
-            raise UsageError("--from takes one path, or one for each split: --from train=PATH")
-        if len(self.paths) < len(self.source):
-            raise UsageError(f"--from {self.source[-1]}: a split is named twice")
-
-    @property
-    def paths(self) -> dict[Split | None, Path]:
-        """By split, in order; under None one that may hold all."""
-        said = dict(map(_split_path, self.source))
-        splits: list[Split | None] = [*SPLITS, None]
-        return {split: said[split] for split in splits if split in said}
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether the caches that are read are left as they are."""
-        return self.out is not None and self.out.resolve() != self.features.resolve()
-
-
-def _split_path(said: str) -> tuple[str | None, Path]:
-    """ "train=PATH" -> both; a path that happens to have = in it is one."""
-    before, sign, path = said.partition("=")
-    return (before, Path(path)) if sign and before in SPLITS else (None, Path(said))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitImport:
-    """What became of a split.
-
-    imported:   rows that have the modality now
-    not_matched: names that are no clip of the split
-    failures:   rows that have not, with the reason
-    """
-
-    split: Split
-    rows: int
-    imported: int
-    not_matched: tuple[str, ...]
-    failures: tuple[ClipFailure, ...]
-
-    def by_code(self) -> dict[str, list[ClipFailure]]:
-        """Failures by code, most frequent first."""
-        codes = Counter(each.code for each in self.failures)
-        return {
-            code: [each for each in self.failures if each.code == code]
-            for code, _ in codes.most_common()
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """shape: (layers, dim) of a row; columns: names of the features, empty where they have none;
-    left_out: columns that hold no numbers; variance: share that the embeddings keep, None without
-    a train cache"""
-
-    modality: Modality
-    name: str
-    out: Path
-    recipe: FeatureRecipe
-    shape: tuple[int, int]
-    pooling: str
-    columns: tuple[str, ...]
-    left_out: tuple[str, ...]
-    splits: tuple[SplitImport, ...]
-    variance: float | None = None
-
-    @property
-    def num_failures(self) -> int:
-        return sum(len(each.failures) for each in self.splits)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "modality": self.modality,
-            "name": self.name,
-            "out": str(self.out),
-            "fingerprint": self.recipe.fingerprint,
-            "input_sha256": _spec_of(self.recipe, self.modality).weights_hash,
-            "shape": list(self.shape),
-            "pooling": self.pooling,
-            "columns": list(self.columns),
-            "left_out": list(self.left_out),
-            "variance": self.variance,
-            "splits": {
-                each.split: {
-                    "rows": each.rows,
-                    "imported": each.imported,
-                    "not_matched": list(each.not_matched),
-                    "failures": {
-                        code: [{"clip": str(one.key), "message": one.message} for one in failures]
-                        for code, failures in each.by_code().items()
-                    },
-                }
-                for each in self.splits
-            },
-        }
 
 
 def import_features(config: ImportConfig) -> ImportReport:
@@ -238,7 +110,7 @@ def _read_caches(config: ImportConfig) -> dict[Split, FeatureCache]:
     for split, cache in caches.items():
         is_there = config.modality in cache.recipe.modalities
         if is_there and not config.overwrite and not config.is_elsewhere:
-            spec = _spec_of(cache.recipe, config.modality)
+            spec = cache.recipe.encoder_of(config.modality)
             raise UsageError(
                 f"{paths[split]} has {config.modality} already, by {spec.name}; write to another "
                 "folder with --out, or replace it with --overwrite"
@@ -255,10 +127,6 @@ def _read_caches(config: ImportConfig) -> dict[Split, FeatureCache]:
                 f"({'; '.join(differing)}); extract both alike first"
             )
     return caches
-
-
-def _spec_of(recipe: FeatureRecipe, modality: Modality) -> EncoderSpec:
-    return next(spec for spec in recipe.encoders if spec.modality == modality)
 
 
 # ----------------------------------------------------------------------- reading and matching

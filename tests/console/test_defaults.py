@@ -23,7 +23,7 @@ CONFIGS = {
     "download": "pipeline.download.config.DownloadConfig",
     "extract": "pipeline.extract.extract.ExtractConfig",
     "doctor": "pipeline.doctor.examine.DoctorConfig",
-    "import": "pipeline.importing.import_features.ImportConfig",
+    "import": "pipeline.importing.config.ImportConfig",
     "train-fusion": "fusion.training.config.TrainConfig",
     "finetune": "fusion.finetuning.job.FinetuneConfig",
     "evaluate": "fusion.evaluation.evaluate.EvaluateConfig",

@@ -17,7 +17,9 @@ from pipeline.cache.projection import read_projections
 from pipeline.encoders.find import find_encoders
 from pipeline.errors import CacheBusy, InputError, MismatchError, RecipeMismatch, UsageError
 from pipeline.exchange.convert import ConvertConfig, convert
-from pipeline.importing.import_features import ImportConfig, ImportReport, import_features
+from pipeline.importing.config import ImportConfig
+from pipeline.importing.import_features import import_features
+from pipeline.importing.report import ImportReport
 from pipeline.schema import ClipKey
 from pipeline.settings import build_config
 from pipeline.system import locks
