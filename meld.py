@@ -807,7 +807,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "predict": Model.predict,
 }
 # A value is in quotes where it needs them, or a folder of dots, or ends before the sentence does.
-_VALUE = r"""(?:(?:'[^']*'|"'")+|\.{1,2}(?=[\s,;)]|$)|(?!--)[^\s,;()']*[^\s,;().'])"""
+_VALUE = r"""(?:(?:'[^']*'|"'")+|\.{1,2}(?=[\s,;)]|$)|(?!--)[^\s;()']*[^\s,;().'])"""
 _OPTIONS = rf"(?: --[a-z][a-z-]*[a-z](?: {_VALUE})?)*"
 _TYPED = re.compile(
     # evaluate takes its run without an option's name: no message gives it as advice

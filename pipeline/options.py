@@ -159,7 +159,7 @@ def _read_file(path: AnyPath | None) -> dict[str, Any]:
     if not isinstance(path, str | PathLike):
         raise UsageError(f"--config {path!r}: a TOML file, or a mapping of settings")
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     # ValueError: also no UTF-8, or a number of thousands of digits; RecursionError: nested so.

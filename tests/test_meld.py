@@ -91,6 +91,10 @@ def test_advice_is_a_call_and_not_a_command(tmp_path: Path) -> None:
         ),
         ("(meld finetune --end-to-end)", "(meld.finetune())"),
         ("meld train-fusion --input raw", 'meld.train_fusion(input="raw")'),
+        (
+            "train on others: meld train-fusion --modalities text,audio ...",
+            'train on others: meld.train_fusion(modalities="text,audio") ...',
+        ),
         ("make it: meld extract --features .", 'make it: meld.extract(features=".")'),
         (
             """meld extract --features 'my features, it'"'"'s' --overwrite.""",

@@ -202,7 +202,7 @@ def _check_place(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
             "name another --out"
         )
     if not overwrite:
-        raise UsageError(f"{out} holds a run; name another --out, or --overwrite it")
+        raise UsageError(f"{out} holds a run; name another --out, or replace it with --overwrite")
     _refuse_what_is_in_the_way(out)
 
 

@@ -40,6 +40,14 @@ def test_each_setting_says_whether_it_is_a_default_or_from_the_file_or_an_option
     assert told["modalities"] == (None, "default")
 
 
+def test_a_settings_file_may_begin_with_the_mark_of_utf8(meld: Meld, tmp_path: Path) -> None:
+    """Some editors write one; TOML 1.1 lets a reader ignore it."""
+    file = tmp_path / "my.toml"
+    file.write_text("seed = 7\n", encoding="utf-8-sig")
+    told = origins(meld("config", "show", "train-fusion", "--config", file, "--json"))
+    assert told["seed"] == (7, "file")
+
+
 def test_what_a_training_takes_over_from_the_run_that_it_goes_on_from_is_reported(
     meld: Meld,
 ) -> None:

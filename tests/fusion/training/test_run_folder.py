@@ -63,7 +63,9 @@ def test_a_config_that_cannot_be_read_makes_no_run(tmp_path: Path, config: str) 
 
 def test_a_run_is_replaced_only_where_that_is_asked_for(finished: Path) -> None:
     before = sorted(finished.rglob("*"))
-    with pytest.raises(UsageError, match="holds a run; name another --out, or --overwrite it"):
+    with pytest.raises(
+        UsageError, match="holds a run; name another --out, or replace it with --overwrite"
+    ):
         opened(finished)
     assert sorted(finished.rglob("*")) == before
 

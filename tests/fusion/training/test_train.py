@@ -306,7 +306,9 @@ def test_a_modality_absent_in_all_of_test_is_no_obstacle(run, write_split, featu
 
 
 def test_a_folder_in_use_is_refused_unless_told(config, run):
-    with pytest.raises(UsageError, match="holds a run; name another --out, or --overwrite it"):
+    with pytest.raises(
+        UsageError, match="holds a run; name another --out, or replace it with --overwrite"
+    ):
         train_fusion(config)
     (run / "notes.txt").write_text("mine")
     (run / "evaluation-test.json").write_text("{}")
