@@ -187,3 +187,15 @@ def test_every_fault_of_the_list_has_its_row_and_its_tests() -> None:
     assert {str(number) for number in range(1, 55)} <= rows.keys()
     untested = [name for name, row in rows.items() if not _TEST.search(row)]
     assert untested == ["5"]  # as 1
+
+
+def modules_of(*packages: str) -> set[str]:
+    paths = (path for package in packages for path in (ROOT / package).rglob("*.py"))
+    return {path.name for path in paths} - {"__init__.py"}
+
+
+def test_every_module_has_its_place_in_the_layout_and_every_name_there_is_one() -> None:
+    named = set(re.findall(r"[\w-]+\.py\b", TEXTS["docs/layout.md"]))
+    assert modules_of("pipeline", "fusion", "serving") - named == set()
+    everywhere = modules_of("pipeline", "fusion", "serving", "console", "bench", "tests")
+    assert named - everywhere - {path.name for path in ROOT.glob("*.py")} == set()
