@@ -125,7 +125,9 @@ def read_annotated(data: Path, splits: tuple[Split, ...] | None) -> dict[Split, 
 
 def _tell_any_table(data: Path) -> str:
     """ "; there is X ..." where one table lies there, whatever its name."""
-    tables = [path for path in sorted(data.iterdir()) if path.suffix.lower() in _TABLES]
+    tables = [
+        path for path in sorted(data.iterdir()) if path.suffix.lower() in _TABLES and path.is_file()
+    ]
     if len(tables) != 1:
         return ""
     return f"; there is {tables[0]}: if it holds your utterances, rename it to train_sent_emo.csv"

@@ -61,6 +61,11 @@ class ImportConfig:
 
 
 def _split_path(said: str) -> tuple[str | None, Path]:
-    """ "train=PATH" -> both; a path that happens to have = in it is one."""
+    """ "train=PATH" -> both; a path that happens to have = in it is one.
+
+    Raises UsageError where another word stands before a path that is there.
+    """
     before, sign, path = said.partition("=")
+    if sign and before not in SPLITS and Path(path).exists() and not Path(said).exists():
+        raise UsageError(f"--from {said}: {before} is no split; there are {', '.join(SPLITS)}")
     return (before, Path(path)) if sign and before in SPLITS else (None, Path(said))

@@ -365,6 +365,12 @@ def test_a_table_of_any_name_is_told_how_it_would_be_read(tmp_path: Path) -> Non
         read_corpus(tmp_path, None)
 
 
+def test_a_folder_is_no_table_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "train_sent_emo.csv").mkdir()
+    with pytest.raises(InputError, match=r"dev_sent_emo\.csv or test_sent_emo\.csv$"):
+        read_corpus(tmp_path, None)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -383,6 +383,13 @@ def test_a_split_that_nothing_is_imported_into_is_reported(
         run(caches, {"train": folder / "train", "dev": _one(tmp_path), "test": folder / "dev"})
 
 
+def test_what_is_no_split_is_named(caches: Path, clips: Clips, npy: Write, tmp_path: Path) -> None:
+    folder = npy(tmp_path / "found", clips)
+    for named in ({"val": folder / "dev"}, {"train": folder / "train", "val": folder / "dev"}):
+        with pytest.raises(UsageError, match="val is no split; there are train, dev, test"):
+            run(caches, named)
+
+
 def _one(tmp_path: Path) -> Path:
     (tmp_path / "one").mkdir()
     np.save(tmp_path / "one/final_videos_testdia0_utt0.npy", np.ones(3))
