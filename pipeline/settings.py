@@ -208,12 +208,12 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
         kinds = [each for each in inner if each is not types.NoneType]
         if value is None:
             return None
-        for kind in kinds[:-1]:
+        if len(kinds) == 1:
+            return _convert(value, kinds[0], name)
+        for kind in kinds:
             with suppress(UsageError):
                 return _convert(value, kind, name)
-        if len(kinds) > 1 and not isinstance(value, str):
-            raise UsageError(f"{name} must be {_type_name(wanted)}, not {value!r}")
-        return _convert(value, kinds[-1], name)
+        raise UsageError(f"{name} must be {_type_name(wanted)}, not {value!r}")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{name} must be a list, not {value!r}")

@@ -204,6 +204,7 @@ def test_what_is_wanted_of_a_cache_is_checked(features: Path) -> None:
         (lambda: meld.read_cache("x.h5", want=None), "want: raw"),  # type: ignore[arg-type]
         (lambda: meld.torch_dataset(None), "cache must be a"),  # type: ignore[arg-type]
         (lambda: meld.hf_dataset(None), "cache must be a"),  # type: ignore[arg-type]
+        (lambda: meld.extract("dev", context="2"), "whole number or one of dialogue, not '2'"),  # type: ignore[arg-type]
         (lambda: meld.train_fusion(fusion=np.array(["late", "early"])), "fusion must be one of"),  # type: ignore[arg-type]
     ],
 )
