@@ -576,6 +576,13 @@ def test_without_words_utterances_are_where_somebody_speaks(
     assert heard.missing == {"text": "no words are known"}
 
 
+def test_without_words_utterances_are_where_subtitles_say(train: Train, clip: Path) -> None:
+    clip.with_suffix(".srt").write_text("1\n00:00:00,200 --> 00:00:00,700\nHello\n")
+    [told] = face.load(train()).timeline(clip, no_text=True).utterances
+    assert (told.spoken.span.start_ms, told.spoken.span.end_ms) == (200, 700)
+    assert (told.spoken.text, told.missing) == ("", {"text": "no words are known"})
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_in_the_repository() -> Iterator[None]:
     yield
