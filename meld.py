@@ -21,12 +21,9 @@ already; a caller's Ray is used and left running.
 """
 
 import functools
-import inspect
-import re
 import reprlib
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -52,10 +49,10 @@ from pipeline.options import (
     modalities_in,
     weights_in,
 )
+from pipeline.python_messages import errors_in_python
 from pipeline.settings import build_config
-from pipeline.system.extras import missing_part, needs_extra
+from pipeline.system.extras import needs_extra
 from pipeline.system.one_line import one_line
-from pipeline.system.os_errors import storage_error
 from pipeline.system.threads import ROUNDS_BESIDE_A_DECODER, wait_briefly
 
 if TYPE_CHECKING:
@@ -125,23 +122,8 @@ def _speaks_python(function: Callable[Parameters, Result]) -> Callable[Parameter
     return call
 
 
-@contextmanager
-def _errors_in_python() -> Iterator[None]:
-    try:
-        yield
-    except MeldError as error:
-        error.args = (in_python(str(error)),)
-        raise
-    except ModuleNotFoundError as error:
-        missing = missing_part(error)
-        if missing is None:
-            raise
-        raise missing from error
-    except OSError as error:
-        failure = storage_error(error)
-        if failure is None:
-            raise
-        raise failure from error
+def _errors_in_python() -> AbstractContextManager[None]:
+    return errors_in_python(_FUNCTIONS)
 
 
 @_speaks_python
@@ -794,65 +776,16 @@ def _short(value: object) -> str:
     return one_line(shown.repr(value))
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "extract": extract,
-    "train-fusion": train_fusion,
-    "finetune": finetune,
-    "evaluate": evaluate,
-    "convert": convert,
-    "import": import_features,
-    "export": export,
-    "verify": verify,
-    "load": load,
-    "predict": Model.predict,
-}
-# A value is in quotes where it needs them, or a folder of dots, or ends before the sentence does.
-_VALUE = r"""(?:(?:'[^']*'|"'")+|\.{1,2}(?=[\s,;)]|$)|(?!--)[^\s;()']*[^\s,;().'])"""
-_OPTIONS = rf"(?: --[a-z][a-z-]*[a-z](?: {_VALUE})?)*"
-_TYPED = re.compile(
-    # evaluate takes its run without an option's name: no message gives it as advice
-    rf"\bmeld (?P<function>extract|train-fusion|finetune)\b(?P<words>{_OPTIONS})"
-    # no function does that: it stays a command
-    rf"|\b(?:meld|pip|docker) [a-z]+(?: (?!--)[^\s,;()]+)?{_OPTIONS}"
-    r"|(?<![^\s(\"'])--(?P<option>[a-z][a-z-]*[a-z])"
+# Whose arguments messages may name.
+_FUNCTIONS = (
+    extract,
+    train_fusion,
+    finetune,
+    evaluate,
+    convert,
+    import_features,
+    export,
+    verify,
+    load,
+    Model.predict,
 )
-
-
-def in_python(message: str) -> str:
-    """ "--weights-dir" becomes "weights_dir", and "meld extract --split train" becomes
-    'meld.extract(split="train")'. What has no function here stays as it is typed in a shell."""
-
-    def say(match: re.Match[str]) -> str:
-        if match["function"]:
-            return _call(match["function"], shlex.split(match["words"]))
-        return _argument(match["option"]) if match["option"] else match.group()
-
-    return _TYPED.sub(say, message)
-
-
-def _arguments() -> dict[str, bool]:
-    """Of all functions: the option, and whether it is a flag."""
-    parameters = (inspect.signature(function).parameters for function in _FUNCTIONS.values())
-    return {
-        name.replace("_", "-"): parameter.default is False
-        for each in parameters
-        for name, parameter in each.items()
-    }
-
-
-def _argument(option: str) -> str:
-    known = _arguments()
-    if option not in known:
-        return f"--{option}"
-    return f"{option.replace('-', '_')}{'=True' if known[option] else ''}"
-
-
-def _call(function: str, words: list[str]) -> str:
-    """Options without a value are flags; --end-to-end says what the function's name does."""
-    arguments = []
-    while words:
-        name = words.pop(0).removeprefix("--").replace("-", "_")
-        value = words.pop(0) if words and not words[0].startswith("--") else None
-        if name != "end_to_end":
-            arguments.append(f'{name}="{value}"' if value is not None else f"{name}=True")
-    return f"meld.{function.replace('-', '_')}({', '.join(arguments)})"

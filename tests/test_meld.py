@@ -18,6 +18,7 @@ import typer.main
 
 import cli
 import meld
+from pipeline.python_messages import in_python
 from tests.conftest import Meld
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +108,7 @@ def test_advice_is_a_call_and_not_a_command(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_typed_becomes_what_is_called(typed: str, said: str) -> None:
-    assert meld.in_python(typed) == said
+    assert in_python(typed, meld._FUNCTIONS) == said
 
 
 def messages() -> Iterator[str]:
@@ -136,8 +137,10 @@ def test_no_message_names_an_option_that_is_an_argument_here() -> None:
         for name in inspect.signature(each).parameters
     }
     for message in found:
-        kept = re.findall(r"(?<!\w )--([a-z][a-z-]*[a-z])", meld.in_python(message))
-        commands = re.findall(r"(?:meld|pip|docker) [a-z]+ --.*", meld.in_python(message))
+        kept = re.findall(r"(?<!\w )--([a-z][a-z-]*[a-z])", in_python(message, meld._FUNCTIONS))
+        commands = re.findall(
+            r"(?:meld|pip|docker) [a-z]+ --.*", in_python(message, meld._FUNCTIONS)
+        )
         assert commands or not set(kept) & arguments, message
 
 
