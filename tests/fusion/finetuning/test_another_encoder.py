@@ -5,7 +5,7 @@ It counts words, and no command, setting or file outside this one knows its name
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from fusion.model.dims import ModelConfig
 from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import train_fusion
-from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.augment import AugmentConfig
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.encoders.encoder import EncoderChoice, EncoderEntry, EncoderWish
@@ -32,7 +31,7 @@ from pipeline.encoders.weights import load_trained_part, save_trained_part
 from pipeline.errors import ClipError, UsageError
 from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.parallel import engine as parallel
-from pipeline.parallel.work import ShardFeatures, ShardTask
+from pipeline.parallel.work import ShardFeatures
 from pipeline.recipe import DecodeConfig, EncoderSpec, Precision
 from pipeline.schema import SPLITS, DecodedClip
 
@@ -136,20 +135,11 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def encoding_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def encoding_here(
+    monkeypatch: pytest.MonkeyPatch, encode_here: Callable[..., Iterator[ShardFeatures]]
+) -> None:
     """Extraction encodes in this process instead of through Ray."""
-
-    def encode(
-        tasks: list[ShardTask], choices: list[EncoderChoice], *_: object
-    ) -> Iterator[ShardFeatures]:
-        encoders = Encoders(choices, None)
-        for task in tasks:
-            clips = [DecodedClip(utterance=clip.utterance) for clip in task.clips]
-            yield ShardFeatures(
-                split=task.split, index=task.index, features=tuple(encode_clips(encoders, clips))
-            )
-
-    monkeypatch.setattr(parallel, "encode_shards", encode)
+    monkeypatch.setattr(parallel, "encode_shards", encode_here)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,12 @@ from fusion.inference.checkpoint import read_checkpoint
 from fusion.training.config import TrainConfig
 from fusion.training.fit import FitConfig
 from fusion.training.train import train_fusion
-from pipeline.encode import Encoders, encode_clips
 from pipeline.encoders.choice import EncoderRequest, choose_encoder
-from pipeline.encoders.encoder import EncoderChoice
 from pipeline.encoders.saved import read_encoders
 from pipeline.errors import CacheCorrupt, InputError, RecipeMismatch, UsageError, WeightsMissing
 from pipeline.extract.extract import ExtractConfig, extract, plan
 from pipeline.parallel import engine as parallel
-from pipeline.parallel.work import ShardFeatures, ShardTask
-from pipeline.schema import DecodedClip
+from pipeline.parallel.work import ShardFeatures
 from tests.fusion.finetuning.planted_words import (
     BRIEF,
     STEADY,
@@ -161,20 +158,11 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(
 
 
 @pytest.fixture
-def encoding_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def encoding_here(
+    monkeypatch: pytest.MonkeyPatch, encode_here: Callable[..., Iterator[ShardFeatures]]
+) -> None:
     """Extraction encodes its text in this process instead of through Ray."""
-
-    def encode(
-        tasks: list[ShardTask], choices: list[EncoderChoice], *_: object
-    ) -> Iterator[ShardFeatures]:
-        encoders = Encoders(choices, None)
-        for task in tasks:
-            clips = [DecodedClip(utterance=clip.utterance) for clip in task.clips]
-            yield ShardFeatures(
-                split=task.split, index=task.index, features=tuple(encode_clips(encoders, clips))
-            )
-
-    monkeypatch.setattr(parallel, "encode_shards", encode)
+    monkeypatch.setattr(parallel, "encode_shards", encode_here)
 
 
 @pytest.mark.usefixtures("encoding_here")
