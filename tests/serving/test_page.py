@@ -40,6 +40,13 @@ def page(browser: Any) -> Iterator["Page"]:
     context.close()
 
 
+def open_the_result(page: "Page") -> None:
+    """The click starts a navigation; the file's player is there some time after it."""
+    page.click("#page")
+    page.wait_for_selector("video", state="attached")
+    page.eval_on_selector("video", PLAYABLE)
+
+
 def send(page: "Page", address: str, clip: Path, subtitles: str, name: str = "talk.mp4") -> None:
     page.goto(address)
     page.set_input_files(
@@ -67,8 +74,7 @@ def test_a_file_can_be_sent_followed_opened_and_erased(page: Any, address: str, 
     job = page.url
     page.reload()  # the job is still there
     page.wait_for_selector("#links:not([hidden])")
-    page.click("#page")
-    page.eval_on_selector("video", PLAYABLE)
+    open_the_result(page)
     assert "I am so happy for you!" in page.inner_text("#transcript")
     assert page.locator("svg.blocks rect").count() == 2
 
@@ -92,8 +98,7 @@ def test_the_sample_can_be_sent_instead_of_a_file(page: Any, address: str) -> No
     rows = page.locator("#utterances tbody tr")
     assert rows.count() == 5
     assert "Yuki: I got the job! I am so happy!" in rows.nth(0).inner_text()
-    page.click("#page")
-    page.eval_on_selector("video", PLAYABLE)
+    open_the_result(page)
     assert page.problems == []
 
 
@@ -207,8 +212,7 @@ def test_speech_in_a_film_is_recognised_and_the_result_navigated_saved_and_erase
     assert subtitles.count(" --> ") == rows.count()
 
     job = page.url
-    page.click("#page")
-    page.eval_on_selector("video", PLAYABLE)
+    open_the_result(page)
     seek = page.locator("button.seek")
     assert seek.count() == len(starts(subtitles))
     seek.last.click()
