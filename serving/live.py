@@ -271,8 +271,9 @@ class _Socket:
         except _Over as over:
             return over
         finally:
-            for task in others:
-                task.cancel()
+            async with self._using:  # a thread that hears would go on without its task
+                for task in others:
+                    task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
         raise AssertionError("none of a session's tasks ends by itself")
 
@@ -338,7 +339,7 @@ class _Socket:
         if kind == bytes([SOUND]):
             async with self._using:
                 events = await to_thread.run_sync(session.take_sound, rest, limiter=self._listeners)
-            await self._send(events)
+                await self._send(events)
             self._check_pace(session)
         elif kind == bytes([PICTURE]):
             at_ms = int.from_bytes(rest[:_TIME_BYTES], "little")

@@ -1,5 +1,6 @@
 """The live socket, over a network of its own: who may come in, what is said, and when it ends."""
 
+import asyncio
 import importlib.util
 import json
 import socket
@@ -24,10 +25,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync import client
 
 from pipeline.errors import MeldError
+from serving import live
 from serving.admission import Admission, Keys, problem_response
 from serving.config import Limits, LiveLimits
 from serving.connections import limited_protocol
 from serving.live import MOST_MESSAGE_BYTES, PATH, PROTOCOL, SOCKET_SETTINGS, add_live
+from serving.live_session import LiveSession, SessionEvent
 from serving.metrics import Metrics
 from serving.process import WorkerEnded, WorkerReady
 from tests.fusion.inference.planted import plant_speech
@@ -405,6 +408,46 @@ def test_a_session_is_no_longer_than_it_may_be(talk: bytes) -> None:
         events, code = rest(session)
     assert (code, events[-1]["reason"]) == (4413, "too_long")
     assert events[-1]["produced"]["utterances"] == 2
+
+
+def test_a_session_that_is_over_hears_out_the_sound_that_it_was_at(
+    talk: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound is heard in a thread, and the last of it in another: one at a time."""
+    hearing, finishing = threading.Event(), threading.Event()
+    at_one_time: list[bool] = []
+    take_sound, finish = LiveSession.take_sound, LiveSession.finish
+
+    def take_slowly(session: LiveSession, content: bytes) -> list[SessionEvent]:
+        hearing.set()
+        finishing.wait(0.5)
+        events = take_sound(session, content)
+        hearing.clear()
+        return events
+
+    def finish_after(session: LiveSession) -> list[SessionEvent]:
+        at_one_time.append(hearing.is_set())
+        finishing.set()
+        return finish(session)
+
+    async def its_time_is_over_then(_: object) -> None:
+        while not hearing.is_set():
+            await asyncio.sleep(0.01)
+        raise live._Over("too_long")
+
+    monkeypatch.setattr(LiveSession, "take_sound", take_slowly)
+    monkeypatch.setattr(LiveSession, "finish", finish_after)
+    monkeypatch.setattr(live._Socket, "_watch", its_time_is_over_then)
+    with serving(StandIn(), lag_s=600) as door, door.open() as session:
+        session.send(b"\x01" + talk[: 32 * 1_200])  # in the middle of the first
+        events, code = rest(session)
+    assert code == 4413
+    assert at_one_time == [False]
+    assert [event["type"] for event in events] == [
+        *("session.created", "utterance.start", "measurement.result", "utterance.end"),
+        "session.closed",
+    ]
+    assert events[-1]["received"]["audio_ms"] == 1_200
 
 
 def test_sound_that_nobody_can_have_heard_yet_is_no_sound(talk: bytes) -> None:
