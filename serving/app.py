@@ -154,6 +154,10 @@ def _add_jobs(app: FastAPI) -> None:
             job = parts.store.find(idempotency_key) if idempotency_key is not None else None
             if job is None:
                 job = await accept(request, parts, sent_as=idempotency_key)
+        if idempotency_key is None and await request.is_disconnected():  # nobody knows of it
+            with suppress(NoSuchJob):
+                await to_thread.run_sync(parts.dispatcher.erase, job.id)
+            raise ClientDisconnect
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return _tell(parts.dispatcher.status(job.id), parts, response)
 

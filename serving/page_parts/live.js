@@ -3,7 +3,7 @@ const PICTURE_EVERY_MS = 333;
 const PICTURE_SIDE = 320;
 const WAITING_BYTES = 64 * 1024;       // that are not sent yet: pictures wait for better times
 const MOST_WAITING_BYTES = 320 * 1024; // ten seconds of sound
-let now = null;       // what is going on: see begin()
+let now = null;       // the session that is going on
 let recording = null; // the last one, if it is to be kept
 
 document.addEventListener("key-entered", () => part("start").focus());
@@ -12,7 +12,12 @@ document.addEventListener("key-entered", () => part("start").focus());
 
 part("live-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  begin().catch((error) => { tell("live-told", wordsOf(error)); end(); });
+  const session = now = { samples: 0, provisional: new Map() };
+  begin(session).catch((error) => {
+    if (now !== session) { return; }  // its end was told already
+    tell("live-told", wordsOf(error));
+    end();
+  });
 });
 
 function wordsOf(error) {
@@ -21,7 +26,8 @@ function wordsOf(error) {
   return error.message;
 }
 
-async function begin() {
+// It may be over after each wait: whoever is asked for the microphone may think for long.
+async function begin(session) {
   tell("live-told", "");
   tell("now", "");
   part("start").disabled = true;
@@ -29,23 +35,23 @@ async function begin() {
   part("utterances").hidden = true;
   part("utterances").tBodies[0].replaceChildren();
   recording = null;
-  now = { samples: 0, provisional: new Map() };
   if (!navigator.mediaDevices) {
     throw new Error(TEXTS.live.insecure);
   }
   tell("state", TEXTS.live.connecting);
-  const socket = await connect();
-  now.socket = socket;
+  session.socket = await connect();
   tell("state", TEXTS.live.asking);
   const withCamera = part("camera").checked;
-  now.media = await navigator.mediaDevices.getUserMedia({
+  session.media = await navigator.mediaDevices.getUserMedia({
     // As it is: what makes a voice pleasant changes what is heard in it.
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
     video: withCamera ? { width: { ideal: 640 }, height: { ideal: 480 } } : false,
   });
-  await listen(now.media, socket);
-  if (withCamera) { await look(now.media, socket); }
-  if (part("keep").checked) { record(now.media); }
+  if (now !== session) { letGo(session.media); return; }
+  await listen(session);
+  if (withCamera && now === session) { await look(session); }
+  if (now !== session) { return; }
+  if (part("keep").checked) { record(session); }
   part("stop").hidden = false;
   part("stop").focus();
   part("start").hidden = true;
@@ -78,13 +84,14 @@ async function connect() {
   });
 }
 
-async function listen(media, socket) {
-  const sound = new AudioContext();
-  now.sound = sound;
+async function listen(session) {
+  const { media, socket } = session;
+  const sound = session.sound = new AudioContext();
   await sound.audioWorklet.addModule("/page/live-sound.js");
+  if (now !== session) { return; }
   const source = sound.createMediaStreamSource(media);
   const worklet = new AudioWorkletNode(sound, "live-sound", { numberOfOutputs: 0 });
-  now.worklet = worklet;
+  session.worklet = worklet;
   worklet.port.onmessage = ({ data }) => {
     if (data === null) {  // that was all of it
       if (socket.readyState === WebSocket.OPEN) { socket.send(JSON.stringify({ type: "session.close" })); }
@@ -97,39 +104,41 @@ async function listen(media, socket) {
       return;
     }
     socket.send(data.content);
-    now.samples += data.samples;
+    session.samples += data.samples;
     part("level").value = data.loudest;
   };
   source.connect(worklet);
 }
 
-async function look(media, socket) {
+async function look(session) {
+  const { media, socket } = session;
   const seen = part("seen");
   seen.srcObject = media;
   seen.hidden = false;
   await seen.play();
+  if (now !== session) { return; }
   const canvas = document.createElement("canvas");
   const scale = Math.min(1, PICTURE_SIDE / Math.max(seen.videoWidth, seen.videoHeight));
   canvas.width = Math.round(seen.videoWidth * scale);
   canvas.height = Math.round(seen.videoHeight * scale);
   const surface = canvas.getContext("2d");
-  now.camera = setInterval(() => {
-    if (socket.bufferedAmount > WAITING_BYTES || now === null) { return; }
-    const atMs = Math.round(now.samples / 16);
+  session.camera = setInterval(() => {
+    if (socket.bufferedAmount > WAITING_BYTES) { return; }
+    const atMs = Math.round(session.samples / 16);
     surface.drawImage(seen, 0, 0, canvas.width, canvas.height);
     canvas.toBlob(async (jpeg) => {
       const content = new Uint8Array(5 + jpeg.size);
       content[0] = 2;
       new DataView(content.buffer).setUint32(1, atMs, true);
       content.set(new Uint8Array(await jpeg.arrayBuffer()), 5);
-      if (now !== null && !now.isClosed && socket.readyState === WebSocket.OPEN) { socket.send(content); }
+      if (!session.isClosed && socket.readyState === WebSocket.OPEN) { socket.send(content); }
     }, "image/jpeg", 0.8);
   }, PICTURE_EVERY_MS);
 }
 
 // Whole, and not in pieces: a part of what a recorder gives cannot be played.
-function record(media) {
-  const recorder = new MediaRecorder(media);
+function record(session) {
+  const recorder = new MediaRecorder(session.media);
   const parts = [];
   recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
   recorder.addEventListener("stop", () => {
@@ -137,7 +146,7 @@ function record(media) {
     part("kept").hidden = recording.size === 0;
   });
   recorder.start();
-  now.recorder = recorder;
+  session.recorder = recorder;
 }
 
 // ------------------------------------------------------------------------------ what is told
@@ -178,11 +187,13 @@ part("stop").addEventListener("click", () => {
   now.worklet.port.postMessage(null);
 });
 
+function letGo(media) { media?.getTracks().forEach((track) => track.stop()); }
+
 function end() {
   if (now === null) { return; }
   clearInterval(now.camera);
   if (now.recorder?.state === "recording") { now.recorder.stop(); }
-  now.media?.getTracks().forEach((track) => track.stop());
+  letGo(now.media);
   now.sound?.close();
   if (now.socket?.readyState === WebSocket.OPEN) { now.socket.close(); }
   if (!now.isClosed) { tell("state", ""); }

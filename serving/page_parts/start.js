@@ -29,7 +29,9 @@ part("sample").addEventListener("click", async () => {
   tell("send-told", "");
   const response = await fetch("/page/sample.mp4").catch(() => null);
   if (response === null || !response.ok) { tell("send-told", TEXTS.shared.no_answer); return; }
-  send(new File([await response.blob()], "sample.mp4", { type: "video/mp4" }));
+  const content = await response.blob();
+  if (part("send-form").hidden) { return; }  // something was sent meanwhile
+  send(new File([content], "sample.mp4", { type: "video/mp4" }));
 });
 
 function send(file, subtitles) {

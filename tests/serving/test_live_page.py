@@ -18,6 +18,7 @@ from pipeline.schema import MediaSpan
 from tests.conftest import BROWSER
 from tests.fusion.inference.planted import plant_speech
 from tests.media import jpegs
+from tests.serving.test_page import until
 
 pytestmark = [
     pytest.mark.heavy,
@@ -255,3 +256,34 @@ def test_the_page_reports_a_refused_microphone(open_page: Open, address: str) ->
         page.click("#start")
         page.wait_for_selector("text=was not allowed to use the microphone")
         assert page.is_enabled("#start")
+
+
+def test_a_microphone_that_is_allowed_after_the_end_is_not_left_on(
+    open_page: Open, address: str
+) -> None:
+    """The question may stand there for long, and the service does not wait for ever."""
+    with open_page() as page:
+        page.add_init_script(
+            """
+            let socket = null;
+            WebSocket = class extends WebSocket {
+              constructor(...asked) { super(...asked); socket = this; }
+            };
+            const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+            navigator.mediaDevices.getUserMedia = async (wanted) => {
+              const isClosed = new Promise((done) => { socket.addEventListener("close", done); });
+              socket.close();
+              await isClosed;
+              globalThis.given = await ask(wanted);
+              return globalThis.given;
+            };
+            """
+        )
+        page.goto(f"{address}/live")
+        page.click("#start")
+        page.wait_for_selector("text=The connection was lost")
+        until(page, "globalThis.given !== undefined")
+        until(page, "given.getTracks().every((track) => track.readyState === 'ended')")
+        assert page.inner_text("#live-told").startswith("The connection was lost")
+        assert page.is_enabled("#start")
+        assert page.problems == []

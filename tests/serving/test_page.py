@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,13 @@ PLAYABLE = """video => new Promise((done, failed) => {
   video.addEventListener("error", failed);
 })"""
 ATTACK = "<img src=x onerror=\"document.title='hacked'\">"
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -99,6 +106,16 @@ def test_the_sample_can_be_sent_instead_of_a_file(page: Any, address: str) -> No
     assert rows.count() == 5
     assert "Yuki: I got the job! I am so happy!" in rows.nth(0).inner_text()
     open_the_result(page)
+    assert page.problems == []
+
+
+def test_the_sample_is_sent_once_however_often_it_is_asked_for(page: Any, address: str) -> None:
+    sent: list[str] = []
+    page.on("request", lambda asked: asked.method == "POST" and sent.append(asked.url))
+    page.goto(address)
+    page.dblclick("#sample")
+    page.wait_for_selector("#links:not([hidden])")
+    assert sent == [f"{address}/v1/jobs"]
     assert page.problems == []
 
 
@@ -189,10 +206,7 @@ def film(request: pytest.FixtureRequest) -> Path:
 
 
 def until(page: "Page", expression: str) -> None:
-    deadline = time.monotonic() + 20
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        time.sleep(0.05)
+    wait_until(lambda: page.evaluate(expression))
 
 
 def test_speech_in_a_film_is_recognised_and_the_result_navigated_saved_and_erased(

@@ -143,20 +143,24 @@ def test_a_worker_that_dies_on_it_is_replaced_once_and_then_told_of(
     assert folders(store) == []
 
 
+def upload_to(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    """A request, without a socket."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"text=Hi",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"video/mp4"), *headers],
+    }
+
+
 def test_a_client_that_goes_away_cancels_it(
     app: "Admission", dispatcher: "Dispatcher", store: "JobStore", clip: Path
 ) -> None:
     StandIn.gate.clear()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/predict",
-        "raw_path": b"/v1/predict",
-        "query_string": b"text=Hi",
-        "root_path": "",
-        "scheme": "http",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"video/mp4")],
-    }
     sent: list[Any] = []
 
     async def ask() -> None:
@@ -172,7 +176,7 @@ def test_a_client_that_goes_away_cancels_it(
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await asyncio.wait_for(app(scope, receive, send), 20)
+        await asyncio.wait_for(app(upload_to("/v1/predict"), receive, send), 20)
 
     asyncio.run(ask())
     assert len(StandIn.worked_on) == 1
@@ -180,3 +184,25 @@ def test_a_client_that_goes_away_cancels_it(
     assert not any(b"timeline" in json.dumps(str(each)).encode() for each in sent)
     assert [each["status"] for each in sent if "status" in each] == [400]  # which nobody reads
     assert dispatcher.metrics.render().count(b'outcome="cancelled"} 1.0') == 1
+
+
+@pytest.mark.parametrize("headers", [[], [(b"idempotency-key", b"monday-1")]])
+def test_a_job_whose_client_went_before_its_answer_is_kept_only_if_it_can_be_asked_for(
+    app: "Admission", store: "JobStore", clip: Path, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """As the page's does, whose visitor cancels."""
+    StandIn.gate.clear()
+    statuses: list[int] = []
+    messages = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": clip.read_bytes(), "more_body": False},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    asyncio.run(app(upload_to("/v1/jobs", *headers), receive, send))
+    assert (len(folders(store)), statuses) == ((1, [202]) if headers else (0, [400]))
