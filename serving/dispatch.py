@@ -319,10 +319,18 @@ class Dispatcher:
             worker = seat.worker
             assert worker is not None
             seat.num_words += 1
+        asked = worker.read_words(turns)
         try:
-            return worker.read_words(turns).result(_SECONDS_TO_READ_WORDS)
-        except (FutureTimeout, WorkerEnded) as error:
-            raise Busy("the model is busy with a job, or was lost; try again soon", 5) from error
+            return asked.result(_SECONDS_TO_READ_WORDS)
+        except FutureTimeout as error:
+            asked.cancel()  # or the worker would go on, for nobody
+            raise Busy(
+                f"not read within {_SECONDS_TO_READ_WORDS:g} s: the model is busy, or these are "
+                "many words; try again later, or send fewer at a time",
+                5,
+            ) from error
+        except WorkerEnded as error:
+            raise Busy("the model was lost; try again soon", 5) from error
         finally:
             with self._changed:
                 seat.num_words -= 1

@@ -316,7 +316,7 @@ class _Socket:
         """Raises MeldError, _Over."""
         try:
             values = json.loads(text) if len(text) <= _MOST_TEXT_CHARS else None
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise UsageError("a message in text is a JSON object of no more than 4,096 characters")
@@ -326,7 +326,7 @@ class _Socket:
         if kind != "session.update":
             raise UsageError("type is one of session.update, session.close")
         if self._session is not None:
-            raise UsageError("session.update comes before the first sound or picture")
+            raise UsageError("session.update is sent once, before the first sound or picture")
         self._choice = build_config(SessionChoice, values)
         await self._open()
         await self._ask(Warm(with_words=self._choice.words))

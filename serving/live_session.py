@@ -19,6 +19,7 @@ from fusion.inference.speech import StretchFinder
 from fusion.inference.voice import RATE_HZ, SpeechRegion, as_samples, as_waveform
 from pipeline.decode.pieces import MediaPieces, picture_size
 from pipeline.errors import ClipError, UsageError
+from pipeline.system.one_line import one_line
 from serving.live_turns import HEARINGS, Answer, Before, Glimpse, Hearing, Turn
 
 SessionEvent = dict[str, Any]
@@ -330,7 +331,7 @@ class LiveSession:
 
 
 def describe_error(code: str, detail: str, *, retryable: bool) -> SessionEvent:
-    return {"type": "error", "code": code, "detail": detail, "retryable": retryable}
+    return {"type": "error", "code": code, "detail": one_line(detail), "retryable": retryable}
 
 
 def _result(turn: _Turn, utterance: Mapping[str, Any], *, is_final: bool) -> SessionEvent:

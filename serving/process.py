@@ -119,21 +119,16 @@ class WorkerProcess:
         self._send({"do": "cancel", "folder": str(folder)})
 
     def read_words(self, turns: Sequence[Mapping[str, Any]]) -> "Future[list[dict[str, Any]]]":
-        """Utterances; the future raises MeldError, or WorkerEnded."""
-        future: Future[list[dict[str, Any]]] = Future()
-        with self._lock:
-            if self._has_ended:
-                future.set_exception(WorkerEnded(self._how()))
-                return future
-            self._num_asked += 1
-            number = self._num_asked
-            self._asked[number] = future
-        self._send({"do": "words", "number": number, "turns": list(turns)})
-        return future
+        """Utterances; the future raises MeldError, or WorkerEnded. One that is cancelled costs no
+        more work."""
+        return self._ask({"do": "words", "turns": list(turns)})
 
     def ask_live(self, request: Mapping[str, Any]) -> "Future[Any]":
         """request: as `LiveWork` takes it. The future has its answer, or raises MeldError, or
         WorkerEnded. One that is cancelled before the worker comes to it costs no work."""
+        return self._ask({"do": "live", **request})
+
+    def _ask(self, request: Mapping[str, Any]) -> "Future[Any]":
         future: Future[Any] = Future()
         with self._lock:
             if self._has_ended:
@@ -142,7 +137,7 @@ class WorkerProcess:
             self._num_asked += 1
             number = self._num_asked
             self._asked[number] = future
-        self._send({"do": "live", "number": number, **request})
+        self._send({"number": number, **request})
         future.add_done_callback(lambda done: self._forget(number) if done.cancelled() else None)
         return future
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, cast
 
 import pytest
@@ -363,6 +364,17 @@ def test_words_are_read_by_a_worker_that_has_no_job(
         time.sleep(0.005)
     readers = cast(list[Any], [dispatcher.read_words([{}])[0] for _ in range(4)])
     assert {reader.has_job for reader in readers} == {False}
+
+
+def test_words_that_are_not_read_in_time_are_refused_and_forgotten(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless: Future[list[Any]] = Future()
+    monkeypatch.setattr(dispatch, "_SECONDS_TO_READ_WORDS", 0.05)
+    monkeypatch.setattr(StandIn, "read_words", lambda worker, turns: endless)
+    with pytest.raises(Busy, match=r"not read within 0\.05 s: .* send fewer"):
+        dispatcher.read_words([{}])
+    assert endless.cancelled()
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

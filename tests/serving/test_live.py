@@ -496,6 +496,8 @@ def test_a_service_that_is_ended_says_so() -> None:
         '{"type": "session.update", "speed": 2}',
         '{"type": "session.update", "words": 1}',
         '{"type": "' + "x" * 5_000 + '"}',
+        "[" * 4_000,  # deeper than a parser goes
+        r'{"type": "session.update", "\ud800": 1}',  # half a character, which no answer can hold
     ],
 )
 def test_a_message_that_is_none_is_reported_and_ends_it(door: Door, message: str | bytes) -> None:
@@ -517,6 +519,17 @@ def test_what_is_chosen_is_chosen_before_the_first_sound(door: Door) -> None:
         events, code = rest(session)
     assert code == 1008
     assert "before the first" in events[0]["detail"]
+
+
+def test_what_is_chosen_is_chosen_once(door: Door) -> None:
+    with door.open() as session:
+        session.recv()
+        say(session, "session.update", hearing="thorough")
+        say(session, "session.update", hearing="prompt")
+        events, code = rest(session)
+    assert code == 1008
+    assert [event["type"] for event in events] == ["session.updated", "error", "session.closed"]
+    assert "session.update is sent once" in events[1]["detail"]
 
 
 def test_a_message_that_is_too_large_is_not_read(door: Door) -> None:

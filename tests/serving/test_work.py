@@ -7,14 +7,18 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from fusion.inference.media import PredictedUtterance
 from pipeline.errors import WeightsMissing
+from serving import work
 from serving.jobs import Job, JobFolder, JobWords
 from serving.live_turns import Answer
 from serving.live_work import LiveWork
@@ -154,6 +158,97 @@ def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
     assert begun.get(timeout=10) == 3
 
 
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> "Reader":
+    made = Reader()
+    monkeypatch.setattr(work, "predict_words", made.read)
+    monkeypatch.setattr(os, "_exit", lambda status: None)  # as when the server has ended
+    return made
+
+
+class Reader:
+    """A worker that takes 5 ms for a turn. on_turn: called before each with what it says"""
+
+    def __init__(self) -> None:
+        self.answers = io.BytesIO()
+        self.worker = work._Worker(self.answers)
+        self.worker._predictor = self.worker._live = mock.Mock()
+        self.on_turn: Callable[[str], None] = lambda text: None
+
+    def hears(self, *requests: Mapping[str, Any]) -> None:
+        self.worker.listen([json.dumps(each).encode() for each in requests])  # type: ignore[arg-type]
+
+    def is_sent(self, number: int, *texts: str) -> None:
+        self.hears({"do": "words", "number": number, "turns": [{"text": each} for each in texts]})
+
+    def read(self, _: object, turns: Sequence[Any]) -> Iterator[PredictedUtterance]:
+        for turn in turns:
+            self.on_turn(turn.text)
+            time.sleep(0.005)
+            yield FIRST
+
+    @property
+    def answered(self) -> list[int]:
+        return [json.loads(line)["number"] for line in self.answers.getvalue().splitlines()]
+
+
+def test_who_sends_words_again_and_again_does_not_hold_up_a_job(
+    reader: Reader, tmp_path: Path
+) -> None:
+    folder = JobFolder(tmp_path)
+
+    def send_next(text: str) -> None:
+        if len(reader.answered) < 50:
+            reader.is_sent(len(reader.answered) + 2, "another")
+
+    reader.on_turn = send_next
+    reader.is_sent(1, "first")
+    reader.worker._between(folder)
+    assert reader.answered == [1]
+    reader.worker._between(folder)  # the job did nothing meanwhile
+    assert reader.answered == [1]
+    time.sleep(0.2)
+    reader.worker._between(folder)
+    assert reader.answered == [1, 2]
+
+
+def test_a_job_is_begun_before_the_words_that_came_after_it(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(path: Path) -> None:
+        assert path == tmp_path
+        raise Begun
+
+    monkeypatch.setattr(reader.worker, "_work_on", begin)
+    reader.is_sent(1, "before")
+    reader.hears({"do": "job", "folder": str(tmp_path)})
+    reader.is_sent(2, "after")
+    with pytest.raises(Begun):
+        reader.worker.run()
+    assert reader.answered == [1]
+
+
+def test_words_that_nobody_waits_for_any_more_are_not_read(reader: Reader, tmp_path: Path) -> None:
+    read = []
+
+    def note(text: str) -> None:
+        read.append(text)
+        if text == "second":
+            reader.hears({"do": "forget", "number": 1})
+
+    reader.on_turn = note
+    reader.is_sent(1, "first", "second", "third")
+    reader.is_sent(2, "of another")
+    reader.is_sent(3, "last")
+    reader.hears({"do": "forget", "number": 2})
+    reader.worker._between(JobFolder(tmp_path))
+    assert read == ["first", "second", "last"]
+    assert reader.answered == [3]
+
+
 def test_a_worker_is_told_what_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it says of it all the same is nobody's answer, and no mistake."""
     asked = io.BytesIO()
@@ -171,12 +266,16 @@ def test_a_worker_is_told_what_nobody_waits_for_any_more(monkeypatch: pytest.Mon
     monkeypatch.setattr(subprocess, "Popen", Process)
     worker = WorkerProcess({}, num_threads=1)
     first, second = worker.ask_live({"what": "warm"}), worker.ask_live({"what": "warm"})
+    words = worker.read_words([{"text": "Hi"}])
     assert first.cancel()
+    assert words.cancel()
     told = [json.loads(line) for line in asked.getvalue().splitlines()][1:]
     assert [(each["do"], each["number"]) for each in told] == [
         ("live", 1),
         ("live", 2),
+        ("words", 3),
         ("forget", 1),
+        ("forget", 3),
     ]
     with os.fdopen(writing, "wb") as answers:
         for number in (1, 2):
