@@ -42,7 +42,7 @@ from pipeline.recipe import TestClips
 from pipeline.schema import EMOTIONS, SENTIMENTS, Modality
 from pipeline.settings import build_config, describe_config
 from pipeline.system.files import write_whole
-from pipeline.system.json_values import json_bytes, to_values
+from pipeline.system.json_values import MALFORMED, json_bytes, to_values
 from pipeline.system.resources import num_cores
 
 RESULT, PICTURE, CELLS = "ablation.json", "ablation.png", "cells"
@@ -179,14 +179,7 @@ def read_ablation(path: Path) -> StoredAblation:
         return StoredAblation(split=str(values["split"]), cells=cells)
     except OSError as error:
         raise InputError(f"--ablation {path}: {error.strerror}") from error
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         raise InputError(f"--ablation {path}: not what meld ablate writes ({error!r})") from error
 
 
@@ -365,14 +358,7 @@ def _read_cell(path: Path, subset: tuple[Modality, ...], fusion: FusionType) -> 
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{path}: no cell of an ablation ({error!r}); delete it") from error
 
 

@@ -14,7 +14,7 @@ from fusion.experiments.result_folder import ResultFolder
 from fusion.training.history import EpochResult
 from pipeline.errors import CacheCorrupt, StorageError
 from pipeline.system.files import write_whole
-from pipeline.system.json_values import json_bytes
+from pipeline.system.json_values import MALFORMED, json_bytes
 
 RESULT, BEST, PAGE = "search.json", "best.toml", "search.html"
 TRIALS = "trials"
@@ -73,7 +73,7 @@ def read_trial(path: Path, count: int) -> Trained | None:
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{path}: no trial of a search ({error!r}); delete it") from error
 
 

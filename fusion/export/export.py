@@ -53,7 +53,7 @@ from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.system.files import write_whole
-from pipeline.system.json_values import json_bytes, to_values
+from pipeline.system.json_values import MALFORMED, json_bytes, to_values
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ def _write(config: ExportConfig, product: _Product, bundle: Path) -> ExportResul
         "versions": description["versions"],
         "files": files | {CONFIG: hashlib.sha256(config_bytes).hexdigest()},
     }
-    card = render_card(bundle.resolve().name, description, reports, export)
+    card = card_of(product.run, bundle.resolve().name, description, reports, export)
     write_whole(bundle / CARD, card.encode())
     write_whole(bundle / EXPORT, json_bytes(export))
     write_whole(bundle / CONFIG, config_bytes)
@@ -348,6 +348,24 @@ def _deciding(bundle: Path) -> list[Path]:
     return [bundle / WEIGHTS, *sorted(inside)]
 
 
+def card_of(
+    run: Path,
+    name: str,
+    config: Mapping[str, Any],
+    reports: Mapping[str, Any],
+    export: Mapping[str, Any],
+) -> str:
+    """See `render_card`. Raises CacheCorrupt where an evaluation of `run` is not what `meld
+    evaluate` writes."""
+    try:
+        return render_card(name, config, reports, export)
+    except MALFORMED as error:
+        splits = ", ".join(f"evaluation-{split}.json" for split in reports)
+        raise CacheCorrupt(
+            f"{run}: {splits}: no evaluation ({error!r}); evaluate the run again"
+        ) from error
+
+
 def reports_to_ship(run: Path) -> dict[str, Any]:
     """The run's evaluations on dev and test, as far as there are any, without what is private: of
     a folder that was named to measure on, the name alone."""
@@ -363,8 +381,8 @@ def reports_to_ship(run: Path) -> dict[str, Any]:
             continue
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error}") from error
-        except (ValueError, TypeError, RecursionError) as error:
+        except MALFORMED as error:
             raise CacheCorrupt(
-                f"{path}: no evaluation ({error}); evaluate the run again"
+                f"{path}: no evaluation ({error!r}); evaluate the run again"
             ) from error
     return reports

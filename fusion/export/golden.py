@@ -44,7 +44,7 @@ from pipeline.schema import (
 )
 from pipeline.system.device import cpu_features
 from pipeline.system.files import write_whole
-from pipeline.system.json_values import json_bytes, to_values
+from pipeline.system.json_values import MALFORMED, json_bytes, to_values
 
 FORMAT = "meld-golden"
 FORMAT_VERSION = 1
@@ -217,7 +217,7 @@ def read_golden(bundle: Path) -> GoldenValues:
             },
             machine={str(name): str(value) for name, value in values["machine"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{path}: no golden clips ({error!r}); export the run again") from error
     except SafetensorError as error:
         raise CacheCorrupt(f"{folder / FEATURES}: not a safetensors file ({error})") from error

@@ -44,7 +44,7 @@ from pipeline.extract.extract import ExtractConfig, extract
 from pipeline.schema import DecodedClip, Modality, Split
 from pipeline.settings import describe_config
 from pipeline.system.files import write_whole
-from pipeline.system.json_values import json_bytes
+from pipeline.system.json_values import MALFORMED, json_bytes
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _check_record(path: Path, wanted: dict[str, Any], config: PruneConfig) -> No
         differing = sorted(name for name in wanted if begun[name] != wanted[name])
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{path}: not what --prune wrote; remove {config.work}") from error
     if differing:
         raise UsageError(

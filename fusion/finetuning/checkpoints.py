@@ -28,6 +28,7 @@ from fusion.training.history import EpochResult
 from fusion.training.run_folder import CHECKPOINTS, HISTORY
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.system.files import remove_temporaries, write_whole
+from pipeline.system.json_values import MALFORMED
 
 
 class ProgressFolder:
@@ -75,7 +76,7 @@ class ProgressFolder:
             raise UsageError(f"--resume: no unfinished fine-tuning in {self.run}")
         try:
             settings = json.loads(self._settings.read_bytes())
-        except ValueError as error:
+        except MALFORMED as error:
             raise CacheCorrupt(f"{self._settings}: not JSON ({error})") from error
         if not isinstance(settings, dict):
             raise CacheCorrupt(f"{self._settings}: not a table of settings")
@@ -128,5 +129,5 @@ class ProgressFolder:
     def last_step(self) -> dict[str, Any] | None:
         try:
             return json.loads(self._step.read_bytes())
-        except (OSError, ValueError):  # not there yet
+        except (OSError, *MALFORMED):  # not there yet
             return None

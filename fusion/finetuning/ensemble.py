@@ -43,6 +43,7 @@ from pipeline.recipe import FeatureRecipe
 from pipeline.schema import Modality
 from pipeline.system.device import native_precision
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 OnStep = Callable[[StepResult], None]
 
@@ -183,7 +184,7 @@ def told_by(folders: Sequence[Path], name: str) -> list[float]:
     """A number of each member's `metrics.json`. Raises StorageError."""
     try:
         return [float(json.loads((folder / METRICS).read_bytes())[name]) for folder in folders]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise StorageError(f"{folders[0].parent}: a member's {METRICS}: {error!r}") from error
 
 

@@ -74,6 +74,7 @@ from pipeline.encoders.saved import write_encoders
 from pipeline.errors import MeldError, StorageError
 from pipeline.schema import Split
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ def _read_ensemble(job: FinetuneJob) -> FinetuneResult:
         members = tuple(
             Member(seed=each["seed"], best=EpochResult(**each["best"])) for each in told["members"]
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise StorageError(f"{job.out / METRICS}: cannot be read: {error!r}") from error
     return FinetuneResult(
         run=job.out,

@@ -59,7 +59,8 @@ def read_export(folder: Path) -> Mapping[str, Any] | None:
             f"{FORMAT_VERSION}; export the run again"
         )
     runtimes = values.get("runtimes")
-    if not isinstance(runtimes, list) or not runtimes or not set(runtimes) <= set(RUNTIMES):
+    known = isinstance(runtimes, list) and all(each in RUNTIMES for each in runtimes)
+    if not known or not runtimes:
         raise CacheCorrupt(f"{path}: it is computed by {runtimes!r}; export the run again")
     return values
 
@@ -88,9 +89,13 @@ def check_files(folder: Path, export: Mapping[str, Any]) -> None:
         raise CacheCorrupt(f"{folder / EXPORT}: it lists no files; export the run again")
     for name, wanted in files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CacheCorrupt(f"{folder / EXPORT}: {name} lies outside of the bundle")
-        if hash_file(path) != wanted:
+        try:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise CacheCorrupt(f"{folder / EXPORT}: {name} lies outside of the bundle")
+            found = hash_file(path)
+        except ValueError as error:  # a zero byte, or half a character
+            raise CacheCorrupt(f"{folder / EXPORT}: no file is called {name!r}") from error
+        if found != wanted:
             raise CacheCorrupt(
                 f"{path}: not the file that was exported (its hash differs from {EXPORT}'s); "
                 "copy the bundle again"

@@ -16,6 +16,7 @@ from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageErro
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, Modality
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 FORMAT = "meld-fusion"
 FORMAT_VERSION = 2
@@ -107,7 +108,7 @@ def read_description(run: Path) -> RunDescription:
             untrained=_untrained(config.get("untrained"), counts),
             set_aside=_set_aside(config.get("set_aside")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise not_a_description(run, error) from error
     if description.recipe.fingerprint != config.get("fingerprint"):
         raise CacheCorrupt(f"{run / CONFIG}: the recipe does not match its fingerprint")

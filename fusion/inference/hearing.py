@@ -30,6 +30,7 @@ from pipeline.errors import ClipError, InputError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class SavedStretches:
         """Empty where nothing is saved or the file is damaged; recognition then starts again."""
         try:
             return [_stretch(values) for values in json.loads(self._file.read_bytes())]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             return []
 
     def write(self, stretches: list[Stretch]) -> None:

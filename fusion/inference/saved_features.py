@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from fusion.inference.segments import SpokenSpan
 from pipeline.schema import MODALITIES, ClipFailure, ClipFeatures, Modality, Utterance
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 FOLDER = ".meld-predict"
 
@@ -49,7 +50,7 @@ class SavedFeatures:
                 )
                 for row, utterance in enumerate(utterances)
             ]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError):
+        except (OSError, SafetensorError, *MALFORMED):
             return None
         return found if len(failures) == len(utterances) else None
 

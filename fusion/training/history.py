@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CacheCorrupt, StorageError
+from pipeline.system.json_values import MALFORMED
 
 _MAY_BE_NONE = ("train_loss", "dev_emotion_f1", "dev_sentiment_f1")  # of EpochResult
 
@@ -75,5 +76,5 @@ def read_history(path: Path) -> list[EpochResult]:
         return history
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{path}: not a training history ({error})") from error

@@ -44,6 +44,7 @@ from pipeline.schema import (
     Modality,
     Split,
 )
+from pipeline.system.json_values import MALFORMED
 
 FORMAT = "meld-features"
 FORMAT_VERSION = 2
@@ -358,7 +359,7 @@ def read_recipe(reader: Reader) -> FeatureRecipe:
     """Raises CacheCorrupt where it cannot be read or is not the one of the fingerprint."""
     try:
         recipe = FeatureRecipe.from_json(reader.text("recipe"))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{reader.path}: its recipe cannot be read ({error})") from error
     if recipe.fingerprint != reader.text("fingerprint"):
         raise CacheCorrupt(f"{reader.path}: its recipe does not match its fingerprint")

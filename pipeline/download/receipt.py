@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.corpus.clips import index_clips
 from pipeline.corpus.layout import annotations_name, parse_clip_stem
 from pipeline.schema import SPLITS, Split
+from pipeline.system.json_values import MALFORMED
 
 RECEIPT = "meld.json"
 _MADE_BY = "meld download"
@@ -48,7 +49,7 @@ def read_receipt(path: Path) -> Receipt | None:
             return None
         clips = {split: int(values["clips"][split]) for split in SPLITS if split in values["clips"]}
         return Receipt(origin=str(values["origin"]), sha256=str(values["sha256"]), clips=clips)
-    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
+    except (OSError, *MALFORMED):
         return None
 
 

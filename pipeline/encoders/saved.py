@@ -24,6 +24,7 @@ from pipeline.errors import CacheCorrupt, InputError, MismatchError, StorageErro
 from pipeline.recipe import EncoderSpec, FeatureRecipe
 from pipeline.schema import Modality
 from pipeline.system.files import sync, write_whole
+from pipeline.system.json_values import MALFORMED
 
 FOLDER = "encoders"
 INDEX = "encoders.json"
@@ -159,6 +160,6 @@ def read_encoders(run: Path) -> SavedEncoders:
             raise MismatchError(f"{path}: format version {version}, wanted {FORMAT_VERSION}")
         recipe = FeatureRecipe.from_json(json.dumps(index["recipe"]))
         files = {modality: str(hashes[modality]) for modality in recipe.modalities}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error!r}); fine-tune again") from error
     return SavedEncoders(folder=folder, recipe=recipe, files=files)

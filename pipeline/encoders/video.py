@@ -22,6 +22,7 @@ from pipeline.encoders.weights import (
 from pipeline.errors import ClipError, MismatchError
 from pipeline.recipe import DecodeConfig, Precision
 from pipeline.schema import DecodedClip
+from pipeline.system.json_values import MALFORMED
 
 # On a CPU batches of 1 to 8 are equally fast, and in training the trunk's intermediate values are
 # the largest thing in memory.
@@ -166,7 +167,7 @@ class VideoEncoder(nn.Module):
             try:
                 units = json.loads(path.read_bytes())[_UNITS]
                 self.prune_to([range(number) for number in check_units(self.prunable(), units)])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (OSError, *MALFORMED) as error:
                 raise MismatchError(
                     f"{path}: not the config of a pruned {self.name} ({error})"
                 ) from error

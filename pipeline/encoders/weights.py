@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from pipeline.encoders import ctranslate
 from pipeline.errors import MismatchError, WeightsMissing
 from pipeline.system.extras import file_of_package
+from pipeline.system.json_values import MALFORMED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -225,7 +226,7 @@ def count_layers(folder: Path) -> int:
         # DistilBERT and a few others have a name of their own for it.
         named = config.get("encoder_layers") or config.get("num_hidden_layers")
         return int(named or config["n_layers"]) + 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise MismatchError(f"{path}: not the config of a text encoder ({error})") from error
 
 

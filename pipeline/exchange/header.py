@@ -10,6 +10,7 @@ from pipeline.cache.format import FORMAT, FORMAT_VERSION, FeatureCache
 from pipeline.errors import CacheCorrupt, InputError
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import EMOTIONS, MODALITIES, SENTIMENTS, SPLITS, ClipFailure, ClipKey, Split
+from pipeline.system.json_values import MALFORMED
 
 _TEXTS = ("split", "recipe", "fingerprint", "rows_hash")
 
@@ -78,7 +79,7 @@ def read_header_json(text: str, origin: str) -> Header:
         raise CacheCorrupt(f"{origin}: its header does not match its checksum; convert again")
     try:
         return _checked(values, origin)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise CacheCorrupt(f"{origin}: its header cannot be read ({error!r})") from error
 
 

@@ -18,6 +18,7 @@ from pipeline.extract.shards import SplitWork, clear_shards, other_rows, remove_
 from pipeline.recipe import FeatureRecipe
 from pipeline.schema import ClipSource
 from pipeline.system.files import remove_temporaries, write_whole
+from pipeline.system.json_values import MALFORMED
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +281,6 @@ def _read_plan(work: SplitWork) -> Plan | None:
                 "rows": None if rows is None else tuple(rows),
             }
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error}); delete {work.folder}") from error
     return plan

@@ -21,6 +21,7 @@ from pipeline.onnx.reading import READINGS, take, take_side
 from pipeline.recipe import FrameView
 from pipeline.schema import MODALITIES, Modality
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 FORMAT = "meld-onnx"
 FORMAT_VERSION = 2
@@ -152,7 +153,7 @@ class OnnxIndex:
             if not found or not set(found) <= set(MODALITIES):
                 raise ValueError(f"encoders of {', '.join(map(str, found)) or 'nothing'}")
             graphs = {name: _read_encoders(found[name]) for name in MODALITIES if name in found}
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
+        except MALFORMED as error:
             raise CacheCorrupt(f"{path}: damaged ({error}); export again") from error
         return cls(encoders=graphs)
 

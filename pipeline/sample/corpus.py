@@ -30,6 +30,7 @@ from pipeline.sample.plan import REVISION, ClipPlan, plan_corpus
 from pipeline.sample.tables import annotations_csv, carriers_csv
 from pipeline.schema import SPLITS, ClipKey, Split
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 from pipeline.system.processes import spawn_pool
 from pipeline.system.resources import num_cores
 
@@ -144,7 +145,7 @@ def _found_settings(out: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
         settings = found["settings"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, *MALFORMED):
         return None
     ours = isinstance(settings, dict) and settings.get("made_by") == "meld sample"
     return settings if ours else None

@@ -14,6 +14,7 @@ from pipeline.errors import CacheCorrupt, RecipeMismatch
 from pipeline.schema import ClipKey, LocatedClip, Split
 from pipeline.store.store import StoreConfig
 from pipeline.system.files import write_whole
+from pipeline.system.json_values import MALFORMED
 
 _FILE = "plan.json"
 
@@ -77,7 +78,7 @@ def read_plan(folder: Path) -> StorePlan | None:
         if not isinstance(clips_per_shard, int) or clips_per_shard < 1:
             raise ValueError(f"{clips_per_shard} clips in a shard")
         sources = tuple(ClipSource(**clip) for clip in plan["clips"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CacheCorrupt(f"{path}: cannot be read ({error}); delete {folder}") from error
     return StorePlan(clips_per_shard=clips_per_shard, sources=sources)
 

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+MALFORMED = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),  # infinity as an integer; brackets in thousands
+)
+"""What a file raises that is no JSON or holds other values than those that are read from it."""
+
 
 def to_values(result: Any) -> Any:
     """Converts a dataclass and its fields to dicts, lists, strings, numbers and None, which stands

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import CacheBusy, StorageError
 from pipeline.schema import Split
+from pipeline.system.json_values import MALFORMED
 from pipeline.system.one_line import without_secrets
 
 
@@ -92,5 +93,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
         return "process {process} on {host} since {since} ({command})".format(**holder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return "another process"
