@@ -1,8 +1,9 @@
 """Bytes of good files are changed at random, and the real processes read them: no hang, no crash of
 more than the one file, no error that is not ours.
 
-MELD_MUTATION_SEED repeats a run. In `make test` there are fifty of each, in `make test-all` five
-hundred.
+In `make test` there are fifty of each, the same ones every time: a change that has nothing to do
+with them must not meet a new one. In `make test-all` there are five hundred, others every time;
+MELD_MUTATION_SEED repeats them.
 """
 
 import functools
@@ -33,17 +34,24 @@ from tests.mutated_bundles import hashes_of, mutate
 from tests.runs import write_run_of_words
 
 pytestmark = pytest.mark.heavy
-SEED = int(os.environ.get("MELD_MUTATION_SEED", time.time()))
-HOW_MANY = pytest.mark.parametrize("num", [50, pytest.param(500, marks=pytest.mark.slow)])
+FEW = 50
+HOW_MANY = pytest.mark.parametrize("num", [FEW, pytest.param(500, marks=pytest.mark.slow)])
 
 
-def mutations(contents: list[bytes], num: int) -> Iterator[tuple[str, bytes, int]]:
+def seed_of(num: int) -> int:
+    """num: the test's"""
+    seed = int(os.environ.get("MELD_MUTATION_SEED", 0 if num <= FEW else time.time()))
+    print(f"MELD_MUTATION_SEED={seed}")
+    return seed
+
+
+def mutations(contents: list[bytes], num: int, times: int = 1) -> Iterator[tuple[str, bytes, int]]:
     """What repeats it, its bytes, and which of the contents it was."""
-    print(f"MELD_MUTATION_SEED={SEED}")
-    for number in range(num):
+    seed = seed_of(num)
+    for number in range(num * times):
         which = number % len(contents)
-        content = mutate(contents[which], random.Random(f"{SEED} {number}"))
-        yield f"MELD_MUTATION_SEED={SEED}, number {number}", content, which
+        content = mutate(contents[which], random.Random(f"{seed} {number}"))
+        yield f"MELD_MUTATION_SEED={seed}, number {number}", content, which
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +149,7 @@ Bye
 def test_subtitles_of_changed_bytes_are_read_or_told_in_one_line(num: int, tmp_path: Path) -> None:
     kinds, seconds, read = list(SUBTITLES), list[float](), 0
     messages: list[str] = []
-    for where, content, which in mutations([text.encode() for text in SUBTITLES.values()], 4 * num):
+    for where, content, which in mutations([text.encode() for text in SUBTITLES.values()], num, 4):
         path = tmp_path / f"a.{kinds[which]}"
         path.write_bytes(content)
         began = time.monotonic()
@@ -196,7 +204,7 @@ def load_beside_a_listener(
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         change(address)
         ended = subprocess.run(
-            [*command, str(SEED), str(num)],
+            [*command, str(seed_of(num)), str(num)],
             cwd=ROOT,
             env={**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"},
             capture_output=True,
@@ -246,7 +254,6 @@ def test_bundles_of_changed_bytes_predict_or_are_refused_in_one_line(
 ) -> None:
     """They ask no network, though it would answer and one of them names a model there, and start
     nothing."""
-    print(f"MELD_MUTATION_SEED={SEED}")
     bundle = Path(shutil.copytree(bundle_for(kind), tmp_path / "whole"))
     ended = load_beside_a_listener(
         bundle,

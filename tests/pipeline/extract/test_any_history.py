@@ -227,18 +227,21 @@ def features_of(row: int, content: bytes, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("histories", "steps"),
+    ("histories", "steps", "same"),
     [
-        pytest.param(12, 12, id="some"),
-        pytest.param(100, 30, id="many", marks=pytest.mark.slow),
+        pytest.param(12, 12, True, id="some"),  # a new one must not stop another change
+        pytest.param(100, 30, False, id="many", marks=pytest.mark.slow),
     ],
 )
-def test_whatever_happened_a_cache_holds_what_the_last_run_saw(histories: int, steps: int) -> None:
+def test_whatever_happened_a_cache_holds_what_the_last_run_saw(
+    histories: int, steps: int, same: bool
+) -> None:
     run_state_machine_as_test(
         History,
         settings=settings(
             max_examples=histories,
             stateful_step_count=steps,
+            derandomize=same,
             deadline=None,
             database=None,
             print_blob=True,
