@@ -24,7 +24,7 @@ from serving.config import Limits
 from serving.jobs import Incoming, Job, JobError, JobStore
 from serving.logs import Event
 from serving.metrics import Metrics
-from serving.problems import Busy, NoSuchJob
+from serving.problems import Busy, DiskFull, NoSuchJob, code_of
 from serving.process import Message, WorkerEnded, WorkerProcess, WorkerReady
 
 log = logging.getLogger(__name__)
@@ -482,7 +482,7 @@ class Dispatcher:
             except WorkerEnded as error:
                 seat.is_ready = False
                 again = self._mourn(running, str(error))
-        except StorageError as error:  # how it ended cannot be written
+        except StorageError as error:  # there is no room, or how it ended cannot be written
             log.error("%s", error)
             self._is_stopped.wait(_SECONDS_AFTER_A_BAD_DISK)
             again = "last"
@@ -523,6 +523,8 @@ class Dispatcher:
         if running.is_unwanted or message["is"] == "cancelled":
             return
         if message["is"] == "failed":
+            if message["code"] == code_of(DiskFull) and not job.is_awaited:
+                raise DiskFull(message["detail"])  # it is no fault of the job's, which can wait
             self._finish(running, JobError(code=message["code"], detail=message["detail"]))
             return
         took_s = time.monotonic() - running.since_s

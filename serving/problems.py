@@ -17,6 +17,7 @@ MeldError                 500
 └── MismatchError         500
 """
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -66,6 +67,13 @@ class WrongKind(InputError):
 
 class DiskFull(StorageError):
     pass
+
+
+def is_of_full_disk(error: BaseException | None) -> bool:
+    """Whether that is what it comes from; a quota is a disk too."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Busy(MeldError):

@@ -3,7 +3,6 @@
 Nothing is held in memory but a chunk, and nothing is written elsewhere than into the job's folder.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from serving.admission import check_kind
 from serving.config import Limits
 from serving.jobs import JobFolder, JobWords
 from serving.live_turns import Hearing
-from serving.problems import DiskFull, TooLarge
+from serving.problems import DiskFull, TooLarge, is_of_full_disk
 
 _MOST_NAME_CHARS = 200
 _UNKNOWN = "application/octet-stream"
@@ -66,8 +65,7 @@ async def receive_upload(
             raise UsageError("multipart/form-data without a boundary")
         return await _receive_form(chunks, folder, boundary, limits)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        refusal = DiskFull if is_full else StorageError
+        refusal = DiskFull if is_of_full_disk(error) else StorageError
         raise refusal(f"cannot write {folder.path}: {error}") from error
 
 

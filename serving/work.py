@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +40,7 @@ from pipeline.system.files import write_whole
 from serving.jobs import Job, JobFolder
 from serving.live_turns import HEARINGS
 from serving.live_work import LiveAnswers, LiveWork
-from serving.problems import code_of
+from serving.problems import DiskFull, code_of, is_of_full_disk
 from serving.stopwatch import Stopwatch, TimedDecoder
 
 # Relative to the page, which stands beside it.
@@ -285,7 +285,8 @@ class KeptUtterances:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a line that the disk refused, which `add` told
+            self._file.close()
 
 
 @contextmanager
@@ -354,7 +355,8 @@ def _tell_bug(error: BaseException | None) -> None:
 
 
 def _problem(error: MeldError) -> dict[str, str]:
-    return {"code": code_of(type(error)), "detail": str(error)}
+    kind = DiskFull if isinstance(error, StorageError) and is_of_full_disk(error) else type(error)
+    return {"code": code_of(kind), "detail": str(error)}
 
 
 if __name__ == "__main__":

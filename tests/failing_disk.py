@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import random
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,3 +209,14 @@ def _fail_at(change: Change, disk: Disk, old: Any, new: Any) -> None:
     change.change(folder)
     assert change.found(folder) == new, f"{where}: not taken up"
     assert change.leftovers(folder) == [], where
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a quota, it refuses in the middle of a file; and nobody has to be root for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -6,12 +6,10 @@ tried: the kernel refuses in the same way.
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ import pytest
 from fusion.export.golden import TALK
 from pipeline.parallel import engine
 from tests.conftest import Finished, Meld
+from tests.failing_disk import files_of_at_most
 from tests.pipeline.extract.test_changed_clips import encode_each
 
 pytestmark = pytest.mark.heavy
@@ -164,7 +163,6 @@ def test_a_limit_on_the_size_of_files_is_told_in_one_line(
     meld: Meld,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a quota, it refuses in the middle of a file; and nobody has to be root for it."""
     monkeypatch.setattr(engine, "encode_shards", encode_each)
     (tmp_path / "a.srt").write_text(SRT)
     disk = Disk(tmp_path / "disk")
@@ -174,16 +172,6 @@ def test_a_limit_on_the_size_of_files_is_told_in_one_line(
     assert done.status == 5, (done.status, done.err)
     assert os.strerror(errno.EFBIG) in told(done), done.err
     assert not [name for name in disk.files() if name.endswith(".tmp")]
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_folder_for_temporary_files_that_cannot_be_written_is_told(

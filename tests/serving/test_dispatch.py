@@ -243,6 +243,28 @@ def test_a_disk_that_refuses_once_costs_a_job_time_and_nothing_else(
     assert await_end(dispatcher, submit(dispatcher, store)) == "succeeded"
 
 
+def test_a_job_that_fills_the_disk_waits_for_room(
+    dispatcher: Dispatcher, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_SECONDS_AFTER_A_BAD_DISK", 0.01)
+    full = {"is": "failed", "code": "disk_full", "detail": "no space left on device"}
+    StandIn.plan = [[full], [full], DONE]
+    job_id = submit(dispatcher, store)
+    assert await_end(dispatcher, job_id) == "succeeded"
+    assert StandIn.worked_on == [job_id] * 3
+
+
+def test_a_clip_whose_client_waits_is_told_of_a_full_disk(
+    dispatcher: Dispatcher, store: JobStore
+) -> None:
+    StandIn.plan = [[{"is": "failed", "code": "disk_full", "detail": "no space left on device"}]]
+    job_id = submit(dispatcher, store, is_awaited=True)
+    assert await_end(dispatcher, job_id) == "failed"
+    error = dispatcher.status(job_id).job.error
+    assert error is not None
+    assert error.code == "disk_full"
+
+
 # ------------------------------------------------------------------------------- what is erased
 
 

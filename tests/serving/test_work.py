@@ -1,5 +1,6 @@
 """What a worker leaves of a job for those who follow it, and for the next worker."""
 
+import errno
 import io
 import json
 import os
@@ -17,13 +18,14 @@ from unittest import mock
 import pytest
 
 from fusion.inference.media import PredictedUtterance
-from pipeline.errors import WeightsMissing
+from pipeline.errors import StorageError, WeightsMissing
 from serving import work
 from serving.jobs import Job, JobFolder, JobWords
 from serving.live_turns import Answer
 from serving.live_work import LiveWork
 from serving.process import WorkerProcess
 from serving.work import KeptUtterances, WorkChoice, tell_bugs_without_words, words_of
+from tests.failing_disk import files_of_at_most
 from tests.fusion.inference.test_timeline import predicted
 
 FIRST, SECOND, THIRD = (
@@ -67,6 +69,40 @@ def test_a_kill_in_the_first_one_leaves_nothing_of_it(tmp_path: Path) -> None:
     with KeptUtterances(folder, "model") as kept:
         kept.add(FIRST)
     assert ids(folder) == ["u0001"]
+
+
+def test_a_full_disk_under_the_utterances_is_told_and_the_next_worker_goes_on(
+    tmp_path: Path,
+) -> None:
+    folder = JobFolder(tmp_path)
+    with KeptUtterances(folder, "model") as kept:
+        kept.add(FIRST)
+    num_bytes = folder.utterances.stat().st_size
+    with (
+        files_of_at_most(num_bytes + 50),
+        pytest.raises(StorageError, match=r"cannot write .*utterances"),
+        KeptUtterances(folder, "model") as kept,
+    ):
+        kept.add(SECOND)
+    with KeptUtterances(folder, "model") as kept:
+        kept.add(SECOND)
+    assert ids(folder) == ["u0001", "u0002"]
+
+
+def test_a_full_disk_has_a_code_of_its_own() -> None:
+    def code_of(number: int) -> str:
+        first = StorageError("cannot write it")
+        first.__cause__ = OSError(number, os.strerror(number))
+        told = StorageError("told with the client's names")
+        told.__cause__ = first
+        return work._problem(told)["code"]
+
+    assert [code_of(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES)] == [
+        "disk_full",
+        "disk_full",
+        "storage_error",
+    ]
+    assert work._problem(StorageError("no disk"))["code"] == "storage_error"
 
 
 def test_saved_predictions_of_another_model_are_not_used(tmp_path: Path) -> None:
