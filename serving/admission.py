@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import MeldError
+from pipeline.errors import MeldError, UsageError
 from serving.config import Limits
 from serving.dispatch import SECONDS_OF_GRACE, Dispatcher, Place
 from serving.logs import REQUEST, Event, RequestNote, choose_request_id
@@ -33,8 +34,10 @@ from serving.problems import (
     Unauthorised,
     WrongKind,
     WrongOrigin,
+    code_of,
     describe_problem,
     headers_of,
+    make_problem,
 )
 
 log = logging.getLogger(__name__)
@@ -138,8 +141,8 @@ class Admission:
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._pass_socket_on(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
             return
         note = RequestNote(id=choose_request_id(Headers(scope=scope).get("x-request-id")))
         noted = REQUEST.set(note)
@@ -147,7 +150,7 @@ class Admission:
         always = [*self._headers, (b"x-request-id", note.id.encode())]
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 told[0] = message["status"]
                 own = {name for name, _ in message["headers"]}
                 extra = [each for each in always if each[0] not in own]
@@ -155,6 +158,9 @@ class Admission:
             await send(message)
 
         try:
+            if scope["type"] == "websocket":
+                await self._pass_socket_on(scope, receive, answer)
+                return
             if _is_upload(scope):
                 await self._turns.wait()
             try:
@@ -164,18 +170,23 @@ class Admission:
             else:
                 await self._pass_on(scope, receive, answer, most_bytes)
         finally:
-            self._note(scope, note, told[0], time.monotonic() - began_s)
+            if told[0] or scope["type"] == "http":  # an open socket tells its own end
+                self._note(scope, note, told[0], time.monotonic() - began_s)
             REQUEST.reset(noted)
 
     async def _pass_socket_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A page of another site may open no WebSocket: browsers let it, and do not ask. It has no
         key, which its address would show: `serving.live` looks at its ticket."""
-        if scope["type"] == "websocket":
-            try:
-                self._check_origin(scope["type"], Headers(scope=scope))
-            except MeldError as error:
-                await problem_response(error)(scope, receive, send)
-                return
+        try:
+            self._check_origin("websocket", Headers(scope=scope))
+        except MeldError as error:
+            await problem_response(error)(scope, receive, send)
+            return
+        if self._place_of(scope)[0] == "-":  # the framework would refuse it without a word
+            status = HTTPStatus.NOT_FOUND
+            problem = make_problem(status, code_of(UsageError), status.phrase)
+            await answer_problem(problem)(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
     def _note(self, scope: Scope, note: RequestNote, status: int, took_s: float) -> None:
@@ -183,11 +194,12 @@ class Admission:
             self._dispatcher.metrics.requests_refused.labels(note.problem).inc()
         if not log.isEnabledFor(logging.INFO):  # whoever is refused costs as little as can be
             return
+        method = scope.get("method", "GET")  # a socket is asked for by it
         route, job = self._place_of(scope)
         log.info(
             Event(
                 "request",
-                method=scope["method"] if scope["method"] in _METHODS else "other",
+                method=method if method in _METHODS else "other",
                 route=route,
                 job=job,
                 status=status,

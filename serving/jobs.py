@@ -26,6 +26,7 @@ from typing import Literal
 from pipeline.errors import StorageError, UsageError
 from pipeline.settings import build_config
 from pipeline.system.files import sync, write_whole
+from pipeline.system.json_values import MALFORMED
 from serving.live_turns import HEARINGS, Hearing
 from serving.problems import NoSuchJob
 
@@ -149,8 +150,11 @@ class JobFolder:
     def read(self) -> Job:
         """Raises StorageError."""
         try:
-            return build_config(Job, json.loads(self.job.read_bytes()))
-        except (OSError, ValueError, UsageError) as error:
+            job = build_config(Job, json.loads(self.job.read_bytes()))
+            if job.id != self.path.name:
+                raise UsageError(f"it is of the job {job.id}")
+            return job
+        except (OSError, UsageError, *MALFORMED) as error:
             raise StorageError(
                 f"{self.job} cannot be read ({error}); delete its folder, or mend it"
             ) from error

@@ -54,6 +54,21 @@ def test_deaths_are_remembered_by_the_next_server(dispatcher: Dispatcher, store:
     assert [job.num_deaths for job in JobStore(root).unfinished()] == [1]
 
 
+@pytest.mark.parametrize("content", ["", "5", "null", "[" * 100_000, None])
+def test_a_job_that_is_none_is_named_when_the_service_starts(
+    dispatcher: Dispatcher, store: JobStore, content: str | None
+) -> None:
+    job_id = submit(dispatcher, store)
+    assert await_end(dispatcher, job_id) == "succeeded"
+    folder = store.folder(job_id)
+    if content is None:  # it is another's
+        folder.path.rename(folder.path.with_name("0" * 32))
+    else:
+        folder.job.write_text(content)
+    with pytest.raises(StorageError, match=r"job\.json cannot be read \(.*; delete its folder"):
+        JobStore(folder.path.parents[1])
+
+
 def test_a_running_job_is_cancelled_and_erased(dispatcher: Dispatcher, store: JobStore) -> None:
     StandIn.gate.clear()
     running, waiting = submit(dispatcher, store), submit(dispatcher, store)

@@ -354,6 +354,31 @@ def test_a_page_of_another_site_comes_in_nowhere(door: Door) -> None:
         session.recv()
 
 
+@pytest.mark.parametrize(("path", "status"), [(PATH, 401), ("/livez", 404), ("/v1", 404)])
+def test_a_refused_socket_has_an_id_and_is_counted(
+    door: Door, caplog: pytest.LogCaptureFixture, path: str, status: int
+) -> None:
+    caplog.set_level("INFO")
+    code = {401: "unauthorised", 404: "usage_error"}[status]
+    refused_before = num_refused(door, code)
+    with pytest.raises(InvalidStatus) as refused:
+        client.connect(f"ws://{door.address}{path}", additional_headers={"X-Request-Id": "mine-1"})
+    answer = refused.value.response
+    problem = json.loads(answer.body)
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert answer.headers["X-Request-Id"] == problem["request_id"] == "mine-1"
+    deadline = time.monotonic() + 10  # both are noted after the answer
+    while f"status={status} problem={code}" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert num_refused(door, code) == refused_before + 1
+
+
+def num_refused(door: Door, code: str) -> float:
+    counted: float = door.dispatcher.metrics.requests_refused.labels(code)._value.get()
+    return counted
+
+
 def test_fifty_sockets_are_open_and_no_more() -> None:
     with serving(StandIn()) as door, ExitStack() as sessions:
         late = door.ticket()
