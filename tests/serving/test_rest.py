@@ -425,6 +425,12 @@ def test_the_key_is_sent_with_each_request_or_entered_once_in_a_browser(
         assert "samesite=strict" in cookie
         assert key not in cookie
         assert client.get("/v1/model").is_success
+        # A browser sends those of other programs with it, whatever their port.
+        own = entered.headers["set-cookie"].partition(";")[0]
+        client.cookies.clear()
+        for others in ('kernel={"id": 1}', "list[0]=a", "one; =", 'open="'):
+            told = client.get("/v1/model", headers={"Cookie": f"{others}; {own}"})
+            assert told.is_success, others
 
 
 # ------------------------------------------------------------------------------------- the page
