@@ -20,7 +20,8 @@ from pipeline.errors import StorageError
 
 CONTENT = gzip.compress(random.Random(3).randbytes(300_000), mtime=0)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-IMPATIENT = Patience(stall_s=0.4, attempts=3, wait_s=0)
+PATIENT = Patience(stall_s=30, attempts=3, wait_s=0)
+IMPATIENT = Patience(stall_s=0.4, attempts=3, wait_s=0)  # for servers that stall
 
 
 class Reply:
@@ -154,7 +155,7 @@ def get(
     part: Path,
     *servers: Server,
     size: int | None = len(CONTENT),
-    patience: Patience = IMPATIENT,
+    patience: Patience = PATIENT,
     on_size: Callable[[int], None] = lambda total: None,
 ) -> str:
     return fetch(
@@ -218,8 +219,8 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up_with_what_arriv
 
 @pytest.mark.heavy
 def test_a_stalling_server_is_left_and_asked_for_the_rest(serve: Serve, part: Path) -> None:
-    server = serve(Reply(stall_after=100_000), Reply())
-    get(part, server)
+    server = serve(Reply(stall_after=100_000, piece=100_000), Reply())
+    get(part, server, patience=IMPATIENT)
     assert part.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-"]
 
@@ -227,12 +228,12 @@ def test_a_stalling_server_is_left_and_asked_for_the_rest(serve: Serve, part: Pa
 @pytest.mark.heavy
 def test_a_server_that_never_says_a_word_is_given_up(serve: Serve, part: Path) -> None:
     with pytest.raises(DownloadFailed, match=r"gave up after 3 attempts .*timed out"):
-        get(part, serve(Reply(stall_after=0)))
+        get(part, serve(Reply(stall_after=0)), patience=IMPATIENT)
 
 
 @pytest.mark.heavy
 def test_a_slow_server_gives_the_file(serve: Serve, part: Path) -> None:
-    get(part, serve(Reply(piece=30_000, pause_s=0.1)))
+    get(part, serve(Reply(piece=30_000, pause_s=0.1)), patience=IMPATIENT)
     assert part.read_bytes() == CONTENT
 
 
@@ -241,7 +242,7 @@ def test_a_server_that_drips_is_as_good_as_stalled(serve: Serve, part: Path) -> 
     """A byte now and then resets the timeout of every read."""
     server = serve(Reply(piece=1, pause_s=0.05, cut_after=12), Reply())
     began = time.monotonic()
-    get(part, server)
+    get(part, server, patience=IMPATIENT)
     assert part.read_bytes() == CONTENT
     assert len(server.asked) > 1
     assert time.monotonic() - began < 10
@@ -384,7 +385,7 @@ def test_nobody_waits_for_what_a_redirection_says_beside_its_address(
 ) -> None:
     good = serve(Reply())
     away = serve(Reply(status=302, stall_after=10, headers={"Location": good.url}))
-    get(part, away)
+    get(part, away, patience=IMPATIENT)
     assert part.read_bytes() == CONTENT
 
 
