@@ -1,11 +1,14 @@
 """What tests ask a service, and how they read what it answers."""
 
+import os
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from tests.serving.conftest import HOME
@@ -16,10 +19,18 @@ if TYPE_CHECKING:
     from serving.serve import Service
 
 
+def wait_until(is_so: Callable[[], object], *, seconds: float = 30) -> None:
+    """Looks again and again, and so long at the most."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so in {seconds:g} s"
+        time.sleep(0.005)
+
+
 def wait_for(client: "TestClient", answer: Any) -> Any:
     """The job of an accepted upload, once it has ended."""
     assert answer.status_code == 202, answer.text
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         job = client.get(answer.headers["Location"]).json()
         if job["state"] in ("succeeded", "failed"):
@@ -63,10 +74,43 @@ def check_same(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+def await_rest(service: "Service") -> None:
+    """Until no job is left that an earlier test did not wait for."""
+    dispatcher = service.dispatcher
+    wait_until(lambda: not service.store.unfinished() and not dispatcher._running, seconds=300)
+
+
 def stored(service: "Service") -> set[str]:
-    """Files that the service keeps, but for its lock."""
+    """Files that the service keeps, but for its lock, once it is at rest."""
+    await_rest(service)
     root = service.store.folder("x").path.parents[1]
     return {str(path) for path in root.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def children(pid: int, program: str) -> list[int]:
+    """Processes that a process started, whose command has this word. One may end meanwhile."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if program in child.cmdline():
+                found.append(child.pid)
+    return found
+
+
+@contextmanager
+def worker_stands_still(service: "Service") -> Iterator[None]:
+    """Jobs that are sent meanwhile wait, however fast the worker is."""
+    [worker] = service.dispatcher.worker_pids
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def parts_of(service: "Service") -> Any:
+    inner: Any = service.app
+    return inner._app.state.parts
 
 
 @contextmanager
@@ -77,8 +121,7 @@ def with_key(service: "Service", key: str) -> Iterator["TestClient"]:
     from serving.admission import Admission, Keys
     from serving.app import create_app
 
-    inner: Any = service.app
-    app = create_app(replace(inner._app.state.parts, keys=Keys(key)))
+    app = create_app(replace(parts_of(service), keys=Keys(key)))
     assert isinstance(app, Admission)
     with TestClient(app, base_url=HOME) as client:
         yield client

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tests.media import tone, write_clip
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
+    from starlette.types import ASGIApp
 
     from serving.admission import Admission
     from serving.dispatch import Dispatcher
@@ -49,7 +51,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> It
             max_media_s=60,
             predict_bytes=2**19,
             predict_media_s=3,
-            silence_s=0.5,
             drain_s=1,
         ),
     )
@@ -77,14 +78,20 @@ def client(request: pytest.FixtureRequest) -> Iterator["TestClient"]:
 @pytest.fixture(scope="session")
 def address(service: "Service") -> Iterator[str]:
     """The service behind a socket: "http://127.0.0.1:PORT"."""
+    with behind_a_socket(service.app) as found:
+        yield found
+
+
+@contextmanager
+def behind_a_socket(app: "ASGIApp", *, header_s: float = 30) -> Iterator[str]:
     import uvicorn
 
     from serving.connections import limited_protocol
     from serving.live import SOCKET_SETTINGS
 
     config = uvicorn.Config(
-        service.app,
-        http=limited_protocol(header_s=1, unread_s=5, min_bytes_per_s=16),
+        app,
+        http=limited_protocol(header_s=header_s, unread_s=30, min_bytes_per_s=16),
         lifespan="off",
         **SOCKET_SETTINGS,
         log_config=None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from serving.jobs import Job, JobStore
 from serving.process import WorkerEnded, WorkerReady
+from tests.serving.answers import wait_until
 
 if TYPE_CHECKING:
     from serving.dispatch import Dispatcher
@@ -39,8 +40,8 @@ class StandIn:
 
     def begin(self, folder: Path) -> None:
         self._folder, self.has_job = folder, True
-        self.worked_on.append(folder.name)
         self._said = list(self.plan.pop(0)) if self.plan else list(DONE)
+        self.worked_on.append(folder.name)  # last: who sees it may plan for the next
 
     def next(self, timeout_s: float) -> dict[str, Any]:
         self.gate.wait(10)
@@ -91,10 +92,10 @@ def submit(
         place.release()
 
 
+def await_running(dispatcher: "Dispatcher", job_id: str) -> None:
+    wait_until(lambda: dispatcher.status(job_id).state == "running")
+
+
 def await_end(dispatcher: "Dispatcher", job_id: str) -> str:
-    for _ in range(1000):
-        state = dispatcher.status(job_id).state
-        if state in ("succeeded", "failed"):
-            return state
-        time.sleep(0.005)
-    raise AssertionError(state)
+    wait_until(lambda: dispatcher.status(job_id).state in ("succeeded", "failed"))
+    return dispatcher.status(job_id).state

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,11 +43,11 @@ async def app(scope: "Scope", receive: "Receive", send: "Send") -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[uvicorn.Server]:
+@contextmanager
+def listening(*, header_s: float, unread_s: float) -> Iterator[uvicorn.Server]:
     config = uvicorn.Config(
         app,
-        http=limited_protocol(header_s=0.5, unread_s=0.5, min_bytes_per_s=16),
+        http=limited_protocol(header_s=header_s, unread_s=unread_s, min_bytes_per_s=16),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -60,16 +60,40 @@ def server() -> Iterator[uvicorn.Server]:
         thread.start()
         yield server
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
 
 
-@pytest.fixture
-def client(server: Any) -> Iterator[socket.socket]:
+@contextmanager
+def connected(server: Any) -> Iterator[socket.socket]:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(("127.0.0.1", server.port))
+        yield client
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[uvicorn.Server]:
+    with listening(header_s=0.5, unread_s=0.5) as started:
+        yield started
+
+
+@pytest.fixture
+def client(server: uvicorn.Server) -> Iterator[socket.socket]:
+    with connected(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def patient_server() -> Iterator[uvicorn.Server]:
+    with listening(header_s=30, unread_s=1) as started:
+        yield started
+
+
+@pytest.fixture
+def patient_client(patient_server: uvicorn.Server) -> Iterator[socket.socket]:
+    with connected(patient_server) as client:
         yield client
 
 
@@ -84,7 +108,7 @@ def answer(client: socket.socket) -> bytes:
 
 def await_none(server: uvicorn.Server) -> None:
     """Until the server has no connection."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while server.server_state.connections or server.server_state.tasks:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -98,7 +122,8 @@ def test_a_client_that_does_not_read_its_answer_is_disconnected(
     await_none(server)
 
 
-def test_a_slow_reader_gets_the_whole_answer(client: socket.socket) -> None:
+def test_a_slow_reader_gets_the_whole_answer(patient_client: socket.socket) -> None:
+    client = patient_client
     client.sendall(ASK % b"/large")
     head, _, first = client.recv(2**12).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
@@ -123,18 +148,17 @@ def test_a_slow_reader_gets_the_whole_answer(client: socket.socket) -> None:
     ],
     ids=["address", "many lines", "one line", "a name", "trailers"],
 )
-def test_a_head_that_is_too_large_is_refused(client: socket.socket, head: bytes) -> None:
-    began = time.monotonic()
+def test_a_head_that_is_too_large_is_refused(patient_client: socket.socket, head: bytes) -> None:
+    """At once, and not because it takes too long."""
     with suppress(ConnectionError):
-        client.sendall(head)
-    told = answer(client)
-    assert time.monotonic() - began < 0.4  # not by its time
+        patient_client.sendall(head)
+    told = answer(patient_client)
     assert told.startswith(b"HTTP/1.1 400 "), told
 
 
-def test_what_is_no_request_is_refused_as_a_problem(client: socket.socket) -> None:
-    client.sendall(b"hello\r\n\r\n")
-    head, _, body = answer(client).partition(b"\r\n\r\n")
+def test_what_is_no_request_is_refused_as_a_problem(patient_client: socket.socket) -> None:
+    patient_client.sendall(b"hello\r\n\r\n")
+    head, _, body = answer(patient_client).partition(b"\r\n\r\n")
     assert b"application/problem+json" in head
     assert json.loads(body)["code"] == "usage_error"
 
@@ -144,15 +168,15 @@ def test_ends_of_lines_keep_no_connection_open(
 ) -> None:
     began = time.monotonic()
     with suppress(OSError):
-        while time.monotonic() - began < 3:
+        while time.monotonic() - began < 30:
             client.sendall(b"\r\n")
             time.sleep(0.1)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_requests_follow_one_another_on_a_connection(client: socket.socket) -> None:
-    for _ in range(3):
-        time.sleep(0.3)  # longer than a head may take, in all
+    for _ in range(10):
+        time.sleep(0.06)  # longer than a head may take, in all
         client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
         content = b""
         while not content.endswith(b"hello"):
@@ -166,7 +190,7 @@ def test_a_body_whose_request_is_answered_may_not_drip(
 ) -> None:
     client.sendall(b"POST /at-once HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n")
     assert client.recv(12) == b"HTTP/1.1 200"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     with suppress(ConnectionError):
         while server.server_state.connections:
             client.sendall(b"x")
@@ -184,5 +208,7 @@ def test_a_body_that_comes_at_a_good_speed_is_read_after_its_answer_and_so_is_th
     client.sendall(b"POST /b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nnext")
     answered = b""
     while not answered.endswith(b"next"):
-        answered += client.recv(2**16)
+        part = client.recv(2**16)
+        assert part, answered
+        answered += part
     assert answered.count(b"HTTP/1.1 200") == 2

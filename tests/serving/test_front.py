@@ -5,7 +5,7 @@ import importlib.util
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from websockets.sync import client
 from serving.jobs import shard_of
 from serving.live import PATH, PROTOCOL, SOCKET_SETTINGS
 from serving.ray_serve import HandOn
+from tests.serving.answers import wait_until
 from tests.serving.test_live import KEY, Door, StandIn, rest, serving, status_of
 
 pytestmark = [
@@ -163,12 +164,3 @@ def test_an_upload_whose_service_goes_in_the_middle_is_told_to_be_sent_again() -
     assert (lost.status_code, lost.json()["code"]) == (503, "busy")
     assert int(lost.headers["retry-after"]) > 0
     assert "lost before it answered" in lost.json()["detail"]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(1_000):
-        if is_so():
-            return
-        waiting.wait(0.01)
-    raise AssertionError

@@ -62,7 +62,7 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
             chromium = silent() if sound is None else launch(sound)
             try:
                 page = chromium.new_page()
-                page.set_default_timeout(30_000)
+                page.set_default_timeout(60_000)
                 page.add_init_script(RATE % rate_hz)
                 page.problems = []
                 page.on("pageerror", lambda error: page.problems.append(str(error)))

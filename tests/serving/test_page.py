@@ -4,14 +4,14 @@ erased."""
 import itertools
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.serving.answers import wait_until
 from tests.serving.conftest import SRT
 
 if TYPE_CHECKING:
@@ -22,24 +22,18 @@ pytestmark = pytest.mark.heavy
 # Its policy forbids the page what Playwright's own waiting does.
 PLAYABLE = """video => new Promise((done, failed) => {
   if (video.readyState >= 1) done();
+  if (video.error !== null) failed(new Error(video.error.message));  // told before anybody listens
   video.addEventListener("loadedmetadata", done);
-  video.addEventListener("error", failed);
+  video.addEventListener("error", () => failed(new Error(video.error.message)));
 })"""
 ATTACK = "<img src=x onerror=\"document.title='hacked'\">"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
 def page(browser: Any) -> Iterator["Page"]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda line: line.type == "error" and page.problems.append(line.text))

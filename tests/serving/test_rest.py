@@ -13,7 +13,15 @@ from serving.config import Limits, ServeConfig
 from serving.jobs import JobError
 from serving.page import render_start
 from tests.conftest import Meld
-from tests.serving.answers import events, problem, stored, wait_for, with_key
+from tests.serving.answers import (
+    await_rest,
+    children,
+    events,
+    problem,
+    stored,
+    wait_for,
+    with_key,
+)
 from tests.serving.conftest import HOME, SRT
 
 if TYPE_CHECKING:
@@ -204,7 +212,7 @@ def test_a_clip_without_words_is_heard_first(
     pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
     assert client.get("/v1/model").json()["recogniser"] == {"name": "tiny.en", "languages": ["en"]}
     [worker] = service.dispatcher.worker_pids
-    before = recognisers(worker)
+    before = children(worker, "fusion.inference.whisper")
     answer = send(language="en")  # two tones
     told = events(client, answer.headers["Location"])
     assert json.loads(told[-1]["data"])["state"] == "succeeded"
@@ -213,18 +221,7 @@ def test_a_clip_without_words_is_heard_first(
     assert timeline["segmentation"]["speech"]["settings"]["language"] == "en"
     assert timeline["utterances"] == []
     # A process for each file: what it leaks (faster-whisper #1055) ends with it.
-    assert recognisers(worker) == before
-
-
-def recognisers(worker: int) -> set[int]:
-    """Processes that a worker started to hear."""
-    tasks = Path(f"/proc/{worker}/task").glob("*/children")
-    children = {int(pid) for each in tasks for pid in each.read_text().split()}
-    return {
-        pid
-        for pid in children
-        if b"fusion.inference.whisper" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    }
+    assert children(worker, "fusion.inference.whisper") == before
 
 
 def test_a_bug_is_a_problem_too(service: "Service", monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +335,7 @@ def test_a_broken_form_is_refused_and_not_kept(client: "TestClient", service: "S
 def test_a_full_queue_refuses_before_the_body_and_says_when_to_come_again(
     client: "TestClient", service: "Service", send: Send
 ) -> None:
+    await_rest(service)
     places = [service.dispatcher.hold_place() for _ in range(3)]
     answer = send(text="Hi")
     assert problem(answer) == (503, "busy")

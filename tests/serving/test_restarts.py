@@ -10,7 +10,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 from pipeline.system.resources import share_cores
 from tests.conftest import ROOT, Meld
 from tests.media import grey, write_clip
-from tests.serving.answers import check_same
+from tests.serving.answers import check_same, children
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytestmark = pytest.mark.heavy
@@ -43,7 +42,7 @@ class Server:
         return json.loads(content) if content else None
 
     def wait(self, path: str, *states: str) -> Any:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             job = self.ask(path)
             if job["state"] in states:
@@ -53,13 +52,7 @@ class Server:
 
     def workers(self) -> list[int]:
         """Their process ids."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        children = [each.read_text().split() for each in tasks.glob("*/children")]
-        return [
-            pid
-            for pid in map(int, chain.from_iterable(children))
-            if b"serving.work" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        return children(self.process.pid, "serving.work")
 
     def kill_worker(self) -> None:
         assert self.workers(), "there is no worker"

@@ -3,11 +3,15 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.serving.answers import parts_of, wait_until
+from tests.serving.conftest import behind_a_socket
 
 if TYPE_CHECKING:
     from serving.serve import Service
@@ -19,8 +23,20 @@ UPLOAD = (
 )
 
 
+@pytest.fixture(scope="module")
+def impatient(service: "Service") -> Iterator[str]:
+    """The address of the same service, which waits for a slow client half a second."""
+    from serving.app import create_app
+
+    parts = parts_of(service)
+    limits = replace(parts.config.limits, silence_s=0.5)
+    app = create_app(replace(parts, config=replace(parts.config, limits=limits)))
+    with behind_a_socket(app, header_s=0.5) as found:
+        yield found
+
+
 def connect(address: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10)
+    return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30)
 
 
 def answer(client: socket.socket) -> bytes:
@@ -45,30 +61,30 @@ def incoming(service: "Service") -> list[Path]:
     return list((service.store.folder("x").path.parents[1] / "incoming").iterdir())
 
 
-def test_a_client_that_does_not_finish_its_request_head_is_disconnected(address: str) -> None:
-    with connect(address) as slow:
+def test_a_client_that_does_not_finish_its_request_head_is_disconnected(impatient: str) -> None:
+    with connect(impatient) as slow:
         slow.sendall(b"GET /livez HT")
         assert answer(slow) == b""
 
 
-def test_nor_is_the_second_head_of_a_connection_waited_for(address: str) -> None:
-    with connect(address) as slow:
+def test_nor_is_the_second_head_of_a_connection_waited_for(impatient: str) -> None:
+    with connect(impatient) as slow:
         ask(slow)
         slow.sendall(b"GET /li")
         assert answer(slow) == b""
 
 
-def test_a_quick_client_is_not_disconnected(address: str) -> None:
-    with connect(address) as client:
-        for _ in range(3):
-            time.sleep(0.4)  # longer than a head may take, in all
+def test_a_quick_client_is_not_disconnected(impatient: str) -> None:
+    with connect(impatient) as client:
+        for _ in range(10):
+            time.sleep(0.06)  # longer than a head may take, in all
             ask(client)
 
 
 def test_a_body_that_stops_coming_is_given_up_and_nothing_of_it_is_kept(
-    address: str, service: "Service"
+    impatient: str, service: "Service"
 ) -> None:
-    with connect(address) as slow:
+    with connect(impatient) as slow:
         slow.sendall(UPLOAD % (b"video/mp4", 1000) + b"a few bytes")
         told = answer(slow)
     assert told.startswith(b"HTTP/1.1 408 ")
@@ -82,7 +98,7 @@ def test_of_a_client_that_goes_in_the_middle_nothing_is_kept_and_its_place_is_fr
     for _ in range(6):
         with connect(address) as client:
             client.sendall(UPLOAD % (b"video/mp4", 100_000) + b"x" * 5000)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while send(text="Hi").status_code != 202 or incoming(service):  # until that is noticed
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -103,9 +119,11 @@ def test_many_waiting_requests_do_not_block_others(
     address: str, service: "Service", clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()
+    begun: list[object] = []
 
     def wait(turns: object) -> list[object]:
-        let_go.wait(30)
+        begun.append(turns)
+        let_go.wait(60)
         return []
 
     monkeypatch.setattr(service.dispatcher, "read_words", wait)
@@ -118,9 +136,8 @@ def test_many_waiting_requests_do_not_block_others(
     try:
         for client in waiting:
             client.sendall(request)
-        time.sleep(0.3)
+        wait_until(lambda: len(begun) == len(waiting))
         with connect(address) as other:
-            other.settimeout(3)
             other.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert other.recv(12) == b"HTTP/1.1 200"
         with connect(address) as other:
