@@ -385,14 +385,14 @@ def test_packets_lost_one_by_one_do_not_add_up_to_a_shift(tmp_path: Path) -> Non
 @pytest.mark.parametrize("gap_s", [0.045, 3_600, 1e9])
 def test_a_gap_of_any_length_costs_no_memory_and_no_time(tmp_path: Path, gap_s: float) -> None:
     path = write_with_gap(tmp_path / "a.nut.mkv", gap_s)
-    began = time.monotonic()
+    began = time.process_time()
     tracemalloc.start()
     try:
         media = decoded(path, modalities=("audio",))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert peak < 30 << 20
     assert media.waveform is not None
     expected_s = 2 if gap_s < 1 else pytest.approx(1, abs=29.1)

@@ -78,7 +78,7 @@ def test_video_weights_that_are_not_to_be_had_say_where_and_what_to_do(
         began = time.monotonic()
         with pytest.raises(WeightsMissing) as caught:
             choose_encoder("video", EncoderRequest(weights_dir=tmp_path), "float32")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     one_line(caught, "r3d_18", tmp_path / R3D_18, url, "--weights-dir", "--weights video=random")
 
 

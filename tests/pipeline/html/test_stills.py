@@ -104,7 +104,7 @@ def test_an_interrupt_does_not_wait_for_a_decoder_that_hangs(read: Read, tmp_pat
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(each_still([clip("hangs.mp4")], read))
-    assert time.monotonic() - interrupted_s < 10
+    assert time.monotonic() - interrupted_s < 30  # and not 60, as it hangs
     assert multiprocessing.active_children() == []
 
 
