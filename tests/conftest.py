@@ -291,15 +291,20 @@ def _run_main() -> int:
 
 @contextmanager
 def _fresh_logging() -> Iterator[None]:
-    """As in a new process: pytest's own handlers would keep the command from adding its one."""
+    """As in a new process: pytest's own handlers would keep the command from adding its one. What
+    it wants to be told is not what later tests want."""
+    from console.edge import _OURS
+
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    loggers = [root, *map(logging.getLogger, _OURS)]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
     root.handlers[:] = []
     try:
         yield
     finally:
         root.handlers[:] = handlers
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

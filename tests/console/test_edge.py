@@ -27,6 +27,8 @@ def small_pipe() -> Iterator[int]:
     handler = edge._ToStderr()
     handler.setFormatter(logging.Formatter("meld: %(message)s"))
     before, root.handlers[:] = root.handlers[:], [handler]
+    loggers = [logging.getLogger(name) for name in edge._OURS]
+    levels = [logger.level for logger in loggers]
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     try:
@@ -34,6 +36,8 @@ def small_pipe() -> Iterator[int]:
             yield reading
     finally:
         root.handlers[:] = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         os.close(reading)
 
 
