@@ -8,7 +8,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,15 +196,20 @@ def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> "Reader":
     made = Reader()
+    monkeypatch.setattr(work, "time", made)
     monkeypatch.setattr(work, "predict_words", made.read)
     monkeypatch.setattr(os, "_exit", lambda status: None)  # as when the server has ended
     return made
 
 
 class Reader:
-    """A worker that takes 5 ms for a turn. on_turn: called before each with what it says"""
+    """A worker that takes 5 s for a turn, on a clock that stands still otherwise.
+
+    on_turn: called before each with what it says
+    """
 
     def __init__(self) -> None:
+        self.now_s = 1000.0
         self.answers = io.BytesIO()
         self.worker = work._Worker(self.answers)
         self.worker._predictor = self.worker._live = mock.Mock()
@@ -220,8 +224,11 @@ class Reader:
     def read(self, _: object, turns: Sequence[Any]) -> Iterator[PredictedUtterance]:
         for turn in turns:
             self.on_turn(turn.text)
-            time.sleep(0.005)
+            self.now_s += 5
             yield FIRST
+
+    def monotonic(self) -> float:
+        return self.now_s
 
     @property
     def answered(self) -> list[int]:
@@ -241,9 +248,11 @@ def test_who_sends_words_again_and_again_does_not_hold_up_a_job(
     reader.is_sent(1, "first")
     reader.worker._between(folder)
     assert reader.answered == [1]
-    reader.worker._between(folder)  # the job did nothing meanwhile
-    assert reader.answered == [1]
-    time.sleep(0.2)
+    for seconds in (0, 4):  # in which the job did less than that
+        reader.now_s += seconds
+        reader.worker._between(folder)
+        assert reader.answered == [1]
+    reader.now_s += 1
     reader.worker._between(folder)
     assert reader.answered == [1, 2]
 
