@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.system.files import write_whole
@@ -42,7 +43,7 @@ def probe(folder: Path) -> str | None:
     except urllib.error.HTTPError as error:
         error.close()
         return f"{address} does not take work on (status {error.code})"
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         return f"{address} does not answer ({error})"
     return None
 

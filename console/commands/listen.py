@@ -3,6 +3,7 @@
 import sys
 import urllib.request
 import webbrowser
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +108,7 @@ def _find(service: str) -> str:
     try:
         with urllib.request.urlopen(f"{address}/livez", timeout=_SECONDS_TO_ANSWER):
             return address
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # the last: what speaks is no HTTP
         reason = getattr(error, "reason", None) or error
         raise StorageError(f"{address}: no service answers there ({reason})") from error
 

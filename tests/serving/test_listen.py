@@ -1,9 +1,12 @@
 """`meld listen`, and uploads that are cut as a live session cuts."""
 
 import json
+import socket
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,6 +52,7 @@ def test_or_says_where_it_is(meld: Meld, address: str, opened: list[str]) -> Non
     [
         (["--service", "localhost:8000"], 2, "an address, such as http://localhost:8000"),
         (["--service", "http://127.0.0.1:1"], 5, "no service answers there"),
+        (["--service", "http://127.0.0.1:none"], 5, "no service answers there"),
         (["--service", "http://127.0.0.1:1", "--port", "9"], 2, "settings of its own"),
         (["--port", "99999"], 2, "0 to 65535"),
     ],
@@ -60,6 +64,31 @@ def test_what_cannot_be_opened_is_reported(
     assert finished.status == status
     assert told in finished.err
     assert opened == []
+
+
+def test_a_server_that_speaks_no_http_is_no_service(
+    meld: Meld, opened: list[str], tmp_path: Path
+) -> None:
+    from serving.probe import announced, probe
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(2**16)
+                    connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finished = meld("listen", "--service", address)
+        with announced(tmp_path, address):
+            probed = probe(tmp_path)
+    assert (finished.status, opened) == (5, [])
+    assert f"{address}: no service answers there (SSH-2.0" in finished.err
+    assert probed is not None
+    assert "does not answer (SSH-2.0" in probed
 
 
 def test_without_websockets_no_service_is_started_that_would_refuse_every_socket(
