@@ -27,6 +27,10 @@ from pipeline.errors import InputError, MeldError, StorageError, UsageError
 from pipeline.system.one_line import one_line
 
 MEDIA_TYPE = "application/problem+json"
+_OPTION = re.compile(
+    r"--transcript FILE, | or --transcript FILE"
+    r"|--(subtitles|text|no-text|language|start|end)\b(?: FILE| WORDS| \"WORDS\")?"
+)
 
 
 class Unauthorised(UsageError):
@@ -109,6 +113,12 @@ def code_of(kind: type[MeldError]) -> str:
 
 def status_of(error: MeldError) -> int:
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def in_service(message: str) -> str:
+    """What is written for the command line, as clients of the service can follow it: "--no-text" is
+    `no_text` of an upload. A transcript it takes from nobody."""
+    return _OPTION.sub(lambda match: (match[1] or "").replace("-", "_"), message)
 
 
 def describe_problem(error: MeldError) -> dict[str, Any]:

@@ -90,7 +90,8 @@ async def _receive_raw(
         await to_thread.run_sync(_sync, file)
         if not file.tell():
             raise UsageError("the body is empty: send the media, or a form with a part named media")
-    return Upload(file=_name(query.get("filename", "")), media_type=kind, words=words)
+    name = _name(query.get("filename", ""), otherwise="media")
+    return Upload(file=name, media_type=kind, words=words)
 
 
 async def _receive_form(
@@ -170,7 +171,8 @@ class _Form:
         self._value.clear()
         if self._part in _FILES:
             said = about.get(b"filename", b"").decode("utf-8", "replace")
-            self.names[self._part] = _name(said.replace("%22", '"'))  # as browsers write it
+            said = said.replace("%22", '"')  # as browsers write it
+            self.names[self._part] = _name(said, otherwise=self._part)
             self._file = self._paths[self._part].open("xb")
             if self._part == "media":
                 kind = self._headers.get("content-type", _UNKNOWN).partition(";")[0].strip().lower()
@@ -254,10 +256,13 @@ def _seconds(values: Mapping[str, str], name: str) -> float | None:
         raise UsageError(f"{name} is a number of seconds, not {one_line(values[name])}") from error
 
 
-def _name(said: str) -> str:
-    """A client's name of a file, made fit to be shown; it is never a path."""
+def _name(said: str, *, otherwise: str) -> str:
+    """A client's name of a file, made fit to be shown; it is never a path.
+
+    otherwise: where the client gave none
+    """
     last = re.split(r"[/\\]", said)[-1]
     shown = one_line(last).strip()
     if len(shown) > _MOST_NAME_CHARS:
         shown = f"{shown[: _MOST_NAME_CHARS // 2]}…{shown[-_MOST_NAME_CHARS // 2 :]}"
-    return shown or "media"
+    return shown or otherwise

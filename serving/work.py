@@ -40,7 +40,7 @@ from pipeline.system.files import write_whole
 from serving.jobs import Job, JobFolder
 from serving.live_turns import HEARINGS
 from serving.live_work import LiveAnswers, LiveWork
-from serving.problems import DiskFull, code_of, is_of_full_disk
+from serving.problems import DiskFull, code_of, in_service, is_of_full_disk
 from serving.stopwatch import Stopwatch, TimedDecoder
 
 # Relative to the page, which stands beside it.
@@ -356,7 +356,7 @@ def _tell_bug(error: BaseException | None) -> None:
 
 def _problem(error: MeldError) -> dict[str, str]:
     kind = DiskFull if isinstance(error, StorageError) and is_of_full_disk(error) else type(error)
-    return {"code": code_of(kind), "detail": str(error)}
+    return {"code": code_of(kind), "detail": in_service(str(error))}
 
 
 if __name__ == "__main__":

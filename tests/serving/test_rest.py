@@ -13,6 +13,7 @@ from serving.config import Limits, ServeConfig
 from serving.jobs import JobError
 from serving.page import render_start
 from tests.conftest import Meld
+from tests.media import write_clip
 from tests.serving.answers import (
     await_rest,
     children,
@@ -222,6 +223,31 @@ def test_a_clip_without_words_is_heard_first(
     assert timeline["utterances"] == []
     # A process for each file: what it leaks (faster-whisper #1055) ends with it.
     assert children(worker, "fusion.inference.whisper") == before
+
+
+def test_media_without_sound_or_words_is_told_what_an_upload_can_name(
+    client: "TestClient", tmp_path: Path
+) -> None:
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    silent = write_clip(tmp_path / "silent.mp4", num_frames=25).read_bytes()
+    answer = client.post("/v1/predict", content=silent, headers={"Content-Type": "video/mp4"})
+    assert problem(answer) == (422, "input_error")
+    told = answer.json()["detail"]
+    assert told.endswith("say where its utterances are: subtitles, or text where it is one")
+
+
+def test_subtitles_that_have_no_name_are_named_by_their_part(
+    client: "TestClient", clip: Path
+) -> None:
+    """As a browser sends a field of a form in which no file was chosen."""
+    body = b"".join(
+        b'--B\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n\r\n%s\r\n' % part
+        for part in ((b"media", b"talk.mp4", clip.read_bytes()), (b"subtitles", b"", b""))
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    answer = client.post("/v1/predict", content=body + b"--B--\r\n", headers=headers)
+    assert problem(answer) == (422, "input_error")
+    assert answer.json()["detail"].startswith("subtitles: no subtitles of a known kind")
 
 
 def test_a_bug_is_a_problem_too(service: "Service", monkeypatch: pytest.MonkeyPatch) -> None:
