@@ -259,7 +259,8 @@ def meld() -> Meld:
     """
 
     def run(*arguments: object, **environment: str) -> Finished:
-        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
+        err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", newline="")  # as Python's
         before = {path.name for path in ROOT.iterdir()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["meld", *map(str, arguments)])

@@ -52,7 +52,7 @@ from fusion.training.run_folder import open_run, refuse_taken
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
-from pipeline.system.files import write_whole
+from pipeline.system.files import refuse_other_names, write_whole
 from pipeline.system.json_values import MALFORMED, json_bytes, to_values
 
 log = logging.getLogger(__name__)
@@ -176,6 +176,7 @@ def export(config: ExportConfig, watch: Watch | None = None) -> ExportResult:
             f"{config.run} has only 8-bit graphs; export the run that they were made from"
         )
     # At once: a smaller model takes minutes to measure.
+    refuse_other_names(config.out)
     refuse_taken(config.out, overwrite=config.overwrite, inputs=[config.run])
     predictor = Predictor.load(config.run, weights_dir=config.weights_dir, encoders=config.encoders)
     owned = [spec.modality for spec in predictor.recipe.encoders if spec.weights == "finetuned"]

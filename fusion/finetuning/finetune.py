@@ -73,7 +73,7 @@ from pipeline.encoders.find import find_encoders
 from pipeline.encoders.saved import write_encoders
 from pipeline.errors import MeldError, StorageError
 from pipeline.schema import Split
-from pipeline.system.files import write_whole
+from pipeline.system.files import refuse_other_names, write_whole
 from pipeline.system.json_values import MALFORMED
 
 
@@ -242,6 +242,7 @@ def _open(config: FinetuneConfig) -> Iterator[FinetuneJob]:
             ProgressFolder(config.begun).remove_leftovers()
             yield resolve(config, config.begun, hardware)
         return
+    refuse_other_names(config.out or Path())
     inputs = _look_at_inputs(config)
     if config.run is not None:
         check_wishes(resolve(config, Path(), hardware), read_checkpoint(config.run))

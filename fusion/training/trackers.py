@@ -18,6 +18,7 @@ from fusion.evaluation.report import EvalReport
 from fusion.training.history import EpochResult
 from pipeline.errors import StorageError, UsageError
 from pipeline.system.extras import needs_extra
+from pipeline.system.files import is_utf_8
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(name: TrackerName, run: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """TensorBoard where it is installed, and beside it what `name` asks for.
+    """TensorBoard where it is installed and can write, and beside it what `name` asks for.
 
     Raises UsageError where that is not installed or cannot be set up, StorageError.
     """
@@ -61,8 +62,11 @@ def open_trackers(name: TrackerName, run: Path, settings: Mapping[str, Any]) -> 
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
         else:
-            trackers.append(TensorBoardTracker(SummaryWriter, run, settings))
-            opened.callback(trackers[-1].close)
+            if is_utf_8(run):
+                trackers.append(TensorBoardTracker(SummaryWriter, run, settings))
+                opened.callback(trackers[-1].close)
+            else:
+                log.info("no TensorBoard events: it takes no folder whose name is no UTF-8")
         if name == "wandb":
             trackers.append(WandbTracker(run, settings))
         opened.pop_all()

@@ -144,6 +144,11 @@ def _init_ray(cluster: Cluster, settings: Mapping[str, Any]) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
             return
+        except UnicodeEncodeError as error:
+            ray.shutdown()
+            raise UsageError(
+                "Ray takes no command line with a name that is no UTF-8; rename that file or folder"
+            ) from error
         except Exception as error:  # Ray raises nothing more specific when a start takes too long
             ray.shutdown()
             if attempt < attempts:

@@ -85,6 +85,24 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
     check_writable(out)
 
 
+def is_utf_8(path: Path) -> bool:
+    """Whether its name is. On Linux it can be any bytes, and some libraries take UTF-8 alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_other_names(out: Path, option: str = "--out") -> None:
+    """Raises UsageError where the libraries of encoders would not write into that folder."""
+    if not is_utf_8(out.absolute()):
+        raise UsageError(
+            f"{option} {out}: a name that is no UTF-8, where no encoder can be written; choose "
+            "another folder"
+        )
+
+
 def check_writable(path: Path) -> None:
     """Checks, by a file that it removes again, that `write_whole` can write `path`.
 

@@ -30,6 +30,16 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(
     assert "is needed and lies in" in done.err
 
 
+def test_a_folder_in_which_no_encoder_can_be_written_is_refused(
+    text_run: Path, tmp_path: Path
+) -> None:
+    """The tokeniser's library would end in a traceback, after all the work."""
+    out = tmp_path / "caf\udce9"
+    with pytest.raises(UsageError, match="a name that is no UTF-8"):
+        export(ExportConfig(run=text_run, out=out))
+    assert not out.exists()
+
+
 def test_an_export_replaces_a_bundle_when_asked_and_nothing_of_the_users(
     text_bundle: Path, copied: Path
 ) -> None:

@@ -44,6 +44,14 @@ def test_before_step_1_raw_input_gives_the_logits_of_the_cache(unbroken: Finetun
     assert unbroken.parity < 1e-4
 
 
+def test_a_folder_in_which_no_encoder_can_be_written_is_refused(place: Path) -> None:
+    """Not after the training."""
+    out = place / "caf\udce9"
+    with pytest.raises(UsageError, match="a name that is no UTF-8"):
+        finetune(config_for(place, out))
+    assert not out.exists()
+
+
 def test_a_weight_that_changed_after_all_checks_stops_the_run(place: Path) -> None:
     live = opened(place)
     model = build_end_to_end(live, CPU)

@@ -78,6 +78,19 @@ def test_tensorboard_has_curves_settings_and_scores(
     assert not (tmp_path / "run/wandb").exists()
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+@pytest.mark.heavy
+def test_a_run_whose_folder_is_no_utf_8_has_no_events_and_is_whole(
+    train: Callable[..., Any], meld: Meld, tmp_path: Path
+) -> None:
+    run = tmp_path / "caf\udce9"
+    trained = train("--out", run, "--verbose")
+    assert trained.status == 0, trained.err
+    assert "no TensorBoard events" in trained.err
+    assert not list(run.glob("events*"))
+    assert meld("evaluate", run, "--split", "dev").status == 0
+
+
 def records_of(file: Path) -> Iterator[Any]:
     """The records of an offline run: LevelDB's log of protocol buffers, in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record

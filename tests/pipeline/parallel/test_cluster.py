@@ -155,6 +155,12 @@ def test_addresses_without_a_place_are_left_to_ray(asked_for: AskedFor, address:
     assert asked_for(Cluster(address=address))["address"] == address
 
 
+def test_a_command_line_that_is_no_utf_8_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.ray, "init", lambda **settings: "caf\udce9".encode())
+    with pytest.raises(UsageError, match="no UTF-8; rename that file or folder"):
+        next(encode(Cluster()))
+
+
 def test_a_start_that_took_too_long_is_tried_once_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
