@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline.system.one_line import is_utf_8
 from serving.dispatch import JobStatus
 from serving.problems import make_problem, rebuild_error, status_of
 
@@ -59,10 +60,8 @@ class JobView(BaseModel):
 
 def _check_whole(text: str) -> str:
     """JSON can name half a character, which no UTF-8 can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("it holds half a character (a lone surrogate)") from error
+    if not is_utf_8(text):
+        raise ValueError("it holds half a character (a lone surrogate)")
     return text
 
 

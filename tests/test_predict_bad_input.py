@@ -336,6 +336,7 @@ BAD: dict[str, tuple[int, Callable[[Desk], Asked], str]] = {
         lambda desk: [desk.clip, *WORDS, "--subtitles", desk.file("a.srt", SRT)],
         "--subtitles and --text: the words come from one place",
     ),
+    "half a character": (2, lambda desk: [desk.clip, "--text", "caf\udce9"], "no UTF-8"),
     "words and none": (2, lambda desk: [desk.clip, *WORDS, "--no-text"], "--no-text leaves out"),
     "no words for a model of words": (
         2,

@@ -33,6 +33,7 @@ from pipeline.decode.process import HERE, Decoder
 from pipeline.errors import ClipError, InputError, StorageError, UsageError
 from pipeline.recipe import DecodeConfig
 from pipeline.schema import MediaSpan
+from pipeline.system.one_line import is_utf_8
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class WordsConfig:
         ]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: the words come from one place; leave one out")
+        if self.text is not None and not is_utf_8(self.text):
+            raise UsageError("--text: holds a byte that is no UTF-8, or half a character")
         if self.no_text and self.text:
             raise UsageError(f"--no-text leaves out --text {self.text!r}; leave one of the two out")
         if self.no_text and self.asr is not None:

@@ -18,7 +18,7 @@ from fusion.evaluation.report import EvalReport
 from fusion.training.history import EpochResult
 from pipeline.errors import StorageError, UsageError
 from pipeline.system.extras import needs_extra
-from pipeline.system.files import is_utf_8
+from pipeline.system.one_line import is_utf_8
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def open_trackers(name: TrackerName, run: Path, settings: Mapping[str, Any]) -> 
         except ImportError:
             log.info("no TensorBoard events: the package tensorboard is not installed")
         else:
-            if is_utf_8(run):
+            if is_utf_8(str(run)):
                 trackers.append(TensorBoardTracker(SummaryWriter, run, settings))
                 opened.callback(trackers[-1].close)
             else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from pipeline.errors import StorageError, UsageError
+from pipeline.system.one_line import is_utf_8
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -85,20 +86,11 @@ def check_out(out: Path, *, begins: bytes, option: str = "--out") -> None:
     check_writable(out)
 
 
-def is_utf_8(path: Path) -> bool:
-    """Whether its name is. On Linux it can be any bytes, and some libraries take UTF-8 alone."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def refuse_other_names(out: Path, option: str = "--out") -> None:
+def refuse_other_names(out: Path) -> None:
     """Raises UsageError where the libraries of encoders would not write into that folder."""
-    if not is_utf_8(out.absolute()):
+    if not is_utf_8(str(out.absolute())):
         raise UsageError(
-            f"{option} {out}: a name that is no UTF-8, where no encoder can be written; choose "
+            f"--out {out}: a name that is no UTF-8, where no encoder can be written; choose "
             "another folder"
         )
 
