@@ -35,6 +35,7 @@ from serving.metrics import Metrics
 from serving.process import WorkerEnded, WorkerReady
 from tests.fusion.inference.planted import plant_speech
 from tests.media import jpegs
+from tests.serving.answers import wait_until
 
 pytestmark = [
     pytest.mark.heavy,
@@ -403,9 +404,42 @@ def test_fifty_sockets_are_open_and_no_more() -> None:
 # ------------------------------------------------------------------------------- how it ends
 
 
-def test_a_silent_client_is_disconnected_after_its_speech_is_answered(talk: bytes) -> None:
-    with serving(StandIn(), idle_s=0.5, lag_s=600) as door, door.open() as session:
-        send_sound(session, talk[: 32 * 1_200])  # in the middle of the first
+class Clock:
+    """The module time, whose monotonic clock runs a hundred times as fast from `hurry` on."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def hurry(self) -> None:
+        self._since_s = time.monotonic()
+
+    def monotonic(self) -> float:
+        now_s = time.monotonic()
+        return now_s if self._since_s is None else now_s + 99 * (now_s - self._since_s)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(live, "time", clock)
+    return clock
+
+
+def until(session: Any, kind: str) -> list[dict[str, Any]]:
+    """What comes until there is an event of this kind."""
+    events: list[dict[str, Any]] = []
+    while not events or events[-1]["type"] != kind:
+        events.append(json.loads(session.recv(timeout=30)))
+    return events
+
+
+def test_a_silent_client_is_disconnected_after_its_speech_is_answered(
+    talk: bytes, clock: Clock
+) -> None:
+    with serving(StandIn(), idle_s=30, lag_s=600) as door, door.open() as session:
+        session.send(b"\x01" + talk[: 32 * 1_200])  # in the middle of the first
+        until(session, "utterance.start")
+        clock.hurry()
         events, code = rest(session)
     assert code == 4408
     told = [event["type"] for event in events]
@@ -413,12 +447,14 @@ def test_a_silent_client_is_disconnected_after_its_speech_is_answered(talk: byte
     assert [event["code"] for event in events if event["type"] == "error"] == ["idle"]
 
 
-def test_a_client_that_waits_for_the_service_is_not_silent() -> None:
+def test_a_client_that_waits_for_the_service_is_not_silent(clock: Clock) -> None:
     """Its recogniser is loaded, or many others were before it."""
-    waits = threading.Timer(1.5, lambda: door.dispatcher.answers[0].set_result(LOADED))
-    with serving(StandIn(say=lambda request: None), idle_s=1) as door, door.open() as session:
+    with serving(StandIn(say=lambda request: None), idle_s=30) as door, door.open() as session:
         say(session, "session.update")
-        waits.start()
+        wait_until(lambda: door.dispatcher.answers)
+        clock.hurry()
+        time.sleep(0.6)  # a minute
+        door.dispatcher.answers[0].set_result(LOADED)
         assert [json.loads(session.recv(timeout=10))["type"] for _ in range(2)] == [
             "session.created",
             "session.updated",
@@ -427,9 +463,12 @@ def test_a_client_that_waits_for_the_service_is_not_silent() -> None:
     assert (code, events[-1]["reason"]) == (4408, "idle")
 
 
-def test_a_session_is_no_longer_than_it_may_be(talk: bytes) -> None:
-    with serving(StandIn(), session_s=0.5, lag_s=600) as door, door.open() as session:
-        send_sound(session, talk)
+def test_a_session_is_no_longer_than_it_may_be(talk: bytes, clock: Clock) -> None:
+    limits = {"session_s": 60, "idle_s": 600, "lag_s": 600}
+    with serving(StandIn(), **limits) as door, door.open() as session:
+        session.send(b"\x01" + talk)
+        until(session, "utterance.end")
+        clock.hurry()
         events, code = rest(session)
     assert (code, events[-1]["reason"]) == (4413, "too_long")
     assert events[-1]["produced"]["utterances"] == 2
