@@ -36,15 +36,18 @@ RATE = """AudioContext = class extends AudioContext {
 
 @pytest.fixture(scope="module")
 def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """open_page(sound, rate_hz=...): a page whose microphone plays the file once, in a Chromium of
-    its own; those without sound share one."""
+    """open_page(sound, rate_hz=...): a page whose microphone plays the file, in a Chromium of its
+    own; those without sound share one.
+
+    once: not again and again, in which a page that begins to listen late misses nothing
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="make browser installs it")
     folder = tmp_path_factory.mktemp("camera")
     camera = folder / "camera.mjpeg"
     camera.write_bytes(b"".join(jpegs(60)))
     with playwright.sync_playwright() as started:
 
-        def launch(sound: Path | None = None) -> Any:
+        def launch(sound: Path | None = None, *, once: bool = False) -> Any:
             arguments = [
                 "--no-sandbox",
                 "--use-fake-device-for-media-stream",
@@ -52,14 +55,17 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
                 f"--use-file-for-fake-video-capture={camera}",
             ]
             if sound is not None:
-                arguments.append(f"--use-file-for-fake-audio-capture={sound}%noloop")
+                how_often = "%noloop" if once else ""
+                arguments.append(f"--use-file-for-fake-audio-capture={sound}{how_often}")
             return started.chromium.launch(executable_path=BROWSER, args=arguments)
 
         silent = cache(launch)
 
         @contextmanager
-        def open_with(sound: Path | None = None, *, rate_hz: int = 48_000) -> Iterator[Any]:
-            chromium = silent() if sound is None else launch(sound)
+        def open_with(
+            sound: Path | None = None, *, once: bool = False, rate_hz: int = 48_000
+        ) -> Iterator[Any]:
+            chromium = silent() if sound is None else launch(sound, once=once)
             try:
                 page = chromium.new_page()
                 page.set_default_timeout(60_000)
@@ -138,7 +144,7 @@ def test_live_sound_gives_the_same_results_as_its_file(
     sound = write_talk(tmp_path / "talk.wav", rate_hz)
     wanted = predicted(sound)
     frames: list[dict[str, Any]] = []
-    with open_page(sound, rate_hz=rate_hz) as page:
+    with open_page(sound, once=True, rate_hz=rate_hz) as page:
         page.on(
             "websocket",
             lambda opened: opened.on("framereceived", lambda text: frames.append(json.loads(text))),
