@@ -140,6 +140,9 @@ app.command("import", epilog=import_features.EPILOG)(import_features.import_feat
 app.command(epilog=export.EXPORT_EPILOG)(export.export)
 app.command(epilog=export.VERIFY_EPILOG)(export.verify)
 app.add_typer(config.app, rich_help_panel=_GROUP_OF["config"])
+for each in (*app.registered_commands, *config.app.registered_commands):
+    if each.epilog is not None:  # each example gets a line of its own: Markdown joins lines
+        each.epilog = each.epilog.replace("Examples: ", "Examples:\n\n* ").replace("   ", "\n* ")
 for each in app.registered_commands:
     each.cls = Command
     each.rich_help_panel = _GROUP_OF.get(_name(each))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +45,19 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory, meld: Meld) ->
     finished = meld("train-fusion", "--features", features, "--out", out, "--epochs", 2)
     assert finished.status == 0, finished.err
     return out
+
+
+@pytest.mark.heavy
+def test_the_next_command_can_be_copied_and_reads_the_same_features(
+    meld: Meld, features: Path, tmp_path: Path
+) -> None:
+    caches, out = tmp_path / "my caches", tmp_path / "my run"
+    shutil.copytree(features, caches)
+    words = ("train-fusion", "--features", caches, "--out", out, "--epochs", 1)
+    assert f"next: meld evaluate '{out}'\n" in meld(*words).out
+    (caches / "test.h5").unlink()
+    told = meld(*words, "--overwrite").out
+    assert f"next: meld crossval --features '{caches}' (no test cache" in told
 
 
 def test_alone_it_says_what_it_is_for_and_the_first_steps(meld: Meld) -> None:
@@ -167,6 +182,11 @@ def test_every_command_has_help_with_an_example(meld: Meld, command: str) -> Non
     assert f"meld {command}" in finished.out
     assert "Example" in finished.out
     assert "--json" in finished.out
+    assert "…" not in finished.out  # nothing is cut at the width of a small terminal
+    examples = finished.out.partition("Example")[2]
+    assert len(re.findall(r"^(?: +• |: )meld [a-z]", examples, re.MULTILINE)) == len(
+        re.findall(r"\bmeld [a-z]", examples)  # none begins within a line
+    )
 
 
 def test_a_sample_is_described_as_one_json_object(

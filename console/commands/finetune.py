@@ -72,7 +72,8 @@ def finetune(
         str | None,
         typer.Option(
             help="Peak learning rates of text, video, audio and heads, such as "
-            "text=1e-5,heads=1e-4.  [default: text=3e-05,video=0.0001,audio=0.001,heads=0.0003]"
+            "text=1e-5,heads=1e-4.  "
+            "[default: text=3e-05, video=0.0001, audio=0.001, heads=0.0003]"
         ),
     ] = None,
     out: Annotated[

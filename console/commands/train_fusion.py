@@ -116,4 +116,4 @@ def train_fusion(
         result = run_training(
             train_config, lambda epoch: advance(epoch.epoch, train_config.fit.epochs)
         )
-    show_training(result, as_json)
+    show_training(result, train_config.features, as_json)

@@ -1,6 +1,7 @@
 """A bundle that was written (`meld export`), and whether it can be trusted here (`meld verify`)."""
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -26,7 +27,7 @@ def show_export(result: "ExportResult", as_json: bool) -> None:
     print(f"{result.bundle}: {result.num_bytes:,} B in {len(result.files)} files")
     if result.work is not None:
         print(f"the smaller run, fine-tuned: {result.work / 'tuned'}")
-    print(f"check it on another machine: meld verify {result.bundle}")
+    print(f"check it on another machine: meld verify {quote(str(result.bundle))}")
 
 
 def show_gate(report: "GateReport", as_json: bool) -> None:

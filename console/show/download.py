@@ -1,5 +1,7 @@
 """What `meld download` fetched and unpacked."""
 
+from shlex import quote
+
 from console.printing import print_json
 from pipeline.download.download import DownloadReport
 
@@ -21,4 +23,5 @@ def show_download(report: DownloadReport, as_json: bool) -> None:
         )
     if report.sha256:
         print(f"from {report.origin}, SHA-256 {report.sha256}")
-    print(f"{report.out}: {report.seconds:.0f} s; next: meld doctor --data {report.out}")
+    checked = quote(str(report.out))
+    print(f"{report.out}: {report.seconds:.0f} s; next: meld doctor --data {checked}")

@@ -1,5 +1,7 @@
 """What `meld extract` did, or would do."""
 
+from shlex import quote
+
 from rich.table import Table
 
 from console.printing import print_json, print_rich
@@ -45,7 +47,7 @@ def show_extraction(report: ExtractReport, as_json: bool) -> None:
         print(f"    {failure.key}: {failure.modality}: {failure.message}")
     for split in report.splits:
         if split.failures:
-            print(f"  meld info {split.path} --failures lists all of {split.split}")
+            print(f"  meld info {quote(str(split.path))} --failures lists all of {split.split}")
     print_random(report.recipe.random_modalities)
     print_test_clips(report.recipe.test_clips)
     if report.explained_variance is None:

@@ -1,5 +1,7 @@
 """What a cache holds (`meld info`)."""
 
+from shlex import quote
+
 from console.printing import print_json
 from console.show.recipe import print_foreign, print_random
 from pipeline.cache.info import CacheInfo, StaleRows
@@ -49,7 +51,7 @@ def show_info(described: CacheInfo, as_json: bool, *, failures: bool = False) ->
     for failure in described.ledger if failures else ():
         print(f"    {failure.key}: {failure.modality}: {failure.message} ({failure.code})")
     if not failures and len(described.ledger) > len(described.failures):
-        print(f"    meld info {described.path} --failures lists all")
+        print(f"    meld info {quote(str(described.path))} --failures lists all")
     if described.stale is not None:
         _show_stale(described.stale, described.rows)
     print_random(described.recipe.random_modalities)
@@ -70,6 +72,8 @@ def _show_stale(stale: StaleRows, rows: int) -> None:
         print(f"  clips in {stale.data}: unchanged since they were read")
         return
     print(f"  clips in {stale.data}: {count} of {rows} rows are stale; meld extract updates them")
+    if 3 * count > 2 * rows:  # a row that never had a clip does not count
+        print("    if the cache was made from another folder, name that one with --data")
     for what, keys in kinds.items():
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""

@@ -99,7 +99,7 @@ def test_every_default_is_said_in_help_and_is_the_configs(command: str) -> None:
 def test_the_learning_rates_in_help_are_those_of_the_configs() -> None:
     rates = LearningRates()
     parts = [f"{name}={getattr(rates, name)}" for name in ("text", "video", "audio", "heads")]
-    assert f"[default: {','.join(parts)}]" in option("finetune", "learning_rate").help
+    assert f"[default: {', '.join(parts)}]" in option("finetune", "learning_rate").help
     with_start = f"{warm_start.LEARNING_RATE} with --start"
     assert with_start in option("train-fusion", "learning_rate").help
 

@@ -27,11 +27,12 @@ def test_every_failure_is_listed_with_its_clip_and_reason(meld: Meld, tmp_path: 
     cache = replace(make_cache("train", 5, modalities=["text", "audio"]), failures=failures)
     cache.present["audio"][[1, 3]] = False
     cache.raw["audio"][[1, 3]] = 0
-    file = tmp_path / "train.h5"
+    file = tmp_path / "with a blank" / "train.h5"
+    file.parent.mkdir()
     write_cache(file, cache)
     short = meld("info", file)
     assert "2 x audio decode unreadable; first train dia0_utt1: broken 1" in short.out
-    assert f"meld info {file} --failures lists all" in short.out
+    assert f"meld info '{file}' --failures lists all" in short.out
     listed = meld("info", file, "--failures")
     assert "train dia0_utt1: audio: broken 1 (unreadable)" in listed.out
     assert "train dia0_utt3: audio: broken 3 (unreadable)" in listed.out

@@ -384,6 +384,11 @@ def test_what_is_stale_is_reported_without_reading_a_clip(
     assert "clip has another time or name, its bytes may be the same: dev dia0_utt2" in told.out
     stale = meld("info", file, "--data", corpus.data, "--json").json["stale"]
     assert stale["went"] == ["dev dia0_utt0"]
+    assert "another folder" not in told.out
+    (tmp_path / "elsewhere").mkdir()
+    of_another = meld("info", file, "--data", tmp_path / "elsewhere")
+    assert "6 of 7 rows are stale" in of_another.out  # one never had a clip
+    assert "made from another folder, name that one with --data" in of_another.out
     monkeypatch.chdir(tmp_path / "features")
     assert meld("info", file, "--json").json["stale"] is None
 
