@@ -1,5 +1,6 @@
 """Writes a bundle's model card, `README.md`, from its config, its scores and `export.json`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,7 @@ Says of each utterance of a video which of 7 emotions and 3 sentiments it carrie
 {_gate(export)}## What it cannot do
 
 * {_limits(reports)}
-* It was measured on {_what_was_measured(reports)} and on nothing else. On other people, languages,
+* {_what_was_measured(reports)} On other people, languages,
   rooms, cameras and kinds of talk expect worse, and measure it there: `meld evaluate`.
 * Its labels are what annotators took an utterance for. It says how an utterance appears, not what a
   person feels.
@@ -162,9 +163,15 @@ def _encoders(config: Mapping[str, Any], export: Mapping[str, Any]) -> str:
             kind += f"; {_RANDOM}"
         lines.append(
             f"* {each['modality'].capitalize()}: `{each['name']}`, {kind}, {each['precision']}, "
-            f"{where}, SHA-256 `{each['weights_hash'].removeprefix('sha256:')[:12]}`."
+            f"{where}{_hashes(each['weights_hash'])}."
         )
     return "\n".join(lines)
+
+
+def _hashes(told: str) -> str:
+    """Of each file that was loaded the beginning of its hash, of random weights their seed."""
+    found = re.findall(r"sha256:(\w{12})|(seed \d+)", told)
+    return "".join(f", SHA-256 `{digest}`" if digest else f", {seed}" for digest, seed in found)
 
 
 def _fusion(config: Mapping[str, Any]) -> str:
@@ -237,10 +244,11 @@ def _of_what(report: Values) -> str:
 
 
 def _what_was_measured(reports: Mapping[str, Values]) -> str:
-    named = [_measured_on(each) for each in reports.values()] or [None]
-    return _list(
-        [*dict.fromkeys("the corpus above" if each is None else f"`{each}`" for each in named)]
-    )
+    if not reports:
+        return "It was trained on one corpus, and measured on none."
+    named = [_measured_on(each) for each in reports.values()]
+    corpora = dict.fromkeys("the corpus above" if each is None else f"`{each}`" for each in named)
+    return f"It was measured on {_list([*corpora])} and on nothing else."
 
 
 def _gate(export: Mapping[str, Any]) -> str:
