@@ -191,8 +191,11 @@ def extract(
 
     from pipeline.extract.extract import ExtractConfig
     from pipeline.extract.extract import extract as run
+    from pipeline.schema import SPLITS
     from pipeline.settings import build_config
 
+    if isinstance(split, str) and split not in (*SPLITS, "all"):
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, all, not {split!r}")
     settings = merge_with_file(
         config, options, always_given=("splits",), encoders=chosen | weights_in(weights)
     )

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +37,10 @@ from serving.process import WorkerEnded, WorkerProcess, WorkerReady
 log = logging.getLogger(__name__)
 
 _SHORTEST_KEY = 16
+_HOW_A_KEY_IS_MADE = (
+    f"its first line is to be a key of {_SHORTEST_KEY} or more ASCII characters, such as "
+    'python -c "import secrets; print(secrets.token_urlsafe())" prints'
+)
 # Uploads that are under way when the service is ended.
 _SECONDS_FOR_REQUESTS = 5
 _MOST_WAITING_CONNECTIONS = 512
@@ -60,7 +64,7 @@ def start_service(config: ServeConfig) -> Iterator[Service]:
     StorageError, and what `ModelChoice.load` raises.
     """
     keys = Keys(None if config.key_file is None else read_key(config.key_file))
-    with hold(config.data_dir / "lock", f"{config.data_dir}, the folder of the jobs,"):
+    with _hold_jobs(config.data_dir):
         store = JobStore(config.data_dir, shard=config.shard, num_shards=config.num_shards)
         dispatcher = Dispatcher(
             store, _work_choice(config), config.limits, num_workers=config.workers
@@ -121,7 +125,7 @@ def check(config: ServeConfig) -> WorkerReady:
     """
     if config.key_file is not None:
         read_key(config.key_file)
-    with _bind(config), hold(config.data_dir / "lock", f"{config.data_dir}, the folder of jobs,"):
+    with _bind(config), _hold_jobs(config.data_dir):
         JobStore(config.data_dir)
         worker = WorkerProcess(_work_choice(config), num_threads=share_cores(config.workers))
         try:
@@ -135,6 +139,12 @@ def check(config: ServeConfig) -> WorkerReady:
     return ready
 
 
+def _hold_jobs(folder: Path) -> AbstractContextManager[None]:
+    """Only one service may use a folder. Raises CacheBusy, StorageError."""
+    what = f"{folder}, the folder of jobs,"
+    return hold(folder / "lock", what, "end that service, or name another --data-dir")
+
+
 def read_key(file: Path) -> str:
     """The first line. Raises InputError, StorageError."""
     try:
@@ -142,12 +152,11 @@ def read_key(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: no UTF-8; its first line is to be the key") from error
     except OSError as error:
-        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot read {file}: {error.strerror or error}; {_HOW_A_KEY_IS_MADE}"
+        ) from error
     if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable():
-        raise InputError(
-            f"{file}: its first line is to be a key of {_SHORTEST_KEY} or more ASCII characters, "
-            'such as python -c "import secrets; print(secrets.token_urlsafe())" prints'
-        )
+        raise InputError(f"{file}: {_HOW_A_KEY_IS_MADE}")
     return key
 
 

@@ -157,7 +157,7 @@ def test_the_readmes_example_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    [example] = re.findall(
+    [example, *_] = re.findall(
         r"```python\n(import meld\n.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     )
     (tmp_path / "data").symlink_to(corpus)
@@ -208,6 +208,7 @@ def test_what_is_wanted_of_a_cache_is_checked(features: Path) -> None:
         (lambda: meld.torch_dataset(None), "cache must be a"),  # type: ignore[arg-type]
         (lambda: meld.hf_dataset(None), "cache must be a"),  # type: ignore[arg-type]
         (lambda: meld.extract("dev", context="2"), "whole number or one of dialogue, not '2'"),  # type: ignore[arg-type]
+        (lambda: meld.extract("val"), "split must be one of train, dev, test, all, not 'val'"),  # type: ignore[arg-type]
         (lambda: meld.train_fusion(fusion=np.array(["late", "early"])), "fusion must be one of"),  # type: ignore[arg-type]
     ],
 )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import AnnotationError
+from pipeline.system.one_line import one_line
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -205,20 +206,24 @@ def _guess_encoding(content: bytes) -> str:
 
 
 def _find_separator(text: str, known: Iterable[str], named: str | None) -> str:
-    """The one that finds most known names in the header; of equals the one that a line "sep="
-    named, then the comma."""
+    """The one that finds most known names in the header, then most cells, so that a header without
+    a known name is shown as it was meant; of equals the one that a line "sep=" named, then the
+    comma."""
     wanted = {_plain(name) for name in known}
     candidates = [named] if named is not None else []
     candidates += [each for each in SEPARATORS if each != named]
 
-    def count_known(separator: str) -> int:
+    def count(separator: str) -> tuple[int, int]:
+        """Known names, and cells where there are none."""
         try:
-            return len(wanted & {_plain(cell) for cell in _first_row(text, separator)})
+            cells = _first_row(text, separator)
         except (csv.Error, TypeError, ValueError):  # a character that cannot separate
-            return -1
+            return -1, 0
+        num_known = len(wanted & {_plain(cell) for cell in cells})
+        return num_known, 0 if num_known else len(cells)
 
-    best = max(candidates, key=count_known)  # the first of equals
-    return best if count_known(best) >= 0 else ","
+    best = max(candidates, key=count)  # the first of equals
+    return best if count(best) >= (0, 0) else ","
 
 
 def _first_row(text: str, separator: str) -> list[str]:
@@ -282,12 +287,12 @@ def _tell_missing(
     for beginnings, what, how in _TEXT_FORMATS:
         if start.startswith(beginnings):
             return f"{path}: {what}, not a CSV; {how}"
-    names = [ascii(clean(cell))[1:-1] for cell in header if clean(cell)]
+    names = [one_line(clean(cell)) for cell in header if clean(cell)]
     found = ", ".join(names[:_SHOWN_NAMES])[:_SHOWN_CHARS]
     between = SEPARATORS.get(separator, repr(separator))
     return (
         f"{path}: no column {', '.join(missing)}; its first row, read with {between} between "
-        f"cells, is: {found}"
+        f"cells, is: {found}; rename the columns that hold them"
     )
 
 

@@ -90,7 +90,7 @@ def check_file(path: Path) -> Path:
     try:
         info = path.stat()
     except OSError as error:
-        raise ClipError("missing_file", f"{path.name}: {error.strerror}") from error
+        raise ClipError("missing_file", reason(error)) from error
     if not stat.S_ISREG(info.st_mode):  # opening a FIFO would block for ever
         raise ClipError("not_a_file", "not a regular file")
     if info.st_size == 0:
@@ -112,6 +112,9 @@ def open_container(path: Path) -> "av.container.InputContainer":
             options={"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "file"},
             timeout=(OPEN_TIMEOUT_S, OPEN_TIMEOUT_S),
         )
+    except av.error.EOFError as error:
+        told = "End of file: it was cut off, or holds headers and nothing else"
+        raise ClipError("unreadable", told) from error
     except MEDIA_ERRORS as error:
         raise ClipError("unreadable", reason(error)) from error
 

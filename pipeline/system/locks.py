@@ -22,8 +22,10 @@ def hold_split(features: Path, split: Split) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def hold(path: Path, what: str) -> Iterator[None]:
+def hold(path: Path, what: str, advice: str = "wait for it") -> Iterator[None]:
     """Holds the lock file for the length of the block.
+
+    advice: what to do where another process holds it
 
     Raises:
         CacheBusy: at once, naming the process that holds it.
@@ -38,7 +40,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CacheBusy(f"{what} is being written by {_holder(path)}; wait for it") from error
+            raise CacheBusy(f"{what} is being written by {_holder(path)}; {advice}") from error
         except OSError as error:
             raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
         try:

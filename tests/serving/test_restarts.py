@@ -229,6 +229,7 @@ def test_a_folder_has_one_service(tmp_path: Path, meld: Meld) -> None:
         refused = meld("serve", "--check", "--port", 0, "--data-dir", tmp_path)
     assert refused.status == 5
     assert "folder of jobs" in refused.err
+    assert refused.err.endswith("; end that service, or name another --data-dir\n")
     assert refused.err.count("\n") == 1
 
 
@@ -237,7 +238,7 @@ def test_what_cannot_be_served_is_reported_in_one_line(tmp_path: Path, meld: Mel
     for options, status, said in (
         (("--host", "0.0.0.0"), 2, "--key-file"),
         (("--key-file", tmp_path / "key"), 4, "16 or more"),
-        (("--key-file", tmp_path / "none"), 5, "cannot read"),
+        (("--key-file", tmp_path / "none"), 5, "secrets.token_urlsafe()"),
         (("--model", tmp_path / "none"), 4, "none"),
     ):
         refused = meld("serve", "--check", "--port", 0, "--data-dir", tmp_path / "data", *options)

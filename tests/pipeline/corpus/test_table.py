@@ -257,6 +257,12 @@ def test_a_missing_column_is_reported_with_those_that_were_found_and_how(save: S
     assert "read with semicolons between cells, is: Dialogue_ID, Utterance, Emotion" in message
 
 
+def test_a_header_in_another_language_is_shown_cell_by_cell_as_it_is_written(save: Save) -> None:
+    message = refusal(save("Dialog;Äußerung​;Gefühl\n1;Hallo, du;Freude\n"))
+    assert "read with semicolons between cells, is: Dialog, Äußerung, Gefühl;" in message
+    assert message.endswith("rename the columns that hold them")
+
+
 def test_rows_are_numbered_as_they_stand_in_the_file(save: Save) -> None:
     table = read_table(save("\nA,B\n\n1,2\n,\n3,\n"), required=["A"], optional=["B", "C"])
     assert table.numbers == (4, 6)

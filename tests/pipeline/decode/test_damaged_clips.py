@@ -26,6 +26,14 @@ av.logging.set_level(None)  # hostile files make FFmpeg talkative
 # ------------------------------------------------------------------------------ long and cut off
 
 
+def test_a_film_that_ends_within_its_headers_is_said_to_be_cut_off(tmp_path: Path) -> None:
+    first = {"movflags": "+faststart"}  # headers, then packets
+    path = write_clip(tmp_path / "a.mp4", num_frames=24, sound=tone([440]), container_options=first)
+    path.write_bytes(path.read_bytes()[:700])
+    told = {each.message for each in decoded(path).failures}
+    assert told == {"End of file: it was cut off, or holds headers and nothing else"}
+
+
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "avi"])
 def test_an_overlong_clip_is_capped_with_a_warning(tmp_path: Path, extension: str) -> None:
     path = write_clip(

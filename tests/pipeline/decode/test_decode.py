@@ -214,5 +214,11 @@ def test_absent_empty_and_irregular_files_are_distinguished(tmp_path: Path) -> N
         assert len(clip.failures) == 2
 
 
+def test_a_missing_file_is_named_by_who_asks_for_it(tmp_path: Path) -> None:
+    """`meld predict` puts its whole path before the reason."""
+    told = {each.message for each in decoded(tmp_path / "nowhere.mp4").failures}
+    assert told == {"No such file or directory"}
+
+
 def test_a_text_only_recipe_needs_no_file() -> None:
     assert decoded(None, ["text"]).failures == ()
