@@ -130,6 +130,21 @@ def test_settings_that_are_shown_are_taken(
     assert "# file" in shown.out
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_python_block_imports_what_it_uses(page: str) -> None:
+    """So that one that is copied by itself runs."""
+    for block in blocks(page, "python"):
+        nodes = list(ast.walk(ast.parse(block)))
+        names = {each.id for each in nodes if isinstance(each, ast.Name)}
+        imported = {
+            (alias.asname or alias.name).partition(".")[0]
+            for each in nodes
+            if isinstance(each, ast.Import | ast.ImportFrom)
+            for alias in each.names
+        }
+        assert names & {"meld", "np", "torch", "h5py"} <= imported
+
+
 def test_the_csv_that_is_shown_is_a_corpus(tmp_path: Path) -> None:
     [table] = blocks("docs/own-corpora.md", "csv")
     (tmp_path / "train_sent_emo.csv").write_text(table)
