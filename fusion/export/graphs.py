@@ -50,16 +50,17 @@ def check_graphs(runtime: PyTorchRuntime) -> None:
     for modality, encoder in runtime.encoders.items():
         if modality in runtime.checkpoint.dims.own:
             raise UsageError(
-                f"--onnx: the run is an ensemble of {runtime.checkpoint.dims.members} fine-tuned "
-                f"models, each with a {modality} encoder of its own, and graphs have one; export "
-                "it without --onnx and --quantise int8, or a single model"
+                f"ONNX graphs: the run is an ensemble of {runtime.checkpoint.dims.members} "
+                f"fine-tuned models, each with a {modality} encoder of its own, and graphs have "
+                "one; export it without --onnx and --quantise int8, or a single model"
             )
         _check_encoder(modality, encoder, runtime.checkpoint.recipe)
     for modality, precision in runtime.precision.items():
         if precision != "float32":
             raise UsageError(
-                f"--onnx: the {modality} encoder computes in {precision}, and graphs are written "
-                "in float32; extract and train with --precision float32"
+                f"ONNX graphs: the {modality} encoder computes in {precision}, and graphs are "
+                "written in float32; extract with --precision float32 to another --features "
+                "folder, and train on that"
             )
 
 
@@ -73,8 +74,8 @@ def _check_encoder(modality: Modality, encoder: AnyEncoder, recipe: FeatureRecip
     for part in parts:
         if not isinstance(part.encoder, HasGraph):
             raise UsageError(
-                f"--onnx: the {modality} encoder {part.name} cannot be written as a graph (word "
-                "vectors cannot); export it without --onnx and --quantise int8, which "
+                f"ONNX graphs: the {modality} encoder {part.name} cannot be written as a graph "
+                "(word vectors cannot); export it without --onnx and --quantise int8, which "
                 "PyTorch computes"
             )
         part.encoder.graph_source(part.decode)  # which tells where there is none

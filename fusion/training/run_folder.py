@@ -6,6 +6,7 @@ Only files that this program writes into a run or a bundle are removed, by name,
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -200,6 +201,12 @@ def _check_place(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
         raise UsageError(
             f"{out} is not empty and holds no run of meld, so nothing in it is replaced; "
             "name another --out"
+        )
+    if not overwrite and not (out / CONFIG).exists() and (out / CHECKPOINTS).is_dir():
+        resume = shlex.join(["meld", "finetune", "--end-to-end", "--resume", "--out", str(out)])
+        raise UsageError(
+            f"{out} holds an unfinished fine-tuning; resume it with {resume}, name another --out, "
+            "or replace it with --overwrite"
         )
     if not overwrite:
         raise UsageError(f"{out} holds a run; name another --out, or replace it with --overwrite")

@@ -262,6 +262,6 @@ class DialogueEncoder(TextEncoder):
 
     def graph_source(self, decode: DecodeConfig | None) -> GraphSource:
         raise UsageError(
-            "--onnx: the text encoder reads whole dialogues (--context dialogue), and graphs read "
-            "utterances one by one; export without --onnx and --quantise int8"
+            "ONNX graphs: the text encoder reads whole dialogues (--context dialogue), and graphs "
+            "read utterances one by one; export without --onnx and --quantise int8"
         )

@@ -243,8 +243,12 @@ def test_bfloat16_halves_the_encoders_and_the_bundle_computes_as_it_was_measured
     runtime: Any = shipped.runtime
     assert {value.dtype for value in runtime.encoders.parameters()} == {torch.bfloat16}
     assert "computes with encoders in bfloat16" in (result.bundle / "README.md").read_text()
-    with pytest.raises(UsageError, match="computes in bfloat16, and graphs are written in float32"):
-        export(ExportConfig(run=result.bundle, out=tmp_path / "graphs", onnx=True))
+    for asked in ({"onnx": True}, {"quantise": "int8", "data": place / "corpus"}):
+        with pytest.raises(
+            UsageError,
+            match=r"^ONNX graphs: .*bfloat16, and graphs are written in float32; extract",
+        ):
+            export(ExportConfig(run=result.bundle, out=tmp_path / "graphs", **asked))
     with pytest.raises(UsageError, match=r"no encoder of .* would change"):
         export(
             ExportConfig(

@@ -99,6 +99,15 @@ def test_an_unfinished_run_is_known_by_its_marker(tmp_path: Path) -> None:
     assert opened(tmp_path / "new", overwrite=True) == []
 
 
+def test_an_unfinished_fine_tuning_is_refused_with_the_way_to_resume_it(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    opened(run)
+    (run / "checkpoints").mkdir()
+    resume = f"meld finetune --end-to-end --resume --out '{run}'"
+    with pytest.raises(UsageError, match=f"unfinished fine-tuning; resume it with {resume}, name"):
+        opened(run)
+
+
 def test_clearing_follows_no_link_out_of_the_run(finished: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
