@@ -8,6 +8,18 @@ from typing import Literal
 from pipeline.errors import UsageError
 
 _HOME = "localhost"
+# More than that, or infinity, is more than dates and clocks hold.
+_MOST_HOURS, _MOST_S = 1_000_000, 1_000_000_000
+
+
+def _check_limits(table: str, limits: object) -> None:
+    """Raises UsageError."""
+    for name, value in vars(limits).items():
+        if not value > 0:
+            raise UsageError(f"{table}.{name} must be above 0, not {value}")
+        most = _MOST_HOURS if name.endswith("_hours") else _MOST_S
+        if isinstance(getattr(type(limits), name), float) and value > most:
+            raise UsageError(f"{table}.{name} must be at most {most}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +73,7 @@ class Limits:
     drain_s: float = 25.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise UsageError(f"limits.{name} must be above 0, not {value}")
+        _check_limits("limits", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +94,7 @@ class LiveLimits:
     lag_s: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise UsageError(f"live.{name} must be above 0, not {value}")
+        _check_limits("live", self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from serving.config import Limits, ServeConfig
-from serving.jobs import JobError
+from serving.config import Limits, LiveLimits, ServeConfig
+from serving.jobs import Job, JobError
 from serving.page import render_start
 from tests.conftest import Meld
 from tests.media import write_clip
@@ -507,6 +508,36 @@ def test_limits_are_checked() -> None:
 
     with pytest.raises(UsageError, match=r"limits\.queued_jobs must be above 0"):
         Limits(queued_jobs=0)
+    with pytest.raises(UsageError, match=r"limits\.stalled_s must be at most 1000000000, not inf"):
+        Limits(stalled_s=math.inf)
+    with pytest.raises(UsageError, match=r"limits\.retention_hours must be at most 1000000, not"):
+        Limits(retention_hours=10_000_000)  # in a year of five digits
+    with pytest.raises(UsageError, match=r"live\.ticket_s must be at most 1000000000, not inf"):
+        LiveLimits(ticket_s=math.inf)
+
+
+def test_what_is_kept_the_longest_has_a_date() -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving.dispatch import JobStatus
+    from serving.schemas import view_job
+
+    now_s = time.time()
+    ended = Job(
+        id="0",
+        file="talk.mp4",
+        media_type="video/mp4",
+        num_bytes=1,
+        duration_ms=1000,
+        created_s=now_s,
+        ended="succeeded",
+        finished_s=now_s,
+    )
+    limits = Limits(retention_hours=1_000_000)
+    view = view_job(
+        JobStatus(job=ended, state="succeeded"), retention_s=3600 * limits.retention_hours
+    )
+    assert view.erased_at is not None
+    assert view.erased_at.year > 2130
 
 
 @pytest.mark.parametrize(
