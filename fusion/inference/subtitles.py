@@ -1,10 +1,12 @@
 """Reads subtitles as utterances: SubRip (.srt), WebVTT (.vtt) and SubStation Alpha (.ass, .ssa)
 files, and subtitle tracks in a media file."""
 
+import html
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from html.entities import html5
 from pathlib import Path
 
 import pysubs2
@@ -22,6 +24,7 @@ _FORMATS = ("srt", "vtt", "ass", "ssa")
 # WebVTT's voice tag, which names the speaker; pysubs2 keeps it if it is told to keep unknown tags.
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 _TAG = re.compile(r"<[^>]*>")
+_REFERENCE = re.compile(r"&(?:(#\d{1,7}|#[xX][0-9a-fA-F]{1,6})|[a-zA-Z]{2,8});")
 # Descriptions of sounds for the deaf, and note signs around sung words: they are not spoken.
 _SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#*]+(?=\s|$)|(?:^|(?<=\s))[♪♫#*]+")
 _DASH = re.compile(r"(?:^|(?<=\s))[-‐‑–—]\s+")
@@ -169,12 +172,23 @@ def _words_of(event: "pysubs2.SSAEvent") -> tuple[str | None, str]:
     """The speaker, if it is given, and the words as plain text on one line."""
     text = event.plaintext
     voice = _VOICE.search(text)
-    words = _DASH.sub(" ", _SOUNDS.sub(" ", _TAG.sub("", text)))
+    words = _DASH.sub(" ", _SOUNDS.sub(" ", _unescape(_TAG.sub("", text))))
     words = normalise_text(words)
-    speaker = normalise_text(voice[1] if voice else event.name) or None
+    speaker = normalise_text(_unescape(voice[1]) if voice else event.name) or None
     if speaker is None and (label := _LABEL.match(words)):
         speaker, words = label[1].title(), words[label.end() :]
     return speaker, words
+
+
+def _unescape(text: str) -> str:
+    """WebVTT escapes "&" and "<", and many programs do so everywhere, apostrophes too."""
+
+    def read(found: re.Match[str]) -> str:
+        if found[1]:
+            return html.unescape(found[0])
+        return html5.get(found[0][1:], found[0])  # whole names alone
+
+    return _REFERENCE.sub(read, text)
 
 
 def _cues(numbers: list[int]) -> str:

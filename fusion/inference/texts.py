@@ -16,7 +16,7 @@ _MARKS = (
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """The text, and remarks about its encoding for the user.
 
-    UTF-8, UTF-16 with a byte-order mark, and what is neither as cp1252.
+    Its lines end with "\\n". UTF-8, UTF-16 with a byte-order mark, and what is neither as cp1252.
 
     Raises InputError where it is no text, StorageError where it cannot be read.
     """
@@ -44,4 +44,4 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
 def _checked(path: Path, text: str) -> str:
     if "\0" in text:
         raise InputError(f"{path}: binary, or UTF-16 without its mark; save it as UTF-8")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -44,9 +44,21 @@ def test_cues_keep_their_milliseconds_and_lose_their_tags(tmp_path: Path, encodi
     assert heard.notes == ()
 
 
-def test_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_of_windows_and_old_macs_change_nothing(tmp_path: Path, end: str) -> None:
     there = read_subtitles(write(tmp_path, "a.srt", SRT))
-    assert read_subtitles(write(tmp_path, "b.srt", SRT.replace("\n", "\r\n"))) == there
+    assert read_subtitles(write(tmp_path, "b.srt", SRT.replace("\n", end))) == there
+
+
+@pytest.mark.parametrize("head", ["WEBVTT\n\n", "1\n"])
+def test_escaped_characters_are_read_as_what_they_stand_for(tmp_path: Path, head: str) -> None:
+    cue = (
+        "00:00:01.000 --> 00:00:02.000\n"
+        "<v Tom &amp; Jerry>R&amp;B&nbsp;&lt;3, I don&#39;t &#x266A; &amp;c.; AT&T &nothing;\n"
+    )
+    [span] = read_subtitles(write(tmp_path, "talk.vtt", head + cue)).spans
+    assert span.text == "R&B <3, I don't &c.; AT&T &nothing;"
+    assert span.speaker == "Tom & Jerry"
 
 
 def test_cp1252_is_read_and_reported(tmp_path: Path) -> None:
