@@ -34,7 +34,7 @@ from fusion.inference.words import Turn, predict_words
 from fusion.prediction.formats import FORMATS, write_as
 from fusion.prediction.one_file import FileResult, predict_file
 from pipeline.decode.process import DecoderProcess
-from pipeline.errors import MeldError, StorageError, WeightsMissing
+from pipeline.errors import InputError, MeldError, StorageError, WeightsMissing
 from pipeline.settings import build_config
 from pipeline.system.files import write_whole
 from serving.jobs import Job, JobFolder
@@ -318,7 +318,7 @@ def words_of(folder: JobFolder, job: Job) -> WordsConfig:
 def _named(result: FileResult, folder: JobFolder, job: Job) -> Timeline:
     """With the client's names in the place of ours. Raises InputError where the file is bad."""
     if result.error is not None:
-        told = str(result.error).replace(str(folder.media), job.file)
+        told = in_service(str(result.error)).replace(str(folder.media), job.file)
         told = told.replace(str(folder.subtitles), job.words.subtitles or "")
         raise type(result.error)(told) from result.error
     timeline = result.timeline
@@ -356,7 +356,9 @@ def _tell_bug(error: BaseException | None) -> None:
 
 def _problem(error: MeldError) -> dict[str, str]:
     kind = DiskFull if isinstance(error, StorageError) and is_of_full_disk(error) else type(error)
-    return {"code": code_of(kind), "detail": in_service(str(error))}
+    # What is bad in a file has the client's name of it, which is left as it is (`_named`).
+    detail = str(error) if isinstance(error, InputError) else in_service(str(error))
+    return {"code": code_of(kind), "detail": detail}
 
 
 if __name__ == "__main__":

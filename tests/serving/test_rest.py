@@ -231,9 +231,12 @@ def test_media_without_sound_or_words_is_told_what_an_upload_can_name(
 ) -> None:
     pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
     silent = write_clip(tmp_path / "silent.mp4", num_frames=25).read_bytes()
-    answer = client.post("/v1/predict", content=silent, headers={"Content-Type": "video/mp4"})
+    answer = client.post(
+        "/v1/predict?filename=the --end.mp4", content=silent, headers={"Content-Type": "video/mp4"}
+    )
     assert problem(answer) == (422, "input_error")
     told = answer.json()["detail"]
+    assert told.startswith("the --end.mp4: ")
     assert told.endswith("say where its utterances are: subtitles, or text where it is one")
 
 
