@@ -308,8 +308,9 @@ class _Socket:
                 else:
                     await self._take_text(message.get("text") or "")
             except MeldError as error:
-                told = describe_error(code_of(type(error)), str(error), retryable=False)
-                raise _Over("refused", told) from error
+                is_busy = isinstance(error, Busy)  # no fault of the message's
+                told = describe_error(code_of(type(error)), str(error), retryable=is_busy)
+                raise _Over("going" if is_busy else "refused", told) from error
             self._last_s, self._is_taking = time.monotonic(), False
 
     async def _take_text(self, text: str) -> None:

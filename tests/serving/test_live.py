@@ -32,6 +32,7 @@ from serving.connections import limited_protocol
 from serving.live import MOST_MESSAGE_BYTES, PATH, PROTOCOL, SOCKET_SETTINGS, add_live
 from serving.live_session import LiveSession, SessionEvent
 from serving.metrics import Metrics
+from serving.problems import Busy
 from serving.process import WorkerEnded, WorkerReady
 from tests.fusion.inference.planted import plant_speech
 from tests.media import jpegs
@@ -583,6 +584,22 @@ def test_what_is_chosen_is_chosen_before_the_first_sound(door: Door) -> None:
         events, code = rest(session)
     assert code == 1008
     assert "before the first" in events[0]["detail"]
+
+
+def test_a_model_that_is_not_loaded_in_time_is_no_fault_of_the_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_loading(request: Mapping[str, Any]) -> None:
+        raise Busy("the model is being loaded; try again soon", 5)
+
+    monkeypatch.setattr("serving.live._SECONDS_FOR_A_WORKER", 0.1)
+    with serving(StandIn(say=is_loading)) as door, door.open() as session:
+        say(session, "session.update")
+        events, code = rest(session)
+    assert (code, events[-1]["reason"]) == (1012, "going")
+    assert [(each["code"], each["retryable"]) for each in events if each["type"] == "error"] == [
+        ("busy", True)
+    ]
 
 
 def test_what_is_chosen_is_chosen_once(door: Door) -> None:
