@@ -258,14 +258,15 @@ class JobStore:
         return sorted(jobs, key=lambda job: job.finished_s or 0.0)
 
     def num_bytes(self, job_id: str) -> int:
-        """On the disk, of a job that has ended: media and results. 0 where it was erased."""
+        """On the disk, of a job that has ended: media, results, and what is left of its work. 0
+        where it was erased."""
         with self._lock:
             known = self._sizes.get(job_id)
         if known is None:
             try:
-                files = self.folder(job_id).path.iterdir()
+                files = self.folder(job_id).path.rglob("*")
                 known = sum(file.stat().st_size for file in files)
-            except FileNotFoundError:
+            except OSError:  # it goes at this moment, or the disk fails: the next sweep asks again
                 return 0
             with self._lock:
                 if job_id in self._jobs:

@@ -308,6 +308,19 @@ def test_beyond_the_bytes_that_are_kept_those_that_ended_first_are_erased(
     assert kept(store) == ids[5:]
 
 
+def test_what_a_job_left_of_its_work_counts_too(
+    start_dispatcher: Callable[..., Dispatcher], store: JobStore
+) -> None:
+    dispatcher = start_dispatcher(retention_bytes=100_000)
+    ids = [end_with(dispatcher, store, 1000) for _ in range(2)]
+    for each in ids:
+        left = store.folder(each).path / ".meld-predict" / "a-model"
+        left.mkdir(parents=True)
+        (left / "batch-000000.safetensors").write_bytes(b"x" * 60_000)
+    dispatcher.erase_old(time.time())
+    assert kept(store) == ids[1:]
+
+
 def test_the_last_one_that_ended_is_kept_however_large_it_is(
     start_dispatcher: Callable[..., Dispatcher], store: JobStore
 ) -> None:
