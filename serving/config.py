@@ -116,8 +116,8 @@ class ServeConfig:
                  model was trained on
     runtime:     what computes the model: "torch", or "onnx" for the graphs of a bundle; "auto" is
                  torch where the encoders are there for it
-    asr:         speech recogniser for media without given words, as in `WordsConfig`; None takes
-                 the small English one, if it is installed
+    asr:         speech recogniser for media without given words: "tiny.en", or the folder of a
+                 Whisper model in CTranslate2 format; None takes "tiny.en", if it is installed
     log:         "plain" lines on stderr, of requests and jobs too with --verbose; "json" writes
                  one object a line, those included
     sagemaker:   Amazon SageMaker's addresses are answered too; it sends no key

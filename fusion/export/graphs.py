@@ -57,10 +57,16 @@ def check_graphs(runtime: PyTorchRuntime) -> None:
         _check_encoder(modality, encoder, runtime.checkpoint.recipe)
     for modality, precision in runtime.precision.items():
         if precision != "float32":
+            is_tuned = runtime.checkpoint.recipe.encoder_of(modality).weights == "finetuned"
+            advice = (
+                "fine-tune with --precision float32"
+                if is_tuned
+                else "extract with --precision float32 to another --features folder, and train on "
+                "that"
+            )
             raise UsageError(
                 f"ONNX graphs: the {modality} encoder computes in {precision}, and graphs are "
-                "written in float32; extract with --precision float32 to another --features "
-                "folder, and train on that"
+                f"written in float32; {advice}"
             )
 
 

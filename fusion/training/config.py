@@ -28,8 +28,7 @@ class TrainConfig:
     modalities: modalities that the model gets; None takes all that the caches have
     input: raw features, or their 128-d embeddings
     start: trained run to continue from (warm start), on features made with the same recipe; None
-        starts from random weights. Only `from_mapping` takes settings over from it; the constructor
-        takes this class's defaults
+        starts from random weights
     out: folder of the run; None makes a new one under runs/
     overwrite: replace the run in `out`
     seed: random seed of the training
@@ -45,6 +44,9 @@ class TrainConfig:
     device: "auto" uses a GPU if there is one
     tracker: what the training can be followed in: tensorboard, whose event files are written where
         it is installed; or wandb, which writes an offline run of Weights & Biases beside them
+
+    Only `from_mapping` takes settings over from `start`; the constructor takes this class's
+    defaults.
     """
 
     features: Path = Path("features")

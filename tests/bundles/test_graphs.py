@@ -23,6 +23,7 @@ def test_graphs_say_what_pytorch_says(meld: Meld, graphs: Path) -> None:
     told = meld("verify", graphs, "--runtime", "onnx", "--json").json
     assert told["trusted"]
     assert told["runtime"] == "onnx on cpu"
+    assert "kernels" not in meld("verify", graphs, "--runtime", "onnx").out  # PyTorch's, untold
     by_torch, by_graphs = (
         ModelChoice(run=graphs, runtime=name).load()  # type: ignore[arg-type]
         for name in ("torch", "onnx")

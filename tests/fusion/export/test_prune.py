@@ -13,6 +13,7 @@ import torch
 from fusion.export import prune as pruning
 from fusion.export.export import ExportConfig, ExportResult, export
 from fusion.export.gate import ExportRefused
+from fusion.export.graphs import check_graphs
 from fusion.finetuning.loop import TuneConfig
 from fusion.inference.load import ModelChoice
 from fusion.inference.predictor import Predictor
@@ -146,6 +147,16 @@ def test_the_export_and_its_card_say_what_it_costs(half: ExportResult) -> None:
 
 def test_the_bundle_is_trusted_where_it_was_made(half: ExportResult, meld: Meld) -> None:
     assert meld("verify", half.bundle).status == 0
+
+
+def test_a_tuned_encoder_in_bfloat16_is_to_be_tuned_in_float32_for_graphs(
+    half: ExportResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert half.work is not None
+    runtime: Any = Predictor.load(half.work / "tuned").runtime
+    monkeypatch.setattr(type(runtime), "precision", {"text": "bfloat16"})
+    with pytest.raises(UsageError, match=r"float32; fine-tune with --precision float32$"):
+        check_graphs(runtime)
 
 
 def test_a_killed_export_goes_on_with_the_run_that_was_fine_tuned(
