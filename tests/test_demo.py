@@ -30,7 +30,7 @@ def test_it_ends_with_a_page_of_one_clip_by_the_model_that_sees_all(
     report = DemoReport(
         out=tmp_path,
         clips=1,
-        rows=(row, DemoRow(modalities=("text",), emotion_f1=(0.4,), sentiment_f1=(0.4,))),
+        rows=(DemoRow(modalities=("text",), emotion_f1=(0.7,), sentiment_f1=(0.4,)), row),
         majority_emotion_f1=0.1,
         majority_sentiment_f1=0.1,
         random_modalities=(),
@@ -41,5 +41,7 @@ def test_it_ends_with_a_page_of_one_clip_by_the_model_that_sees_all(
     assert report.to_dict()["prediction"]["page"] == str(prediction.page)
     console = Console(width=400, record=True, file=(tmp_path / "shown").open("w"))
     console.print(render_demo(report))
-    last = console.export_text().rstrip().splitlines()[-2]
+    shown = console.export_text()
+    assert "Fusion loses 20.0 points of emotion weighted F1 against the best single" in shown
+    last = shown.rstrip().splitlines()[-2]
     assert last.rstrip().endswith(str(prediction.page))

@@ -32,9 +32,10 @@ def render_demo(report: DemoReport) -> RenderableType:
         table.add_row(
             " + ".join(report.names(row)), _spread(row.emotion_f1), _spread(row.sentiment_f1)
         )
+    gained = "gains" if report.gain >= 0 else "loses"
     lines = [
-        f"Fusion gains {100 * report.gain:+.1f} points of emotion weighted F1 over the best single "
-        f"modality ({report.best_single.name}); the fusion type is {FUSED.fusion}.",
+        f"Fusion {gained} {100 * abs(report.gain):.1f} points of emotion weighted F1 against the "
+        f"best single modality ({report.best_single.name}); the fusion type is {FUSED.fusion}.",
         f"{report.clips} generated clips in {report.out / 'data'}, features in "
         f"{report.out / 'features'}, models in {report.out / 'runs'}, plot: {report.plot}",
         f"One clip of test as `meld predict` sees it: {report.prediction.emotion.label} "
