@@ -2,6 +2,7 @@
 
 import shlex
 
+from pipeline.doctor.examine import DoctorConfig
 from pipeline.doctor.machine import EncoderState
 from pipeline.doctor.report import DoctorReport
 
@@ -21,23 +22,35 @@ def next_steps(report: DoctorReport) -> tuple[str, ...]:
             "Sentiment, or predict your files with the bundled model",
             "meld predict FILE",
         )
-    extraction = _extraction(report)
-    return (f"{extraction} --dry-run", extraction, "meld train-fusion")
+    extraction = shlex.join(_extraction(report))
+    training = shlex.join(["meld", "train-fusion", *_features(report)])
+    return (f"{extraction} --dry-run", extraction, training)
 
 
-def _extraction(report: DoctorReport) -> str:
+def _features(report: DoctorReport) -> list[str]:
+    is_default = report.features == DoctorConfig().features
+    return [] if is_default else ["--features", str(report.features)]
+
+
+def _extraction(report: DoctorReport) -> list[str]:
     """The extraction command, with encoders whose weights are available; none is downloaded for
-    this."""
-    words = ["meld", "extract", "--split", "all", "--data", str(report.data)]
+    this. Options that would have no effect are left out, because extraction refuses them."""
+    words = ["meld", "extract", "--split", "all", "--data", str(report.data), *_features(report)]
     lacks = {each.modality for each in report.machine.encoders if _is_lacking(each)}
     has_bundled = any(not each.is_default and each.is_present for each in report.machine.encoders)
-    if not any(split.found for split in report.splits):
+    has_clips = any(split.found for split in report.splits)
+    if not has_clips:
         words += ["--modalities", "text"]
     elif "video" in lacks:
         words += ["--modalities", "text,audio"]
     if "text" in lacks and has_bundled:
         words += ["--text", "minilm"]
-    return shlex.join(words)
+    searched = {"text", "video"} if has_clips else {"text"}
+    if report.weights_dir is not None and searched - lacks:
+        words += ["--weights-dir", str(report.weights_dir)]
+    if has_clips and report.test_clips != DoctorConfig().test_clips:
+        words += ["--test-clips", report.test_clips]
+    return words
 
 
 def _is_lacking(encoder: EncoderState) -> bool:

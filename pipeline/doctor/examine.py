@@ -84,6 +84,8 @@ def examine(
     )
     report = DoctorReport(
         data=config.data,
+        features=config.features,
+        weights_dir=config.weights_dir,
         test_clips=config.test_clips,
         deep=config.deep,
         page=config.html,

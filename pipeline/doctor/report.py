@@ -62,11 +62,14 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorReport:
-    """deep: all was decoded, not the headers alone
+    """features: where caches would be written; weights_dir: where weights were searched for first
+    deep: all was decoded, not the headers alone
     clips_inspected, seconds: how many media files were opened, and how long that took
     """
 
     data: Path
+    features: Path
+    weights_dir: Path | None
     test_clips: TestClips
     deep: bool
     page: Path

@@ -99,6 +99,26 @@ def test_the_next_command_is_one_that_can_run_here(
     ]
 
 
+def test_the_next_commands_read_and_write_where_the_checkup_looked(examined: Examined) -> None:
+    report = dataclasses.replace(
+        examined.report,
+        data=Path("data"),
+        features=Path("my features"),
+        weights_dir=Path("w"),
+        test_clips="legacy",
+        machine=machine_with(text=True, video=False, minilm=True),
+    )
+    _, extraction, training = next_steps(report)
+    assert extraction == (
+        "meld extract --split all --data data --features 'my features' --modalities text,audio "
+        "--weights-dir w --test-clips legacy"
+    )
+    assert training == "meld train-fusion --features 'my features'"
+    # Nothing is searched for there, and extraction would refuse the option.
+    bare = dataclasses.replace(report, machine=machine_with(text=False, video=False, minilm=True))
+    assert "--weights-dir" not in next_steps(bare)[1]
+
+
 def test_text_alone_is_extracted_where_there_are_no_clips(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     table = find_annotations(corpus, "train")

@@ -52,6 +52,8 @@ def test_what_is_known_is_listed_and_markup_from_outside_is_text() -> None:
     )
     report = DoctorReport(
         data=Path("<i>data"),
+        features=Path("features"),
+        weights_dir=None,
         test_clips="fixed",
         deep=True,
         page=Path("doctor.html"),
