@@ -181,6 +181,9 @@ def test_what_nobody_waits_for_any_more_is_not_worked_on() -> None:
             may_answer.wait(10)
             return Answer(utterances=())
 
+        def rest(self) -> None:
+            """Its thread goes on after the test."""
+
     told: queue.Queue[int] = queue.Queue()
     work = LiveWork(Slow(), lambda kind, number, answer: told.put(number))  # type: ignore[arg-type]
     for number in (1, 2, 3):
