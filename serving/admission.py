@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -87,27 +88,33 @@ class Keys:
 
 class _Turns:
     """Lets few go on in each round of the event loop. A round works on all that is there, so
-    without turns who asks for little waits until a whole burst of uploads is refused."""
+    without turns who asks for little waits until a whole burst of uploads is refused.
+
+    Whoever serves one application in several loops has turns in each: none of them wakes another.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = (
+            WeakKeyDictionary()
+        )
 
     async def wait(self) -> None:
         loop = asyncio.get_running_loop()
+        waiting = self._waiting.setdefault(loop, deque())
         turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(turn)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._give, loop)
+        waiting.append(turn)
+        if len(waiting) == 1:
+            loop.call_soon(self._give, loop, waiting)
         await turn
 
-    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
-        for _ in range(min(self._most, len(self._waiting))):
-            turn = self._waiting.popleft()
+    def _give(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
+        for _ in range(min(self._most, len(waiting))):
+            turn = waiting.popleft()
             if not turn.done():  # it may have been cancelled
                 turn.set_result(None)
-        if self._waiting:
-            loop.call_soon(self._give, loop)
+        if waiting:
+            loop.call_soon(self._give, loop, waiting)
 
 
 class Admission:
