@@ -7,6 +7,8 @@ READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made, and
 # tests/conftest.py says which files share a process.
 SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+# A test that hangs fails after five minutes, with the stacks of all threads. Slow ones may take longer.
+NONE_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help demo quick test browser coverage test-all check bench bundled-model clean
 
@@ -33,16 +35,16 @@ demo: $(READY) ## generated corpus -> features -> trained models -> what fusion 
 	$(BIN)/meld demo --out demo
 
 quick: $(READY) ## the tests that start neither Ray nor a child process, while you write
-	$(BIN)/python -m pytest --quick $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest --quick $(SIDE_BY_SIDE) $(NONE_HANGS)
 
 test: $(READY) ## the tests that must always pass
-	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) $(NONE_HANGS)
 
 browser: $(READY) ## what the tests of pages need beside an installed Chromium
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-browser.txt
 
 coverage: $(READY) ## the same, and the lines that ran, in this process, Ray's and all others
-	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) $(NONE_HANGS) --cov --cov-report=term:skip-covered
 
 test-all: $(READY) ## the slow ones too (kill -9 hundreds of times, the whole demo)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
