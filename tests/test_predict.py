@@ -405,7 +405,8 @@ def test_a_file_that_crashes_its_decoder_is_reported_and_what_was_done_of_it_is_
         patch.setattr("pipeline.decode.process.decode_spans", crashing.decode_all_but_bad)
         done = meld("predict", folder, *arguments, "--json")
         assert done.status == 3
-        [line] = [each for each in done.err.splitlines() if each.startswith("meld: ")]
+        line, count = [each for each in done.err.splitlines() if each.startswith("meld: ")]
+        assert count == "meld: 1 of 2 files could not be predicted"
         assert (
             "bad.mp4: the decoder process ended while it read this file (SIGABRT) after 1.9 s of it"
             in line

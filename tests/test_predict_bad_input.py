@@ -202,15 +202,16 @@ def test_of_a_folder_only_what_is_bad_is_lost(meld: Meld, desk: Desk) -> None:
         bad.rename(folder / f"{number}{bad.suffix}")
     for name in ("a", "z"):
         (folder / f"{name}.mp4").write_bytes(desk.clip.read_bytes())
-        (folder / f"{name}.srt").write_text(SRT)
+        (folder / f"{name}.srt").write_text(SRT.replace("o!", "\u00f6!"), encoding="cp1252")
     done = meld("predict", folder, "--out", desk.folder / "out", "--json")
     assert done.status == 3
     failed = [each["path"] for each in done.json["files"] if each["timeline"] is None]
     assert [Path(path).stem for path in failed] == ["0", "1", "2", "3", "4"]
-    lines = told_in(done.err)
-    assert len(lines) == len(kinds)
-    for path, line in zip(failed, lines, strict=True):
+    *lines, count = told_in(done.err)
+    assert [line.endswith("read as cp1252") for line in lines] == 2 * [True] + 5 * [False]
+    for path, line in zip(failed, lines[2:], strict=True):  # failures last, where they are seen
         assert line.startswith(f"meld: {path}: ")
+    assert count == "meld: 5 of 7 files could not be predicted"
     written = sorted(path.name for path in (desk.folder / "out").iterdir())
     assert written == ["a.mp4.meld.json", "z.mp4.meld.json"]
 

@@ -42,15 +42,18 @@ def show_predictions(report: PredictReport, config: PredictConfig, as_json: bool
 
 
 def tell_failures(report: PredictReport) -> None:
-    """Prints files without a timeline, and notes, on stderr, because stdout may be piped."""
+    """Prints notes, then files without a timeline, on stderr, because stdout may be piped."""
     for result in report.files:
         name = one_line(str(result.path))
-        if result.error is not None:
-            say(f"meld: {one_line(str(result.error))}")
-        elif result.timeline is not None:
+        if result.error is None and result.timeline is not None:
             for note in result.timeline.segmentation.notes:
                 say(f"meld: {name}: {one_line(note)}")
             _tell_of_utterances(name, result)
+    errors = [result.error for result in report.files if result.error is not None]
+    for error in errors:
+        say(f"meld: {one_line(str(error))}")
+    if errors and len(report.files) > 1:
+        say(f"meld: {len(errors)} of {len(report.files)} files could not be predicted")
 
 
 def _tell_of_utterances(name: str, result: FileResult) -> None:
