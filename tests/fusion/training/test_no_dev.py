@@ -66,7 +66,7 @@ def test_a_corpus_of_one_split_is_trained_on_and_says_what_chose(
     assert checkpoint.settings["dev_share"] == 0.1
     metrics = json.loads((result.run / "metrics.json").read_text())
     assert metrics["set_aside"] == metrics["dev"]["set_aside"] == aside.to_dict()
-    show_training(result, as_json=False)
+    show_training(result, config.features, as_json=False)
     told = capsys.readouterr().out
     assert str(aside) in told
     assert f"meld evaluate {result.run}" not in told  # there is no test
@@ -233,7 +233,7 @@ def test_a_refit_learns_from_all_of_train_and_keeps_the_scores_of_what_was_held_
     assert evaluate(EvaluateConfig(run=again.run, split="train")).rows == 100
     with pytest.raises(InputError, match=r"dev\.h5: no such cache"):
         evaluate(EvaluateConfig(run=again.run, split="dev"))
-    show_training(again, as_json=False)
+    show_training(again, config.features, as_json=False)
     assert "then trained again on all 100 rows of train" in capsys.readouterr().out
     commands = remake(after, again.run, data=None).commands
     assert [" --refit" in command for command in commands] == [False, True]

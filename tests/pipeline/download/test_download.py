@@ -45,7 +45,7 @@ def test_unpacking_tells_how_far_it_is_inside_of_inner_archives(packed: Packed, 
     done = [num_bytes for stage, num_bytes, _ in told if stage == "unpacking"]
     assert done == sorted(done)
     assert len(done) > 160
-    assert len(set(done)) > 10
+    assert len(set(done)) > 5  # Python reads 128 KiB at a time, before 3.12 less
 
 
 def test_only_the_splits_that_were_asked_for_are_unpacked(packed: Packed, out: Path) -> None:
