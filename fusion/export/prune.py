@@ -26,13 +26,13 @@ from fusion.finetuning.finetune import finetune
 from fusion.finetuning.job import FinetuneConfig, with_whole_paths
 from fusion.finetuning.loop import StepResult, TuneConfig
 from fusion.inference.checkpoint import write_checkpoint
-from fusion.inference.description import CONFIG, WEIGHTS
+from fusion.inference.description import CHECKPOINTS, CONFIG, WEIGHTS
 from fusion.inference.predictor import Predictor
 from fusion.inference.pytorch import PyTorchRuntime
 from fusion.labels import UNLABELLED
 from fusion.model.fusion import FusionModel
 from fusion.training.losses import LossConfig, MultiTaskLoss
-from fusion.training.run_folder import CHECKPOINTS, hold_run
+from fusion.training.run_folder import hold_run
 from pipeline.corpus.annotations import read_corpus
 from pipeline.encoders.choice import EncoderRequest
 from pipeline.encoders.encoder import AnyEncoder

@@ -24,8 +24,9 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from fusion.finetuning.workers import Worker
+from fusion.inference.description import CHECKPOINTS
 from fusion.training.history import EpochResult
-from fusion.training.run_folder import CHECKPOINTS, HISTORY
+from fusion.training.run_folder import HISTORY
 from pipeline.errors import CacheCorrupt, StorageError, UsageError
 from pipeline.system.files import remove_temporaries, write_whole
 from pipeline.system.json_values import MALFORMED

@@ -50,7 +50,7 @@ from fusion.finetuning.setup import (
 )
 from fusion.finetuning.workers import Worker, run_workers
 from fusion.inference.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fusion.inference.description import CONFIG
+from fusion.inference.description import CHECKPOINTS, CONFIG
 from fusion.inference.encoders import find_encoders_of
 from fusion.inference.predict import predict_rows, predictions_of
 from fusion.inference.predictions import Predictions
@@ -58,7 +58,6 @@ from fusion.training.config import TrainConfig
 from fusion.training.distil import check_teacher_of
 from fusion.training.history import EpochResult, mean_history, read_history
 from fusion.training.run_folder import (
-    CHECKPOINTS,
     HISTORY,
     MARKER,
     METRICS,

@@ -2,6 +2,7 @@
 it. PyTorch is not needed to read it."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ FORMAT = "meld-fusion"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"  # of a fine-tuning: see `fusion.finetuning.checkpoints`
 # Settings that say where things were on the machine that trained it.
 _PLACES = frozenset("features out start run data store weights_dir encoders address distil".split())
 
@@ -205,6 +207,11 @@ def _set_aside(values: Any) -> SetAside | None:
     return None if values is None else SetAside.from_dict(values)
 
 
+def resume_command(run: Path) -> str:
+    """What goes on with a fine-tuning that was killed, to be copied."""
+    return shlex.join(["meld", "finetune", "--end-to-end", "--resume", "--out", str(run)])
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -215,6 +222,10 @@ def _version(package: str) -> str:
 def _read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG
     if not path.is_file():
+        if (run / CHECKPOINTS / "settings.json").is_file():
+            raise InputError(
+                f"{run} is a fine-tuning that is not finished; resume it with {resume_command(run)}"
+            )
         state = "no such folder"
         if run.exists():
             state = "an unfinished or foreign folder" if run.is_dir() else "a file, not a folder"

@@ -6,7 +6,6 @@ Only files that this program writes into a run or a bundle are removed, by name,
 """
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.inference.bundle import CARD, EXPORT, GOLDEN, GOLDEN_FILES, GRAPH_INDEX, GRAPHS
-from fusion.inference.description import CONFIG, FORMAT, WEIGHTS
+from fusion.inference.description import CHECKPOINTS, CONFIG, FORMAT, WEIGHTS, resume_command
 from pipeline.cache.embeddings import projection_path
 from pipeline.encoders.saved import FOLDER as ENCODERS
 from pipeline.encoders.saved import INDEX_PATH
@@ -31,7 +30,6 @@ METRICS = "metrics.json"
 # Held while a run is written; stays, so that an unfinished run is known for one.
 MARKER = ".meld-run"
 MEMBERS = "members"  # of a fine-tuned ensemble that is not whole yet: a run of each seed
-CHECKPOINTS = "checkpoints"  # of a fine-tuning: see `fusion.finetuning.checkpoints`
 START = "start"  # the run that a fine-tuning trained first
 
 _FILES = (
@@ -203,10 +201,9 @@ def _check_place(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
             "name another --out"
         )
     if not overwrite and not (out / CONFIG).exists() and (out / CHECKPOINTS).is_dir():
-        resume = shlex.join(["meld", "finetune", "--end-to-end", "--resume", "--out", str(out)])
         raise UsageError(
-            f"{out} holds an unfinished fine-tuning; resume it with {resume}, name another --out, "
-            "or replace it with --overwrite"
+            f"{out} holds an unfinished fine-tuning; resume it with {resume_command(out)}, name "
+            "another --out, or replace it with --overwrite"
         )
     if not overwrite:
         raise UsageError(f"{out} holds a run; name another --out, or replace it with --overwrite")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fusion.inference.description import read_description
 from fusion.training import run_folder
 from fusion.training.run_folder import MARKER, clear_run, hold_run, is_run, open_run
-from pipeline.errors import CacheBusy, UsageError
+from pipeline.errors import CacheBusy, InputError, UsageError
 from pipeline.system.locks import hold_split
 
 
@@ -103,9 +104,12 @@ def test_an_unfinished_fine_tuning_is_refused_with_the_way_to_resume_it(tmp_path
     run = tmp_path / "my run"
     opened(run)
     (run / "checkpoints").mkdir()
+    (run / "checkpoints/settings.json").write_text("{}")
     resume = f"meld finetune --end-to-end --resume --out '{run}'"
     with pytest.raises(UsageError, match=f"unfinished fine-tuning; resume it with {resume}, name"):
         opened(run)
+    with pytest.raises(InputError, match=f"that is not finished; resume it with {resume}"):
+        read_description(run)
 
 
 def test_clearing_follows_no_link_out_of_the_run(finished: Path, tmp_path: Path) -> None:
