@@ -160,9 +160,8 @@ def test_at_the_end_a_full_queue_is_written_to_a_slow_reader_and_what_was_lost_i
         threads = [each.name for each in threading.enumerate()]
         reader.join()
     assert "log" not in threads  # the process may end: nothing waits any more
-    assert "lines of the log were lost" in lines[-1]
     lost = [int(line.split()[1]) for line in lines if "lines of the log were lost" in line]
-    assert sum(lost) == 1000 - (len(lines) - len(lost))
+    assert 0 < sum(lost) == 1000 - (len(lines) - len(lost))
 
 
 def test_who_never_reads_the_log_holds_up_the_end_for_a_moment_only(
