@@ -6,8 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two processes: much of a test is waiting for Ray to start. A file's tests share what they made, and
 # tests/conftest.py says which files share a process.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
-# A test that hangs fails after five minutes, with the stacks of all threads. Slow ones may take longer.
+# After a crash the other one goes on to its end: with a new process pytest-xdist would wait for ever.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
+# A test that hangs ends after five minutes, with the stacks of all threads. Slow ones may take longer.
 NONE_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help demo quick test browser coverage test-all check bench bundled-model clean

@@ -87,7 +87,8 @@ class ProgressFolder:
         if worker.is_first:
             image = io.BytesIO()
             torch.save(dict(state), image)
-            write_whole(self._last, image.getbuffer())
+            with image.getbuffer() as content:  # let go whatever happens, or Python 3.12 may crash
+                write_whole(self._last, content)
 
     def load_last(self) -> dict[str, Any] | None:
         """Raises CacheCorrupt."""

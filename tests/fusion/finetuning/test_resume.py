@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from fusion.finetuning import checkpoints
 from fusion.finetuning.checkpoints import ProgressFolder
 from fusion.finetuning.finetune import FinetuneResult, finetune
 from fusion.finetuning.job import FinetuneConfig
 from fusion.finetuning.loop import StepResult
-from pipeline.errors import UsageError
+from fusion.finetuning.workers import Worker
+from pipeline.errors import StorageError, UsageError
 from tests.conftest import ROOT
 from tests.fusion.finetuning.planted_words import (
     BRIEF,
+    CPU,
     STEADY,
     Stopped,
     assert_same_weights,
@@ -64,6 +67,23 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
         each.train_loss for each in unbroken.history
     ]
     assert not leftover.exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error holds all that its functions held: Python 3.12 crashed when it cleared that up."""
+    held: list[memoryview] = []
+
+    def refuse(path: Path, content: memoryview) -> None:
+        held.append(content)
+        raise StorageError("full")
+
+    monkeypatch.setattr(checkpoints, "write_whole", refuse)
+    with pytest.raises(StorageError):
+        ProgressFolder(tmp_path).save_last({"step": 1}, Worker(device=CPU))
+    with pytest.raises(ValueError, match="released"):
+        held[0].tobytes()
 
 
 def test_resuming_takes_no_other_settings_and_needs_something_to_resume(
