@@ -87,6 +87,8 @@ class _File:
 
     def write(self, content: Any) -> Any:
         half = content[: len(content) // 2]
+        if isinstance(half, memoryview):  # the error would hold it: Python 3.12 crashes at its end
+            half = bytes(half)
         self._disk.before("write", self._path, half=lambda: self._file.write(half))
         return self._file.write(content)
 
